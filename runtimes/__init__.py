@@ -1,0 +1,1 @@
+"""Bundle -> tokens: the engine, and the backends it stitches."""

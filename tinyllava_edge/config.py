@@ -1,0 +1,270 @@
+"""What a TinyLLaVA checkpoint says about itself, one frozen dataclass per part.
+
+Source of the layout: spec/tinyllava.md sections 1 and 3.4. `text_config` and `vision_config` are *diffs*: a
+key equal to the defaults of its own transformers config class may be missing, so each part has a table of
+those defaults here. Knows nothing of torch or transformers.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+
+IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
+IGNORE_LABEL = -100  # label of a position that does not count for the loss
+IMAGE_MARKER = "<image>"
+SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+
+# Defaults of transformers' own config classes, for keys that a diff leaves out.
+VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+}
+LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+# The template a family was trained with upstream (spec/tinyllava.md section 1.7).
+FAMILY_TEMPLATES = {"llama": "llama"}
+
+# Keys that do not change what the model computes.
+_BOOKKEEPING_KEYS = frozenset(
+    """_name_or_path _attn_implementation architectures attention_dropout auto_map cache_dir dtype
+    initializer_factor initializer_range model_name_or_path model_name_or_path2 model_type num_channels
+    pad_token_id pretraining_tp projection_dim torch_dtype transformers_version unk_token_id use_cache
+    vision_use_head logit_scale_init_value""".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Vision tower, from `vision_config` and the top-level `vision_feature_*` keys."""
+
+    architecture: str
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    feature_layer: int = -2
+    select_strategy: str = "patch"
+    name_or_path: str = ""
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one picture; a rest at the right and lower edge is not used."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def drop_first(self) -> bool:
+        """Whether token 0 is dropped: `patch` does so for every tower, class token or not (spec 0.1)."""
+        return self.select_strategy == "patch"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one picture that reach the connector."""
+        return self.num_patches - int(self.drop_first)
+
+    @property
+    def num_used_layers(self) -> int:
+        """Encoder layers the feature layer needs: `hidden_states[feature_layer]` is the output of that many."""
+        if self.feature_layer >= 0:
+            return self.feature_layer
+        return self.num_hidden_layers + 1 + self.feature_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Language model, from `text_config` with the family's defaults filled in."""
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_act: str
+    max_position_embeddings: int
+    rms_norm_eps: float
+    rope_theta: float
+    attention_bias: bool
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
+    name_or_path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole checkpoint: its parts and how prompt and picture are prepared."""
+
+    vision: VisionConfig
+    connector_type: str
+    language: LanguageConfig
+    image_aspect_ratio: str  # "square" or "pad"
+    tokenizer_max_length: int
+    template: str
+    template_reason: str
+    dtype: str  # of the stored weights as config.json says; "" where it does not
+
+
+def read_model_config(directory: Path, *, template: str | None = None) -> ModelConfig:
+    """Read `config.json` (and `tinyllava_edge.json` where there is one) of a TinyLLaVA checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or not JSON, or a value is impossible.
+        UnsupportedModelError: a part is not supported; the message lists what is.
+    """
+    path = directory / "config.json"
+    raw = read_json_object(path)
+    if raw.get("model_type") != "tinyllava":
+        raise UnsupportedModelError(
+            f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
+            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`."
+        )
+    vision = _vision_config(raw, path)
+    language = _language_config(raw, path)
+    sidecar = directory / SIDECAR_FILE
+    stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
+    if template is not None:
+        name, reason = template, "given by --template"
+    elif stored is not None:
+        name, reason = str(stored), f"stored in {SIDECAR_FILE}"
+    else:
+        name = FAMILY_TEMPLATES[language.architecture]
+        reason = f"inferred from the language model's family {language.architecture!r}"
+    aspect = raw.get("image_aspect_ratio", "square")
+    if aspect not in ("square", "pad"):
+        raise UnsupportedModelError(
+            f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad."
+        )
+    return ModelConfig(
+        vision=vision,
+        connector_type=str(raw.get("connector_type")),
+        language=language,
+        image_aspect_ratio=aspect,
+        tokenizer_max_length=int(
+            raw.get("tokenizer_model_max_length", language.max_position_embeddings)
+        ),
+        template=name,
+        template_reason=reason,
+        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
+    )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def _part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) -> dict[str, Any]:
+    """One part's resolved values: its diff over its family's defaults, unknown keys refused."""
+    diff = raw.get(key)
+    if not isinstance(diff, dict):
+        raise CheckpointError(f"{path}: {key} is missing or not an object.")
+    family = diff.get("model_type")
+    if family not in tables:
+        raise UnsupportedModelError(
+            f"{path}: {key}.model_type {family!r} is not supported. Supported: {', '.join(tables)}."
+        )
+    values = dict(tables[family])
+    for name, value in diff.items():
+        if name in values:
+            values[name] = value
+        elif name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
+            values["rope_theta"] = value.get("rope_theta", values["rope_theta"])
+            if value.get("rope_type", "default") != "default":
+                raise UnsupportedModelError(f"{path}: {key}.rope_parameters {value} (RoPE scaling) is not supported.")
+        elif value and name not in _BOOKKEEPING_KEYS:
+            raise UnsupportedModelError(
+                f"{path}: {key}.{name} = {value!r} is not known for {family!r}, so the model "
+                "might be computed wrongly. Remove the key if it has no effect."
+            )
+    for name, value in values.items():
+        if name.endswith(("_size", "_layers", "_heads", "_embeddings")) and isinstance(value, int | float):
+            if isinstance(value, bool):
+                continue
+            if not isinstance(value, int) or not 0 < value <= 1 << 24:
+                raise CheckpointError(f"{path}: {key}.{name} = {value!r} is not a possible size.")
+    values["architecture"] = family
+    return values
+
+
+def _vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
+    values = _part(raw, "vision_config", VISION_DEFAULTS, path)
+    config = VisionConfig(
+        **values,
+        feature_layer=int(raw.get("vision_feature_layer", -2)),
+        select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
+        name_or_path=str(raw.get("vision_model_name_or_path") or ""),
+    )
+    if config.select_strategy not in ("patch", "cls_patch"):
+        raise UnsupportedModelError(
+            f"{path}: vision_feature_select_strategy {config.select_strategy!r} is not supported. "
+            "Supported: patch, cls_patch."
+        )
+    if not 0 <= config.num_used_layers <= config.num_hidden_layers:
+        raise CheckpointError(
+            f"{path}: vision_feature_layer {config.feature_layer} does not exist in a tower of "
+            f"{config.num_hidden_layers} layers."
+        )
+    if config.hidden_size % config.num_attention_heads or config.num_tokens < 1:
+        raise CheckpointError(f"{path}: vision_config has sizes that do not fit together: {config}.")
+    return config
+
+
+def _language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
+    values = _part(raw, "text_config", LANGUAGE_DEFAULTS, path)
+    heads = values["num_attention_heads"]
+    values["num_key_value_heads"] = values["num_key_value_heads"] or heads
+    values["head_dim"] = values["head_dim"] or values["hidden_size"] // heads
+    config = LanguageConfig(
+        **values,
+        name_or_path=str(raw.get("tokenizer_name_or_path") or raw.get("llm_model_name_or_path") or ""),
+    )
+    if heads % config.num_key_value_heads or config.head_dim % 2:
+        raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
+    return config

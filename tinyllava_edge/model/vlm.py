@@ -1,0 +1,134 @@
+"""The three parts joined, with upstream's splicing (spec/tinyllava.md section 1.5)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from tinyllava_edge.config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
+from tinyllava_edge.errors import CheckpointError, PromptError
+
+from .checkpoint import UPSTREAM_PREFIXES, iter_tensors
+from .connector import build_connector
+from .language_model import build_language_model
+from .vision_tower import build_vision_tower
+
+class TinyLlava(nn.Module):
+    """Vision tower, connector and language model of one checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_tower = build_vision_tower(config.vision)
+        self.connector = build_connector(
+            config.connector_type, config.vision.hidden_size, config.language.hidden_size
+        )
+        self.language_model = build_language_model(config.language)
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[batch, 3, height, width] -> [batch, num_tokens, hidden]."""
+        embeddings: torch.Tensor = self.connector(self.vision_tower(pixels))
+        return embeddings
+
+    def splice(self, ids: Sequence[int], pictures: torch.Tensor) -> torch.Tensor:
+        """Put the rows of pictures [n, tokens, hidden] in the place of each -200: [positions, hidden].
+
+        Raises:
+            PromptError: the number of placeholders is not the number of pictures.
+        """
+        placeholders = sum(1 for token in ids if token == IMAGE_TOKEN_ID)
+        if placeholders != len(pictures):
+            raise PromptError(f"{placeholders} picture placeholders, but {len(pictures)} pictures.")
+        embed = self.language_model.get_input_embeddings()
+        rows: list[torch.Tensor] = []
+        start = picture = 0
+        for index, token in enumerate([*ids, IMAGE_TOKEN_ID]):
+            if token != IMAGE_TOKEN_ID:
+                continue
+            if index > start:
+                rows.append(embed(torch.tensor(ids[start:index], dtype=torch.long)))
+            if index < len(ids):
+                rows.append(pictures[picture])
+                picture += 1
+            start = index + 1
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def logits(self, ids: Sequence[int], pixels: torch.Tensor | None = None) -> torch.Tensor:
+        """Logits [positions, vocab] of a prompt with its pictures' pixels [n, 3, h, w]."""
+        hidden = self.config.language.hidden_size
+        pictures = torch.zeros(0, 0, hidden) if pixels is None or not len(pixels) else self.encode(pixels)
+        rows = self.splice(ids, pictures)
+        output: torch.Tensor = self.language_model(inputs_embeds=rows[None]).logits[0]
+        return output
+
+
+def build_model(config: ModelConfig) -> TinyLlava:
+    """Build a model with random weights; seed torch first for a repeatable one."""
+    return TinyLlava(config).float().eval()
+
+
+def load_model(
+    directory: Path, *, template: str | None = None, allow_pickle: bool = False
+) -> TinyLlava:
+    """Load a checkpoint in float32, strictly.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another shape; the message names it.
+    """
+    config = read_model_config(directory, template=template)
+    model = build_model(config)
+    missing = dict(_canonical_items(model))
+    seen: set[str] = set()
+    for name, tensor in iter_tensors(directory, allow_pickle=allow_pickle):
+        if name in seen or (name not in missing and not _is_harmless(name, config)):
+            raise CheckpointError(
+                f"{directory}: tensor {name!r} is left over: the model that config.json describes has no such "
+                "part. Is config.json of another model?"
+            )
+        seen.add(name)
+        if (parameter := missing.pop(name, None)) is None:
+            continue
+        if tensor.shape != parameter.shape:
+            raise CheckpointError(
+                f"{directory}: tensor {name!r} has shape {list(tensor.shape)}, config.json asks for "
+                f"{list(parameter.shape)}."
+            )
+        with torch.no_grad():
+            parameter.copy_(tensor)
+    if missing:
+        raise CheckpointError(
+            f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)!r}."
+        )
+    return model
+
+
+def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:
+    """Every parameter under the flat names that TinyLLaVA Factory saves and loads, a tied head once."""
+    to_upstream = {ours: theirs for theirs, ours in UPSTREAM_PREFIXES.items()}
+    state = {}
+    for name, parameter in _canonical_items(model):
+        part = name.split(".", 1)[0] + "."
+        state[to_upstream[part] + name[len(part) :]] = parameter.detach()
+    return state
+
+
+def _canonical_items(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
+    """Parameters by canonical name. named_parameters() lists a tied head once, as upstream's files do."""
+    items = []
+    for name, parameter in model.named_parameters():
+        if name.startswith("vision_tower.model."):
+            inner = name[len("vision_tower.model.") :]
+            # transformers 5 dropped this prefix from SigLIP's and CLIP's own keys.
+            if not inner.startswith("vision_model."):
+                inner = f"vision_model.{inner}"
+            name = f"vision_tower.{inner}"
+        items.append((name, parameter))
+    return items
+
+
+def _is_harmless(name: str, config: ModelConfig) -> bool:
+    """Tensors that a file may hold although the model has no such parameter."""
+    tied_head = config.language.tie_word_embeddings and name == "language_model.lm_head.weight"
+    return tied_head or name.endswith((".position_ids", ".rotary_emb.inv_freq"))

@@ -1,0 +1,177 @@
+"""A conversation -> the prompt string -> token ids, as upstream makes them.
+
+Source: spec/tinyllava.md sections 1.5 to 1.7 (TinyLLaVA Factory main, not develop). Text is tokenised in
+pieces around `<image>`, each piece on its own. No language model's own chat template is ever used.
+"""
+
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from tinyllava_edge.config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.errors import PromptError
+
+Turn = tuple[str, str | None]  # question, answer (None: not answered yet)
+
+_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """The text around questions and answers. `{question}` and `{answer}` are replaced, nothing else is."""
+
+    name: str
+    system: str = _SYSTEM
+    question: str = "USER: {question} ASSISTANT:"
+    answer: str = " {answer}"
+    end: str
+
+    def render(self, turns: Sequence[Turn], *, end: str | None = None) -> str:
+        """The prompt string; `end` stands in for the end-of-turn string."""
+        parts = [self.system]
+        for question, answer in turns:
+            parts.append(self.question.replace("{question}", question))
+            if answer is not None:
+                parts.append(self.answer.replace("{answer}", answer))
+                parts.append(self.end if end is None else end)
+        return "".join(parts)
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Template(name="phi", end="<|endoftext|>"),
+        Template(name="llama", end="</s>"),
+        Template(name="gemma", end="<eos>"),
+        Template(name="qwen2_base", end="<|endoftext|>"),
+        Template(name="qwen2_instruct", end="<|im_end|>"),
+        # Stage 1 of training: the picture and its caption, no question.
+        Template(name="pretrain", system="", question=IMAGE_MARKER, answer="{answer}", end="\n"),
+    )
+}
+
+
+def template_named(name: str) -> Template:
+    """Look a template up by its exact name.
+
+    Raises:
+        PromptError: there is none; the message lists the names.
+    """
+    if name not in TEMPLATES:
+        raise PromptError(f"template {name!r} is not known. Known: {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]
+
+
+def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:
+    """Put every `<image>` marker where the model expects it.
+
+    A question's marker moves to its front, `<image>` and a line feed before the stripped text; several in one
+    question collapse to one (upstream). Only where there are several pictures does a question keep several
+    markers, in place. One picture without any marker goes in front of the first question.
+
+    Args:
+        turns: questions and answers.
+        num_pictures: pictures given, or None to follow upstream without counting.
+
+    Raises:
+        PromptError: the markers do not fit the number of pictures.
+    """
+    keep_several = num_pictures is not None and num_pictures > 1
+    markers = sum(question.count(IMAGE_MARKER) for question, _ in turns)
+    if num_pictures == 1 and markers == 0 and turns:
+        turns = [(f"{IMAGE_MARKER}{turns[0][0]}", turns[0][1]), *turns[1:]]
+    placed: list[Turn] = []
+    for question, answer in turns:
+        count = question.count(IMAGE_MARKER)
+        if count == 1 or (count > 1 and not keep_several):
+            text = question.replace(IMAGE_MARKER, "").strip()
+            question = f"{IMAGE_MARKER}\n{text}" if text else IMAGE_MARKER
+        placed.append((question, answer))
+    found = sum(question.count(IMAGE_MARKER) for question, _ in placed)
+    if num_pictures is not None and found != num_pictures:
+        raise PromptError(
+            f"{num_pictures} picture(s) but {found} {IMAGE_MARKER} marker(s) in the questions; "
+            "write one marker for each picture."
+        )
+    return placed
+
+
+class TextTokenizer:
+    """Token ids of prompts, and text of generated ids.
+
+    Args:
+        tokenizer_json: content of a `tokenizer.json`.
+        bos_id: id that starts every prompt, or None.
+    """
+
+    def __init__(self, tokenizer_json: str, *, bos_id: int | None) -> None:
+        self.bos_id = bos_id
+        self._exact = Tokenizer.from_str(tokenizer_json)
+        self._private_end = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+        self._json = tokenizer_json
+        self._plain: dict[str, tuple[Tokenizer, dict[int, int]]] = {}
+
+    def encode(
+        self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True
+    ) -> list[int]:
+        """Ids of a conversation whose markers are placed, -200 standing for each picture.
+
+        Args:
+            template: the text around the turns.
+            turns: what `place_markers` returned.
+            honour_special: True is upstream's way: text such as `</s>` typed by a user becomes the special
+                token. False makes typed text plain text; ids are the same wherever no such text occurs.
+        """
+        if honour_special:
+            return self._join(self._exact, {}, template.render(turns))
+        tokenizer, to_original = self._plain_tokenizer(template.end)
+        return self._join(tokenizer, to_original, template.render(turns, end=self._private_end))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
+        ids = list(self._exact.encode(text, add_special_tokens=False).ids)
+        return ids if self.bos_id is None else [self.bos_id, *ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, special tokens left out."""
+        return str(self._exact.decode(list(ids), skip_special_tokens=True))
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one token's exact string, or None."""
+        found: int | None = self._exact.token_to_id(token)
+        return found
+
+    def _join(self, tokenizer: Tokenizer, to_original: dict[int, int], prompt: str) -> list[int]:
+        ids: list[int] = [] if self.bos_id is None else [self.bos_id]
+        for index, piece in enumerate(prompt.split(IMAGE_MARKER)):
+            if index:
+                ids.append(IMAGE_TOKEN_ID)
+            encoded = tokenizer.encode(piece, add_special_tokens=False).ids
+            ids.extend(to_original.get(token, token) for token in encoded)
+        return ids
+
+    def _plain_tokenizer(self, end: str) -> tuple[Tokenizer, dict[int, int]]:
+        """A tokenizer to which every special token is unknown, but for a private stand-in for `end`.
+
+        Renaming the special tokens, rather than switching them off, leaves everything that happens around
+        them (prefix spaces, splits) as it is.
+        """
+        if end not in self._plain:
+            data = json.loads(self._json)
+            originals: dict[str, int] = {}
+            for token in data["added_tokens"]:
+                if token["content"] == end:
+                    token["content"] = self._private_end
+                elif token["special"]:
+                    token["content"] = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+                originals[token["content"]] = token["id"]
+            tokenizer = Tokenizer.from_str(json.dumps(data))
+            to_original = {tokenizer.token_to_id(text): id_ for text, id_ in originals.items()}
+            self._plain[end] = (tokenizer, to_original)
+        return self._plain[end]

@@ -1,0 +1,1 @@
+"""Bundles measured: the parity ladder (`verify`) and the comparison of runtimes (`bench`)."""

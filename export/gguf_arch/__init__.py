@@ -1,0 +1,1 @@
+"""GGUF names and metadata, one module per language-model family."""

@@ -1,0 +1,5 @@
+"""`python -m tinyllava_edge`."""
+
+from tinyllava_edge.cli import main
+
+main()

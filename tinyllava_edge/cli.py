@@ -1,0 +1,106 @@
+"""The command `tinyllava-edge`: a table of commands, each imported only when it runs."""
+
+import os
+import sys
+from importlib import import_module
+
+import click
+import typer
+from typer.core import TyperGroup
+
+from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError
+
+# name -> (module, function, one line of help)
+COMMANDS = {
+    "train": ("tinyllava_edge.train.cli", "train", "Train a model, or `nano` from nothing."),
+    "export": ("tinyllava_edge.export.cli", "export", "Turn a checkpoint into a bundle, proven equal to it."),
+    "verify": ("tinyllava_edge.benchmarks.cli", "verify", "Find the first stage where a bundle differs from its source."),
+    "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
+    "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "bench": ("tinyllava_edge.benchmarks.cli", "bench", "Compare runtimes: time, parity, size."),
+    "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
+    "doctor": ("tinyllava_edge.runtimes.cli", "doctor", "Show what this machine can run, and what mends the rest."),
+}
+# Package that is missing -> extra that brings it.
+EXTRAS = {
+    "torch": "torch",
+    "transformers": "torch",
+    "safetensors": "torch",
+    "sentencepiece": "torch",
+    "onnx": "export",
+    "onnxscript": "export",
+    "gguf": "export",
+    "accelerate": "train",
+    "peft": "train",
+    "onnxruntime": "ort",
+    "llama_cpp": "llamacpp",
+    "matplotlib": "bench",
+}
+
+
+class _LazyGroup(TyperGroup):
+    """Knows its commands by name, and imports one when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, function, help_text = COMMANDS[cmd_name]
+        if _only_listing():
+            return click.Command(cmd_name, help=help_text)
+        app = typer.Typer(add_completion=False)
+        app.command(cmd_name, help=help_text)(getattr(import_module(module), function))
+        command = typer.main.get_command(app)
+        command.name = cmd_name
+        return command
+
+
+def _only_listing() -> bool:
+    """Whether the command line asks for the list of commands only, which needs none of them."""
+    return len(sys.argv) < 2 or sys.argv[1] in ("--help", "--version")
+
+
+app = typer.Typer(
+    cls=_LazyGroup,
+    add_completion=False,
+    no_args_is_help=True,
+    help="From a TinyLLaVA checkpoint to a device: export, proven equal stage by stage, and a fast runtime.",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from tinyllava_edge import __version__
+
+        sys.stdout.write(f"tinyllava-edge {__version__}\n")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; print what a user can mend as one line, and exit with code 2."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in EXTRAS:
+            raise
+        _fail(
+            MissingExtraError(
+                f"this command needs {package}, which is not installed: "
+                f"pip install 'tinyllava-edge[{EXTRAS[package]}]'"
+            )
+        )
+    except TinyLlavaEdgeError as error:
+        _fail(error)
+    except BrokenPipeError:  # the reader of our output has gone; the rest of it is nobody's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _fail(error: TinyLlavaEdgeError) -> None:
+    message = " ".join(str(error).split())
+    sys.stderr.write(f"tinyllava-edge: {message}\n")
+    sys.exit(2)

@@ -1,0 +1,116 @@
+"""What a checkpoint needs besides weights: preprocessing, tokenizer, special ids.
+
+Upstream fetches these from other repositories at load (spec/tinyllava.md section 0.6). Here they come from
+the checkpoint's directory, from `--sources DIR`, or, for the public image processors, from a table.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from tinyllava_edge.config import ModelConfig, read_json_object
+from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
+from tinyllava_edge.prompt import Template, TextTokenizer, template_named
+
+from .tokenizer import TokenizerAssets, read_tokenizer
+
+PROCESSOR_FILE = "preprocessor_config.json"
+_SIGLIP: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
+# Values of the public repositories' preprocessor_config.json.
+PUBLIC_PROCESSORS: dict[str, dict[str, Any]] = {
+    "google/siglip-so400m-patch14-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},
+    "google/siglip-base-patch16-224": {**_SIGLIP, "size": {"height": 224, "width": 224}},
+    "google/siglip-base-patch16-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assets:
+    """Everything that prepares the input and ends the output."""
+
+    preprocessing: Preprocessing
+    tokenizer: TokenizerAssets
+    template: Template
+    bos_id: int | None  # None where prompts do not start with one
+    eos_id: int
+    stop_ids: tuple[int, ...]
+
+    def text_tokenizer(self) -> TextTokenizer:
+        """The tokenizer that a runtime will use."""
+        return TextTokenizer(self.tokenizer.tokenizer_json, bos_id=self.bos_id)
+
+
+def read_assets(directory: Path, config: ModelConfig, *, sources: Path | None = None) -> Assets:
+    """Gather a checkpoint's assets.
+
+    Args:
+        directory: the checkpoint.
+        config: what its config.json says.
+        sources: a directory with the files of the repositories that config.json names, at
+            `<sources>/<name>/` or directly in it.
+
+    Raises:
+        CheckpointError: a file is nowhere; the message lists where it was looked for.
+    """
+    template = template_named(config.template)
+    tokenizer = read_tokenizer(_tokenizer_directory(directory, config, sources))
+    eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else config.language.eos_token_id
+    if eos_id is None:
+        raise CheckpointError(f"{directory}: neither tokenizer nor config.json names an EOS token.")
+    text = TextTokenizer(tokenizer.tokenizer_json, bos_id=None)
+    end_id = text.token_id(template.end)
+    stops = {eos_id, config.language.eos_token_id, end_id} - {None}
+    return Assets(
+        preprocessing=_preprocessing(directory, config, sources),
+        tokenizer=tokenizer,
+        template=template,
+        bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
+        eos_id=eos_id,
+        stop_ids=tuple(sorted(cast("set[int]", stops))),
+    )
+
+
+def _candidates(directory: Path, name: str, sources: Path | None) -> list[Path]:
+    found = [directory]
+    if sources is not None:
+        if name and not Path(name).is_absolute() and ".." not in Path(name).parts:
+            found.append(sources / name)
+        found.append(sources)
+    return found
+
+
+def _tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | None) -> Path:
+    candidates = _candidates(directory, config.language.name_or_path, sources)
+    for candidate in candidates:
+        if any((candidate / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+            return candidate
+    raise CheckpointError(
+        f"no tokenizer.model or tokenizer.json in {', '.join(map(str, candidates))}. Give --sources DIR with the "
+        f"files of {config.language.name_or_path or 'the language model'}."
+    )
+
+
+def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -> Preprocessing:
+    name = config.vision.name_or_path
+    aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
+    candidates = _candidates(directory, name, sources)
+    for candidate in candidates:
+        path = candidate / PROCESSOR_FILE
+        if path.exists():
+            where, raw = str(path), read_json_object(path)
+            break
+    else:
+        if name not in PUBLIC_PROCESSORS:
+            raise CheckpointError(
+                f"no {PROCESSOR_FILE} in {', '.join(map(str, candidates))}, and {name!r} is not one of the known "
+                f"public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
+            )
+        where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
+    how = preprocessing_from_processor(raw, aspect=aspect, where=where)
+    if how.image_size != config.vision.image_size:
+        raise CheckpointError(
+            f"{where}: pictures of {how.image_size} px, but vision_config.image_size is "
+            f"{config.vision.image_size}."
+        )
+    return how

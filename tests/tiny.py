@@ -82,7 +82,9 @@ def tiny_config(
     }
 
 
-def write_tiny_checkpoint(directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:
+def write_tiny_checkpoint(
+    directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any
+) -> Path:
     """Write a random Llama + SigLIP checkpoint, every parameter random (norms and biases too).
 
     Args:

@@ -1,10 +1,10 @@
 """tinyllava-edge: from a TinyLLaVA checkpoint to a device.
 
-    from tinyllava_edge import open_bundle
+from tinyllava_edge import open_bundle
 
-    with open_bundle("nano") as model:
-        for piece in model.chat("What is this?", ["photo.jpg"]):
-            print(piece, end="", flush=True)
+with open_bundle("nano") as model:
+    for piece in model.chat("What is this?", ["photo.jpg"]):
+        print(piece, end="", flush=True)
 """
 
 from importlib import import_module

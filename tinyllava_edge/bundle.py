@@ -108,7 +108,7 @@ class Source(_Strict):
 class Manifest(_Strict):
     """`manifest.json`."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     parts: dict[Literal["vision_tower", "connector", "language_model"], Part]
     prompt: PromptSpec
     vision: VisionSpec
@@ -140,9 +140,7 @@ class Bundle:
         if not root.is_dir():
             raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
         if not path.is_file() or path.is_symlink():
-            raise BundleError(
-                f"{path}: no such file, so {root} is not a (complete) bundle. Export it again."
-            )
+            raise BundleError(f"{path}: no such file, so {root} is not a (complete) bundle. Export it again.")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
         text = path.read_bytes()
@@ -176,9 +174,7 @@ class Bundle:
         else:
             variants = [v for v in variants if v.status == "verified"]
         if not variants:
-            names = ", ".join(
-                f"{v.name} ({v.status})" for v in self.manifest.variants if v.part == part
-            )
+            names = ", ".join(f"{v.name} ({v.status})" for v in self.manifest.variants if v.part == part)
             wanted = f"{part} variant {name!r}" if name else f"verified {part} variant"
             raise BundleError(f"{self.root}: no {wanted}. There are: {names or 'none'}.")
         return variants[0]
@@ -222,9 +218,7 @@ class BundleWriter:
             if relative == MANIFEST_FILE or relative.split("/")[0] == PARITY_FOLDER:
                 continue
             _fsync(path)
-            entries.append(
-                FileEntry(path=relative, size=path.stat().st_size, sha256=sha256_of_file(path))
-            )
+            entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=sha256_of_file(path)))
         manifest = Manifest(
             parts=parts,
             prompt=prompt,
@@ -339,14 +333,16 @@ def _check_names(root: Path, manifest: Manifest) -> None:
                 raise BundleError(f"{root}: variant {variant.name} needs {name!r}, not listed.")
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
-            path = Path(folder, name)
-            relative = path.relative_to(root).as_posix()
-            if path.is_symlink():
-                raise BundleError(f"{path}: is a link; a bundle holds real files only.")
-            allowed = relative == MANIFEST_FILE or relative in listed
-            result = relative.startswith(f"{PARITY_FOLDER}/") and name.endswith(".json")
-            if name in files and not allowed and not result:
-                raise BundleError(f"{path}: the manifest does not list this file. Remove it.")
+            _check_entry(Path(folder, name), root, listed)
+
+
+def _check_entry(path: Path, root: Path, listed: list[str]) -> None:
+    relative = path.relative_to(root).as_posix()
+    if path.is_symlink():
+        raise BundleError(f"{path}: is a link; a bundle holds real files only.")
+    is_result = relative.startswith(f"{PARITY_FOLDER}/") and path.suffix == ".json"
+    if not path.is_dir() and relative != MANIFEST_FILE and relative not in listed and not is_result:
+        raise BundleError(f"{path}: the manifest does not list this file. Remove it.")
 
 
 def _check_file(root: Path, entry: FileEntry, verified: "_VerifiedFiles") -> None:
@@ -358,9 +354,7 @@ def _check_file(root: Path, entry: FileEntry, verified: "_VerifiedFiles") -> Non
     if status.st_nlink != 1:
         raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle holds real files only.")
     if status.st_size != entry.size:
-        raise BundleError(
-            f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again."
-        )
+        raise BundleError(f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again.")
     if verified.knows(status, entry.sha256):
         return
     found = sha256_of_file(path)

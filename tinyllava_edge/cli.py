@@ -3,8 +3,8 @@
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -14,12 +14,20 @@ from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError
 COMMANDS = {
     "train": ("tinyllava_edge.train.cli", "train", "Train a model, or `nano` from nothing."),
     "export": ("tinyllava_edge.export.cli", "export", "Turn a checkpoint into a bundle, proven equal to it."),
-    "verify": ("tinyllava_edge.benchmarks.cli", "verify", "Find the first stage where a bundle differs from its source."),
+    "verify": (
+        "tinyllava_edge.benchmarks.cli",
+        "verify",
+        "Find the first stage where a bundle differs from its source.",
+    ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
     "bench": ("tinyllava_edge.benchmarks.cli", "bench", "Compare runtimes: time, parity, size."),
     "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
-    "doctor": ("tinyllava_edge.runtimes.cli", "doctor", "Show what this machine can run, and what mends the rest."),
+    "doctor": (
+        "tinyllava_edge.runtimes.cli",
+        "doctor",
+        "Show what this machine can run, and what mends the rest.",
+    ),
 }
 # Package that is missing -> extra that brings it.
 EXTRAS = {
@@ -41,20 +49,17 @@ EXTRAS = {
 class _LazyGroup(TyperGroup):
     """Knows its commands by name, and imports one when it is asked for."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in COMMANDS:
             return None
         module, function, help_text = COMMANDS[cmd_name]
-        if _only_listing():
-            return click.Command(cmd_name, help=help_text)
-        app = typer.Typer(add_completion=False)
-        app.command(cmd_name, help=help_text)(getattr(import_module(module), function))
-        command = typer.main.get_command(app)
-        command.name = cmd_name
-        return command
+        callback = (lambda: None) if _only_listing() else getattr(import_module(module), function)
+        command_app = typer.Typer(add_completion=False)
+        command_app.command(cmd_name, help=help_text)(callback)
+        return typer.main.get_command(command_app)
 
 
 def _only_listing() -> bool:

@@ -55,11 +55,16 @@ FAMILY_TEMPLATES = {"llama": "llama"}
 
 # Keys that do not change what the model computes.
 _BOOKKEEPING_KEYS = frozenset(
-    """_name_or_path _attn_implementation architectures attention_dropout auto_map cache_dir dtype
-    initializer_factor initializer_range model_name_or_path model_name_or_path2 model_type num_channels
-    pad_token_id pretraining_tp projection_dim torch_dtype transformers_version unk_token_id use_cache
-    vision_use_head logit_scale_init_value""".split()
+    (
+        *("_name_or_path", "architectures", "auto_map", "cache_dir", "dtype", "model_name_or_path"),
+        *("model_name_or_path2", "model_type", "torch_dtype", "transformers_version"),
+        *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
+        *("num_channels", "pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
+        *("use_cache", "vision_use_head"),
+    )
 )
+
+_SIZE_SUFFIXES = ("_size", "_layers", "_heads", "_embeddings", "_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ class VisionConfig:
 
     @property
     def num_used_layers(self) -> int:
-        """Encoder layers the feature layer needs: `hidden_states[feature_layer]` is the output of that many."""
+        """Encoder layers that the feature layer needs; `hidden_states[n]` is the output of n layers."""
         if self.feature_layer >= 0:
             return self.feature_layer
         return self.num_hidden_layers + 1 + self.feature_layer
@@ -166,17 +171,13 @@ def read_model_config(directory: Path, *, template: str | None = None) -> ModelC
         reason = f"inferred from the language model's family {language.architecture!r}"
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
-        raise UnsupportedModelError(
-            f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad."
-        )
+        raise UnsupportedModelError(f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad.")
     return ModelConfig(
         vision=vision,
         connector_type=str(raw.get("connector_type")),
         language=language,
         image_aspect_ratio=aspect,
-        tokenizer_max_length=int(
-            raw.get("tokenizer_model_max_length", language.max_position_embeddings)
-        ),
+        tokenizer_max_length=int(raw.get("tokenizer_model_max_length", language.max_position_embeddings)),
         template=name,
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
@@ -210,26 +211,28 @@ def _part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) 
         raise UnsupportedModelError(
             f"{path}: {key}.model_type {family!r} is not supported. Supported: {', '.join(tables)}."
         )
-    values = dict(tables[family])
-    for name, value in diff.items():
-        if name in values:
-            values[name] = value
-        elif name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
-            values["rope_theta"] = value.get("rope_theta", values["rope_theta"])
-            if value.get("rope_type", "default") != "default":
-                raise UnsupportedModelError(f"{path}: {key}.rope_parameters {value} (RoPE scaling) is not supported.")
-        elif value and name not in _BOOKKEEPING_KEYS:
-            raise UnsupportedModelError(
-                f"{path}: {key}.{name} = {value!r} is not known for {family!r}, so the model "
-                "might be computed wrongly. Remove the key if it has no effect."
-            )
+    values = {**tables[family], **_known_values(diff, set(tables[family]), f"{path}: {key}")}
     for name, value in values.items():
-        if name.endswith(("_size", "_layers", "_heads", "_embeddings")) and isinstance(value, int | float):
-            if isinstance(value, bool):
-                continue
-            if not isinstance(value, int) or not 0 < value <= 1 << 24:
-                raise CheckpointError(f"{path}: {key}.{name} = {value!r} is not a possible size.")
+        is_size = name.endswith(_SIZE_SUFFIXES) and name != "tie_word_embeddings" and value is not None
+        if is_size and (type(value) is not int or not 0 < value <= 1 << 24):
+            raise CheckpointError(f"{path}: {key}.{name} = {value!r} is not a possible size.")
     values["architecture"] = family
+    return values
+
+
+def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
+    """The keys of a diff that the family has; one that might change the maths is refused."""
+    values = {name: value for name, value in diff.items() if name in known}
+    for name, value in diff.items():
+        if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
+            if value.get("rope_type", "default") != "default":
+                raise UnsupportedModelError(f"{where}.{name} = {value} (RoPE scaling) is not supported.")
+            values.update({k: v for k, v in value.items() if k == "rope_theta"})
+        elif value and name not in known and name not in _BOOKKEEPING_KEYS:
+            raise UnsupportedModelError(
+                f"{where}.{name} = {value!r} is not known, so the model might be computed wrongly. Remove "
+                "the key if it has no effect."
+            )
     return values
 
 

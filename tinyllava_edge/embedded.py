@@ -1,4 +1,4 @@
-"""`nano`: the small model that comes with the package, and stands wherever a checkpoint or bundle is taken."""
+"""`nano`: the small model in the package. The name stands wherever a checkpoint or bundle is taken."""
 
 from pathlib import Path
 

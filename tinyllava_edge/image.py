@@ -6,12 +6,13 @@ Needs Pillow and numpy only, so that a device computes the same pixels as the tr
 """
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from tinyllava_edge.errors import CheckpointError, ImageError, UnsupportedModelE
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
+_LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megapixels"
+_BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 # Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
@@ -40,10 +43,21 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        """Refuse impossible values with ValueError, which the readers of files turn into their own error."""
+        if not 0 < self.image_size <= self.size <= MAX_SIDE:
+            raise ValueError(f"size {self.size} with crop {self.crop} is not possible")
+        if self.resize == "shortest_edge" and self.crop is None:
+            raise ValueError("a shortest-edge resize needs a centre crop")
+        if self.resample not in list(Image.Resampling):
+            raise ValueError(f"resample {self.resample} is not one of Pillow's filters")
+        if not all(map(math.isfinite, (self.rescale_factor, *self.mean, *self.std))) or 0 in self.std:
+            raise ValueError("rescale_factor, mean and std must be finite, std not 0")
+
     @property
     def image_size(self) -> int:
         """Side of the pixels that leave `preprocess`."""
-        return self.crop or self.size
+        return self.size if self.crop is None else self.crop
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -55,67 +69,87 @@ def open_picture(picture: Picture) -> Image.Image:
     Raises:
         ImageError: not a picture, or over 40 megapixels or 16384 pixels a side; found before decoding.
     """
-    if isinstance(picture, Image.Image):
-        _check_size(picture, "picture")
-        return _to_rgb(picture)
-    if isinstance(picture, bytes):
-        name, source = f"picture of {len(picture)} bytes", io.BytesIO(picture)
-    else:
-        path = Path(picture)
-        name = str(path)
-        try:
-            source = io.BytesIO(path.read_bytes())
-        except OSError as error:
-            raise ImageError(f"{name}: cannot be read ({error.strerror}). Check the path.") from None
+    name = _name(picture)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter
-            with Image.open(source, formats=FORMATS) as image:
+            if isinstance(picture, Image.Image):
+                _check_size(picture, name)
+                return _to_rgb(picture)
+            with _opened(picture, name) as file, Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name)
-                image.seek(0)
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: not a picture in one of {', '.join(FORMATS)}.") from None
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: not a picture in one of {', '.join(FORMATS)}.") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: far too many pixels; {_LIMITS}.") from None
     except Exception as error:  # Pillow's parsers raise many types on damaged files
         raise ImageError(f"{name}: damaged picture ({type(error).__name__}).") from None
+
+
+def _name(picture: Picture) -> str:
+    if isinstance(picture, Image.Image):
+        return "picture"
+    return f"picture of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
+
+
+def _opened(picture: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
+    if isinstance(picture, bytes):
+        return io.BytesIO(picture)
+    path = Path(picture)
+    try:
+        if not path.exists():
+            raise ImageError(f"{name}: no such file. Check the path.")
+        if not path.is_file():  # reading a pipe or a device might never end
+            raise ImageError(f"{name}: not a file. Give the path of a picture.")
+        return path.open("rb")
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror}). Check the path.") from None
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise ImageError(
-            f"{name}: {width}x{height} pixels; the limits are {MAX_SIDE} a side and "
-            f"{MAX_PIXELS // 1_000_000} megapixels. Make it smaller first."
-        )
+        raise ImageError(f"{name}: {width}x{height} pixels; {_LIMITS}. Make it smaller first.")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255
-        values = np.asarray(image)
-        return Image.fromarray((values.astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).clip(0, 0xFFFF)
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.float32]:
-    """Turn an RGB picture into pixels [3, image_size, image_size] float32."""
+    """Turn an RGB picture into pixels [3, image_size, image_size] float32.
+
+    Raises:
+        ImageError: a strip so long that resizing its short edge makes it larger than any allowed picture.
+    """
     if how.aspect == "pad":
-        image = _pad_to_square(image, how.mean)
-    if how.resize == "stretch":
-        size = (how.size, how.size)
+        image = _resize_padded(image, how)
     else:
-        width, height = image.size
-        short, long = min(width, height), max(width, height)
-        other = int(how.size * long / short)
-        size = (how.size, other) if width <= height else (other, how.size)
-    image = image.resize(size, resample=Image.Resampling(how.resample))
+        image = image.resize(_resized_size(image, how), resample=Image.Resampling(how.resample))
     if how.crop is not None:
         left, top = (image.width - how.crop) // 2, (image.height - how.crop) // 2
         image = image.crop((left, top, left + how.crop, top + how.crop))
     pixels = np.asarray(image)  # [h, w, 3] uint8
     table = _value_table(how)
     return np.stack([table[channel][pixels[:, :, channel]] for channel in range(3)])
+
+
+def _resized_size(image: Image.Image, how: Preprocessing) -> tuple[int, int]:
+    if how.resize == "stretch":
+        return how.size, how.size
+    width, height = image.size
+    other = int(how.size * max(width, height) / min(width, height))
+    if how.size * other > MAX_PIXELS:
+        raise ImageError(
+            f"{width}x{height} pixels: too long a strip; its centre would become {how.size}x{other}."
+        )
+    return (how.size, other) if width <= height else (other, how.size)
 
 
 def _value_table(how: Preprocessing) -> npt.NDArray[np.float32]:
@@ -126,15 +160,21 @@ def _value_table(how: Preprocessing) -> npt.NDArray[np.float32]:
     return (rescaled[None, :] - mean) / std
 
 
-def _pad_to_square(image: Image.Image, mean: tuple[float, float, float]) -> Image.Image:
-    width, height = image.size
-    if width == height:
-        return image
-    side = max(width, height)
-    red, green, blue = (int(value * 255) for value in mean)
-    square = Image.new("RGB", (side, side), (red, green, blue))
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return square
+def _resize_padded(image: Image.Image, how: Preprocessing) -> Image.Image:
+    """Centre a picture on a square of the mean colour, and resize that to [size, size].
+
+    The square of a long picture can be a gigabyte, so it only ever exists in bands. Pillow resizes rows, each
+    by itself, and then columns: the result is the same to the bit.
+    """
+    side, filter_ = max(image.size), Image.Resampling(how.resample)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    red, green, blue = (int(value * 255) for value in how.mean)
+    narrow = Image.new("RGB", (how.size, side))
+    for start in range(0, side, _BAND_ROWS):
+        band = Image.new("RGB", (side, min(_BAND_ROWS, side - start)), (red, green, blue))
+        band.paste(image, (left, top - start))
+        narrow.paste(band.resize((how.size, band.height), resample=filter_), (0, start))
+    return narrow.resize((how.size, how.size), resample=filter_)
 
 
 def preprocessing_from_processor(
@@ -143,40 +183,46 @@ def preprocessing_from_processor(
     """Read the values of a `preprocessor_config.json` (any spelling transformers has used).
 
     Raises:
-        CheckpointError: a value is missing.
+        CheckpointError: a value is missing or impossible.
         UnsupportedModelError: a step is switched off or of a kind we do not reproduce.
     """
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if raw.get(step, True) is False:
             raise UnsupportedModelError(f"{where}: {step} is false; only true is supported.")
     try:
-        size = raw["size"]
-        mean, std = (tuple(float(v) for v in raw[key]) for key in ("image_mean", "image_std"))
+        resize, side = _resize_rule(raw["size"], where)
+        return Preprocessing(
+            aspect=aspect,
+            resize=resize,
+            size=side,
+            crop=_square(raw["crop_size"], where) if raw.get("do_center_crop", False) else None,
+            resample=int(raw.get("resample", 3)),
+            rescale_factor=float(raw.get("rescale_factor", 1 / 255)),
+            mean=_three_numbers(raw["image_mean"]),
+            std=_three_numbers(raw["image_std"]),
+        )
     except KeyError as error:
         raise CheckpointError(f"{where}: {error.args[0]} is missing.") from None
-    if len(mean) != 3 or len(std) != 3:
-        raise CheckpointError(f"{where}: image_mean and image_std need three values each.")
-    resize: Literal["stretch", "shortest_edge"]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{where}: {error}.") from None
+
+
+def _resize_rule(size: Any, where: str) -> tuple[Literal["stretch", "shortest_edge"], int]:
     if isinstance(size, int):
-        resize, side = "shortest_edge", size
-    elif "shortest_edge" in size:
-        resize, side = "shortest_edge", int(size["shortest_edge"])
-    elif size.get("height") == size.get("width"):
-        resize, side = "stretch", int(size["height"])
-    else:
-        raise UnsupportedModelError(f"{where}: size {size} is not supported (square only).")
-    crop = raw.get("crop_size") if raw.get("do_center_crop", False) else None
-    if isinstance(crop, Mapping):
-        crop = crop["height"]
-    if resize == "shortest_edge" and (crop is None or crop > side):
-        raise UnsupportedModelError(f"{where}: a shortest-edge resize needs a smaller centre crop.")
-    return Preprocessing(
-        aspect=aspect,
-        resize=resize,
-        size=side,
-        crop=crop,
-        resample=int(raw.get("resample", 3)),
-        rescale_factor=float(raw.get("rescale_factor", 1 / 255)),
-        mean=mean,
-        std=std,
-    )
+        return "shortest_edge", size
+    if "shortest_edge" in size:
+        return "shortest_edge", int(size["shortest_edge"])
+    return "stretch", _square(size, where)
+
+
+def _square(size: Any, where: str) -> int:
+    if isinstance(size, Mapping):
+        if size["height"] != size["width"]:
+            raise UnsupportedModelError(f"{where}: {dict(size)} is not square; only squares are supported.")
+        size = size["height"]
+    return int(size)
+
+
+def _three_numbers(values: Any) -> tuple[float, float, float]:
+    first, second, third = values
+    return float(first), float(second), float(third)

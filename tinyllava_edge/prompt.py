@@ -117,9 +117,7 @@ class TextTokenizer:
         self._json = tokenizer_json
         self._plain: dict[str, tuple[Tokenizer, dict[int, int]]] = {}
 
-    def encode(
-        self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True
-    ) -> list[int]:
+    def encode(self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True) -> list[int]:
         """Ids of a conversation whose markers are placed, -200 standing for each picture.
 
         Args:
@@ -172,6 +170,7 @@ class TextTokenizer:
                     token["content"] = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
                 originals[token["content"]] = token["id"]
             tokenizer = Tokenizer.from_str(json.dumps(data))
-            to_original = {tokenizer.token_to_id(text): id_ for text, id_ in originals.items()}
+            loaded = {text: tokenizer.token_to_id(text) for text in originals}
+            to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             self._plain[end] = (tokenizer, to_original)
         return self._plain[end]

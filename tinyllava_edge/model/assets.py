@@ -86,8 +86,8 @@ def _tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | N
         if any((candidate / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
             return candidate
     raise CheckpointError(
-        f"no tokenizer.model or tokenizer.json in {', '.join(map(str, candidates))}. Give --sources DIR with the "
-        f"files of {config.language.name_or_path or 'the language model'}."
+        f"no tokenizer.model or tokenizer.json in {', '.join(map(str, candidates))}. Give --sources DIR "
+        f"with the files of {config.language.name_or_path or 'the language model'}."
     )
 
 
@@ -103,8 +103,8 @@ def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -
     else:
         if name not in PUBLIC_PROCESSORS:
             raise CheckpointError(
-                f"no {PROCESSOR_FILE} in {', '.join(map(str, candidates))}, and {name!r} is not one of the known "
-                f"public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
+                f"no {PROCESSOR_FILE} in {', '.join(map(str, candidates))}, and {name!r} is not one of the "
+                f"known public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
             )
         where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)

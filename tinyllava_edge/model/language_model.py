@@ -1,5 +1,7 @@
 """The language model: transformers' causal LM of the family."""
 
+from typing import Any
+
 import transformers
 from torch import nn
 
@@ -20,7 +22,7 @@ def build_language_model(config: LanguageConfig) -> nn.Module:
     return FAMILIES[config.architecture](config)
 
 
-def _rope(config: LanguageConfig) -> dict[str, object]:
+def _rope(config: LanguageConfig) -> dict[str, Any]:
     """RoPE's base in the words of the installed transformers."""
     if int(transformers.__version__.split(".")[0]) >= 5:
         return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}

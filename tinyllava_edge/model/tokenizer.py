@@ -41,7 +41,6 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
         tokenizer = _from_sentencepiece(model_file, settings)
         adds_bos = bool(settings.get("add_bos_token", True))
     elif (directory / "tokenizer.json").exists():
-        model_file = None
         try:
             tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as error:  # tokenizers raises bare Exception
@@ -50,8 +49,8 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
         adds_bos = bool(starts)
     else:
         raise CheckpointError(
-            f"{directory}: holds neither tokenizer.model nor tokenizer.json. Give --sources DIR with the files "
-            "of the language model's repository."
+            f"{directory}: holds neither tokenizer.model nor tokenizer.json. Give --sources DIR "
+            "with the files of the language model's repository."
         )
     ids = {role: _role_id(tokenizer, settings, role) for role in ("bos", "eos", "unk", "pad")}
     if adds_bos and ids["bos"] is None:
@@ -63,7 +62,7 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
         eos_id=ids["eos"],
         unk_id=ids["unk"],
         pad_id=ids["pad"],
-        sentencepiece_model=model_file,
+        sentencepiece_model=model_file if model_file.exists() else None,
     )
 
 
@@ -148,7 +147,13 @@ def _add_extra_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
     extra = settings.get("added_tokens_decoder", {})
     for index, token in sorted((int(i), t) for i, t in extra.items()):
         if tokenizer.token_to_id(token["content"]) is None:
-            flags = {k: token[k] for k in ("single_word", "lstrip", "rstrip", "normalized", "special") if k in token}
+            flags = {
+                k: token[k]
+                for k in ("single_word", "lstrip", "rstrip", "normalized", "special")
+                if k in token
+            }
             tokenizer.add_tokens([AddedToken(token["content"], **flags)])
             if tokenizer.token_to_id(token["content"]) != index:
-                raise CheckpointError(f"added token {token['content']!r} has id {index} in tokenizer_config.json.")
+                raise CheckpointError(
+                    f"added token {token['content']!r} has id {index} in tokenizer_config.json."
+                )

@@ -14,6 +14,7 @@ from .connector import build_connector
 from .language_model import build_language_model
 from .vision_tower import build_vision_tower
 
+
 class TinyLlava(nn.Module):
     """Vision tower, connector and language model of one checkpoint."""
 
@@ -40,7 +41,7 @@ class TinyLlava(nn.Module):
         placeholders = sum(1 for token in ids if token == IMAGE_TOKEN_ID)
         if placeholders != len(pictures):
             raise PromptError(f"{placeholders} picture placeholders, but {len(pictures)} pictures.")
-        embed = self.language_model.get_input_embeddings()
+        embed: nn.Module = self.language_model.get_input_embeddings()  # type: ignore[operator]
         rows: list[torch.Tensor] = []
         start = picture = 0
         for index, token in enumerate([*ids, IMAGE_TOKEN_ID]):
@@ -69,9 +70,7 @@ def build_model(config: ModelConfig) -> TinyLlava:
     return TinyLlava(config).float().eval()
 
 
-def load_model(
-    directory: Path, *, template: str | None = None, allow_pickle: bool = False
-) -> TinyLlava:
+def load_model(directory: Path, *, template: str | None = None, allow_pickle: bool = False) -> TinyLlava:
     """Load a checkpoint in float32, strictly.
 
     Raises:
@@ -84,8 +83,8 @@ def load_model(
     for name, tensor in iter_tensors(directory, allow_pickle=allow_pickle):
         if name in seen or (name not in missing and not _is_harmless(name, config)):
             raise CheckpointError(
-                f"{directory}: tensor {name!r} is left over: the model that config.json describes has no such "
-                "part. Is config.json of another model?"
+                f"{directory}: tensor {name!r} is left over: the model that config.json describes has no "
+                "such part. Is config.json of another model?"
             )
         seen.add(name)
         if (parameter := missing.pop(name, None)) is None:

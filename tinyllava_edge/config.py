@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
@@ -64,7 +65,9 @@ _BOOKKEEPING_KEYS = frozenset(
     )
 )
 
-_SIZE_SUFFIXES = ("_size", "_layers", "_heads", "_embeddings", "_dim")
+# Keys that are harmless at this one value.
+_NEUTRAL_VALUES = {"num_channels": 3}
+_MAX_SIZE = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +197,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
@@ -207,15 +212,15 @@ def _part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) 
     if not isinstance(diff, dict):
         raise CheckpointError(f"{path}: {key} is missing or not an object.")
     family = diff.get("model_type")
-    if family not in tables:
+    if not isinstance(family, str) or family not in tables:
         raise UnsupportedModelError(
-            f"{path}: {key}.model_type {family!r} is not supported. Supported: {', '.join(tables)}."
+            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(tables)}."
         )
-    values = {**tables[family], **_known_values(diff, set(tables[family]), f"{path}: {key}")}
+    defaults = tables[family]
+    values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
     for name, value in values.items():
-        is_size = name.endswith(_SIZE_SUFFIXES) and name != "tie_word_embeddings" and value is not None
-        if is_size and (type(value) is not int or not 0 < value <= 1 << 24):
-            raise CheckpointError(f"{path}: {key}.{name} = {value!r} is not a possible size.")
+        if not _is_possible(name, value, defaults[name]):
+            raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
     values["architecture"] = family
     return values
 
@@ -226,21 +231,42 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
     for name, value in diff.items():
         if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
             if value.get("rope_type", "default") != "default":
-                raise UnsupportedModelError(f"{where}.{name} = {value} (RoPE scaling) is not supported.")
+                raise UnsupportedModelError(
+                    f"{where}.{name} = {shown(value)} (RoPE scaling) is not supported."
+                )
             values.update({k: v for k, v in value.items() if k == "rope_theta"})
-        elif value and name not in known and name not in _BOOKKEEPING_KEYS:
+        elif value and name not in known | _BOOKKEEPING_KEYS and value != _NEUTRAL_VALUES.get(name):
             raise UnsupportedModelError(
-                f"{where}.{name} = {value!r} is not known, so the model might be computed wrongly. Remove "
+                f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. Remove "
                 "the key if it has no effect."
             )
     return values
+
+
+def _is_possible(name: str, value: Any, default: Any) -> bool:
+    """Whether a value has its default's type, and a size, id or number that can be."""
+    is_token_id = name.endswith("_token_id")
+    if value is None:
+        return default is None or is_token_id
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    if isinstance(default, float):
+        return type(value) in (int, float) and 0 < value <= 1e12
+    return type(value) is int and (0 if is_token_id else 1) <= value <= _MAX_SIZE
+
+
+def _integer(raw: Mapping[str, Any], key: str, default: int, path: Path) -> int:
+    value = raw.get(key, default)
+    if type(value) is not int:
+        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a whole number.")
+    return value
 
 
 def _vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     values = _part(raw, "vision_config", VISION_DEFAULTS, path)
     config = VisionConfig(
         **values,
-        feature_layer=int(raw.get("vision_feature_layer", -2)),
+        feature_layer=_integer(raw, "vision_feature_layer", -2, path),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or ""),
     )
@@ -262,12 +288,14 @@ def _vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
 def _language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     values = _part(raw, "text_config", LANGUAGE_DEFAULTS, path)
     heads = values["num_attention_heads"]
-    values["num_key_value_heads"] = values["num_key_value_heads"] or heads
-    values["head_dim"] = values["head_dim"] or values["hidden_size"] // heads
+    if values["num_key_value_heads"] is None:
+        values["num_key_value_heads"] = heads
+    if values["head_dim"] is None:
+        values["head_dim"] = values["hidden_size"] // heads
     config = LanguageConfig(
         **values,
         name_or_path=str(raw.get("tokenizer_name_or_path") or raw.get("llm_model_name_or_path") or ""),
     )
-    if heads % config.num_key_value_heads or config.head_dim % 2:
+    if config.hidden_size % heads or heads % config.num_key_value_heads or config.head_dim % 2:
         raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
     return config

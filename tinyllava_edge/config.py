@@ -237,8 +237,8 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
             values.update({k: v for k, v in value.items() if k == "rope_theta"})
         elif value and name not in known | _BOOKKEEPING_KEYS and value != _NEUTRAL_VALUES.get(name):
             raise UnsupportedModelError(
-                f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. Remove "
-                "the key if it has no effect."
+                f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. "
+                "Remove the key if it has no effect."
             )
     return values
 

@@ -1,0 +1,52 @@
+# Two commands set everything up: `make demo` and `make test`. Each builds .venv when it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo-out
+
+# Elsewhere on Linux PyPI's torch is the CUDA build; TORCH can name another one.
+TORCH ?= torch==2.13.0
+LLAMA_CPP ?= llama-cpp-python==0.3.36
+# What we use of llama.cpp is its library and mtmd; leaving the rest out saves minutes.
+export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TOOLS=OFF \
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF
+
+.PHONY: demo test check format nano-bundle clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "$(LLAMA_CPP)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# The main job on the embedded default model: export, verify, answer, compare.
+demo: $(VENV)/ready
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision fp32,fp16 --language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
+	$(BIN)/tinyllava-edge run $(OUT)/nano docs/pictures/emoji.webp "What is this?"
+	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano -o $(OUT)/bench --force
+	@echo "table and plot: $(OUT)/bench"
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -m "not slow and not network"
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The bundle that comes with the package, made anew from the checkpoint beside it.
+nano-bundle: $(VENV)/ready
+	$(BIN)/tinyllava-edge export nano -o tinyllava_edge/nano/bundle --vision fp16 --language q8_0 --force
+
+clean:
+	rm -rf $(VENV) $(OUT) build *.egg-info

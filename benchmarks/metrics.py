@@ -1,6 +1,6 @@
 """How far two tensors, or two distributions over a vocabulary, are apart.
 
-All sums are in float64. A value that is not finite in either tensor makes a metric NaN, and no gate passes NaN.
+Sums are in float64. A value that is not finite in either tensor makes a metric NaN; no gate passes NaN.
 """
 
 import numpy as np

@@ -1,0 +1,138 @@
+"""What each stage of the parity ladder must reach, per variant, as data.
+
+Source: spec/reliability_bench_parity.md, section C2. Calibrated once and then frozen: a gate is loosened only
+in a commit of its own, with the noise floor that was measured. The floor of a gate is the reference against
+itself, on one and on two threads (docs/measuring.md); a gate stays at least five times above it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+STAGES = (
+    "weights",
+    "metadata",
+    "text",
+    "pixels",
+    "tower",
+    "connector",
+    "splice",
+    "logits",
+    "teacher_forced",
+    "greedy",
+)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on one metric: `value <= limit` for "max", `value >= limit` for "min"; NaN never passes."""
+
+    metric: str
+    kind: Literal["max", "min"]
+    limit: float
+
+    def passes(self, value: float) -> bool:
+        """Whether a measured value is within the bound."""
+        return value <= self.limit if self.kind == "max" else value >= self.limit
+
+
+def at_most(metric: str, limit: float) -> Gate:
+    """A metric that must not be above `limit`."""
+    return Gate(metric, "max", limit)
+
+
+def at_least(metric: str, limit: float) -> Gate:
+    """A metric that must not be below `limit`."""
+    return Gate(metric, "min", limit)
+
+
+def _distribution(mean_kld: float, p99_kld: float, top1: float) -> tuple[Gate, ...]:
+    return at_most("mean_kld", mean_kld), at_most("p99_kld", p99_kld), at_least("top1_agreement", top1)
+
+
+# Half the largest float16: an activation may double before it overflows.
+FP16_ACTIVATION_LIMIT = 32_752.0
+
+_VISION_FP32 = (at_most("nmse", 1e-8), at_least("min_token_cosine", 0.99999))
+_VISION_FP16 = (at_least("snr_db", 40.0), at_least("min_token_cosine", 0.999))
+_VISION_FP16_AUDIT = (
+    at_least("rounded_snr_db", 40.0),
+    at_most("max_activation", FP16_ACTIVATION_LIMIT),
+)
+
+# Mean and 99 % KL divergence in nats, and how often the most likely token stays the same. Where the
+# table of C2 has no row: three times what llama.cpp's scoreboard lists for Llama-3-8B.
+_QUANTIZED = {
+    "q8_0": _distribution(5e-3, 0.05, 0.96),
+    "q6_k": _distribution(0.015, 0.15, 0.94),
+    "q5_k": _distribution(0.03, 0.3, 0.92),
+    "q5": _distribution(0.04, 0.4, 0.91),
+    "q4_k": _distribution(0.08, 0.8, 0.88),
+    "q4": _distribution(0.2, 2.0, 0.80),
+    "q3_k": _distribution(0.3, 3.0, 0.75),
+    "q2_k": _distribution(1.2, 12.0, 0.50),
+}
+_CLASSES = {
+    "q5_k_m": "q5_k",
+    "q5_k_s": "q5_k",
+    "q5_0": "q5",
+    "q5_1": "q5",
+    "q4_k_m": "q4_k",
+    "q4_k_s": "q4_k",
+    "q4_0": "q4",
+    "q4_1": "q4",
+    "iq4_nl": "q4",
+    "iq4_xs": "q4",
+    "q3_k_s": "q3_k",
+    "q3_k_m": "q3_k",
+    "q3_k_l": "q3_k",
+}
+
+GATES: dict[tuple[str, str], tuple[Gate, ...]] = {
+    ("tower", "fp32"): _VISION_FP32,
+    ("tower", "fp16"): (*_VISION_FP16, *_VISION_FP16_AUDIT),
+    ("connector", "fp32"): _VISION_FP32,
+    ("connector", "fp16"): (*_VISION_FP16, *_VISION_FP16_AUDIT),
+    ("splice", "f32"): (at_most("nmse", 1e-8),),
+    ("splice", "f16"): (at_least("snr_db", 40.0),),
+    ("logits", "f32"): (at_most("nmse", 1e-10),),
+    ("logits", "f16"): (at_most("nmse", 1e-4),),
+    ("teacher_forced", "f32"): _distribution(1e-6, 1e-5, 0.995),
+    ("teacher_forced", "f16"): _distribution(1e-3, 1e-2, 0.99),
+}
+
+# Signal to noise of a dequantized tensor, by its ggml type. A bit is worth about 6 dB; measured on normal
+# random weights: Q8_0 46, Q6_K 35, Q5_K 29, Q5_0 27, Q4_K 23, Q4_0 20, Q3_K 16, Q2_K 11 dB.
+TENSOR_SNR_DB = {
+    "F32": float("inf"),
+    "F16": 65.0,
+    "BF16": 45.0,
+    "Q8_0": 40.0,
+    "Q6_K": 30.0,
+    "Q5_K": 24.0,
+    "Q5_1": 23.0,
+    "Q5_0": 23.0,
+    "Q4_K": 18.0,
+    "Q4_1": 17.0,
+    "Q4_0": 16.0,
+    "IQ4_NL": 17.0,
+    "IQ4_XS": 17.0,
+    "Q3_K": 11.0,
+    "Q2_K": 6.0,
+}
+
+
+def gates_of(stage: str, variant: str) -> tuple[Gate, ...]:
+    """The gates of a stage for a variant; empty where a value is only reported."""
+    if stage in ("teacher_forced", "logits") and variant not in ("f32", "f16"):
+        quantized = _QUANTIZED.get(_CLASSES.get(variant, variant), ())
+        return quantized if stage == "teacher_forced" else ()
+    return GATES.get((stage, variant), ())
+
+
+def all_gates() -> Iterator[tuple[str, str, Gate]]:
+    """Every (stage, variant, gate), for the documentation and its test."""
+    for (stage, variant), gates in GATES.items():
+        yield from ((stage, variant, gate) for gate in gates)
+    for variant, gates in _QUANTIZED.items():
+        yield from (("teacher_forced", variant, gate) for gate in gates)

@@ -1,0 +1,54 @@
+"""The gates are the numbers of spec/reliability_bench_parity.md C2, and behave like bounds. No model."""
+
+import math
+
+import pytest
+
+from tinyllava_edge.benchmarks.gates import GATES, STAGES, all_gates, at_least, at_most, gates_of
+
+
+def limits(stage: str, variant: str) -> dict[str, float]:
+    return {gate.metric: gate.limit for gate in gates_of(stage, variant)}
+
+
+def test_the_limits_are_those_of_the_specification() -> None:
+    assert limits("connector", "fp32") == {"nmse": 1e-8, "min_token_cosine": 0.99999}
+    assert limits("connector", "fp16")["snr_db"] == 40
+    assert limits("connector", "fp16")["min_token_cosine"] == 0.999
+    assert limits("logits", "f32") == {"nmse": 1e-10}
+    assert limits("logits", "f16") == {"nmse": 1e-4}
+    assert limits("teacher_forced", "f16")["mean_kld"] == 1e-3
+    assert limits("teacher_forced", "q8_0") == {"mean_kld": 5e-3, "p99_kld": 0.05, "top1_agreement": 0.96}
+    assert limits("teacher_forced", "q6_k")["mean_kld"] == 0.015
+    assert limits("teacher_forced", "q5_k_m")["mean_kld"] == 0.03
+    assert limits("teacher_forced", "q4_k_m")["mean_kld"] == 0.08
+    assert limits("teacher_forced", "q4_k_m")["top1_agreement"] == 0.88
+
+
+def test_a_limit_itself_passes_and_nan_never_does() -> None:
+    assert at_most("nmse", 1e-8).passes(1e-8)
+    assert not at_most("nmse", 1e-8).passes(1.01e-8)
+    assert at_least("snr_db", 40).passes(40)
+    assert at_least("snr_db", 40).passes(math.inf)
+    assert not at_least("snr_db", 40).passes(39.9)
+    assert not at_most("nmse", 1).passes(math.nan)
+    assert not at_least("snr_db", 1).passes(math.nan)
+
+
+def test_every_gate_belongs_to_a_stage() -> None:
+    assert {stage for stage, _, _ in all_gates()} <= set(STAGES)
+
+
+def test_coarser_quantization_is_never_gated_tighter() -> None:
+    order = ["f32", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q3_k_m", "q2_k"]
+    means = [limits("teacher_forced", variant)["mean_kld"] for variant in order]
+    assert means == sorted(means)
+
+
+@pytest.mark.parametrize(("stage", "variant"), GATES)
+def test_a_gate_table_entry_is_found_by_its_key(stage: str, variant: str) -> None:
+    assert gates_of(stage, variant) == GATES[stage, variant]
+
+
+def test_an_unknown_variant_is_reported_but_not_gated() -> None:
+    assert gates_of("teacher_forced", "tq1_0") == ()

@@ -7,19 +7,25 @@ hashes before any native parser sees a byte. Nothing executable is ever in a bun
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from reprlib import repr as shown
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tinyllava_edge.errors import BundleError, OutputExistsError
+from tinyllava_edge.embedded import is_shipped
+from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import Preprocessing
+from tinyllava_edge.output import check_output as check_output  # re-exported
+from tinyllava_edge.output import fsync, write_json
+from tinyllava_edge.output import output_directory as output_directory
 from tinyllava_edge.prompt import Template
+from tinyllava_edge.verified_files import VerifiedFiles
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
@@ -27,6 +33,8 @@ TOKENIZER_FILE = "tokenizer.json"
 PARITY_FOLDER = "parity"  # results added later; not listed in the manifest, never executable
 REFERENCE_FOLDER = "reference"
 MAX_MANIFEST_BYTES = 8 << 20
+# No `..`, no absolute, hidden or drive name, no backslash, no control character.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
 
 class _Strict(BaseModel):
@@ -94,7 +102,7 @@ class LanguageSpec(_Strict):
     num_key_value_heads: int = Field(gt=0)
     head_dim: int = Field(gt=0)
     context_length: int = Field(gt=0)
-    embedding_scale: float = 1.0
+    embedding_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 class Source(_Strict):
@@ -136,6 +144,13 @@ class Bundle:
                 names the file.
         """
         root = Path(root)
+        try:
+            return cls._open(root)
+        except OSError as error:
+            raise BundleError(f"{error.filename or root}: cannot be read ({error.strerror}).") from None
+
+    @classmethod
+    def _open(cls, root: Path) -> "Bundle":
         path = root / MANIFEST_FILE
         if not root.is_dir():
             raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
@@ -145,8 +160,9 @@ class Bundle:
             raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
         text = path.read_bytes()
         manifest = _parse_manifest(text, path)
-        _check_names(root, manifest)
-        verified = _VerifiedFiles.load()
+        _check_listed_names(root, manifest)
+        _check_tree(root, {entry.path for entry in manifest.files})
+        verified = VerifiedFiles.load()
         for entry in manifest.files:
             _check_file(root, entry, verified)
         verified.save()
@@ -189,7 +205,7 @@ class Bundle:
         folder = self.root / PARITY_FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"{name}.json"
-        _write_atomically(path, {"manifest_sha256": self.manifest_sha256, **result})
+        write_json(path, {"manifest_sha256": self.manifest_sha256, **result})
         return path
 
 
@@ -217,7 +233,7 @@ class BundleWriter:
             relative = path.relative_to(self.root).as_posix()
             if relative == MANIFEST_FILE or relative.split("/")[0] == PARITY_FOLDER:
                 continue
-            _fsync(path)
+            fsync(path)
             entries.append(FileEntry(path=relative, size=path.stat().st_size, sha256=sha256_of_file(path)))
         manifest = Manifest(
             parts=parts,
@@ -229,7 +245,8 @@ class BundleWriter:
             source=source,
             versions=versions,
         )
-        _write_atomically(self.root / MANIFEST_FILE, manifest.model_dump(mode="json"))
+        _check_listed_names(self.root, manifest)
+        write_json(self.root / MANIFEST_FILE, manifest.model_dump(mode="json"))
         self.sealed = True
         return manifest
 
@@ -241,52 +258,10 @@ def create_bundle(target: Path, *, force: bool = False) -> Iterator[BundleWriter
     Raises:
         OutputExistsError: `target` exists and `force` is false.
     """
-    target = Path(target)
-    check_output(target, force=force)
     with output_directory(target, force=force) as root:
         writer = BundleWriter(root)
         yield writer
         assert writer.sealed, "a bundle must be sealed before it is published"
-
-
-def check_output(target: Path, *, force: bool) -> None:
-    """Refuse an existing output before any work is done.
-
-    Raises:
-        OutputExistsError: `target` exists and `force` is false.
-    """
-    if (target.exists() or target.is_symlink()) and not force:
-        raise OutputExistsError(f"{target}: exists already. Give --force to replace it.")
-
-
-@contextmanager
-def output_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
-    """A directory beside `target` that takes its place on success, and is removed on failure."""
-    check_output(target, force=force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
-    try:
-        yield work
-        work.chmod(0o755)
-        _replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _replace(work: Path, target: Path) -> None:
-    """Rename `work` to `target`; an existing target is moved aside first and put back on failure."""
-    if not target.exists():
-        work.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
-    target.rename(aside / target.name)
-    try:
-        work.rename(target)
-    except OSError:
-        (aside / target.name).rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -304,54 +279,70 @@ def _parse_manifest(text: bytes, path: Path) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}).") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if type(version) is not int or version != SCHEMA_VERSION:  # True == 1
         raise BundleError(
-            f"{path}: schema version {version!r}, this program reads {SCHEMA_VERSION}. "
+            f"{path}: schema version {shown(version)}, this program reads {SCHEMA_VERSION}. "
             "Export the bundle again, or install the tinyllava-edge that wrote it."
         )
     try:
-        return Manifest.model_validate(raw)
+        return Manifest.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where}: {first['msg']}.") from None
+        raise BundleError(f"{path}: {where[:200]}: {first['msg']}.") from None
 
 
-def _check_names(root: Path, manifest: Manifest) -> None:
-    """Every listed name stays inside, nothing is a link, nothing is there that is not listed."""
-    listed = [entry.path for entry in manifest.files]
-    for name in listed:
-        pure = PurePosixPath(name)
-        inside = not pure.is_absolute() and ".." not in pure.parts and pure.as_posix() == name
-        if not inside or "\\" in name or "\0" in name or name == MANIFEST_FILE:
-            raise BundleError(f"{root}: the manifest lists {name!r}, which is not a path inside.")
-    if len(set(listed)) != len(listed):
-        raise BundleError(f"{root}: the manifest lists a file twice.")
+def _check_listed_names(root: Path, manifest: Manifest) -> None:
+    """Every listed name stays inside, is listed once, and is not one of the names that are never listed."""
+    seen: set[str] = set()
+    for entry in manifest.files:
+        name = entry.path
+        if len(name) > 200 or not _PLAIN_PATH.fullmatch(name):
+            raise BundleError(f"{root}: the manifest lists {shown(name)}, which is not a plain path inside.")
+        folded = name.casefold()  # two names that differ by case only are one file on some disks
+        if folded in seen:
+            raise BundleError(f"{root}: the manifest lists {name!r} twice.")
+        if folded == MANIFEST_FILE or folded.split("/")[0] == PARITY_FOLDER:
+            raise BundleError(f"{root}: the manifest lists {name!r}, which no manifest may list.")
+        seen.add(folded)
+    listed = {entry.path for entry in manifest.files}
     for variant in manifest.variants:
         for name in variant.files:
             if name not in listed:
-                raise BundleError(f"{root}: variant {variant.name} needs {name!r}, not listed.")
-    for folder, folders, files in os.walk(root):
-        for name in [*folders, *files]:
-            _check_entry(Path(folder, name), root, listed)
+                raise BundleError(f"{root}: variant {variant.name} needs {shown(name)}, which is not listed.")
 
 
-def _check_entry(path: Path, root: Path, listed: list[str]) -> None:
-    relative = path.relative_to(root).as_posix()
-    if path.is_symlink():
-        raise BundleError(f"{path}: is a link; a bundle holds real files only.")
-    is_result = relative.startswith(f"{PARITY_FOLDER}/") and path.suffix == ".json"
-    if not path.is_dir() and relative != MANIFEST_FILE and relative not in listed and not is_result:
-        raise BundleError(f"{path}: the manifest does not list this file. Remove it.")
+def _check_tree(root: Path, listed: set[str]) -> None:
+    """Nothing is there that is not listed, and nothing is a link, a pipe or a device."""
+    known = {MANIFEST_FILE, *listed}
+    folders = {PARITY_FOLDER, *(str(parent) for name in listed for parent in PurePosixPath(name).parents)}
+    for folder, subfolders, files in os.walk(root, onerror=_raise):
+        for name in [*subfolders, *files]:
+            path = Path(folder, name)
+            relative = path.relative_to(root)
+            mode = path.lstat().st_mode
+            is_result = str(relative.parent) == PARITY_FOLDER and path.suffix == ".json"
+            if stat.S_ISLNK(mode):
+                raise BundleError(f"{path}: is a link; a bundle holds real files only.")
+            if stat.S_ISDIR(mode):
+                is_known = relative.as_posix() in folders
+            else:
+                is_known = stat.S_ISREG(mode) and (relative.as_posix() in known or is_result)
+            if not is_known:
+                raise BundleError(f"{path}: is no file that the manifest lists. Remove it.")
 
 
-def _check_file(root: Path, entry: FileEntry, verified: "_VerifiedFiles") -> None:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles) -> None:
     path = root / entry.path
     try:
         status = path.stat()
-    except OSError:
+    except FileNotFoundError:
         raise BundleError(f"{path}: missing. Export or copy the bundle again.") from None
-    if status.st_nlink != 1:
+    if status.st_nlink != 1 and not is_shipped(root):  # installers may link the package's own files
         raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle holds real files only.")
     if status.st_size != entry.size:
         raise BundleError(f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again.")
@@ -363,59 +354,3 @@ def _check_file(root: Path, entry: FileEntry, verified: "_VerifiedFiles") -> Non
             f"{path}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: the file was changed."
         )
     verified.add(status, entry.sha256)
-
-
-class _VerifiedFiles:
-    """Files already hashed, by device, inode, size and mtime: a start does not hash gigabytes again."""
-
-    def __init__(self, path: Path, known: dict[str, str]) -> None:
-        self._path = path
-        self._known = known
-        self._added = False
-
-    @classmethod
-    def load(cls) -> "_VerifiedFiles":
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        path = base / "tinyllava-edge" / "verified.json"
-        try:
-            if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o077:
-                return cls(path, {})  # somebody else can write it: do not believe it
-            known = json.loads(path.read_text())
-            return cls(path, known if isinstance(known, dict) else {})
-        except (OSError, ValueError):
-            return cls(path, {})
-
-    @staticmethod
-    def _key(status: os.stat_result) -> str:
-        return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-
-    def knows(self, status: os.stat_result, sha256: str) -> bool:
-        return self._known.get(self._key(status)) == sha256
-
-    def add(self, status: os.stat_result, sha256: str) -> None:
-        self._known[self._key(status)] = sha256
-        self._added = True
-
-    def save(self) -> None:
-        if not self._added:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            recent = dict(list(self._known.items())[-10_000:])
-            _write_atomically(self._path, recent)  # mkstemp makes it private
-        except OSError:
-            return  # a read-only home only costs the next start some hashing
-
-
-def _write_atomically(path: Path, value: object) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(name, path)
-
-
-def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

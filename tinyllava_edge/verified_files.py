@@ -1,0 +1,63 @@
+"""Memory of files already hashed, so that opening a bundle does not hash gigabytes again."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from tinyllava_edge.output import write_json
+
+# A change within one tick of the file system's clock leaves no trace in ctime. So, like git, a file is
+# remembered only when its last change is older than any tick.
+SETTLED_AFTER_NS = 2_000_000_000
+MAX_ENTRIES = 10_000
+
+
+class VerifiedFiles:
+    """SHA-256 of files by device, inode, size, mtime and ctime, in a private cache of the user.
+
+    ctime cannot be set back, so a file changed under a restored mtime is found.
+    """
+
+    def __init__(self, path: Path, known: dict[str, str]) -> None:
+        self._path = path
+        self._known = known
+        self._added = False
+
+    @classmethod
+    def load(cls) -> "VerifiedFiles":
+        """Read the cache; one that is damaged, or that others can write, counts as empty."""
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        path = Path(base) / "tinyllava-edge" / "verified.json"
+        try:
+            with path.open(encoding="utf-8") as file:
+                status = os.fstat(file.fileno())
+                is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+                known = json.load(file) if is_private else {}
+        except (OSError, ValueError, RecursionError):
+            known = {}
+        return cls(path, known if isinstance(known, dict) else {})
+
+    def knows(self, status: os.stat_result, sha256: str) -> bool:
+        """Whether the file with this status was hashed before, and to this value."""
+        return self._known.get(_key(status)) == sha256
+
+    def add(self, status: os.stat_result, sha256: str) -> None:
+        """Remember a hash; `status` is from before the file was read."""
+        if time.time_ns() - status.st_ctime_ns > SETTLED_AFTER_NS:
+            self._known[_key(status)] = sha256
+            self._added = True
+
+    def save(self) -> None:
+        """Write the cache; where that fails, the next start hashes again."""
+        if not self._added:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_json(self._path, dict(list(self._known.items())[-MAX_ENTRIES:]), mode=0o600)
+        except OSError:
+            return
+
+
+def _key(status: os.stat_result) -> str:
+    return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"

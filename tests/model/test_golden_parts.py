@@ -34,10 +34,13 @@ def _golden(name: str) -> tuple[dict[str, Any], Any, Path]:
     return json.loads((folder / "golden.json").read_text()), np.load(folder / "golden.npz"), folder / "model"
 
 
-def _load(module: nn.Module, model: Path, part: str, *, prefix: str = "") -> None:
+def _load(module: nn.Module, model: Path, part: str) -> None:
     state = {}
     for name, tensor in iter_tensors(model, part=part):
-        state[name.removeprefix(f"{part}.").removeprefix(prefix)] = tensor
+        key = name.removeprefix(f"{part}.")
+        if key not in module.state_dict():  # transformers 5 dropped this prefix
+            key = key.removeprefix("vision_model.")
+        state[key] = tensor
     module.load_state_dict(state, strict=True)
 
 
@@ -48,7 +51,7 @@ def test_siglip_tower_and_connector_equal_upstream(name: str) -> None:
     known = VISION_DEFAULTS["siglip_vision_model"]
     values = {**known, **{k: v for k, v in raw["vision_config"].items() if k in known}}
     tower = build_vision_tower(VisionConfig(architecture="siglip_vision_model", **values))
-    _load(tower.model, model, "vision_tower", prefix="vision_model.")
+    _load(tower.model, model, "vision_tower")
     connector = build_connector(raw["connector_type"], values["hidden_size"], raw["hidden_size"])
     _load(connector, model, "connector")
     tower.eval()

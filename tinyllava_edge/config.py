@@ -31,7 +31,29 @@ VISION_DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu_pytorch_tanh",
         "layer_norm_eps": 1e-6,
     },
+    "clip_vision_model": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 32,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "dinov2": {
+        "hidden_size": 768,
+        "mlp_ratio": 4,  # in the place of intermediate_size
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    },
 }
+# Tokens in front of the patches: a class token.
+_PREFIX_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1, "dinov2": 1}
 LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "vocab_size": 32000,
@@ -62,11 +84,14 @@ _BOOKKEEPING_KEYS = frozenset(
         *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
         *("num_channels", "pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
         *("use_cache", "vision_use_head"),
+        # DINOv2: start values, drop-out, and what only its backbone class uses
+        *("apply_layernorm", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob"),
+        *("layerscale_value", "out_features", "out_indices", "reshape_hidden_states", "stage_names"),
     )
 )
 
 # Keys that are harmless at this one value.
-_NEUTRAL_VALUES = {"num_channels": 3}
+_NEUTRAL_VALUES = {"num_channels": 3, "qkv_bias": True}
 _MAX_SIZE = 1 << 24
 
 
@@ -99,8 +124,8 @@ class VisionConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of one picture that reach the connector."""
-        return self.num_patches - int(self.drop_first)
+        """Tokens of one picture of `image_size` that reach the connector."""
+        return _PREFIX_TOKENS[self.architecture] + self.num_patches - int(self.drop_first)
 
     @property
     def num_used_layers(self) -> int:
@@ -161,7 +186,7 @@ def read_model_config(directory: Path, *, template: str | None = None) -> ModelC
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
             "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`."
         )
-    vision = _vision_config(raw, path)
+    vision = vision_config(raw, path)
     language = _language_config(raw, path)
     sidecar = directory / SIDECAR_FILE
     stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
@@ -262,8 +287,11 @@ def _integer(raw: Mapping[str, Any], key: str, default: int, path: Path) -> int:
     return value
 
 
-def _vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
+def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
+    """The vision tower of a whole config.json."""
     values = _part(raw, "vision_config", VISION_DEFAULTS, path)
+    if (mlp_ratio := values.pop("mlp_ratio", None)) is not None:
+        values["intermediate_size"] = values["hidden_size"] * mlp_ratio
     config = VisionConfig(
         **values,
         feature_layer=_integer(raw, "vision_feature_layer", -2, path),

@@ -5,6 +5,7 @@ The shared fixtures hold no SigLIP + Llama checkpoint, so each part is taken fro
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyllava_edge.config import LANGUAGE_DEFAULTS, VISION_DEFAULTS, LanguageConfig, VisionConfig
+from tinyllava_edge.config import LANGUAGE_DEFAULTS, LanguageConfig, vision_config
 from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.language_model import build_language_model
@@ -34,26 +35,32 @@ def _golden(name: str) -> tuple[dict[str, Any], Any, Path]:
     return json.loads((folder / "golden.json").read_text()), np.load(folder / "golden.npz"), folder / "model"
 
 
-def _load(module: nn.Module, model: Path, part: str) -> None:
-    state = {}
-    for name, tensor in iter_tensors(model, part=part):
-        key = name.removeprefix(f"{part}.")
-        if key not in module.state_dict():  # transformers 5 dropped this prefix
-            key = key.removeprefix("vision_model.")
-        state[key] = tensor
-    module.load_state_dict(state, strict=True)
+def _load(parameters: Iterable[tuple[str, nn.Parameter]], model: Path, part: str) -> None:
+    wanted = dict(parameters)
+    for name, tensor in iter_tensors(model, part=part, allow_pickle=True):
+        with torch.no_grad():
+            wanted.pop(name.removeprefix(f"{part}.")).copy_(tensor)
+    assert not wanted
 
 
-@pytest.mark.parametrize("name", ["phi-siglip-mlp2x", "stablelm-siglip-linear-fp16"])
-def test_siglip_tower_and_connector_equal_upstream(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "phi-siglip-mlp2x",
+        "stablelm-siglip-linear-fp16",
+        "gemma-clip-mlp3x-clspatch",
+        "tinyllama-clip-mlp2x-pad",
+        "qwen2-dinov2-linear-pretrain",
+    ],
+)
+def test_tower_and_connector_equal_upstream(name: str) -> None:
     golden, arrays, model = _golden(name)
     raw = json.loads((model / "config.json").read_text())
-    known = VISION_DEFAULTS["siglip_vision_model"]
-    values = {**known, **{k: v for k, v in raw["vision_config"].items() if k in known}}
-    tower = build_vision_tower(VisionConfig(architecture="siglip_vision_model", **values))
-    _load(tower.model, model, "vision_tower")
-    connector = build_connector(raw["connector_type"], values["hidden_size"], raw["hidden_size"])
-    _load(connector, model, "connector")
+    config = vision_config(raw, model / "config.json")
+    tower = build_vision_tower(config)
+    _load(tower.upstream_items(), model, "vision_tower")
+    connector = build_connector(raw["connector_type"], config.hidden_size, raw["hidden_size"])
+    _load(connector.named_parameters(), model, "connector")
     tower.eval()
     for index in range(len(golden["images"])):
         pixels = torch.from_numpy(arrays[f"image{index}/pixel_values"])[None]
@@ -72,7 +79,7 @@ def test_llama_logits_equal_upstream(name: str) -> None:
     values = {**known, **{k: v for k, v in raw.items() if k in known}}
     values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
     language_model = build_language_model(LanguageConfig(architecture="llama", **values)).eval()
-    _load(language_model, model, "language_model")
+    _load(language_model.named_parameters(), model, "language_model")
     for prompt in ("single", "two_turn", "text_only"):
         embeds = torch.from_numpy(arrays[f"prompt/{prompt}/inputs_embeds"])[None]
         with torch.no_grad():

@@ -24,7 +24,9 @@ class BertSizes:
 class QFormer(nn.Module):
     """[batch, tokens, vision_hidden] -> [batch, num_queries, language_hidden]."""
 
-    def __init__(self, vision_hidden: int, language_hidden: int, *, num_queries: int, sizes: BertSizes) -> None:
+    def __init__(
+        self, vision_hidden: int, language_hidden: int, *, num_queries: int, sizes: BertSizes
+    ) -> None:
         super().__init__()
         self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, sizes.hidden_size))
         self.bert = nn.ModuleDict({"encoder": _Encoder(vision_hidden, sizes)})

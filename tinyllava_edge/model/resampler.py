@@ -13,7 +13,9 @@ HEAD_DIM = 64
 class Resampler(nn.Module):
     """[batch, tokens, vision_hidden] -> [batch, num_queries, language_hidden]."""
 
-    def __init__(self, vision_hidden: int, language_hidden: int, *, num_queries: int, num_layers: int) -> None:
+    def __init__(
+        self, vision_hidden: int, language_hidden: int, *, num_queries: int, num_layers: int
+    ) -> None:
         super().__init__()
         self.linear = nn.Linear(vision_hidden, language_hidden)
         self.latents = nn.Parameter(torch.randn(num_queries, language_hidden))

@@ -115,15 +115,9 @@ def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:
 
 def _canonical_items(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
     """Parameters by canonical name. named_parameters() lists a tied head once, as upstream's files do."""
-    items = []
-    for name, parameter in model.named_parameters():
-        if name.startswith("vision_tower.model."):
-            inner = name[len("vision_tower.model.") :]
-            # transformers 5 dropped this prefix from SigLIP's and CLIP's own keys.
-            if not inner.startswith("vision_model."):
-                inner = f"vision_model.{inner}"
-            name = f"vision_tower.{inner}"
-        items.append((name, parameter))
+    items = [(f"vision_tower.{name}", value) for name, value in model.vision_tower.upstream_items()]
+    for part in ("connector", "language_model"):
+        items += [(f"{part}.{name}", value) for name, value in getattr(model, part).named_parameters()]
     return items
 
 

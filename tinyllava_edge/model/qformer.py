@@ -73,7 +73,7 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Parameter names of transformers' BertAttention: `self` projects, `output` mixes, adds and normalises."""
+    """Names as in transformers' BertAttention: `self` projects, `output` mixes, adds and normalises."""
 
     def __init__(self, key_width: int, sizes: BertSizes) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class _Attention(nn.Module):
         return output
 
     def _heads(self, rows: torch.Tensor) -> torch.Tensor:
-        return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return rows.view(*rows.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class _Output(nn.Module):

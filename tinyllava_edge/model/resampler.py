@@ -60,7 +60,7 @@ class LatentAttention(nn.Module):
 
 def _heads(rows: torch.Tensor) -> torch.Tensor:
     """[batch, rows, heads * 64] -> [batch, heads, rows, 64]."""
-    return rows.unflatten(-1, (NUM_HEADS, HEAD_DIM)).transpose(1, 2)
+    return rows.view(*rows.shape[:2], NUM_HEADS, HEAD_DIM).transpose(1, 2)
 
 
 def _feed_forward(width: int) -> nn.Module:

@@ -93,7 +93,7 @@ class Dinov2Tower(VisionTower):
         native = round((table.shape[1] - 1) ** 0.5)
         if grid == native:
             return table
-        patches = table[:, 1:].unflatten(1, (native, native)).permute(0, 3, 1, 2)
+        patches = table[:, 1:].view(1, native, native, -1).permute(0, 3, 1, 2)
         scale = (grid + DINOV2_GRID_OFFSET) / native
         resized = nn.functional.interpolate(patches, scale_factor=(scale, scale), mode="bicubic")
         return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)

@@ -8,6 +8,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -93,13 +94,19 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
             text = question.replace(IMAGE_MARKER, "").strip()
             question = f"{IMAGE_MARKER}\n{text}" if text else IMAGE_MARKER
         placed.append((question, answer))
-    found = sum(question.count(IMAGE_MARKER) for question, _ in placed)
+    found = sum((text or "").count(IMAGE_MARKER) for turn in placed for text in turn)
     if num_pictures is not None and found != num_pictures:
         raise PromptError(
-            f"{num_pictures} picture(s) but {found} {IMAGE_MARKER} marker(s) in the questions; "
+            f"{num_pictures} picture(s) but {found} {IMAGE_MARKER} marker(s) in the text; "
             "write one marker for each picture."
         )
     return placed
+
+
+class _PlainTokenizer(NamedTuple):
+    tokenizer: Tokenizer
+    to_original: dict[int, int]
+    end: str
 
 
 class TextTokenizer:
@@ -108,14 +115,19 @@ class TextTokenizer:
     Args:
         tokenizer_json: content of a `tokenizer.json`.
         bos_id: id that starts every prompt, or None.
+
+    Raises:
+        PromptError: `tokenizer_json` is damaged.
     """
 
     def __init__(self, tokenizer_json: str, *, bos_id: int | None) -> None:
         self.bos_id = bos_id
-        self._exact = Tokenizer.from_str(tokenizer_json)
-        self._private_end = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+        try:
+            self._exact = Tokenizer.from_str(tokenizer_json)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise PromptError(f"tokenizer.json cannot be read ({error}).") from None
         self._json = tokenizer_json
-        self._plain: dict[str, tuple[Tokenizer, dict[int, int]]] = {}
+        self._plain: dict[str, _PlainTokenizer] = {}
 
     def encode(self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True) -> list[int]:
         """Ids of a conversation whose markers are placed, -200 standing for each picture.
@@ -125,11 +137,14 @@ class TextTokenizer:
             turns: what `place_markers` returned.
             honour_special: True is upstream's way: text such as `</s>` typed by a user becomes the special
                 token. False makes typed text plain text; ids are the same wherever no such text occurs.
+
+        Raises:
+            PromptError: the text is not Unicode.
         """
         if honour_special:
             return self._join(self._exact, {}, template.render(turns))
-        tokenizer, to_original = self._plain_tokenizer(template.end)
-        return self._join(tokenizer, to_original, template.render(turns, end=self._private_end))
+        plain = self._plain_tokenizer(template.end)
+        return self._join(plain.tokenizer, plain.to_original, template.render(turns, end=plain.end))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
@@ -150,11 +165,14 @@ class TextTokenizer:
         for index, piece in enumerate(prompt.split(IMAGE_MARKER)):
             if index:
                 ids.append(IMAGE_TOKEN_ID)
-            encoded = tokenizer.encode(piece, add_special_tokens=False).ids
+            try:
+                encoded = tokenizer.encode(piece, add_special_tokens=False).ids
+            except TypeError:  # a lone surrogate, as bytes of a command line that are no UTF-8 become
+                raise PromptError("the text holds a character that is not valid Unicode.") from None
             ids.extend(to_original.get(token, token) for token in encoded)
         return ids
 
-    def _plain_tokenizer(self, end: str) -> tuple[Tokenizer, dict[int, int]]:
+    def _plain_tokenizer(self, end: str) -> _PlainTokenizer:
         """A tokenizer to which every special token is unknown, but for a private stand-in for `end`.
 
         Renaming the special tokens, rather than switching them off, leaves everything that happens around
@@ -163,14 +181,22 @@ class TextTokenizer:
         if end not in self._plain:
             data = json.loads(self._json)
             originals: dict[str, int] = {}
+            private_end = _private_text()
             for token in data["added_tokens"]:
                 if token["content"] == end:
-                    token["content"] = self._private_end
+                    token["content"] = private_end
                 elif token["special"]:
-                    token["content"] = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+                    token["content"] = _private_text()
                 originals[token["content"]] = token["id"]
             tokenizer = Tokenizer.from_str(json.dumps(data))
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
-            self._plain[end] = (tokenizer, to_original)
+            # An end that is no token of this vocabulary is text for everybody.
+            stand_in = private_end if private_end in originals else end
+            self._plain[end] = _PlainTokenizer(tokenizer, to_original, stand_in)
         return self._plain[end]
+
+
+def _private_text() -> str:
+    """A text that nobody types: it is random, between characters that no text holds."""
+    return f"\ufdd0{secrets.token_hex(8)}\ufdd0"

@@ -1,98 +1,35 @@
 """What a TinyLLaVA checkpoint says about itself, one frozen dataclass per part.
 
 Source of the layout: spec/tinyllava.md sections 1 and 3.4. `text_config` and `vision_config` are *diffs*: a
-key equal to the defaults of its own transformers config class may be missing, so each part has a table of
-those defaults here. Knows nothing of torch or transformers.
+key equal to the defaults of its own transformers config class may be missing; `families.py` has those
+defaults. Knows nothing of torch or transformers.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.families import (
+    BOOKKEEPING_KEYS,
+    FAMILY_TEMPLATES,
+    LANGUAGE_DEFAULTS,
+    NEUTRAL_VALUES,
+    ONLY_SUPPORTED,
+    PREFIX_TOKENS,
+    VISION_DEFAULTS,
+)
 
 IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
 
-# Defaults of transformers' own config classes, for keys that a diff leaves out.
-VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "siglip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 16,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    },
-    "clip_vision_model": {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 32,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-    "dinov2": {
-        "hidden_size": 768,
-        "mlp_ratio": 4,  # in the place of intermediate_size
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "image_size": 224,
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    },
-}
-# Tokens in front of the patches: a class token.
-_PREFIX_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1, "dinov2": 1}
-LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "hidden_act": "silu",
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10000.0,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-}
-# The template a family was trained with upstream (spec/tinyllava.md section 1.7).
-FAMILY_TEMPLATES = {"llama": "llama"}
-
-# Keys that do not change what the model computes.
-_BOOKKEEPING_KEYS = frozenset(
-    (
-        *("_name_or_path", "architectures", "auto_map", "cache_dir", "dtype", "model_name_or_path"),
-        *("model_name_or_path2", "model_type", "torch_dtype", "transformers_version"),
-        *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
-        *("num_channels", "pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
-        *("use_cache", "vision_use_head"),
-        # DINOv2: start values, drop-out, and what only its backbone class uses
-        *("apply_layernorm", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob"),
-        *("layerscale_value", "out_features", "out_indices", "reshape_hidden_states", "stage_names"),
-    )
-)
-
-# Keys that are harmless at this one value.
-_NEUTRAL_VALUES = {"num_channels": 3, "qkv_bias": True}
 _MAX_SIZE = 1 << 24
+_RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +62,7 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens of one picture of `image_size` that reach the connector."""
-        return _PREFIX_TOKENS[self.architecture] + self.num_patches - int(self.drop_first)
+        return PREFIX_TOKENS[self.architecture] + self.num_patches - int(self.drop_first)
 
     @property
     def num_used_layers(self) -> int:
@@ -137,7 +74,14 @@ class VisionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """Language model, from `text_config` with the family's defaults filled in."""
+    """Language model, from `text_config` with the family's defaults filled in.
+
+    Attributes:
+        intermediate_size: width of the feed-forward; the widest layer's where layers differ (OpenELM), as are
+            `num_attention_heads` and `num_key_value_heads`.
+        rotary_dim: how many values of a head RoPE turns.
+        values: every resolved key of the family, for its own module and converter.
+    """
 
     architecture: str
     vocab_size: int
@@ -147,15 +91,15 @@ class LanguageConfig:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    hidden_act: str
+    rotary_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    norm_eps: float
     rope_theta: float
-    attention_bias: bool
     tie_word_embeddings: bool
     bos_token_id: int | None
     eos_token_id: int | None
     name_or_path: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +131,7 @@ def read_model_config(directory: Path, *, template: str | None = None) -> ModelC
             "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`."
         )
     vision = vision_config(raw, path)
-    language = _language_config(raw, path)
+    language = language_config(raw, path)
     sidecar = directory / SIDECAR_FILE
     stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
     if template is not None:
@@ -243,6 +187,12 @@ def _part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) 
         )
     defaults = tables[family]
     values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
+    for name, wanted in ONLY_SUPPORTED.get(family, {}).items():
+        if values[name] != wanted:
+            raise UnsupportedModelError(
+                f"{path}: {key}.{name} = {shown(values[name])} is not supported for {family!r}, only "
+                f"{wanted!r} is."
+            )
     for name, value in values.items():
         if not _is_possible(name, value, defaults[name]):
             raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
@@ -259,8 +209,8 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
                 raise UnsupportedModelError(
                     f"{where}.{name} = {shown(value)} (RoPE scaling) is not supported."
                 )
-            values.update({k: v for k, v in value.items() if k == "rope_theta"})
-        elif value and name not in known | _BOOKKEEPING_KEYS and value != _NEUTRAL_VALUES.get(name):
+            values.update({k: v for k, v in value.items() if k in known})
+        elif value and name not in known | BOOKKEEPING_KEYS and value != NEUTRAL_VALUES.get(name):
             raise UnsupportedModelError(
                 f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. "
                 "Remove the key if it has no effect."
@@ -275,6 +225,10 @@ def _is_possible(name: str, value: Any, default: Any) -> bool:
         return default is None or is_token_id
     if isinstance(default, bool | str):
         return type(value) is type(default)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(type(v) in (int, float) and 0 < v <= _MAX_SIZE for v in value)
+    if name == "hidden_activation":
+        return isinstance(value, str)
     if isinstance(default, float):
         return type(value) in (int, float) and 0 < value <= 1e12
     return type(value) is int and (0 if is_token_id else 1) <= value <= _MAX_SIZE
@@ -313,17 +267,68 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     return config
 
 
-def _language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
+def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
+    """The language model of a whole config.json."""
     values = _part(raw, "text_config", LANGUAGE_DEFAULTS, path)
-    heads = values["num_attention_heads"]
-    if values["num_key_value_heads"] is None:
-        values["num_key_value_heads"] = heads
-    if values["head_dim"] is None:
-        values["head_dim"] = values["hidden_size"] // heads
+    family = values["architecture"]
+    common = _openelm_sizes(values, path) if family == "openelm" else _common_sizes(values)
     config = LanguageConfig(
-        **values,
+        architecture=family,
+        vocab_size=values["vocab_size"],
+        tie_word_embeddings=values["tie_word_embeddings"],
+        bos_token_id=values["bos_token_id"],
+        eos_token_id=values["eos_token_id"],
         name_or_path=str(raw.get("tokenizer_name_or_path") or raw.get("llm_model_name_or_path") or ""),
+        values=values,
+        **common,
     )
-    if config.hidden_size % heads or heads % config.num_key_value_heads or config.head_dim % 2:
+    if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
     return config
+
+
+def _common_sizes(values: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the families that use transformers' usual names."""
+    heads = values["num_attention_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {
+        **{name: values[name] for name in (*names, "max_position_embeddings", "rope_theta")},
+        "num_key_value_heads": values["num_key_value_heads"] or heads,
+        "head_dim": head_dim,
+        "rotary_dim": int(head_dim * values.get("partial_rotary_factor", 1.0)),
+        "norm_eps": values["rms_norm_eps"] if "rms_norm_eps" in values else values["layer_norm_eps"],
+    }
+
+
+def _openelm_sizes(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Sizes of OpenELM, whose layers differ in heads and feed-forward width."""
+    layers = values["num_transformer_layers"]
+    for name in ("num_query_heads", "num_kv_heads", "ffn_multipliers"):
+        if len(values[name]) != layers:
+            raise CheckpointError(
+                f"{path}: text_config.{name} has {len(values[name])} values, expected one for each of "
+                f"{layers} layers."
+            )
+    values["intermediate_sizes"] = [
+        _make_divisible(multiplier * values["model_dim"], values["ffn_dim_divisor"])
+        for multiplier in values["ffn_multipliers"]
+    ]
+    return {
+        "hidden_size": values["model_dim"],
+        "intermediate_size": max(values["intermediate_sizes"]),
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(values["num_query_heads"]),
+        "num_key_value_heads": max(values["num_kv_heads"]),
+        "head_dim": values["head_dim"],
+        "rotary_dim": values["head_dim"],
+        "max_position_embeddings": values["max_context_length"],
+        "norm_eps": _RMS_EPS_OF_OPENELM,
+        "rope_theta": float(values["rope_freq_constant"]),
+    }
+
+
+def _make_divisible(value: float, divisor: int) -> int:
+    """OpenELM's rounding of a width: to the nearest multiple, but never below nine tenths of it."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from tinyllava_edge.config import LANGUAGE_DEFAULTS, LanguageConfig, vision_config
+from tinyllava_edge.config import language_config, vision_config
 from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.language_model import build_language_model
@@ -71,14 +71,23 @@ def test_tower_and_connector_equal_upstream(name: str) -> None:
         np.testing.assert_allclose(embeddings[0], arrays[f"image{index}/connector"], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["tinyllama-clip-mlp2x-pad", "tinyllama-mof-mofmlp"])
-def test_llama_logits_equal_upstream(name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tinyllama-clip-mlp2x-pad",
+        "tinyllama-mof-mofmlp",
+        "qwen2-siglip-mlp2x-bf16-sharded",
+        "qwen2-dinov2-linear-pretrain",
+        "gemma-clip-mlp3x-clspatch",
+        "phi-siglip-mlp2x",
+        "stablelm-siglip-linear-fp16",
+        "openelm-siglip-mlp2x-last-fp16",
+    ],
+)
+def test_language_model_logits_equal_upstream(name: str) -> None:
     _, arrays, model = _golden(name)
-    raw = json.loads((model / "config.json").read_text())["text_config"]
-    known = LANGUAGE_DEFAULTS["llama"]
-    values = {**known, **{k: v for k, v in raw.items() if k in known}}
-    values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
-    language_model = build_language_model(LanguageConfig(architecture="llama", **values)).eval()
+    raw = json.loads((model / "config.json").read_text())
+    language_model = build_language_model(language_config(raw, model / "config.json")).eval()
     _load(language_model.named_parameters(), model, "language_model")
     for prompt in ("single", "two_turn", "text_only"):
         embeds = torch.from_numpy(arrays[f"prompt/{prompt}/inputs_embeds"])[None]

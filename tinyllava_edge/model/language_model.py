@@ -1,5 +1,6 @@
-"""The language model: transformers' causal LM of the family."""
+"""The language model: transformers' causal LM of the family; OpenELM, which it lacks, is ours."""
 
+from collections.abc import Callable
 from typing import Any
 
 import transformers
@@ -8,9 +9,18 @@ from torch import nn
 from tinyllava_edge.config import LanguageConfig
 from tinyllava_edge.errors import UnsupportedModelError
 
+from .openelm import OpenElm
+
+# Keys that transformers 5 moved into `rope_parameters`.
+_ROPE_KEYS = ("rope_theta", "partial_rotary_factor")
+_NOT_FOR_TRANSFORMERS = ("architecture", "hidden_activation")
+
 
 def build_language_model(config: LanguageConfig) -> nn.Module:
     """Build a causal language model with random weights.
+
+    It takes `inputs_embeds` [batch, positions, hidden] and optionally transformers' `past_key_values`, and
+    returns an output with `.logits` [batch, positions, vocab].
 
     Raises:
         UnsupportedModelError: the family is not known; the message lists those that are.
@@ -22,37 +32,53 @@ def build_language_model(config: LanguageConfig) -> nn.Module:
     return FAMILIES[config.architecture](config)
 
 
-def _rope(config: LanguageConfig) -> dict[str, Any]:
-    """RoPE's base in the words of the installed transformers."""
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        return {"rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}}
-    return {"rope_theta": config.rope_theta}
+def _from_transformers(config_name: str, model_name: str) -> Callable[[LanguageConfig], nn.Module]:
+    def build(config: LanguageConfig) -> nn.Module:
+        config_class = getattr(transformers, config_name)
+        model: nn.Module = getattr(transformers, model_name)(config_class(**_arguments(config)))
+        return model
+
+    return build
 
 
-def _llama(config: LanguageConfig) -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def _gemma(config: LanguageConfig) -> nn.Module:
+    """Gemma as transformers 4 has it: all of `inputs_embeds` is scaled inside, picture rows too.
 
-    model: nn.Module = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            hidden_act=config.hidden_act,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            attention_bias=config.attention_bias,
-            tie_word_embeddings=config.tie_word_embeddings,
-            bos_token_id=config.bos_token_id,
-            eos_token_id=config.eos_token_id,
-            pad_token_id=None,
-            **_rope(config),
-        )
-    )
+    transformers 5 scales in the embedding instead, where picture rows do not pass.
+    """
+    model = _from_transformers("GemmaConfig", "GemmaForCausalLM")(config)
+    embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if hasattr(embedding, "embed_scale"):
+        embedding.embed_scale.fill_(1.0)
+        embedding.scalar_embed_scale = 1.0
+        scale = config.hidden_size**0.5
+
+        def scale_rows(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "inputs_embeds": kwargs["inputs_embeds"] * scale}
+
+        model.register_forward_pre_hook(scale_rows, with_kwargs=True)
     return model
 
 
-FAMILIES = {"llama": _llama}
+def _arguments(config: LanguageConfig) -> dict[str, Any]:
+    """The family's resolved keys, in the words of the installed transformers."""
+    values = {key: value for key, value in config.values.items() if key not in _NOT_FOR_TRANSFORMERS}
+    if config.architecture == "gemma":
+        # 4.40.1 computes the tanh variant whatever hidden_act says (spec/tinyllava.md section 3.4).
+        activation = config.values["hidden_activation"] or "gelu_pytorch_tanh"
+        values.update(hidden_act=activation, hidden_activation=activation)
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        rope = {key: values.pop(key) for key in _ROPE_KEYS if key in values}
+        values["rope_parameters"] = {"rope_type": "default", **rope}
+    # A padding row would be zeroed in the embedding; upstream has none.
+    return {**values, "pad_token_id": None}
+
+
+FAMILIES: dict[str, Callable[[LanguageConfig], nn.Module]] = {
+    "llama": _from_transformers("LlamaConfig", "LlamaForCausalLM"),
+    "qwen2": _from_transformers("Qwen2Config", "Qwen2ForCausalLM"),
+    "gemma": _gemma,
+    "phi": _from_transformers("PhiConfig", "PhiForCausalLM"),
+    "stablelm": _from_transformers("StableLmConfig", "StableLmForCausalLM"),
+    "openelm": OpenElm,
+}

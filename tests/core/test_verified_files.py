@@ -1,0 +1,167 @@
+"""The memory of verified files: opening again does not hash, and no change goes unseen."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.core.small_bundle import FILES, write_small_bundle
+from tinyllava_edge import bundle as bundle_module
+from tinyllava_edge import verified_files
+from tinyllava_edge.bundle import Bundle, sha256_of_file
+from tinyllava_edge.errors import BundleError
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of this test alone, which remembers fresh files at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(verified_files, "SETTLED_AFTER_NS", -1)
+    return tmp_path / "cache" / "tinyllava-edge" / "verified.json"
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that were hashed, in order."""
+    names: list[str] = []
+
+    def counted(path: Path) -> str:
+        names.append(path.name)
+        return sha256_of_file(path)
+
+    monkeypatch.setattr(bundle_module, "sha256_of_file", counted)
+    return names
+
+
+def test_the_second_open_does_not_hash(root: Path, cache: Path, hashed: list[str]) -> None:
+    Bundle.open(root)
+    assert sorted(hashed) == sorted(Path(name).name for name in FILES)
+    hashed.clear()
+    Bundle.open(root)
+    assert hashed == []
+    assert cache.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_file_changed_under_a_restored_time_is_found(root: Path, cache: Path) -> None:
+    Bundle.open(root)
+    path = root / "language/f16.gguf"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"GGUF", b"EVIL"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (
+        before.st_size,
+        before.st_mtime_ns,
+        before.st_ino,
+    )
+    with pytest.raises(BundleError, match=r"f16.gguf: sha256"):
+        Bundle.open(root)
+
+
+def test_a_file_put_in_the_place_of_another_is_found(root: Path, cache: Path, tmp_path: Path) -> None:
+    Bundle.open(root)
+    path = root / "vision/fp16.onnx"
+    before = path.stat()
+    (tmp_path / "other").write_bytes(b"x" * before.st_size)
+    os.replace(tmp_path / "other", path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(BundleError, match=r"fp16.onnx: sha256"):
+        Bundle.open(root)
+
+
+def test_only_the_changed_file_is_hashed_again(root: Path, cache: Path, hashed: list[str]) -> None:
+    Bundle.open(root)
+    hashed.clear()
+    (root / "tokenizer.json").touch()
+    Bundle.open(root)
+    assert hashed == ["tokenizer.json"]
+
+
+def test_a_verified_file_under_another_hash_is_not_believed(root: Path, cache: Path) -> None:
+    Bundle.open(root)
+    manifest = json.loads((root / "manifest.json").read_text())
+    manifest["files"][0]["sha256"] = hashlib.sha256(b"other").hexdigest()
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="the file was changed"):
+        Bundle.open(root)
+
+
+def test_a_fresh_file_is_not_remembered(
+    root: Path, tmp_path: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change within the same tick of the file system's clock would go unseen."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Bundle.open(root)
+    hashed.clear()
+    Bundle.open(root)
+    assert sorted(hashed) == sorted(Path(name).name for name in FILES)
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o606, 0o666, 0o644])
+def test_a_cache_that_others_can_touch_is_not_believed(
+    root: Path, cache: Path, hashed: list[str], mode: int
+) -> None:
+    Bundle.open(root)
+    cache.chmod(mode)
+    hashed.clear()
+    Bundle.open(root)
+    assert len(hashed) == len(FILES)
+
+
+def test_a_cache_of_somebody_else_is_not_believed(root: Path, cache: Path, hashed: list[str]) -> None:
+    Bundle.open(root)
+    try:
+        os.chown(cache, 65534, 65534)
+    except PermissionError:
+        pytest.skip("only root can give files away")
+    hashed.clear()
+    Bundle.open(root)
+    assert len(hashed) == len(FILES)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": 1}', b'{"a": []}']
+)
+def test_a_damaged_cache_is_replaced(root: Path, cache: Path, hashed: list[str], content: bytes) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.touch(mode=0o600)
+    cache.write_bytes(content)
+    Bundle.open(root)
+    hashed.clear()
+    Bundle.open(root)
+    assert hashed == []
+
+
+def blocked_by_file(cache: Path) -> None:
+    cache.parents[1].write_text("in the way")
+
+
+def blocked_by_folder(cache: Path) -> None:
+    cache.mkdir(parents=True)
+
+
+def blocked_by_dead_link(cache: Path) -> None:
+    cache.parents[1].symlink_to("/proc/nowhere")
+
+
+@pytest.mark.parametrize("block", [blocked_by_file, blocked_by_folder, blocked_by_dead_link])
+def test_a_cache_that_cannot_be_written_is_done_without(
+    root: Path, cache: Path, block: Callable[[Path], None]
+) -> None:
+    block(cache)
+    assert Bundle.open(root)
+    assert Bundle.open(root)
+
+
+def test_the_cache_does_not_grow_for_ever(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(verified_files, "MAX_ENTRIES", 8)
+    Bundle.open(root)
+    Bundle.open(write_small_bundle(tmp_path / "second"))
+    known: dict[str, Any] = json.loads(cache.read_text())
+    assert len(known) == 8

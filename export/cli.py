@@ -1,0 +1,105 @@
+"""The command `tinyllava-edge export`."""
+
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.embedded import checkpoint_path
+
+from .options import LANGUAGE_TYPES, VISION_PRECISIONS, ExportOptions, parse_names
+
+_DEFAULTS = ExportOptions()
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="TinyLLaVA checkpoint directory, or 'nano'.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write.")],
+    vision: Annotated[
+        str, typer.Option(help=f"Vision precisions, comma-separated: {', '.join(VISION_PRECISIONS)}.")
+    ] = ",".join(_DEFAULTS.vision),
+    language: Annotated[
+        str, typer.Option(help=f"Language model types, comma-separated: {', '.join(LANGUAGE_TYPES)}.")
+    ] = ",".join(_DEFAULTS.language),
+    sources: Annotated[
+        Path | None,
+        typer.Option(help="Where tokenizer and processor files are that the checkpoint only names."),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template, instead of the one stored or inferred.")
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Turn a checkpoint into a bundle, checked against it."""
+    options = ExportOptions(
+        vision=parse_names(vision),
+        language=parse_names(language),
+        sources=sources,
+        template=template,
+        force=force,
+        allow_pickle=allow_pickle,
+    )
+    _export(checkpoint_path(checkpoint), output, options, json=json)
+
+
+def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
+    from tinyllava_edge.bundle import Bundle, check_output
+
+    check_output(output, force=options.force)
+    from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check
+
+    with progress() as bar:
+        task = bar.add_task("export", total=count_steps(options))
+
+        def on_step(description: str) -> None:
+            bar.update(task, description=description)
+            bar.advance(task)
+
+        export_bundle(checkpoint, output, options, on_step=on_step)
+    bundle = Bundle.open(output)
+    report = json_module.loads((output / "parity" / "export.json").read_text(encoding="utf-8"))
+    rows = [
+        {
+            "part": variant.part,
+            "name": variant.name,
+            "bytes": bundle.variant_bytes(variant),
+            "status": variant.status,
+            **report[variant.part][variant.name],
+        }
+        for variant in bundle.manifest.variants
+    ]
+    for row in rows:
+        if row.get("fallback"):
+            note(
+                f"{row['name']}: {len(row['fallback'])} tensors have rows that are not a multiple of the "
+                f"type's block and were stored in a larger type, first {row['fallback'][0]}"
+            )
+    if json:
+        print_json({"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows})
+    else:
+        _print_table(output, rows)
+
+
+def _print_table(output: Path, rows: list[dict[str, Any]]) -> None:
+    table = Table(title=str(output), title_justify="left")
+    for heading in ("part", "variant", "bytes", "status", "against the checkpoint"):
+        table.add_column(heading, justify="right" if heading == "bytes" else "left")
+    for row in rows:
+        table.add_row(row["part"], row["name"], f"{row['bytes']:,}", row["status"], _equality(row))
+    stdout.print(table)
+
+
+def _equality(row: dict[str, Any]) -> str:
+    if row["part"] == "vision":
+        figures = row.get("rounded") or row["onnxruntime"]
+        return f"NMSE {figures['nmse']:.1e}, SNR {figures['snr_db']:.0f} dB"
+    if row["lowest_snr_db"] is None:
+        return "bit-equal" if row["name"] == "f32" else "bit-equal once rounded"
+    return f"worst tensor {row['lowest_snr_db']:.1f} dB"

@@ -1,0 +1,49 @@
+"""What a family's module says about its GGUF file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tinyllava_edge.config import LanguageConfig
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorRule:
+    """Where one tensor of the checkpoint goes.
+
+    `restore` undoes `convert`; it reads the written file back, so write it as its own code, not as a second
+    call of the first.
+
+    Attributes:
+        name: in the GGUF file.
+        shape: in the checkpoint, outermost dimension first.
+        convert: from the checkpoint's layout to the file's; keeps the shape.
+        restore: back again.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    convert: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+    restore: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """One family.
+
+    Attributes:
+        name: `general.architecture` of the file.
+        metadata: hyperparameters by key, without the architecture's name in front. An int is written as
+            uint32, a float as float32.
+        tensors: name in the checkpoint (behind `language_model.`) -> rule, for every tensor that there must
+            be, in the order of the file.
+    """
+
+    name: str
+    metadata: Callable[[LanguageConfig], Mapping[str, int | float]]
+    tensors: Callable[[LanguageConfig], Mapping[str, TensorRule]]

@@ -1,0 +1,150 @@
+"""Language model of a checkpoint -> GGUF, in float32 or float16.
+
+Tensors stream from the checkpoint's files to their place in the output, one at a time and in whatever order
+they come; the file is the same for every layout of the same weights. Vectors (norms, biases) are always
+float32, as llama.cpp expects. Quantized types are made from this file by `quantize.py`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinyllava_edge.config import ModelConfig
+from tinyllava_edge.errors import ExportError
+from tinyllava_edge.model.assets import Assets
+from tinyllava_edge.model.checkpoint import iter_tensors
+
+from .gguf_arch import TensorRule, architecture_for
+from .gguf_vocabulary import add_vocabulary, build_vocabulary, chat_template
+
+FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
+FLOAT16_MAX = 65504.0
+PREFIX = "language_model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSource:
+    """A checkpoint's language model, and what its GGUF file says besides the weights."""
+
+    checkpoint: Path
+    config: ModelConfig
+    assets: Assets
+    name: str
+    allow_pickle: bool = False
+
+    def rules(self) -> dict[str, TensorRule]:
+        """Every tensor that there must be, by its canonical name."""
+        tensors = architecture_for(self.config.language.architecture).tensors(self.config.language)
+        return {PREFIX + name: rule for name, rule in tensors.items()}
+
+
+def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> None:
+    """Write the language model.
+
+    Args:
+        path: written.
+        source: the checkpoint.
+        float_type: of the matrices, one of `FILE_TYPES`.
+
+    Raises:
+        ExportError: a tensor is missing, left over, of another shape, not finite, or too large for float16;
+            the message names it.
+    """
+    rules = source.rules()
+    offsets, end = _write_header(path, source, rules, float_type)
+    missing = dict(rules)
+    with path.open("r+b") as file:
+        for name, tensor in iter_tensors(
+            source.checkpoint, part="language_model", allow_pickle=source.allow_pickle
+        ):
+            if is_ignored(name, source.config):
+                continue
+            rule = missing.pop(name, None)
+            if rule is None:
+                raise ExportError(f"{source.checkpoint}: tensor {name!r} has no place in the GGUF file.")
+            file.seek(offsets[rule.name])
+            _file_array(name, tensor, rule, float_type).tofile(file)
+        file.truncate(end)
+    if missing:
+        raise ExportError(
+            f"{source.checkpoint}: {len(missing)} tensors of the language model are missing, the first is "
+            f"{next(iter(missing))!r}."
+        )
+
+
+def is_ignored(name: str, config: ModelConfig) -> bool:
+    """Whether a checkpoint may hold this tensor although the model has no such parameter."""
+    if name == f"{PREFIX}lm_head.weight":
+        return config.language.tie_word_embeddings
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def _write_header(
+    path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
+) -> tuple[dict[str, int], int]:
+    """Write everything before the weights; returns each tensor's offset, and the file's length."""
+    language = source.config.language
+    architecture = architecture_for(language.architecture)
+    writer = gguf.GGUFWriter(path, architecture.name)
+    writer.add_type("model")
+    writer.add_name(source.name)
+    writer.add_file_type(FILE_TYPES[float_type])
+    for key, value in architecture.metadata(language).items():
+        name = f"{architecture.name}.{key}"
+        writer.add_float32(name, value) if isinstance(value, float) else writer.add_uint32(name, value)
+    add_vocabulary(
+        writer, build_vocabulary(source.assets.tokenizer, language.vocab_size), source.assets.tokenizer
+    )
+    writer.add_chat_template(chat_template(source.assets.template))
+    sizes = {}
+    for rule in rules.values():
+        dtype = _dtype(rule, float_type)
+        sizes[rule.name] = int(np.prod(rule.shape)) * dtype.itemsize
+        writer.add_tensor_info(rule.name, rule.shape, dtype, sizes[rule.name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    offset = _aligned(path.stat().st_size)
+    offsets = {}
+    for name, size in sizes.items():
+        offsets[name] = offset
+        offset += _aligned(size)
+    return offsets, offset
+
+
+def _aligned(size: int) -> int:
+    return gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT)
+
+
+def _dtype(rule: TensorRule, float_type: str) -> np.dtype[np.floating]:
+    half = float_type == "f16" and len(rule.shape) > 1
+    return np.dtype(np.float16 if half else np.float32)
+
+
+def _file_array(
+    name: str, tensor: torch.Tensor, rule: TensorRule, float_type: str
+) -> npt.NDArray[np.floating]:
+    """The tensor as it lies in the file, after every check that can be made of it."""
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ExportError(f"tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16.")
+    if tuple(tensor.shape) != rule.shape:
+        raise ExportError(
+            f"tensor {name!r} has shape {list(tensor.shape)}, config.json asks for {list(rule.shape)}."
+        )
+    values = tensor.float()
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not np.isfinite(largest):
+        raise ExportError(f"tensor {name!r} holds NaN or infinity. The checkpoint is damaged.")
+    dtype = _dtype(rule, float_type)
+    if dtype == np.float16 and largest > FLOAT16_MAX:
+        raise ExportError(
+            f"tensor {name!r} has values up to {largest:.6g}, float16 ends at {FLOAT16_MAX:g}. Export "
+            "--language without f16, or with bf16."
+        )
+    converted: npt.NDArray[np.floating] = rule.convert(values).contiguous().numpy().astype(dtype)
+    return converted

@@ -1,0 +1,78 @@
+"""What a user may ask of an export, checked before any work is done."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllava_edge.errors import UsageError
+
+# Most precise first: the order of a manifest's variants, of which the first is a runtime's default.
+VISION_PRECISIONS = ("fp32", "fp16")
+# Names of llama.cpp's file types (enum llama_ftype in llama.h), without LLAMA_FTYPE_MOSTLY_.
+LANGUAGE_TYPES = (
+    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_k_s", "q5_0", "q4_k_m", "q4_1", "q4_k_s",
+    "iq4_nl", "iq4_xs", "q4_0", "q3_k_l", "iq3_m", "q3_k_m", "iq3_s", "q3_k_s", "q2_k", "tq2_0", "tq1_0",
+)  # fmt: skip
+_NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
+REFUSED_LANGUAGE_TYPES = {
+    **dict.fromkeys(("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"), _NEEDS_IMATRIX),
+    **dict.fromkeys(("iq1_m", "iq1_s", "q2_k_s"), _NEEDS_IMATRIX),
+    "mxfp4_moe": "it changes only the experts of a mixture of experts, of which there are none here",
+    "nvfp4": "llama.cpp's quantizer does not write it",
+    "q1_0": "the gguf package cannot read it back, so it could not be verified",
+    "q2_0": "the gguf package cannot read it back, so it could not be verified",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What to make of a checkpoint.
+
+    Attributes:
+        vision: names from `VISION_PRECISIONS`.
+        language: names from `LANGUAGE_TYPES`.
+        sources: where tokenizer and processor files are that the checkpoint only names.
+        template: name of the prompt template, instead of the checkpoint's own.
+        force: replace an existing output.
+        allow_pickle: read `.bin` weights.
+
+    Raises:
+        UsageError: a name is not known, is refused, or a part has none.
+    """
+
+    vision: tuple[str, ...] = ("fp32", "fp16")
+    language: tuple[str, ...] = ("f32", "f16", "q8_0", "q4_k_m")
+    sources: Path | None = None
+    template: str | None = None
+    force: bool = False
+    allow_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        for part, names, known in (
+            ("vision", self.vision, VISION_PRECISIONS),
+            ("language", self.language, LANGUAGE_TYPES),
+        ):
+            if not names:
+                raise UsageError(f"--{part}: name at least one of {', '.join(known)}.")
+            for name in names:
+                if part == "language" and name in REFUSED_LANGUAGE_TYPES:
+                    raise UsageError(f"--language {name}: {REFUSED_LANGUAGE_TYPES[name]}.")
+                if name not in known:
+                    raise UsageError(f"--{part} {name!r} is not known. Known: {', '.join(known)}.")
+
+    def vision_variants(self) -> list[str]:
+        """The vision precisions asked for, each once, most precise first."""
+        return _in_order(self.vision, VISION_PRECISIONS)
+
+    def language_variants(self) -> list[str]:
+        """The language types asked for, each once, most precise first."""
+        return _in_order(self.language, LANGUAGE_TYPES)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """Split a command line's comma-separated names."""
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())
+
+
+def _in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
+    return sorted(set(names), key=order.index)

@@ -1,0 +1,160 @@
+"""Is what was written equal to the checkpoint? Checked before a bundle is published.
+
+Gates: spec/reliability_bench_parity.md section C2. Whole-model figures (logits, answers) are `verify`'s work.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from tinyllava_edge.errors import ExportError
+from tinyllava_edge.model.checkpoint import iter_tensors
+
+from .language_gguf import LanguageSource, is_ignored
+from .precision import FLOAT16_MAX, evaluate_rounded, measure_ranges, open_session
+from .vision_onnx import EMBEDDINGS, PIXELS
+
+Floats = npt.NDArray[np.float32]
+
+# Smallest signal-to-noise ratio in dB of one tensor read back: about 6 dB under what each type reaches on
+# normally distributed weights. A wrong row order or a swapped tensor gives about -3 dB.
+MIN_SNR_DB = {
+    "bf16": 48.0, "q8_0": 39.0, "q6_k": 29.0, "q5_k": 23.0, "q5_1": 22.0, "q5_0": 21.0, "q4_k": 17.0,
+    "q4_1": 16.0, "q4_0": 15.0, "iq4_nl": 16.0, "iq4_xs": 16.0, "q3_k": 10.0, "iq3_s": 9.5, "q2_k": 5.0,
+    "tq2_0": 0.0, "tq1_0": 0.0, "f16": 60.0,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """How far embeddings are from torch's in float32."""
+
+    nmse: float  # mean squared error over the variance of torch's
+    snr_db: float  # energy of torch's over energy of the error
+    psnr_db: float
+    min_token_cosine: float
+    within: float  # fraction inside atol 1e-4 rms + rtol 1e-3
+
+    @classmethod
+    def of(cls, expected: Floats, actual: Floats) -> "Figures":
+        """Compare two [batch, tokens, hidden]; anything not finite makes NaN, which passes no gate."""
+        a, b = expected.astype(np.float64), actual.astype(np.float64)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            error, energy = np.mean((a - b) ** 2), np.mean(a**2)
+            cosine = np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
+            limit = 1e-4 * np.sqrt(energy) + 1e-3 * np.abs(a)
+            exact = max(float(error), np.finfo(np.float64).tiny) if np.isfinite(error) else np.nan
+            return cls(
+                nmse=float(error / np.var(a)),
+                snr_db=float(10 * np.log10(energy / exact)),
+                psnr_db=float(10 * np.log10(np.max(a**2) / exact)),
+                min_token_cosine=float(np.min(cosine)),
+                within=float(np.mean(np.abs(a - b) <= limit)),
+            )
+
+    def passes(self, precision: str) -> bool:
+        """Whether the gate of a vision precision is passed."""
+        if precision == "fp32":
+            return self.nmse <= 1e-8 and self.min_token_cosine >= 0.99999 and self.within >= 0.999
+        return self.snr_db >= 40 and self.min_token_cosine >= 0.999 and self.psnr_db >= 35
+
+
+def check_vision(path: Path, precision: str, pixels: Floats, expected: Floats) -> dict[str, Any]:
+    """Run a written graph on ONNX Runtime's CPU provider against torch's embeddings.
+
+    Raises:
+        ExportError: it is too far off.
+    """
+    (actual,) = open_session(path).run([EMBEDDINGS], {PIXELS: pixels})
+    figures = Figures.of(expected, np.asarray(actual))
+    if not figures.passes(precision):
+        raise ExportError(f"vision {precision}: {path.name} is not equal to the checkpoint: {figures}.")
+    return asdict(figures)
+
+
+def check_float16(proto: onnx.ModelProto, pixels: Floats, expected: Floats) -> dict[str, Any]:
+    """Judge float16 by the float32 graph, rounding every value; measure how far each is from an overflow.
+
+    Raises:
+        ExportError: a value overflows, or rounding costs too much; the message names the value.
+    """
+    ranges = measure_ranges(proto, pixels)
+    worst = max((value for value in ranges if not value.harmless), key=lambda value: value.largest)
+    if not worst.largest <= FLOAT16_MAX:
+        raise ExportError(
+            f"vision fp16: {worst.name} reaches {worst.largest:.6g}, float16 ends at {FLOAT16_MAX:g} (margin "
+            f"{worst.margin:.3g}). Export --vision fp32."
+        )
+    figures = Figures.of(expected, evaluate_rounded(proto, pixels))
+    if not figures.passes("fp16"):
+        raise ExportError(
+            f"vision fp16: rounding every value to float16 costs too much: {figures}. The largest value is "
+            f"{worst.largest:.6g} at {worst.name} (margin {worst.margin:.3g}). Export --vision fp32."
+        )
+    return {
+        "rounded": asdict(figures),
+        "largest": worst.largest,
+        "largest_at": worst.name,
+        "margin": worst.margin,
+    }
+
+
+def check_language(path: Path, source: LanguageSource) -> dict[str, Any]:
+    """Read a GGUF file back, undo the conversion and compare every tensor with the checkpoint's.
+
+    float32 must be bit-equal, float16 equal to the rounded source, other types above `MIN_SNR_DB`.
+
+    Raises:
+        ExportError: a tensor is missing, too many, or differs; the message names it.
+    """
+    written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    rules = source.rules()
+    lowest, lowest_at = float("inf"), ""
+    for name, tensor in iter_tensors(
+        source.checkpoint, part="language_model", allow_pickle=source.allow_pickle
+    ):
+        if is_ignored(name, source.config):
+            continue
+        rule = rules.pop(name)
+        stored = written.pop(rule.name, None)
+        if stored is None:
+            raise ExportError(f"{path.name}: {rule.name} is missing.")
+        kind = stored.tensor_type.name.lower()
+        actual = rule.restore(torch.from_numpy(_dequantized(stored)))
+        snr_db = _tensor_snr_db(tensor.float(), actual, kind)
+        if not snr_db >= MIN_SNR_DB.get(kind, float("inf")):
+            raise ExportError(
+                f"{path.name}: {rule.name} ({kind}) is not equal to {name}: {snr_db:.1f} dB signal to noise, "
+                f"expected {MIN_SNR_DB.get(kind, 'bit-equal values')}."
+            )
+        if snr_db < lowest:
+            lowest, lowest_at = snr_db, rule.name
+    if written or rules:
+        raise ExportError(
+            f"{path.name}: {next(iter([*written, *rules]))} is in only one of file and checkpoint."
+        )
+    return {"lowest_snr_db": None if lowest == float("inf") else lowest, "lowest_at": lowest_at}
+
+
+def _dequantized(stored: gguf.gguf_reader.ReaderTensor) -> Floats:
+    values = gguf.quants.dequantize(stored.data, stored.tensor_type)
+    return np.array(values, dtype=np.float32)  # a copy: torch wants memory that it may write to
+
+
+def _tensor_snr_db(expected: torch.Tensor, actual: torch.Tensor, kind: str) -> float:
+    """Infinity where the tensor is what its type makes of the source exactly."""
+    if actual.shape != expected.shape:
+        return -float("inf")
+    exact = expected.half().float() if kind == "f16" else expected
+    if torch.equal(exact, actual):
+        return float("inf")
+    if kind in ("f32", "f16"):
+        return -float("inf")
+    noise = float((expected.double() - actual.double()).square().sum())
+    return 10 * float(np.log10(max(float(expected.double().square().sum()), 1e-300) / noise))

@@ -1,0 +1,240 @@
+"""Checkpoint -> bundle, step by step.
+
+The torch model is gone before the language model is written, which then streams from the checkpoint's files:
+never two copies of the language model at once.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllava_edge.bundle import (
+    TOKENIZER_FILE,
+    Bundle,
+    BundleWriter,
+    LanguageSpec,
+    Manifest,
+    Part,
+    PromptSpec,
+    Source,
+    Variant,
+    VisionSpec,
+    check_output,
+    create_bundle,
+)
+from tinyllava_edge.config import ModelConfig, read_model_config
+from tinyllava_edge.embedded import NANO, checkpoint_path
+from tinyllava_edge.model.assets import Assets, read_assets
+from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors
+from tinyllava_edge.model.vlm import TinyLlava, load_model
+
+from .gguf_arch import architecture_for
+from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
+from .options import ExportOptions
+from .parity import check_float16, check_language, check_vision
+from .precision import to_float16
+from .quantize import quantize_gguf, read_tensor_types
+from .reference import Reference, write_reference
+from .vision_onnx import TOWER_OUTPUT, build_vision_graph, write_vision_graph
+
+__all__ = ["ExportOptions", "export_bundle"]
+
+PACKAGES = [
+    "tinyllava-edge",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnxruntime",
+    "gguf",
+    "llama-cpp-python",
+    "numpy",
+]
+OnStep = Callable[[str], None]
+
+
+def export_bundle(
+    checkpoint: Path, out: Path, options: ExportOptions | None = None, *, on_step: OnStep = lambda step: None
+) -> Manifest:
+    """Turn a checkpoint into a bundle; nothing is at `out` unless all of it was checked.
+
+    What was measured on the way (parity, ranges, tensor types) is in the bundle's `parity/export.json`.
+
+    Args:
+        checkpoint: a TinyLLaVA checkpoint directory.
+        out: the bundle's directory.
+        options: what to make.
+        on_step: called with a few words at the start of each step; there are `count_steps(options)`.
+
+    Raises:
+        OutputExistsError: `out` exists and `options.force` is false.
+        CheckpointError: the checkpoint is damaged or not supported.
+        ExportError: a part cannot be converted, or is not equal to the checkpoint.
+    """
+    options = options or ExportOptions()
+    check_output(out, force=options.force)
+    on_step("read the checkpoint")
+    config = read_model_config(checkpoint, template=options.template)
+    assets = read_assets(checkpoint, config, sources=options.sources)
+    architecture_for(config.language.architecture).metadata(config.language)
+    model = load_model(checkpoint, template=options.template, allow_pickle=options.allow_pickle)
+    with create_bundle(out, force=options.force) as writer:
+        on_step("reference tensors")
+        reference = write_reference(writer.root, model, assets)
+        (writer.root / TOKENIZER_FILE).write_text(assets.tokenizer.tokenizer_json, encoding="utf-8")
+        vision, vision_report = _export_vision(writer.root, model, reference, options, on_step)
+        parts = _parts(model, checkpoint, options)
+        del model
+        gc.collect()
+        source = LanguageSource(
+            checkpoint=checkpoint,
+            config=config,
+            assets=assets,
+            name=checkpoint.resolve().name,
+            allow_pickle=options.allow_pickle,
+        )
+        halves = parts["language_model"].dtype == "float16"
+        language, language_report = _export_language(writer.root, source, halves, options, on_step)
+        on_step("seal the bundle")
+        manifest = _seal(writer, checkpoint, config, assets, parts, (*vision, *language))
+        report: dict[str, object] = {"vision": vision_report, "language": language_report}
+        Bundle.open(writer.root).write_parity("export", report)
+    return manifest
+
+
+def count_steps(options: ExportOptions) -> int:
+    """Number of steps that `export_bundle` announces."""
+    return 4 + len(options.vision_variants()) + len(options.language_variants())
+
+
+def _export_vision(
+    root: Path, model: TinyLlava, reference: Reference, options: ExportOptions, on_step: OnStep
+) -> tuple[list[Variant], dict[str, Any]]:
+    """Write and check the vision graphs."""
+    on_step("trace vision tower and connector")
+    (root / "vision").mkdir()
+    graph = build_vision_graph(model)
+    noise = 2 * torch.rand(reference.pixels[:1].shape, generator=torch.Generator().manual_seed(0)) - 1
+    pixels = torch.cat([torch.from_numpy(reference.pixels), noise])
+    with torch.no_grad():
+        expected = torch.cat([torch.from_numpy(reference.embeddings), model.encode(noise)]).numpy()
+    variants: list[Variant] = []
+    report: dict[str, dict[str, Any]] = {}
+    for name in options.vision_variants():
+        on_step(f"vision {name}")
+        report[name] = {}
+        proto = graph
+        if name == "fp16":
+            report[name] = check_float16(graph, pixels.numpy(), expected)
+            proto = to_float16(graph)
+        files = write_vision_graph(root / "vision" / f"{name}.onnx", proto)
+        report[name]["onnxruntime"] = check_vision(files[0], name, pixels.numpy(), expected)
+        variants.append(
+            _variant("vision", name, "onnx", [path.relative_to(root).as_posix() for path in files])
+        )
+    return variants, report
+
+
+def _export_language(
+    root: Path, source: LanguageSource, halves: bool, options: ExportOptions, on_step: OnStep
+) -> tuple[list[Variant], dict[str, Any]]:
+    """Write and check the language model's GGUF files."""
+    folder = root / "language"
+    folder.mkdir()
+    names = options.language_variants()
+    # The quantizer's input: a float16 file is exact where the checkpoint itself is float16.
+    base = "f16" if halves else "f32"
+    base_path = folder / f"{base}.gguf"
+    report = {}
+    if base not in names:
+        write_language_gguf(base_path, source, base)
+    for name in sorted(names, key=lambda name: name != base):  # the base first
+        on_step(f"language {name}")
+        path = folder / f"{name}.gguf"
+        if name in FILE_TYPES:
+            write_language_gguf(path, source, name)
+            types = read_tensor_types(path, name)
+        else:
+            types = quantize_gguf(base_path, path, name)
+        report[name] = {**asdict(types), **check_language(path, source)}
+    if base not in names:
+        base_path.unlink()
+    variants = [_variant("language", name, "gguf", [f"language/{name}.gguf"]) for name in names]
+    return variants, report
+
+
+def _variant(part: Any, name: str, target: Any, files: list[str]) -> Variant:
+    return Variant(part=part, name=name, target=target, files=tuple(files), status="verified")
+
+
+def _parts(model: TinyLlava, checkpoint: Path, options: ExportOptions) -> dict[Any, Part]:
+    """Architecture, size and stored dtype of each part."""
+    dtypes: dict[str, set[str]] = {}
+    for name, tensor in iter_tensors(checkpoint, allow_pickle=options.allow_pickle):
+        dtypes.setdefault(name.split(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
+    config = model.config
+    architectures = {
+        "vision_tower": config.vision.architecture,
+        "connector": config.connector.type,
+        "language_model": config.language.architecture,
+    }
+    return {
+        part: Part(
+            architecture=architecture,
+            parameters=sum(parameter.numel() for parameter in getattr(model, part).parameters()),
+            dtype="+".join(sorted(dtypes.get(part, ()))),
+        )
+        for part, architecture in architectures.items()
+    }
+
+
+def _seal(
+    writer: BundleWriter,
+    checkpoint: Path,
+    config: ModelConfig,
+    assets: Assets,
+    parts: dict[Any, Part],
+    variants: tuple[Variant, ...],
+) -> Manifest:
+    """Write the manifest."""
+    language = config.language
+    is_nano = checkpoint == checkpoint_path(NANO)
+    return writer.seal(
+        parts=parts,
+        prompt=PromptSpec(
+            template=assets.template,
+            template_reason=config.template_reason,
+            bos_id=assets.bos_id,
+            stop_ids=assets.stop_ids,
+        ),
+        vision=VisionSpec(
+            image_size=config.vision.image_size,
+            num_tokens=config.vision.num_tokens,
+            hidden_size=language.hidden_size,
+            feature_layer=config.vision.feature_layer,
+            drop_first=config.vision.drop_first,
+            preprocessing=assets.preprocessing,
+            tower_output=TOWER_OUTPUT,
+        ),
+        language=LanguageSpec(
+            architecture=language.architecture,
+            hidden_size=language.hidden_size,
+            vocab_size=language.vocab_size,
+            num_hidden_layers=language.num_hidden_layers,
+            num_attention_heads=language.num_attention_heads,
+            num_key_value_heads=language.num_key_value_heads,
+            head_dim=language.head_dim,
+            context_length=language.max_position_embeddings,
+        ),
+        variants=variants,
+        source=Source(
+            name=NANO if is_nano else str(checkpoint),
+            checkpoint_sha256=checkpoint_sha256(checkpoint),
+            layout=checkpoint_layout(checkpoint),
+        ),
+        versions={package: version(package) for package in PACKAGES},
+    )

@@ -1,0 +1,186 @@
+"""Float16 of a vision graph, judged by arithmetic that really rounds.
+
+ONNX Runtime's CPU provider computes float16 nodes in float32, and torch's half kernels compute GELU and
+attention in float32 inside: both hide an overflow that a GPU would have. So the graph itself is evaluated
+with every value rounded to float16, and the largest magnitude of every value is measured in float32.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, MutableSequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from tinyllava_edge.errors import ExportError
+
+from .vision_onnx import EMBEDDINGS, PIXELS, write_vision_graph
+
+FLOAT16_MAX = 65504.0
+# Operators that can carry an infinity on unharmed, towards ...
+_CARRY = ("Add", "Div", "Mul", "Pow")
+# ... these, which turn it into their exact limit: the inner values of GELU.
+_SATURATE = ("Erf", "Tanh")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueRange:
+    """The largest magnitude a value of the graph reached."""
+
+    name: str  # of the node that makes it: module path / value
+    largest: float
+    harmless: bool  # an infinity here would not reach the output
+
+    @property
+    def margin(self) -> float:
+        """How many times larger it could be before float16 overflows."""
+        return FLOAT16_MAX / self.largest if self.largest else float("inf")
+
+
+def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with weights and operations in float16; input and output stay float32.
+
+    Raises:
+        ExportError: a weight is too large for float16, or an operator has a fixed float32 inside.
+    """
+    half = onnx.ModelProto()
+    half.CopyFrom(proto)
+    graph = half.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(_float16_tensor(tensor))
+    for node in graph.node:
+        if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
+            raise ExportError(f"fp16: node {node.name} is a {node.op_type}, which fixes a type.")
+        _rename(node.input, PIXELS, f"{PIXELS}_fp16")
+        _rename(node.input, EMBEDDINGS, f"{EMBEDDINGS}_fp16")
+        _rename(node.output, EMBEDDINGS, f"{EMBEDDINGS}_fp16")
+    for value in graph.value_info:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    first = helper.make_node(
+        "Cast", [PIXELS], [f"{PIXELS}_fp16"], "graph/pixels_fp16", to=TensorProto.FLOAT16
+    )
+    last = helper.make_node(
+        "Cast", [f"{EMBEDDINGS}_fp16"], [EMBEDDINGS], "graph/embeddings", to=TensorProto.FLOAT
+    )
+    _replace_nodes(graph, [first, *graph.node, last])
+    return half
+
+
+def evaluate_rounded(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Embeddings of a float32 graph in which every weight and every value is rounded to float16."""
+    rounded = onnx.ModelProto()
+    rounded.CopyFrom(proto)
+    graph = rounded.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(_float16_tensor(tensor)).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    floats = _float_values(graph)
+    nodes = _rounding(PIXELS, f"{PIXELS}_rounded")
+    for node in graph.node:
+        _rename(node.input, PIXELS, f"{PIXELS}_rounded")
+        nodes.append(node)
+        name = node.output[0]
+        if name in floats:
+            node.output[0] = f"{name}_exact"
+            nodes += _rounding(f"{name}_exact", name)
+    _replace_nodes(graph, nodes)
+    with opened_graph(rounded, optimize=False) as session:
+        (embeddings,) = session.run([EMBEDDINGS], {PIXELS: pixels})
+    return np.asarray(embeddings)
+
+
+def measure_ranges(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> list[ValueRange]:
+    """The largest magnitude of every value of a float32 graph, in the graph's order."""
+    probed = onnx.ModelProto()
+    probed.CopyFrom(proto)
+    graph = probed.graph
+    floats = _float_values(graph)
+    nodes = [node for node in proto.graph.node if node.output[0] in floats]
+    del graph.output[:]
+    for index, node in enumerate(nodes):
+        graph.node.append(helper.make_node("Abs", [node.output[0]], [f"abs_{index}"]))
+        graph.node.append(helper.make_node("ReduceMax", [f"abs_{index}"], [f"max_{index}"], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(f"max_{index}", TensorProto.FLOAT, []))
+    with opened_graph(probed) as session:
+        largest = session.run(None, {PIXELS: pixels})
+    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in proto.graph.node:
+        for name in node.input:
+            consumers[name].append(node)
+    return [
+        ValueRange(name=node.name, largest=float(value), harmless=_saturates(node.output[0], consumers))
+        for node, value in zip(nodes, largest, strict=True)
+    ]
+
+
+@contextmanager
+def opened_graph(proto: onnx.ModelProto, *, optimize: bool = True) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a graph on ONNX Runtime's CPU provider, through a temporary file."""
+    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
+        path = Path(folder) / "graph.onnx"
+        write_vision_graph(path, proto)
+        yield open_session(path, optimize=optimize)
+
+
+def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+    """Open a graph's file on ONNX Runtime's CPU provider."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if not optimize:  # the optimizer would take a cast to float16 and back for nothing
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _float16_tensor(tensor: TensorProto) -> TensorProto:
+    values = numpy_helper.to_array(tensor)
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest <= FLOAT16_MAX:
+        raise ExportError(
+            f"fp16: weight {tensor.name!r} has values up to {largest:.6g}, float16 ends at {FLOAT16_MAX:g}. "
+            "Export --vision fp32."
+        )
+    return numpy_helper.from_array(values.astype(np.float16), tensor.name)
+
+
+def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
+    return [
+        helper.make_node("Cast", [source], [f"{target}_fp16"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{target}_fp16"], [target], to=TensorProto.FLOAT),
+    ]
+
+
+def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def _rename(names: MutableSequence[str], old: str, new: str) -> None:
+    for index, name in enumerate(names):
+        if name == old:
+            names[index] = new
+
+
+def _float_values(graph: onnx.GraphProto) -> set[str]:
+    return {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+
+
+def _saturates(name: str, consumers: dict[str, list[onnx.NodeProto]]) -> bool:
+    """Whether every way on from a value ends in an operator with a limit."""
+    return bool(consumers[name]) and all(
+        node.op_type in _SATURATE or (node.op_type in _CARRY and _saturates(node.output[0], consumers))
+        for node in consumers[name]
+    )

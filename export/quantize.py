@@ -1,0 +1,94 @@
+"""GGUF -> quantized GGUF, by llama.cpp's own quantizer.
+
+llama.cpp mixes types within one file, and where a row is not a multiple of a type's block it silently takes
+another type: so what was written is read back and reported.
+"""
+
+import ctypes
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import llama_cpp
+
+from tinyllava_edge.errors import ExportError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorTypes:
+    """What lies in a GGUF file.
+
+    Attributes:
+        counts: type name -> number of tensors.
+        fallback: tensors that could not have the type asked for, as "name: type, width".
+    """
+
+    counts: dict[str, int]
+    fallback: tuple[str, ...]
+
+
+def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) -> TensorTypes:
+    """Quantize a float GGUF file.
+
+    Args:
+        source: f32, or f16 where the checkpoint is float16.
+        target: written.
+        name: one of `options.LANGUAGE_TYPES`.
+        threads: 0 for as many as the machine has; the result does not depend on it.
+
+    Raises:
+        ExportError: llama.cpp refused; its own last words are in the message.
+    """
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
+    parameters.nthread = threads
+    with _captured_log() as log:
+        result = llama_cpp.llama_model_quantize(
+            str(source).encode(), str(target).encode(), ctypes.byref(parameters)
+        )
+    if result != 0:
+        words = " ".join("".join(log).split())[-600:]
+        raise ExportError(f"llama.cpp could not quantize to {name}: {words}")
+    return read_tensor_types(target, name)
+
+
+def read_tensor_types(path: Path, name: str) -> TensorTypes:
+    """Count the types in a file, and list the tensors that `name` could not be applied to."""
+    block = block_size(name)
+    counts: Counter[str] = Counter()
+    fallback = []
+    for tensor in gguf.GGUFReader(path).tensors:
+        counts[tensor.tensor_type.name.lower()] += 1
+        width = int(tensor.shape[0])
+        if len(tensor.shape) > 1 and width % block:
+            fallback.append(f"{tensor.name}: {tensor.tensor_type.name.lower()}, width {width}")
+    return TensorTypes(counts=dict(sorted(counts.items())), fallback=tuple(fallback))
+
+
+def block_size(name: str) -> int:
+    """Values that a type quantizes together; a row must be a multiple of it."""
+    if name in ("f32", "f16", "bf16"):
+        return 1
+    is_super_block = "_k" in name or name.startswith("tq") or (name.startswith("iq") and name != "iq4_nl")
+    return 256 if is_super_block else 32
+
+
+@contextmanager
+def _captured_log() -> Iterator[list[str]]:
+    """Collect llama.cpp's log instead of printing it."""
+    lines: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+        lines.append(text.decode("utf-8", errors="replace"))
+
+    before, before_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(before_data))
+    llama_cpp.llama_log_set(collect, ctypes.c_void_p(0))
+    try:
+        yield lines
+    finally:
+        llama_cpp.llama_log_set(before, before_data)

@@ -1,0 +1,110 @@
+"""The reference/ folder of a bundle: what torch computes in float32, for a device without torch.
+
+Layout: docs/bundle.md. `reference.json` has the prompts, `reference.npz` the tensors; pictures are PNG files.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tinyllava_edge.bundle import REFERENCE_FOLDER
+from tinyllava_edge.config import IMAGE_TOKEN_ID
+from tinyllava_edge.image import open_picture, preprocess
+from tinyllava_edge.model.assets import Assets
+from tinyllava_edge.model.vlm import TinyLlava
+from tinyllava_edge.prompt import Turn, place_markers
+
+# Photographs that come with scikit-image, cut and made small: astronaut (NASA, public domain), rocket
+# (SpaceX, public domain), chelsea (Stefan van der Walt, CC0; its alpha channel is ours).
+PICTURES_FOLDER = Path(__file__).parent / "pictures"
+PICTURES = ("portrait.png", "wide.png", "transparent.png")
+# name, turns, pictures
+PROMPTS: tuple[tuple[str, list[Turn], list[int]], ...] = (
+    ("single", [("<image>\nWhat is this?", None)], [0]),
+    (
+        "two_turns",
+        [("<image>\nWhat can you see?", "A photograph."), ("Which colours are there?", None)],
+        [1],
+    ),
+    ("text_only", [("Which animals can fly?", None)], []),
+    ("two_pictures", [("<image>\n<image>\nWhat is different?", None)], [2, 0]),
+)
+GREEDY_TOKENS = 16
+LOGIT_ROWS = 32  # of a prompt's last positions: a whole prompt of a large vocabulary would be 500 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Pictures as pixels, and what the vision tower and connector make of them, float32."""
+
+    pixels: npt.NDArray[np.float32]  # [pictures, 3, h, w]
+    embeddings: npt.NDArray[np.float32]  # [pictures, tokens, hidden]
+
+
+@torch.no_grad()
+def write_reference(root: Path, model: TinyLlava, assets: Assets) -> Reference:
+    """Compute and write the folder; returns what the vision parity check needs."""
+    folder = root / REFERENCE_FOLDER
+    folder.mkdir()
+    for name in PICTURES:
+        shutil.copyfile(PICTURES_FOLDER / name, folder / name)
+    pixels = np.stack([preprocess(open_picture(folder / name), assets.preprocessing) for name in PICTURES])
+    tower = model.vision_tower(torch.from_numpy(pixels))
+    embeddings = model.connector(tower)
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    for index in range(len(PICTURES)):
+        tensors[f"pixels/{index}"] = pixels[index]
+        tensors[f"vision_tower/{index}"] = tower[index].numpy()
+        tensors[f"embeddings/{index}"] = embeddings[index].numpy()
+    prompts = []
+    for name, turns, pictures in PROMPTS:
+        placed = place_markers(turns, len(pictures))
+        ids = assets.text_tokenizer().encode(assets.template, placed)
+        rows = model.splice(ids, embeddings[pictures])  # [positions, hidden]
+        if len(rows) + GREEDY_TOKENS > model.config.language.max_position_embeddings:
+            continue
+        logits, greedy = _continue(model, rows, assets.stop_ids)
+        tensors[f"logits/{name}"] = logits
+        prompts.append(
+            {
+                "name": name,
+                "turns": placed,
+                "pictures": pictures,
+                "input_ids": ids,
+                "positions": len(rows),
+                "logit_positions": list(range(len(rows) - len(logits), len(rows))),
+                **greedy,
+            }
+        )
+    contents = {"pictures": list(PICTURES), "image_token_id": IMAGE_TOKEN_ID, "prompts": prompts}
+    (folder / "reference.json").write_text(
+        json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    np.savez(folder / "reference.npz", **tensors)  # type: ignore[arg-type]
+    return Reference(pixels=pixels, embeddings=embeddings.numpy())
+
+
+def _continue(
+    model: TinyLlava, rows: torch.Tensor, stop_ids: tuple[int, ...]
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+    """Logits of the last `LOGIT_ROWS` positions, and the greedy answer up to a stop id (which is kept)."""
+    output = model.language_model(inputs_embeds=rows[None], use_cache=True)
+    logits: npt.NDArray[np.float32] = output.logits[0, -LOGIT_ROWS:].numpy()
+    ids: list[int] = []
+    margins: list[float] = []
+    while True:
+        best = output.logits[0, -1].topk(2)
+        ids.append(int(best.indices[0]))
+        margins.append(float(best.values[0] - best.values[1]))
+        if len(ids) == GREEDY_TOKENS or ids[-1] in stop_ids:
+            return logits, {"greedy_ids": ids, "greedy_margins": margins}
+        row = model.splice(ids[-1:], torch.zeros(0, 0, rows.shape[1]))
+        output = model.language_model(
+            inputs_embeds=row[None], past_key_values=output.past_key_values, use_cache=True
+        )

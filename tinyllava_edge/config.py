@@ -7,7 +7,7 @@ defaults. Knows nothing of torch or transformers.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -20,6 +20,7 @@ from tinyllava_edge.families import (
     NEUTRAL_VALUES,
     ONLY_SUPPORTED,
     PREFIX_TOKENS,
+    PUBLIC_TOWERS,
     VISION_DEFAULTS,
 )
 
@@ -73,6 +74,27 @@ class VisionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BertSizes:
+    """What a Q-Former takes from bert-base-uncased's config.json, which no checkpoint contains."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorConfig:
+    """Connector; the sizes beside its type matter for `resampler` and `qformer` only."""
+
+    type: str
+    num_queries: int = 128
+    num_layers: int = 3
+    bert: BertSizes = BertSizes()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
     """Language model, from `text_config` with the family's defaults filled in.
 
@@ -107,7 +129,8 @@ class ModelConfig:
     """A whole checkpoint: its parts and how prompt and picture are prepared."""
 
     vision: VisionConfig
-    connector_type: str
+    second_vision: VisionConfig | None  # the DINOv2 half of a mixture of features (MoF)
+    connector: ConnectorConfig
     language: LanguageConfig
     image_aspect_ratio: str  # "square" or "pad"
     tokenizer_max_length: int
@@ -116,8 +139,15 @@ class ModelConfig:
     dtype: str  # of the stored weights as config.json says; "" where it does not
 
 
-def read_model_config(directory: Path, *, template: str | None = None) -> ModelConfig:
+def read_model_config(
+    directory: Path, *, template: str | None = None, sources: Path | None = None
+) -> ModelConfig:
     """Read `config.json` (and `tinyllava_edge.json` where there is one) of a TinyLLaVA checkpoint.
+
+    Args:
+        directory: the checkpoint.
+        template: name of the prompt template, in the place of the stored or inferred one.
+        sources: where the configs are that the checkpoint only names (a MoF's second tower, Q-Former's BERT).
 
     Raises:
         CheckpointError: a file is missing or not JSON, or a value is impossible.
@@ -146,7 +176,8 @@ def read_model_config(directory: Path, *, template: str | None = None) -> ModelC
         raise UnsupportedModelError(f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad.")
     return ModelConfig(
         vision=vision,
-        connector_type=str(raw.get("connector_type")),
+        second_vision=_second_vision(raw, path, sources),
+        connector=_connector_config(raw, path, sources),
         language=language,
         image_aspect_ratio=aspect,
         tokenizer_max_length=int(raw.get("tokenizer_model_max_length", language.max_position_embeddings)),
@@ -265,6 +296,40 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     if config.hidden_size % config.num_attention_heads or config.num_tokens < 1:
         raise CheckpointError(f"{path}: vision_config has sizes that do not fit together: {config}.")
     return config
+
+
+def _second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> VisionConfig | None:
+    """A MoF's DINOv2, whose config is in no checkpoint: from `sources`, or of a public tower."""
+    name = str(raw.get("vision_model_name_or_path2") or "").removeprefix("mof:")
+    if not name:
+        return None
+    found = _named_config(name, sources)
+    second = PUBLIC_TOWERS.get(name) if found is None else found
+    if second is None:
+        raise CheckpointError(
+            f"{path}: the config of the second tower {name!r} is in no checkpoint. Give --sources DIR with "
+            f"{name}/config.json in it. Known without: {', '.join(PUBLIC_TOWERS)}."
+        )
+    return vision_config({**raw, "vision_config": second, "vision_model_name_or_path": name}, path)
+
+
+def _connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> ConnectorConfig:
+    bert = _named_config("google-bert/bert-base-uncased", sources) or {}
+    known = {item.name for item in fields(BertSizes)}
+    return ConnectorConfig(
+        type=str(raw.get("connector_type")),
+        num_queries=_integer(raw, "num_queries", 128, path),
+        num_layers=_integer(raw, "num_resampler_layers", 3, path),
+        bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),
+    )
+
+
+def _named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
+    """`<sources>/<name>/config.json`, where there is one."""
+    if sources is None or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    path = sources / name / "config.json"
+    return read_json_object(path) if path.exists() else None
 
 
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:

@@ -70,7 +70,7 @@ def inspect_checkpoint(directory: Path) -> dict[str, Any]:
     config = read_model_config(directory)
     parts = {
         "vision_tower": {"architecture": config.vision.architecture},
-        "connector": {"architecture": config.connector_type},
+        "connector": {"architecture": config.connector.type},
         "language_model": {"architecture": config.language.architecture},
     }
     tensors = tensor_facts(directory)

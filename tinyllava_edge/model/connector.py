@@ -3,15 +3,20 @@
 import re
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
+from tinyllava_edge.config import ConnectorConfig
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+
+from .qformer import QFormer
+from .resampler import Resampler
 
 _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
 
-def build_connector(connector_type: str, vision_hidden: int, language_hidden: int) -> nn.Module:
-    """Build a connector [batch, tokens, vision_hidden] -> [batch, tokens, language_hidden].
+def build_connector(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
+    """Build a connector [batch, tokens, vision_hidden] -> [batch, tokens', language_hidden].
 
     Parameter names are upstream's behind `connector._connector.`.
 
@@ -19,14 +24,28 @@ def build_connector(connector_type: str, vision_hidden: int, language_hidden: in
         UnsupportedModelError: the type is not known; the message lists those that are.
         CheckpointError: `identity` between two different widths.
     """
-    if match := _MLP.fullmatch(connector_type):
+    if match := _MLP.fullmatch(config.type):
         return _mlp(int(match[1]), vision_hidden, language_hidden)
-    if connector_type not in CONNECTORS:
+    if config.type not in CONNECTORS:
         raise UnsupportedModelError(
-            f"connector_type {connector_type!r} is not supported. "
+            f"connector_type {config.type!r} is not supported. "
             f"Supported: {', '.join(CONNECTORS)}, mlpNx_gelu (N = 1, 2, ...)."
         )
-    return CONNECTORS[connector_type](vision_hidden, language_hidden)
+    return CONNECTORS[config.type](config, vision_hidden, language_hidden)
+
+
+class MofMlp(nn.Module):
+    """Two MLPs for the two halves of a mixture of features, interleaved token by token: CLIP first."""
+
+    def __init__(self, vision_hidden: int, language_hidden: int) -> None:
+        super().__init__()
+        self.clip = _mlp(2, vision_hidden, language_hidden)
+        self.dinov2 = _mlp(2, vision_hidden, language_hidden)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[batch, clip tokens then dinov2 tokens, vision_hidden] -> [batch, tokens, language_hidden]."""
+        clip, dinov2 = features.chunk(2, dim=1)
+        return torch.stack([self.clip(clip), self.dinov2(dinov2)], dim=2).flatten(1, 2)
 
 
 def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Module:
@@ -37,7 +56,7 @@ def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def _identity(vision_hidden: int, language_hidden: int) -> nn.Module:
+def _identity(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
     if vision_hidden != language_hidden:
         raise CheckpointError(
             f"connector_type 'identity' needs equal widths, found {vision_hidden} (vision tower) and "
@@ -46,4 +65,28 @@ def _identity(vision_hidden: int, language_hidden: int) -> nn.Module:
     return nn.Identity()
 
 
-CONNECTORS: dict[str, Callable[[int, int], nn.Module]] = {"identity": _identity, "linear": nn.Linear}
+def _linear(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
+    return nn.Linear(vision_hidden, language_hidden)
+
+
+def _mof_mlp(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
+    return MofMlp(vision_hidden, language_hidden)
+
+
+def _resampler(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
+    return Resampler(
+        vision_hidden, language_hidden, num_queries=config.num_queries, num_layers=config.num_layers
+    )
+
+
+def _qformer(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
+    return QFormer(vision_hidden, language_hidden, num_queries=config.num_queries, sizes=config.bert)
+
+
+CONNECTORS: dict[str, Callable[[ConnectorConfig, int, int], nn.Module]] = {
+    "identity": _identity,
+    "linear": _linear,
+    "mof_mlp": _mof_mlp,
+    "resampler": _resampler,
+    "qformer": _qformer,
+}

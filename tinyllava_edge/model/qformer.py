@@ -4,21 +4,10 @@ BERT layers, norms after the sums; even layers also attend to the picture. Sizes
 which no checkpoint contains: bert-base-uncased unless `--sources` has another.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True, kw_only=True)
-class BertSizes:
-    """What a Q-Former takes from `google-bert/bert-base-uncased/config.json`."""
-
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    layer_norm_eps: float = 1e-12
+from tinyllava_edge.config import BertSizes
 
 
 class QFormer(nn.Module):

@@ -29,7 +29,8 @@ class Resampler(nn.Module):
         """Both blocks of a layer add to the latents; the picture's tokens stay as they are."""
         media = self.linear(features)
         latents = self.latents.expand(features.shape[0], -1, -1)
-        for attention, feed_forward in self.layers:  # type: ignore[misc]
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             latents = attention(media, latents) + latents
             latents = feed_forward(latents) + latents
         output: torch.Tensor = self.norm(latents)

@@ -59,6 +59,10 @@ class VisionTower(nn.Module):
         """Drop token 0 where the strategy is `patch`, class token or not."""
         return features[:, 1:] if self.config.drop_first else features
 
+    def folded(self, image_size: int) -> "VisionTower":
+        """The tower for pictures of that size only, with nothing left to compute from the size."""
+        return self
+
 
 class Dinov2Tower(VisionTower):
     """DINOv2, whose position table fits any picture size by interpolation."""
@@ -99,8 +103,31 @@ class Dinov2Tower(VisionTower):
         return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
-def build_vision_tower(config: VisionConfig) -> VisionTower:
-    """Build a tower with random weights.
+class MofTower(VisionTower):
+    """Mixture of features: CLIP and DINOv2 on the same pixels, their tokens one after the other."""
+
+    def __init__(self, clip: VisionTower, dinov2: Dinov2Tower) -> None:
+        super().__init__(clip.config, nn.ModuleDict({"clip": clip, "dinov2": dinov2}))
+        self.clip, self.dinov2 = clip, dinov2
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[batch, 3, height, width] -> [batch, clip tokens then dinov2 tokens, hidden]."""
+        return torch.cat([self.clip(pixels), self.dinov2(pixels)], dim=1)
+
+    def upstream_items(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters under the names that upstream's files have."""
+        halves = {"clip": self.clip, "dinov2": self.dinov2}
+        return [
+            (f"{name}.{key}", value) for name, half in halves.items() for key, value in half.upstream_items()
+        ]
+
+    def folded(self, image_size: int) -> VisionTower:
+        """A copy whose DINOv2 position table is of that picture size."""
+        return MofTower(self.clip, self.dinov2.folded(image_size))
+
+
+def build_vision_tower(config: VisionConfig, second: VisionConfig | None = None) -> VisionTower:
+    """Build a tower with random weights; `second` is the DINOv2 half of a mixture of features.
 
     Raises:
         UnsupportedModelError: the architecture is not known; the message lists those that are.
@@ -109,7 +136,13 @@ def build_vision_tower(config: VisionConfig) -> VisionTower:
         raise UnsupportedModelError(
             f"vision tower {config.architecture!r} is not supported. Supported: {', '.join(TOWERS)}."
         )
-    return TOWERS[config.architecture](config)
+    tower = TOWERS[config.architecture](config)
+    if second is None:
+        return tower
+    dinov2 = TOWERS[second.architecture](second)
+    if not isinstance(dinov2, Dinov2Tower):
+        raise UnsupportedModelError(f"a mixture of features has DINOv2 second, not {second.architecture!r}.")
+    return MofTower(tower, dinov2)
 
 
 def _sizes(config: VisionConfig) -> dict[str, Any]:

@@ -21,9 +21,9 @@ class TinyLlava(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.vision_tower = build_vision_tower(config.vision)
+        self.vision_tower = build_vision_tower(config.vision, config.second_vision)
         self.connector = build_connector(
-            config.connector_type, config.vision.hidden_size, config.language.hidden_size
+            config.connector, config.vision.hidden_size, config.language.hidden_size
         )
         self.language_model = build_language_model(config.language)
 
@@ -70,13 +70,25 @@ def build_model(config: ModelConfig) -> TinyLlava:
     return TinyLlava(config).float().eval()
 
 
-def load_model(directory: Path, *, template: str | None = None, allow_pickle: bool = False) -> TinyLlava:
+def load_model(
+    directory: Path,
+    *,
+    template: str | None = None,
+    sources: Path | None = None,
+    allow_pickle: bool = False,
+) -> TinyLlava:
     """Load a checkpoint in float32, strictly.
+
+    Args:
+        directory: the checkpoint.
+        template: name of the prompt template, in the place of the stored or inferred one.
+        sources: where the configs are that the checkpoint only names.
+        allow_pickle: read `.bin` files, with `weights_only`.
 
     Raises:
         CheckpointError: a tensor is missing, left over or of another shape; the message names it.
     """
-    config = read_model_config(directory, template=template)
+    config = read_model_config(directory, template=template, sources=sources)
     model = build_model(config)
     missing = dict(_canonical_items(model))
     seen: set[str] = set()

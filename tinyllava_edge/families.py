@@ -1,0 +1,199 @@
+"""Facts of each family of parts: defaults of its config class, values we can compute with, its template.
+
+A checkpoint's `text_config` and `vision_config` are *diffs* (spec/tinyllava.md section 0.8): a key that
+equals the default of its own transformers 4.40 config class may be missing, so those defaults stand here.
+"""
+
+from typing import Any
+
+_CLIP_LIKE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
+
+VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    "siglip_vision_model": {
+        **_CLIP_LIKE,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
+    "clip_vision_model": {
+        **_CLIP_LIKE,
+        "intermediate_size": 3072,
+        "patch_size": 32,
+        "hidden_act": "quick_gelu",
+        "layer_norm_eps": 1e-5,
+    },
+    "dinov2": {
+        **_CLIP_LIKE,
+        "mlp_ratio": 4,  # in the place of intermediate_size
+        "patch_size": 14,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
+    },
+}
+# Configs of public towers that a checkpoint may only name.
+PUBLIC_TOWERS: dict[str, dict[str, Any]] = {
+    "facebook/dinov2-large": {
+        "model_type": "dinov2",
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 518,
+        "patch_size": 14,
+    },
+}
+# Tokens in front of the patches: a class token.
+PREFIX_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1, "dinov2": 1}
+
+_LLAMA_LIKE: dict[str, Any] = {
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        **_LLAMA_LIKE,
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": {
+        **_LLAMA_LIKE,
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
+    "gemma": {
+        **_LLAMA_LIKE,
+        "vocab_size": 256000,
+        "hidden_size": 3072,
+        "intermediate_size": 24576,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": 256,
+        # Upstream's version ignores hidden_act and uses the tanh variant, unless hidden_activation is set.
+        "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": None,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
+    "phi": {
+        **_LLAMA_LIKE,
+        "vocab_size": 51200,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": None,
+        "hidden_act": "gelu_new",
+        "max_position_embeddings": 2048,
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.5,
+        "qk_layernorm": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "stablelm": {
+        **_LLAMA_LIKE,
+        "vocab_size": 50304,
+        "hidden_size": 2560,
+        "intermediate_size": 6912,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "layer_norm_eps": 1e-5,
+        "partial_rotary_factor": 0.25,
+        "qk_layernorm": False,
+        "use_parallel_residual": False,
+        "use_qkv_bias": False,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    },
+    "openelm": {
+        "vocab_size": 32000,
+        "max_context_length": 2048,
+        "num_transformer_layers": 12,
+        "model_dim": 2048,
+        "head_dim": 128,
+        "num_query_heads": [],
+        "num_kv_heads": [],
+        "ffn_multipliers": [],
+        "ffn_dim_divisor": 256,
+        "ffn_with_glu": True,
+        "activation_fn_name": "swish",
+        "normalization_layer_name": "rms_norm",
+        "normalize_qk_projections": True,
+        "share_input_output_layers": True,
+        "tie_word_embeddings": True,
+        "rope_freq_constant": 10000,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+}
+# Values of which we compute one only; another one is refused rather than computed wrongly.
+ONLY_SUPPORTED: dict[str, dict[str, Any]] = {
+    "qwen2": {"use_sliding_window": False},
+    "phi": {"qk_layernorm": False},
+    "stablelm": {"qk_layernorm": False, "use_parallel_residual": False},
+    "openelm": {
+        "ffn_with_glu": True,
+        "activation_fn_name": "swish",
+        "normalization_layer_name": "rms_norm",
+        "normalize_qk_projections": True,
+        "share_input_output_layers": True,
+    },
+}
+# The template a family was trained with upstream (spec/tinyllava.md section 1.7).
+FAMILY_TEMPLATES = {
+    "llama": "llama",
+    "openelm": "llama",
+    "phi": "phi",
+    "stablelm": "phi",
+    "gemma": "gemma",
+    "qwen2": "qwen2_base",
+}
+
+# Keys that do not change what the model computes.
+BOOKKEEPING_KEYS = frozenset(
+    (
+        *("_name_or_path", "architectures", "auto_map", "cache_dir", "dtype", "model_name_or_path"),
+        *("model_name_or_path2", "model_type", "torch_dtype", "transformers_version"),
+        *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
+        *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
+        *("use_cache", "vision_use_head"),
+        # drop-out, and windows that `use_sliding_window: false` switches off
+        *(
+            "embd_pdrop",
+            "resid_pdrop",
+            "hidden_dropout",
+            "sliding_window",
+            "max_window_layers",
+            "layer_types",
+        ),
+        # DINOv2: start values, drop-out, and what only its backbone class uses
+        *("apply_layernorm", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob"),
+        *("layerscale_value", "out_features", "out_indices", "reshape_hidden_states", "stage_names"),
+        # OpenELM: what the lists of heads were made from, and a table length
+        *("qkv_multipliers", "num_gqa_groups", "rope_max_length"),
+    )
+)
+# Keys that are harmless at this one value.
+NEUTRAL_VALUES = {"num_channels": 3, "qkv_bias": True}

@@ -1,0 +1,127 @@
+"""OpenELM in torch. Upstream needs remote code for it; we do not.
+
+Source: the OpenELM paper (arXiv 2404.14619, layer-wise scaling) and spec/tinyllava.md section 3.4: fused
+qkv as [Q heads | K heads | V heads], RMS norm of each query and key head before RoPE (the rotate-half kind),
+feed-forward SiLU(gate) * up with proj_1 = [gate | up], head tied to the embedding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinyllava_edge.config import LanguageConfig
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The one field that callers of transformers' models read."""
+
+    logits: torch.Tensor  # [batch, positions, vocab]
+
+
+class OpenElm(nn.Module):
+    """OpenELM as a causal language model with a tied head."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = _Transformer(config)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding, as transformers' models name it."""
+        return self.transformer.token_embeddings
+
+    def forward(self, inputs_embeds: torch.Tensor, past_key_values: Any = None, **_: Any) -> Logits:
+        """[batch, positions, hidden] -> logits; `past_key_values` is a transformers cache, or None."""
+        start = 0 if past_key_values is None else past_key_values.get_seq_length()
+        rotary = rotary_table(self.config, start, start + inputs_embeds.shape[1])
+        rows = inputs_embeds
+        for index, layer in enumerate(self.transformer.layers):
+            rows = layer(rows, rotary, past_key_values, index)
+        rows = self.transformer.norm(rows)
+        return Logits(nn.functional.linear(rows, self.transformer.token_embeddings.weight))
+
+
+def rotary_table(config: LanguageConfig, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [positions, head_dim] of RoPE (arXiv 2104.09864) for positions start to end."""
+    exponents = torch.arange(0, config.rotary_dim, 2, dtype=torch.float32) / config.rotary_dim
+    angles = torch.outer(torch.arange(start, end, dtype=torch.float32), config.rope_theta**-exponents)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos(), angles.sin()
+
+
+class _Transformer(nn.Module):
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        values = config.values
+        self.token_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        shapes = zip(
+            values["num_query_heads"], values["num_kv_heads"], values["intermediate_sizes"], strict=True
+        )
+        self.layers = nn.ModuleList(_Layer(config, *shape) for shape in shapes)
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: LanguageConfig, query_heads: int, kv_heads: int, intermediate: int) -> None:
+        super().__init__()
+        self.attn = _Attention(config, query_heads, kv_heads)
+        self.ffn = _FeedForward(config.hidden_size, intermediate)
+        self.attn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.hidden_size, eps=config.norm_eps)
+
+    def forward(
+        self, rows: torch.Tensor, rotary: Sequence[torch.Tensor], cache: Any, index: int
+    ) -> torch.Tensor:
+        rows = rows + self.attn(self.attn_norm(rows), rotary, cache, index)
+        output: torch.Tensor = rows + self.ffn(self.ffn_norm(rows))
+        return output
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: LanguageConfig, query_heads: int, kv_heads: int) -> None:
+        super().__init__()
+        self.head_counts = (query_heads, kv_heads, kv_heads)
+        self.head_dim = config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.head_counts) * self.head_dim, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
+        self.k_norm = nn.RMSNorm(self.head_dim, eps=config.norm_eps)
+        self.out_proj = nn.Linear(query_heads * self.head_dim, config.hidden_size, bias=False)
+
+    def forward(
+        self, rows: torch.Tensor, rotary: Sequence[torch.Tensor], cache: Any, index: int
+    ) -> torch.Tensor:
+        batch, count, _ = rows.shape
+        heads = self.qkv_proj(rows).view(batch, count, -1, self.head_dim).transpose(1, 2)
+        query, key, value = heads.split(self.head_counts, dim=1)
+        query, key = _rotate(self.q_norm(query), rotary), _rotate(self.k_norm(key), rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, index)
+        past = key.shape[2] - count
+        mask = torch.ones(count, key.shape[2], dtype=torch.bool).tril(past)
+        attended = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, enable_gqa=True
+        )
+        output: torch.Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return output
+
+
+def _rotate(heads: torch.Tensor, rotary: Sequence[torch.Tensor]) -> torch.Tensor:
+    cosine, sine = rotary
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosine + torch.cat([-second, first], dim=-1) * sine
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, hidden: int, intermediate: int) -> None:
+        super().__init__()
+        self.proj_1 = nn.Linear(hidden, 2 * intermediate, bias=False)
+        self.proj_2 = nn.Linear(intermediate, hidden, bias=False)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        gate, up = self.proj_1(rows).chunk(2, dim=-1)
+        output: torch.Tensor = self.proj_2(nn.functional.silu(gate) * up)
+        return output

@@ -56,11 +56,10 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
     from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check
 
     with progress() as bar:
-        task = bar.add_task("export", total=count_steps(options))
+        task = bar.add_task("export", total=count_steps(options), completed=-1)
 
         def on_step(description: str) -> None:
-            bar.update(task, description=description)
-            bar.advance(task)
+            bar.update(task, description=description, advance=1)
 
         export_bundle(checkpoint, output, options, on_step=on_step)
     bundle = Bundle.open(output)

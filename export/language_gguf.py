@@ -18,8 +18,8 @@ from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors
 
-from .gguf_arch import TensorRule, architecture_for
-from .gguf_vocabulary import add_vocabulary, build_vocabulary, chat_template
+from .gguf_arch import GgufArchitecture, TensorRule, architecture_for
+from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary, chat_template
 
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
 FLOAT16_MAX = 65504.0
@@ -36,10 +36,27 @@ class LanguageSource:
     name: str
     allow_pickle: bool = False
 
+    def architecture(self) -> GgufArchitecture:
+        """The family's module."""
+        return architecture_for(self.config.language.architecture)
+
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer, one token for each row of the embedding."""
+        return build_vocabulary(self.assets.tokenizer, self.config.language.vocab_size)
+
     def rules(self) -> dict[str, TensorRule]:
         """Every tensor that there must be, by its canonical name."""
-        tensors = architecture_for(self.config.language.architecture).tensors(self.config.language)
+        tensors = self.architecture().tensors(self.config.language)
         return {PREFIX + name: rule for name, rule in tensors.items()}
+
+    def check(self) -> None:
+        """Find what cannot be converted before any work is done.
+
+        Raises:
+            ExportError: a setting or the tokenizer has no counterpart in llama.cpp.
+        """
+        self.architecture().metadata(self.config.language)
+        self.vocabulary()
 
 
 def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> None:
@@ -87,18 +104,15 @@ def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:
     """Write everything before the weights; returns each tensor's offset, and the file's length."""
-    language = source.config.language
-    architecture = architecture_for(language.architecture)
+    architecture = source.architecture()
     writer = gguf.GGUFWriter(path, architecture.name)
     writer.add_type("model")
     writer.add_name(source.name)
     writer.add_file_type(FILE_TYPES[float_type])
-    for key, value in architecture.metadata(language).items():
+    for key, value in architecture.metadata(source.config.language).items():
         name = f"{architecture.name}.{key}"
         writer.add_float32(name, value) if isinstance(value, float) else writer.add_uint32(name, value)
-    add_vocabulary(
-        writer, build_vocabulary(source.assets.tokenizer, language.vocab_size), source.assets.tokenizer
-    )
+    add_vocabulary(writer, source.vocabulary(), source.assets.tokenizer)
     writer.add_chat_template(chat_template(source.assets.template))
     sizes = {}
     for rule in rules.values():

@@ -29,11 +29,11 @@ from tinyllava_edge.bundle import (
 )
 from tinyllava_edge.config import ModelConfig, read_model_config
 from tinyllava_edge.embedded import NANO, checkpoint_path
+from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 
-from .gguf_arch import architecture_for
 from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
 from .options import ExportOptions
 from .parity import check_float16, check_language, check_vision
@@ -78,25 +78,28 @@ def export_bundle(
     options = options or ExportOptions()
     check_output(out, force=options.force)
     on_step("read the checkpoint")
-    config = read_model_config(checkpoint, template=options.template)
+    config = read_model_config(checkpoint, template=options.template, sources=options.sources)
     assets = read_assets(checkpoint, config, sources=options.sources)
-    architecture_for(config.language.architecture).metadata(config.language)
-    model = load_model(checkpoint, template=options.template, allow_pickle=options.allow_pickle)
+    source = LanguageSource(
+        checkpoint=checkpoint,
+        config=config,
+        assets=assets,
+        name=checkpoint.resolve().name,
+        allow_pickle=options.allow_pickle,
+    )
+    source.check()
+    dtypes = _check_weights(checkpoint, allow_pickle=options.allow_pickle)
+    model = load_model(
+        checkpoint, template=options.template, sources=options.sources, allow_pickle=options.allow_pickle
+    )
     with create_bundle(out, force=options.force) as writer:
         on_step("reference tensors")
         reference = write_reference(writer.root, model, assets)
         (writer.root / TOKENIZER_FILE).write_text(assets.tokenizer.tokenizer_json, encoding="utf-8")
         vision, vision_report = _export_vision(writer.root, model, reference, options, on_step)
-        parts = _parts(model, checkpoint, options)
+        parts = _parts(model, dtypes)
         del model
         gc.collect()
-        source = LanguageSource(
-            checkpoint=checkpoint,
-            config=config,
-            assets=assets,
-            name=checkpoint.resolve().name,
-            allow_pickle=options.allow_pickle,
-        )
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(writer.root, source, halves, options, on_step)
         on_step("seal the bundle")
@@ -171,11 +174,20 @@ def _variant(part: Any, name: str, target: Any, files: list[str]) -> Variant:
     return Variant(part=part, name=name, target=target, files=tuple(files), status="verified")
 
 
-def _parts(model: TinyLlava, checkpoint: Path, options: ExportOptions) -> dict[Any, Part]:
-    """Architecture, size and stored dtype of each part."""
+def _check_weights(checkpoint: Path, *, allow_pickle: bool) -> dict[str, str]:
+    """Stored dtype of each part, once every value is known to be finite."""
     dtypes: dict[str, set[str]] = {}
-    for name, tensor in iter_tensors(checkpoint, allow_pickle=options.allow_pickle):
+    for name, tensor in iter_tensors(checkpoint, allow_pickle=allow_pickle):
+        if not torch.isfinite(tensor).all():
+            raise ExportError(
+                f"{checkpoint}: tensor {name!r} holds NaN or infinity. The checkpoint is damaged."
+            )
         dtypes.setdefault(name.split(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
+    return {part: "+".join(sorted(names)) for part, names in dtypes.items()}
+
+
+def _parts(model: TinyLlava, dtypes: dict[str, str]) -> dict[Any, Part]:
+    """Architecture, size and stored dtype of each part."""
     config = model.config
     architectures = {
         "vision_tower": config.vision.architecture,
@@ -186,7 +198,7 @@ def _parts(model: TinyLlava, checkpoint: Path, options: ExportOptions) -> dict[A
         part: Part(
             architecture=architecture,
             parameters=sum(parameter.numel() for parameter in getattr(model, part).parameters()),
-            dtype="+".join(sorted(dtypes.get(part, ()))),
+            dtype=dtypes.get(part, ""),
         )
         for part, architecture in architectures.items()
     }

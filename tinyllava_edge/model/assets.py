@@ -13,7 +13,7 @@ from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 
-from .tokenizer import TokenizerAssets, read_tokenizer
+from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _SIGLIP: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
@@ -83,10 +83,10 @@ def _candidates(directory: Path, name: str, sources: Path | None) -> list[Path]:
 def _tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | None) -> Path:
     candidates = _candidates(directory, config.language.name_or_path, sources)
     for candidate in candidates:
-        if any((candidate / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        if any((candidate / name).exists() for name in TOKENIZER_FILES):
             return candidate
     raise CheckpointError(
-        f"no tokenizer.model or tokenizer.json in {', '.join(map(str, candidates))}. Give --sources DIR "
+        f"no {', '.join(TOKENIZER_FILES)} in {', '.join(map(str, candidates))}. Give --sources DIR "
         f"with the files of {config.language.name_or_path or 'the language model'}."
     )
 

@@ -1,19 +1,24 @@
 """A checkpoint's tokenizer files -> one `tokenizer.json` that gives upstream's token ids.
 
-Upstream loads *slow* tokenizers (`use_fast=False`). The converters of transformers give other ids at leading
-and double spaces, so the SentencePiece case is built here; its oracle is the golden ids of the slow class.
+Upstream loads *slow* tokenizers (`use_fast=False`); their golden ids are the oracle of what is built here.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer
 
 from tinyllava_edge.config import read_json_object
 from tinyllava_edge.errors import CheckpointError
 
-SPACE = "\u2581"  # SentencePiece writes a space so
+from .tokenizer_bytelevel import tokenizer_from_merges
+from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
+
+# The files of a tokenizer, the one upstream's slow class would read first.
+TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "tokenizer.json")
+_SENTENCEPIECE_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +35,29 @@ class TokenizerAssets:
 
 
 def read_tokenizer(directory: Path) -> TokenizerAssets:
-    """Read the tokenizer in a directory: `tokenizer.model` (as upstream does) or else `tokenizer.json`.
+    """Read the tokenizer in a directory, from the first of `TOKENIZER_FILES` that is there.
 
     Raises:
-        CheckpointError: neither is there, or one is damaged.
+        CheckpointError: none is there, or one is damaged.
     """
     settings = _settings(directory)
-    model_file = directory / "tokenizer.model"
-    if model_file.exists():
-        tokenizer = _from_sentencepiece(model_file, settings)
-        adds_bos = bool(settings.get("add_bos_token", True))
-    elif (directory / "tokenizer.json").exists():
-        try:
-            tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise CheckpointError(f"{directory / 'tokenizer.json'}: {error}.") from None
-        starts = tokenizer.encode("", add_special_tokens=True).ids
-        adds_bos = bool(starts)
+    kind = next((name for name in TOKENIZER_FILES if (directory / name).exists()), None)
+    adds_bos = bool(settings.get("add_bos_token", kind == "tokenizer.model"))
+    if kind == "tokenizer.model":
+        tokenizer = tokenizer_from_sentencepiece(directory / kind, settings)
+    elif kind == "vocab.json":
+        tokenizer = tokenizer_from_merges(directory, settings)
+    elif kind == "tokenizer.json":
+        tokenizer = _from_json(directory / kind)
+        adds_bos = bool(tokenizer.encode("", add_special_tokens=True).ids)
     else:
         raise CheckpointError(
-            f"{directory}: holds neither tokenizer.model nor tokenizer.json. Give --sources DIR "
+            f"{directory}: holds none of {', '.join(TOKENIZER_FILES)}. Give --sources DIR "
             "with the files of the language model's repository."
         )
-    ids = {role: _role_id(tokenizer, settings, role) for role in ("bos", "eos", "unk", "pad")}
+    _add_extra_tokens(tokenizer, directory, settings)
+    roles = {**(_SENTENCEPIECE_ROLES if kind == "tokenizer.model" else {}), **settings}
+    ids = {role: _role_id(tokenizer, roles.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
     if adds_bos and ids["bos"] is None:
         raise CheckpointError(f"{directory}: the tokenizer adds a BOS token but names none.")
     return TokenizerAssets(
@@ -62,7 +67,7 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
         eos_id=ids["eos"],
         unk_id=ids["unk"],
         pad_id=ids["pad"],
-        sentencepiece_model=model_file if model_file.exists() else None,
+        sentencepiece_model=directory / kind if kind == "tokenizer.model" else None,
     )
 
 
@@ -74,86 +79,33 @@ def _settings(directory: Path) -> dict[str, Any]:
     return merged
 
 
-def _role_id(tokenizer: Tokenizer, settings: dict[str, Any], role: str) -> int | None:
-    token = settings.get(f"{role}_token")
+def _from_json(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise CheckpointError(f"{path}: {error}.") from None
+
+
+def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:
     text = token.get("content") if isinstance(token, dict) else token
-    if text is None and role in ("bos", "eos", "unk"):
-        text = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}[role]
     found: int | None = None if text is None else tokenizer.token_to_id(text)
     return found
 
 
-def _from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
-    """LlamaTokenizer with `legacy=False`, of a BPE model with byte fallback.
-
-    The text as a whole gets one leading space mark, whatever it starts with; a stretch after a special
-    token gets none. `Metaspace` alone would leave the mark out where the text starts with a space.
-    """
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor()
-    try:
-        pieces.Load(str(path))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a SentencePiece model ({error}).") from None
-    count = pieces.GetPieceSize()
-    vocabulary = {pieces.IdToPiece(index): index for index in range(count)}
-    scores = [pieces.GetScore(index) for index in range(count)]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=_merges(vocabulary, scores),
-            unk_token=pieces.IdToPiece(pieces.unk_id()),
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(replacement=" ", prepend_scheme="first", split=False),
-            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
-        ]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = [i for i in range(count) if pieces.IsControl(i) or pieces.IsUnknown(i)]
-    tokenizer.add_special_tokens(
-        [AddedToken(pieces.IdToPiece(i), normalized=False, special=True) for i in special]
-    )
-    _add_extra_tokens(tokenizer, settings)
-    bos = pieces.IdToPiece(pieces.bos_id())
-    if settings.get("add_bos_token", True):
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, pieces.bos_id())]
-        )
-    return tokenizer
-
-
-def _merges(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a piece, best score of the result first."""
-    found: list[tuple[float, int, int, str, str]] = []
-    for piece, index in vocabulary.items():
-        for cut in range(1, len(piece)):
-            left, right = vocabulary.get(piece[:cut]), vocabulary.get(piece[cut:])
-            if left is not None and right is not None:
-                found.append((-scores[index], left, right, piece[:cut], piece[cut:]))
-    return [(left, right) for *_, left, right in sorted(found)]
-
-
-def _add_extra_tokens(tokenizer: Tokenizer, settings: dict[str, Any]) -> None:
-    """Tokens that tokenizer_config.json adds past the model's own vocabulary."""
-    extra = settings.get("added_tokens_decoder", {})
-    for index, token in sorted((int(i), t) for i, t in extra.items()):
-        if tokenizer.token_to_id(token["content"]) is None:
-            flags = {
-                k: token[k]
-                for k in ("single_word", "lstrip", "rstrip", "normalized", "special")
-                if k in token
-            }
+def _add_extra_tokens(tokenizer: Tokenizer, directory: Path, settings: dict[str, Any]) -> None:
+    """Tokens that tokenizer_config.json or added_tokens.json adds to the model's own vocabulary."""
+    extra = {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
+    older = directory / "added_tokens.json"
+    if older.exists():
+        for text, index in read_json_object(older).items():
+            extra.setdefault(index, {"content": text, "normalized": False})
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for index, token in sorted(extra.items()):
+        if token["content"] not in known:
+            flags = {name: token[name] for name in _FLAGS if name in token}
             tokenizer.add_tokens([AddedToken(token["content"], **flags)])
-            if tokenizer.token_to_id(token["content"]) != index:
-                raise CheckpointError(
-                    f"added token {token['content']!r} has id {index} in tokenizer_config.json."
-                )
+        if tokenizer.token_to_id(token["content"]) != index:
+            raise CheckpointError(
+                f"{directory}: added token {token['content']!r} should have id {index}, but the vocabulary "
+                f"gives it {tokenizer.token_to_id(token['content'])}."
+            )

@@ -1,0 +1,66 @@
+"""A byte-level BPE vocabulary (`vocab.json`, `merges.txt`) -> `tokenizers`, as GPT-2, CodeGen and Qwen2 split.
+
+Sources of the two splits: GPT-2's encoder.py; Qwen2's tokenizer (its repository's PRETOKENIZE_REGEX).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from tinyllava_edge.config import read_json_object
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT2_LIKE = ("GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast")
+QWEN2_LIKE = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
+
+
+def tokenizer_from_merges(directory: Path, settings: dict[str, Any]) -> Tokenizer:
+    """Build the tokenizer of `vocab.json` and `merges.txt`; added tokens are the caller's.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UnsupportedModelError: the tokenizer class splits text in a way we do not know.
+    """
+    vocabulary = read_json_object(directory / "vocab.json")
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_read_merges(directory / "merges.txt")))
+    kind = str(settings.get("tokenizer_class", "GPT2Tokenizer"))
+    if kind in QWEN2_LIKE:
+        tokenizer.normalizer = normalizers.NFC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    elif kind in GPT2_LIKE:
+        prefix = bool(settings.get("add_prefix_space", False))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=True)
+    else:
+        raise UnsupportedModelError(
+            f"{directory}: tokenizer_class {kind!r} is not supported for vocab.json and merges.txt. "
+            f"Supported: {', '.join((*GPT2_LIKE, *QWEN2_LIKE))}."
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+    merges = []
+    for line in lines:
+        if not line or line.startswith("#version"):
+            continue
+        left, _, right = line.partition(" ")
+        if not right:
+            raise CheckpointError(f"{path}: {json.dumps(line)} is not a merge of two pieces.")
+        merges.append((left, right))
+    return merges

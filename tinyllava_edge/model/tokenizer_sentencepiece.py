@@ -1,0 +1,113 @@
+"""A SentencePiece BPE vocabulary -> `tokenizers`, with the ids of the slow Llama and Gemma tokenizers.
+
+The converters of transformers give other ids at leading and double spaces; these do not.
+"""
+
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from tinyllava_edge.errors import CheckpointError
+
+SPACE = "\u2581"  # SentencePiece writes a space so
+
+
+class PieceType(IntEnum):
+    """`SentencePiece.Type` of sentencepiece_model.proto."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+def tokenizer_from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokenizer:
+    """Build the tokenizer of a `tokenizer.model`.
+
+    Args:
+        path: the SentencePiece model; BPE with byte fallback.
+        settings: what tokenizer_config.json says.
+
+    Raises:
+        CheckpointError: not a SentencePiece model, or not of that kind.
+    """
+    proto = _read_proto(path)
+    pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+    types = [PieceType(piece.type) for piece in proto.pieces]
+    unknown = proto.pieces[types.index(PieceType.UNKNOWN)].piece
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=pieces,
+            merges=_merges(proto),
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if proto.normalizer_spec.add_dummy_prefix and settings.get("add_prefix_space", True) is not False:
+        tokenizer.pre_tokenizer = _space_prefix(legacy=bool(settings.get("legacy", True)))
+        steps.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(steps)
+    for index, kind in enumerate(types):
+        text = proto.pieces[index].piece
+        if kind in (PieceType.CONTROL, PieceType.UNKNOWN):
+            tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+        elif kind is PieceType.USER_DEFINED:  # found in the text before any merge, spaces already marked
+            tokenizer.add_tokens([AddedToken(text, normalized=True, special=False)])
+    bos = proto.pieces[proto.trainer_spec.bos_id].piece
+    if settings.get("add_bos_token", True):
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, proto.trainer_spec.bos_id)]
+        )
+    return tokenizer
+
+
+def _read_proto(path: Path) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
+    try:
+        proto.ParseFromString(path.read_bytes())
+        kinds = {piece.type for piece in proto.pieces}
+    except Exception as error:  # protobuf's own exception type depends on its implementation
+        raise CheckpointError(f"{path}: not a SentencePiece model ({type(error).__name__}).") from None
+    is_bpe = proto.trainer_spec.model_type == 2
+    if not is_bpe or PieceType.BYTE not in kinds or PieceType.UNKNOWN not in kinds:
+        raise CheckpointError(f"{path}: expected a SentencePiece model of kind BPE with byte fallback.")
+    if proto.normalizer_spec.name != "identity" or proto.normalizer_spec.remove_extra_whitespaces:
+        raise CheckpointError(f"{path}: a SentencePiece model that normalises text is not supported.")
+    return proto
+
+
+def _space_prefix(*, legacy: bool) -> Any:
+    """One space mark in front of the text, whatever it starts with.
+
+    `Metaspace` alone would leave the mark out where the text starts with a space. With `legacy` every
+    stretch after a special token gets one too (huggingface/transformers pull request 24565).
+    """
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Metaspace(
+                replacement=" ", prepend_scheme="always" if legacy else "first", split=False
+            ),
+            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
+        ]
+    )
+
+
+def _merges(proto: Any) -> list[tuple[str, str]]:
+    """Every pair of pieces that makes a piece, best score of the result first."""
+    normal = {p.piece: (i, p.score) for i, p in enumerate(proto.pieces) if p.type == PieceType.NORMAL}
+    found: list[tuple[float, int, int, str, str]] = []
+    for piece, (_, score) in normal.items():
+        for cut in range(1, len(piece)):
+            left, right = normal.get(piece[:cut]), normal.get(piece[cut:])
+            if left is not None and right is not None:
+                found.append((-score, left[0], right[0], piece[:cut], piece[cut:]))
+    return [(left, right) for *_, left, right in sorted(found)]

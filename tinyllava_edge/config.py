@@ -171,6 +171,7 @@ def read_model_config(
     else:
         name = FAMILY_TEMPLATES[language.architecture]
         reason = f"inferred from the language model's family {language.architecture!r}"
+    max_length = _integer(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
         raise UnsupportedModelError(f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad.")
@@ -180,7 +181,7 @@ def read_model_config(
         connector=_connector_config(raw, path, sources),
         language=language,
         image_aspect_ratio=aspect,
-        tokenizer_max_length=int(raw.get("tokenizer_model_max_length", language.max_position_embeddings)),
+        tokenizer_max_length=max_length,
         template=name,
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
@@ -238,7 +239,7 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
         if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
             if value.get("rope_type", "default") != "default":
                 raise UnsupportedModelError(
-                    f"{where}.{name} = {shown(value)} (RoPE scaling) is not supported."
+                    f"{where}.{name} = {shown(value)}: RoPE scaling is not supported."
                 )
             values.update({k: v for k, v in value.items() if k in known})
         elif value and name not in known | BOOKKEEPING_KEYS and value != NEUTRAL_VALUES.get(name):
@@ -265,10 +266,10 @@ def _is_possible(name: str, value: Any, default: Any) -> bool:
     return type(value) is int and (0 if is_token_id else 1) <= value <= _MAX_SIZE
 
 
-def _integer(raw: Mapping[str, Any], key: str, default: int, path: Path) -> int:
+def _integer(raw: Mapping[str, Any], key: str, default: int, path: Path, minimum: int = 1) -> int:
     value = raw.get(key, default)
-    if type(value) is not int:
-        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a whole number.")
+    if type(value) is not int or not minimum <= value <= _MAX_SIZE:
+        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a possible whole number.")
     return value
 
 
@@ -279,7 +280,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         values["intermediate_size"] = values["hidden_size"] * mlp_ratio
     config = VisionConfig(
         **values,
-        feature_layer=_integer(raw, "vision_feature_layer", -2, path),
+        feature_layer=_integer(raw, "vision_feature_layer", -2, path, minimum=-_MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or ""),
     )
@@ -347,7 +348,8 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
         values=values,
         **common,
     )
-    if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+    odd_width = family != "openelm" and config.hidden_size % config.num_attention_heads
+    if odd_width or config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
         raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
     return config
 

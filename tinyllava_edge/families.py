@@ -148,11 +148,12 @@ LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
         "eos_token_id": 2,
     },
 }
-# Values of which we compute one only; another one is refused rather than computed wrongly.
+# Values of which we, or llama.cpp's graph of the family, compute one only; another one is refused.
 ONLY_SUPPORTED: dict[str, dict[str, Any]] = {
-    "qwen2": {"use_sliding_window": False},
-    "phi": {"qk_layernorm": False},
-    "stablelm": {"qk_layernorm": False, "use_parallel_residual": False},
+    "llama": {"hidden_act": "silu"},
+    "qwen2": {"hidden_act": "silu", "use_sliding_window": False},
+    "phi": {"hidden_act": "gelu_new", "qk_layernorm": False},
+    "stablelm": {"hidden_act": "silu", "qk_layernorm": False, "use_parallel_residual": False},
     "openelm": {
         "ffn_with_glu": True,
         "activation_fn_name": "swish",

@@ -238,9 +238,7 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
     for name, value in diff.items():
         if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
             if value.get("rope_type", "default") != "default":
-                raise UnsupportedModelError(
-                    f"{where}.{name} = {shown(value)}: RoPE scaling is not supported."
-                )
+                raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: RoPE scaling is unsupported.")
             values.update({k: v for k, v in value.items() if k in known})
         elif value and name not in known | BOOKKEEPING_KEYS and value != NEUTRAL_VALUES.get(name):
             raise UnsupportedModelError(

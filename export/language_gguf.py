@@ -53,9 +53,10 @@ class LanguageSource:
         """Find what cannot be converted before any work is done.
 
         Raises:
-            ExportError: a setting or the tokenizer has no counterpart in llama.cpp.
+            UnsupportedModelError: the family has no converter.
+            ExportError: the tokenizer has no counterpart in llama.cpp.
         """
-        self.architecture().metadata(self.config.language)
+        self.architecture()
         self.vocabulary()
 
 

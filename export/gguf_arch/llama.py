@@ -10,16 +10,11 @@ from functools import partial
 import torch
 
 from tinyllava_edge.config import LanguageConfig
-from tinyllava_edge.errors import ExportError
 
 from .base import GgufArchitecture, TensorRule
 
 
 def _metadata(config: LanguageConfig) -> dict[str, int | float]:
-    if config.values["hidden_act"] != "silu":
-        raise ExportError(
-            f"text_config.hidden_act is {config.values['hidden_act']!r}; llama.cpp's graph has silu only."
-        )
     values: dict[str, int | float] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,

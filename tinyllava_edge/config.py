@@ -23,6 +23,7 @@ from tinyllava_edge.families import (
     PUBLIC_TOWERS,
     VISION_DEFAULTS,
 )
+from tinyllava_edge.legacy import LEGACY_FAMILIES, factory_config
 
 IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
@@ -49,6 +50,7 @@ class VisionConfig:
     feature_layer: int = -2
     select_strategy: str = "patch"
     name_or_path: str = ""
+    has_head: bool = True  # SigLIP's pooling head; upstream's files have it, and nothing uses it
 
     @property
     def num_patches(self) -> int:
@@ -155,6 +157,8 @@ def read_model_config(
     """
     path = directory / "config.json"
     raw = read_json_object(path)
+    if is_legacy(raw):
+        raw = _legacy_config(raw, path, sources)
     if raw.get("model_type") != "tinyllava":
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
@@ -186,6 +190,21 @@ def read_model_config(
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
     )
+
+
+def is_legacy(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
+    return raw.get("model_type") in LEGACY_FAMILIES
+
+
+def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> dict[str, Any]:
+    """The tower's config lies beside its weights, or in the repository that `mm_vision_tower` names."""
+    beside = path.parent / "vision_tower" / "config.json"
+    name = str(raw.get("mm_vision_tower") or "")
+    vision = read_json_object(beside) if beside.exists() else _named_config(name, sources)
+    if vision is None:
+        raise CheckpointError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
+    return factory_config(raw, vision)
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -281,6 +300,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         feature_layer=_integer(raw, "vision_feature_layer", -2, path, minimum=-_MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or ""),
+        has_head=raw["vision_config"].get("vision_use_head", True) is not False,
     )
     if config.select_strategy not in ("patch", "cls_patch"):
         raise UnsupportedModelError(

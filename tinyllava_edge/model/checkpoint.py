@@ -1,49 +1,62 @@
 """Stream the tensors of a checkpoint, whatever its layout, under one set of names.
 
-Canonical names start with `vision_tower.`, `connector.` or `language_model.`, followed by the name that the
-part's own class gives. Layouts: spec/tinyllava.md section 3. Detection is by content, never by path names.
+Canonical names start with `vision_tower.`, `connector.` or `language_model.`, followed by the name that
+upstream gives behind its own prefix. Layouts: spec/tinyllava.md section 3. Detection is by content, never by
+path names.
 """
 
 import hashlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.config import read_json_object
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.config import is_legacy, read_json_object
+from tinyllava_edge.errors import CheckpointError
+
+from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
+from .tensor_files import opened_safetensors, read_pickle, shards_of_index
 
 FLAT_FILE = "model.safetensors"
 FLAT_INDEX = "model.safetensors.index.json"
 PARTS = ("vision_tower", "connector", "language_model")
-LAYOUTS = ("flat safetensors", "sharded safetensors", "three sub-directories")
 
-# Upstream's prefix of each part in a flat file, and ours.
+FLAT = "flat safetensors"
+SHARDED = "sharded safetensors"
+FOLDERS = "three sub-directories"
+LORA = "LoRA adapter over three sub-directories"
+LEGACY = "TinyLLaVABench (legacy)"
+
+# Prefix of each part in a flat file, and ours. The first that fits counts.
 UPSTREAM_PREFIXES = {
     "language_model.": "language_model.",
     "vision_tower._vision_tower.": "vision_tower.",
     "connector._connector.": "connector.",
 }
+LEGACY_PREFIXES = {
+    "model.vision_tower.vision_tower.": "vision_tower.",
+    "model.mm_projector.": "connector.",
+    "model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+}
 
 
 def checkpoint_layout(directory: Path) -> str:
-    """Which of `LAYOUTS` a checkpoint directory has.
+    """Which layout a checkpoint directory has.
 
     Raises:
         CheckpointError: the directory holds no weights in a layout we know.
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory. Give a checkpoint directory, or 'nano'.")
-    if (directory / FLAT_FILE).exists():
-        return LAYOUTS[0]
-    if (directory / FLAT_INDEX).exists():
-        return LAYOUTS[1]
-    if all((directory / part / "pytorch_model.bin").exists() for part in PARTS):
-        return LAYOUTS[2]
+    has_folders = all((directory / part / "pytorch_model.bin").exists() for part in PARTS)
+    if has_folders:
+        return LORA if (directory / ADAPTER_CONFIG).exists() else FOLDERS
+    if (directory / FLAT_FILE).exists() or (directory / FLAT_INDEX).exists():
+        if is_legacy(read_json_object(directory / "config.json")):
+            return LEGACY
+        return FLAT if (directory / FLAT_FILE).exists() else SHARDED
     raise CheckpointError(
         f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX} with its shards, or "
         "sub-directories vision_tower, connector and language_model with pytorch_model.bin."
@@ -53,11 +66,12 @@ def checkpoint_layout(directory: Path) -> str:
 def weight_files(directory: Path) -> list[Path]:
     """The files that hold the weights, in a fixed order."""
     layout = checkpoint_layout(directory)
-    if layout == LAYOUTS[0]:
+    if layout in (FOLDERS, LORA):
+        folders = [directory / part / "pytorch_model.bin" for part in PARTS]
+        return [*folders, directory / ADAPTER_WEIGHTS] if layout == LORA else folders
+    if (directory / FLAT_FILE).exists():
         return [directory / FLAT_FILE]
-    if layout == LAYOUTS[1]:
-        return _shards(directory)
-    return [directory / part / "pytorch_model.bin" for part in PARTS]
+    return shards_of_index(directory / FLAT_INDEX)
 
 
 def checkpoint_sha256(directory: Path) -> str:
@@ -73,6 +87,8 @@ def iter_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (canonical name, tensor in its stored dtype), one at a time.
 
+    A LoRA adapter is merged on the way; a merged tensor is float32.
+
     Args:
         directory: the checkpoint.
         part: only "vision_tower", "connector" or "language_model".
@@ -81,89 +97,57 @@ def iter_tensors(
     Raises:
         CheckpointError: a file is missing, damaged or a pickle that was not allowed.
     """
-    for path in weight_files(directory):
-        tensors = (
-            _safetensors(path, part) if path.suffix == ".safetensors" else _pickled(path, part, allow_pickle)
-        )
-        yield from tensors
+    layout = checkpoint_layout(directory)
+    if layout == FOLDERS:
+        yield from _from_folders(directory, part, allow_pickle)
+    elif layout == LORA:
+        adapter = Adapter.read(directory, UPSTREAM_PREFIXES, part)
+        yield from adapter.merge(_from_folders(directory, part, allow_pickle))
+    else:
+        prefixes = LEGACY_PREFIXES if layout == LEGACY else UPSTREAM_PREFIXES
+        for path in weight_files(directory):
+            with opened_safetensors(path) as file:
+                for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+                    name = _canonical(key, prefixes, path)
+                    if part is None or name.startswith(f"{part}."):
+                        yield name, file.get_tensor(key)
 
 
-def tensor_facts(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype (as safetensors spells it: F32, F16, BF16) of each tensor, from the headers alone."""
+def tensor_facts(directory: Path, *, allow_pickle: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype (as torch spells it) of each tensor; from the headers alone where there are headers."""
+    layout = checkpoint_layout(directory)
+    if layout in (FOLDERS, LORA):
+        tensors = iter_tensors(directory, allow_pickle=allow_pickle)
+        return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors}
     facts: dict[str, tuple[tuple[int, ...], str]] = {}
+    prefixes = LEGACY_PREFIXES if layout == LEGACY else UPSTREAM_PREFIXES
     for path in weight_files(directory):
-        if path.suffix != ".safetensors":
-            raise UnsupportedModelError(f"{path}: only safetensors headers can be read without loading.")
-        with _opened(path) as file:
+        with opened_safetensors(path) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 view = file.get_slice(key)
-                facts[_canonical(key, path)] = (tuple(view.get_shape()), str(view.get_dtype()))
+                dtype = _DTYPE_NAMES.get(str(view.get_dtype()), str(view.get_dtype()))
+                facts[_canonical(key, prefixes, path)] = (tuple(view.get_shape()), dtype)
     return facts
 
 
-def _safetensors(path: Path, part: str | None) -> Iterator[tuple[str, torch.Tensor]]:
-    with _opened(path) as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            name = _canonical(key, path)
-            if part is None or name.startswith(f"{part}."):
-                yield name, file.get_tensor(key)
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        file = safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing. Download or copy the checkpoint again.") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file ({error}). Copy it again.") from None
-    with file:
-        yield file
-
-
-def _canonical(key: str, path: Path) -> str:
-    for prefix, ours in UPSTREAM_PREFIXES.items():
+def _canonical(key: str, prefixes: dict[str, str], path: Path) -> str:
+    for prefix, ours in prefixes.items():
         if key.startswith(prefix):
             return ours + key[len(prefix) :]
     raise CheckpointError(
-        f"{path}: tensor {key!r} belongs to no part. Expected names that start with "
-        f"{', '.join(UPSTREAM_PREFIXES)}."
+        f"{path}: tensor {key!r} belongs to no part. Expected names that start with {', '.join(prefixes)}."
     )
 
 
-def _pickled(path: Path, part: str | None, allow_pickle: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{path}: is a pickle, which can run code when it is read. If you trust its source, give "
-            "--allow-pickle; it is then read with weights_only, which refuses code."
-        )
-    own_part = path.parent.name
-    if part is not None and part != own_part:
-        return
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types on damaged or refused pickles
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: refused or damaged ({reason[:200]}).") from None
-    wrapper = f"_{own_part}."  # `_connector.0.weight`; a tower's or a language model's keys have none
-    for key, tensor in tensors.items():
-        yield f"{own_part}.{key.removeprefix(wrapper)}", tensor
-
-
-def _shards(directory: Path) -> list[Path]:
-    path = directory / FLAT_INDEX
-    weight_map = read_json_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: weight_map is missing or empty.")
-    shards: dict[str, set[str]] = {}
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{path}: {key} is in {name!r}; a shard is a .safetensors file beside it.")
-        shards.setdefault(name, set()).add(key)
-    for name, keys in shards.items():
-        with _opened(directory / name) as file:
-            found = set(file.keys())
-        if found != keys:
-            odd = min(found ^ keys)
-            raise CheckpointError(f"{directory / name}: {odd!r} is in only one of the index and the shard.")
-    return [directory / name for name in sorted(shards)]
+def _from_folders(
+    directory: Path, part: str | None, allow_pickle: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for own_part in PARTS if part is None else (part,):
+        tensors = read_pickle(directory / own_part / "pytorch_model.bin", allow_pickle)
+        while tensors:
+            key = next(iter(tensors))
+            # `_connector.0.weight`; a tower's or a language model's keys have no such wrapper.
+            yield f"{own_part}.{key.removeprefix(f'_{own_part}.')}", tensors.pop(key)

@@ -1,4 +1,4 @@
-"""A byte-level BPE vocabulary (`vocab.json`, `merges.txt`) -> `tokenizers`, as GPT-2, CodeGen and Qwen2 split.
+"""A byte-level BPE vocabulary (`vocab.json`, `merges.txt`) -> `tokenizers`: GPT-2, CodeGen, Qwen2.
 
 Sources of the two splits: GPT-2's encoder.py; Qwen2's tokenizer (its repository's PRETOKENIZE_REGEX).
 """

@@ -158,7 +158,11 @@ def _sizes(config: VisionConfig) -> dict[str, Any]:
 
 
 def _siglip(config: VisionConfig) -> VisionTower:
-    sizes = {**_sizes(config), "intermediate_size": config.intermediate_size}
+    sizes = {
+        **_sizes(config),
+        "intermediate_size": config.intermediate_size,
+        "vision_use_head": config.has_head,
+    }
     return VisionTower(config, SiglipVisionModel(SiglipVisionConfig(**sizes)))
 
 

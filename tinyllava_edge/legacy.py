@@ -1,0 +1,42 @@
+"""The configs of older layouts, in the words of TinyLLaVA Factory (spec/tinyllava.md section 3.5)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# TinyLLaVABench's model types, and the family of their language model.
+LEGACY_FAMILIES = {"tiny_llava": "llama", "tiny_llava_phi": "phi", "tiny_llava_stablelm": "stablelm"}
+# StableLM's keys before it came to transformers.
+_OLD_NAMES = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
+_NOT_OF_THE_LANGUAGE_MODEL = ("mm_", "tune_", "freeze_", "tokenizer_", "image_", "use_mm_", "pad_token")
+
+
+def factory_config(raw: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[str, Any]:
+    """A TinyLLaVABench `config.json` as TinyLLaVA Factory would write it.
+
+    The legacy tower deletes its last layer and its head and keeps every token, whatever
+    `mm_vision_select_feature` says.
+
+    Args:
+        raw: the language model's config with `mm_*` keys.
+        vision: the tower's own config, with the layer that the code deletes.
+    """
+    text = {
+        _OLD_NAMES.get(key, key): value
+        for key, value in raw.items()
+        if not key.startswith(_NOT_OF_THE_LANGUAGE_MODEL)
+    }
+    tower = {key: value for key, value in vision.items() if key not in ("image_mean", "image_std")}
+    tower.update(num_hidden_layers=tower.get("num_hidden_layers", 27) - 1, vision_use_head=False)
+    return {
+        "model_type": "tinyllava",
+        "text_config": {**text, "model_type": LEGACY_FAMILIES[str(raw["model_type"])]},
+        "vision_config": tower,
+        "connector_type": raw.get("mm_projector_type", "linear"),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "cls_patch",
+        "vision_model_name_or_path": raw.get("mm_vision_tower", ""),
+        "llm_model_name_or_path": raw.get("_name_or_path", ""),
+        "image_aspect_ratio": raw.get("image_aspect_ratio", "square"),
+        "tokenizer_model_max_length": raw.get("tokenizer_model_max_length", 2048),
+        "torch_dtype": raw.get("torch_dtype"),
+    }

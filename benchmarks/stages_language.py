@@ -1,0 +1,256 @@
+"""Ladder stages 7 to 10: spliced embeddings, prefill logits, teacher-forced distributions, greedy answers.
+
+All of them from the bundle alone: text rows are the GGUF's own `token_embd`, picture rows come from the
+vision backend. The KV cache is float32, so that what is measured is the variant.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import Variant
+from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.runtimes.context import Element, PictureRows, count_positions, segments
+from tinyllava_edge.runtimes.engine import Model, open_bundle
+
+from .gates import TENSOR_SNR_DB, at_least, at_most, gates_of
+from .ladder import Ladder, StageResult, judge, refused
+from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
+from .reference import PromptCase
+from .stages_weights import NEEDS_CHECKPOINT, gguf_path, read_gguf_tensor
+
+Floats = npt.NDArray[np.float32]
+_SEE_WEIGHTS = "weights, RoPE order, norm eps, K and V; "
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A vision and a language variant that are run together, and whose gates count."""
+
+    vision: Variant
+    language: Variant
+    label: str
+    gates: str
+
+
+def check_language(ladder: Ladder) -> Iterator[StageResult]:
+    """Stages 7 to 10 of every language variant, and of every further vision variant."""
+    for pair in _pairs(ladder):
+        stage = "splice"
+        try:
+            with open_bundle(
+                ladder.bundle.root,
+                runtime=ladder.runtime,
+                vision=ladder.option(pair.vision),
+                language=ladder.option(pair.language),
+                kv_type="f32",
+                threads=ladder.threads,
+                checkpoint=ladder.checkpoint,
+            ) as model:
+                run = _Run(ladder, pair, model)
+                if pair.vision is ladder.vision[0]:
+                    yield run.check_splice()
+                stage = "logits"
+                yield run.check_logits()
+                yield run.check_teacher_forced()
+                yield run.check_greedy()
+        except TinyLlavaEdgeError as error:
+            yield refused(stage, pair.label, error)
+
+
+def _pairs(ladder: Ladder) -> Iterator[_Pair]:
+    first_vision, first_language = ladder.vision[0], ladder.language[0]
+    for language in ladder.language:
+        # A float16 vision tower costs about what a float16 language model does.
+        lossy = language.name == "f32" and first_vision.name != "fp32"
+        yield _Pair(first_vision, language, language.name, "f16" if lossy else language.name)
+    for vision in ladder.vision[1:]:
+        gates = "f16" if first_language.name == "f32" else first_language.name
+        yield _Pair(vision, first_language, f"{first_language.name}, vision {vision.name}", gates)
+
+
+class _Run:
+    """One pair of variants, opened."""
+
+    def __init__(self, ladder: Ladder, pair: _Pair, model: Model) -> None:
+        self._ladder = ladder
+        self._reference = ladder.reference
+        self._pair = pair
+        self._model = model
+        self._logit_tolerance = 0.0  # largest difference of a logit so far
+
+    def check_splice(self) -> StageResult:
+        """Input rows [positions, hidden] of every prompt."""
+        if not self._ladder.reads_gguf:
+            reason = f"runtime {self._ladder.runtime} reads no GGUF"
+            return StageResult(stage="splice", variant=self._pair.label, skipped=reason)
+        table, kind = read_gguf_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
+        pairs: list[tuple[Floats, Floats]] = []
+        text_pairs: list[tuple[Floats, Floats]] = []
+        for prompt in self._reference.prompts:
+            expected = self._reference.splice(prompt)
+            if expected is None:
+                return StageResult(stage="splice", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
+            elements = self._elements(prompt)
+            found = np.concatenate([table[e : e + 1] if isinstance(e, int) else e.rows for e in elements])
+            if found.shape != expected.shape:
+                return self._wrong_shape("splice", prompt, found.shape, expected.shape)
+            is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
+            pairs.append((expected, found))
+            text_pairs.append((expected[is_text], found[is_text]))
+        snr, text_snr = (min(snr_db(*pair) for pair in some) for some in (pairs, text_pairs))
+        quantized = at_least("text_snr_db", TENSOR_SNR_DB.get(kind, 0.0))
+        return judge(
+            "splice",
+            self._pair.label,
+            {"nmse": max(nmse(*pair) for pair in pairs), "snr_db": snr, "text_snr_db": text_snr},
+            detail=f"{len(pairs)} prompts, token_embd {kind}",
+            cause=lambda: (
+                f"rows of text differ ({text_snr:.1f} dB): token_embd"
+                if text_snr < snr + 1
+                else f"rows of pictures differ ({snr:.1f} dB): scale, or their place in the prompt"
+            ),
+            gates=gates_of("splice", self._pair.gates) or (quantized,),
+        )
+
+    def check_logits(self) -> StageResult:
+        """Prefill logits of every position, through the public `logits`."""
+        pairs: list[tuple[Floats, Floats]] = []
+        for prompt in self._reference.prompts:
+            expected, found = self._logits(prompt)
+            if found.shape != expected.shape:
+                return self._wrong_shape("logits", prompt, found.shape, expected.shape)
+            pairs.append((expected, found))
+        largest = max(max_abs_difference(*pair) for pair in pairs)
+        self._logit_tolerance = largest
+        return judge(
+            "logits",
+            self._pair.label,
+            {"nmse": max(nmse(*pair) for pair in pairs), "max_abs_difference": largest},
+            detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
+            cause=lambda: self._logits_cause(pairs),
+            gates=gates_of("logits", self._pair.gates),
+        )
+
+    def _logits_cause(self, pairs: Sequence[tuple[Floats, Floats]]) -> str:
+        prompts = list(self._reference.prompts)
+        errors = [nmse(*pair) for pair in pairs]
+        text_errors = [error for error, prompt in zip(errors, prompts, strict=True) if not prompt.pictures]
+        if text_errors and max(errors) > 1000 * max(text_errors):
+            return "prompts without a picture are right: the picture rows' scale, number or positions"
+        return f"the language model computes something else ({_SEE_WEIGHTS}--checkpoint names the tensor)"
+
+    def check_teacher_forced(self) -> StageResult:
+        """Distributions over the next token, behind pictures, on tokens that the reference chose."""
+        pairs: list[tuple[Floats, Floats]] = []
+        for prompt in self._reference.prompts:
+            continuation = self._reference.continuation(prompt)
+            if continuation is None:
+                pairs.append(self._logits(prompt))
+            else:
+                pairs.append((continuation.logits, self._forced(prompt, continuation.ids)))
+        expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
+        self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
+        divergence = kl_divergence(expected, found)
+        return judge(
+            "teacher_forced",
+            self._pair.label,
+            {
+                "mean_kld": float(divergence.mean()),
+                "p99_kld": float(np.percentile(divergence, 99, method="higher")),
+                "top1_agreement": top1_agreement(expected, found),
+            },
+            detail=f"{len(divergence)} tokens",
+            cause=lambda: "distributions are too far apart: too coarse a quantization, or an earlier stage",
+            gates=gates_of("teacher_forced", self._pair.gates),
+        )
+
+    def check_greedy(self) -> StageResult:
+        """Greedy answers are the reference's up to a step at which two tokens are equally good."""
+        unexplained: list[str] = []
+        exact = 0
+        shortest = np.inf
+        answers = [(prompt, self._reference.greedy(prompt)) for prompt in self._reference.prompts]
+        for prompt, answer in answers:
+            found = self._greedy(prompt, len(answer.ids))
+            step = next(
+                (i for i, pair in enumerate(zip(found, answer.ids, strict=True)) if len(set(pair)) > 1), None
+            )
+            if step is None:
+                exact += 1
+                continue
+            shortest = min(shortest, step)
+            if answer.margins[step] >= 2 * self._logit_tolerance:
+                unexplained.append(f"{prompt.name} at token {step}, margin {answer.margins[step]:.3g}")
+        return judge(
+            "greedy",
+            self._pair.label,
+            {
+                "unexplained_divergences": len(unexplained),
+                "exact_answers": exact,
+                "first_divergence": float(shortest),
+            },
+            detail=f"{len(answers)} answers, logits within {self._logit_tolerance:.3g}",
+            cause=lambda: (
+                f"{unexplained[0]}: decoding by steps differs from one prefill (KV cache, positions)"
+            ),
+            gates=(at_most("unexplained_divergences", 0),),
+        )
+
+    def _wrong_shape(
+        self, stage: str, prompt: PromptCase, found: tuple[int, ...], expected: tuple[int, ...]
+    ) -> StageResult:
+        return judge(
+            stage,
+            self._pair.label,
+            {"wrong_shapes": 1},
+            detail=f"prompt {prompt.name!r}",
+            cause=lambda: (
+                f"{prompt.name}: {found[0]} positions, expected {expected[0]}: ids, or tokens per picture"
+            ),
+            gates=(at_most("wrong_shapes", 0),),
+        )
+
+    def _files(self, prompt: PromptCase) -> list[bytes]:
+        return [self._reference.pictures[index].file for index in prompt.pictures]
+
+    def _logits(self, prompt: PromptCase) -> tuple[Floats, Floats]:
+        """What is expected of the last positions, and what the runtime gives for them."""
+        expected = self._reference.logits(prompt)
+        return expected, self._model.logits(prompt.turns, self._files(prompt))[-len(expected) :]
+
+    def _elements(self, prompt: PromptCase) -> list[Element]:
+        rows = iter(self._model.encode(self._files(prompt)))
+        ids = self._model.tokenize(prompt.turns, num_pictures=len(prompt.pictures))
+        return [PictureRows(b"", next(rows)) if token < 0 else token for token in ids]
+
+    def _prefill(self, prompt: PromptCase) -> int:
+        """Evaluate a prompt on the backend itself; returns its positions."""
+        elements = self._elements(prompt)
+        self._model.reset()
+        self._model.language.truncate(0)
+        position = 0
+        for segment in segments(elements):
+            self._model.language.evaluate(segment, position)
+            position += len(segment)
+        assert position == count_positions(elements)
+        return position
+
+    def _forced(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
+        """Logits [tokens, vocab] from which each of `ids` is to be predicted."""
+        position = self._prefill(prompt)
+        first = self._model.language.last_logits()[None]
+        forced = np.array(ids[:-1], dtype=np.int32)
+        rest = self._model.language.evaluate(forced, position, all_logits=True) if len(forced) else None
+        return first if rest is None else np.concatenate([first, rest])
+
+    def _greedy(self, prompt: PromptCase, num_tokens: int) -> list[int]:
+        position = self._prefill(prompt)
+        ids: list[int] = []
+        for _ in range(num_tokens):
+            ids.append(int(self._model.language.last_logits().argmax()))
+            self._model.language.evaluate(np.array(ids[-1:], dtype=np.int32), position)
+            position += 1
+        return ids

@@ -1,0 +1,132 @@
+"""Ladder stage 2: what the manifest and the GGUF files say of the model, against the resolved config."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+from tinyllava_edge.config import ModelConfig
+
+from .gates import at_most
+from .ladder import Ladder, StageResult, judge
+from .reference import CheckpointReference
+from .stages_weights import NEEDS_CHECKPOINT, gguf_path
+
+# general.file_type of each variant (enum llama_ftype in llama.h).
+_FILE_TYPES = {
+    name.lower().removeprefix("all_").removeprefix("mostly_"): int(kind)
+    for name, kind in gguf.LlamaFileType.__members__.items()
+}
+
+
+def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
+    """Every fact in the manifest and in the GGUF files is the resolved config's."""
+    reference = ladder.reference
+    if not isinstance(reference, CheckpointReference):
+        yield StageResult(stage="metadata", skipped=NEEDS_CHECKPOINT)
+        return
+    if not ladder.reads_gguf:
+        yield StageResult(stage="metadata", skipped=f"runtime {ladder.runtime} reads no GGUF")
+        return
+    yield _judge_facts("manifest", _manifest_facts(ladder), _config_facts(reference.config))
+    for variant in ladder.language:
+        expected = _expected_metadata(reference, variant.name)
+        yield _judge_facts(variant.name, _gguf_facts(gguf_path(ladder, variant)), expected)
+
+
+def _judge_facts(variant: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> StageResult:
+    wrong = [key for key, value in expected.items() if found.get(key) != value]
+    return judge(
+        "metadata",
+        variant,
+        {"wrong_values": len(wrong)},
+        detail=f"{len(expected)} values",
+        cause=lambda: "; ".join(_difference(key, found.get(key), expected[key]) for key in wrong[:3]),
+        gates=(at_most("wrong_values", 0),),
+    )
+
+
+def _difference(key: str, found: Any, expected: Any) -> str:
+    if isinstance(expected, list) and isinstance(found, list):
+        if len(found) != len(expected):
+            return f"{key} has {len(found)} entries, expected {len(expected)}"
+        index = next(i for i, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
+        return f"{key}[{index}] is {found[index]!r}, expected {expected[index]!r}"
+    return f"{key} is {found!r}, expected {expected!r}"
+
+
+def _config_facts(config: ModelConfig) -> dict[str, Any]:
+    vision, language = config.vision, config.language
+    return {
+        "vision.image_size": vision.image_size,
+        "vision.feature_layer": vision.feature_layer,
+        "vision.drop_first": vision.select_strategy == "patch",
+        "vision.num_tokens": vision.num_patches - (vision.select_strategy == "patch"),
+        "vision.hidden_size": language.hidden_size,
+        "vision.preprocessing.aspect": config.image_aspect_ratio,
+        "language.architecture": language.architecture,
+        "language.hidden_size": language.hidden_size,
+        "language.vocab_size": language.vocab_size,
+        "language.num_hidden_layers": language.num_hidden_layers,
+        "language.num_attention_heads": language.num_attention_heads,
+        "language.num_key_value_heads": language.num_key_value_heads,
+        "language.head_dim": language.head_dim,
+    }
+
+
+def _manifest_facts(ladder: Ladder) -> dict[str, Any]:
+    manifest = ladder.bundle.manifest
+    facts: dict[str, Any] = {}
+    for part in ("vision", "language"):
+        facts |= {f"{part}.{key}": value for key, value in getattr(manifest, part).model_dump().items()}
+    facts["vision.preprocessing.aspect"] = manifest.vision.preprocessing.aspect
+    return facts
+
+
+def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str, Any]:
+    config, pieces = reference.config.language, reference.tokenizer.pieces
+    # Rows past the tokenizer's last piece have tokens that no text gives; only their number counts.
+    return {
+        "general.architecture": "llama",
+        "general.file_type": _FILE_TYPES.get(variant),
+        "llama.vocab_size": config.vocab_size,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.block_count": config.num_hidden_layers,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(np.float32(config.norm_eps)),
+        "llama.rope.freq_base": float(np.float32(config.rope_theta)),
+        "llama.rope.dimension_count": config.head_dim,
+        "tokenizer.ggml.bos_token_id": reference.tokenizer.bos_id,
+        "tokenizer.ggml.eos_token_id": reference.tokenizer.eos_id,
+        "tokenizer.ggml.tokens": pieces[: config.vocab_size],
+        "number of tokens": config.vocab_size,
+    }
+
+
+def _gguf_facts(path: Path) -> dict[str, Any]:
+    """Values of a file, with those that llama.cpp derives where a key is absent (src/llama-model.cpp)."""
+    facts = {name: entry.contents() for name, entry in gguf.GGUFReader(path).fields.items()}
+    tokens = facts.get("tokenizer.ggml.tokens", [])
+    heads = facts.get("llama.attention.head_count", 0)
+    head_dim = facts.get("llama.embedding_length", 0) // max(heads, 1)
+    derived = {
+        "llama.vocab_size": len(tokens),
+        "llama.attention.head_count_kv": heads,
+        "llama.attention.key_length": head_dim,
+        "llama.attention.value_length": head_dim,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": facts.get("llama.attention.key_length", head_dim),
+        "number of tokens": len(tokens),
+    }
+    facts = {**derived, **facts}
+    unused = gguf.TokenType.UNUSED
+    types = facts.get("tokenizer.ggml.token_type", [])
+    used = [token for token, kind in zip(tokens, types, strict=False) if kind != unused]
+    return {**facts, "tokenizer.ggml.tokens": used}

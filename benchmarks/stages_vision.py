@@ -1,0 +1,238 @@
+"""Ladder stages 5 and 6: the tower's output, tapped inside the ONNX graph, and the embeddings behind it.
+
+Both are fed with the reference's pixels, so that what stage 4 found is not counted again.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import Variant
+from tinyllava_edge.runtimes.base import BackendOptions
+from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
+
+from .gates import gates_of
+from .ladder import Ladder, StageResult, judge
+from .metrics import min_token_cosine, nmse, snr_db
+from .reference import CheckpointReference, Reference
+
+Floats = npt.NDArray[np.float32]
+_BATCH = 2  # and one left over, so that both a batch and a single picture are run
+
+
+def check_tower(ladder: Ladder) -> Iterator[StageResult]:
+    """The selected layer's features, at the place in the graph where the connector reads them."""
+    if not ladder.reads_onnx:
+        yield StageResult(stage="tower", skipped=f"runtime {ladder.runtime} runs no ONNX graph to tap")
+        return
+    reference, pixels = ladder.reference, _pixels(ladder)
+    expected = [reference.tower(index) for index in range(len(pixels))]
+    for variant in ladder.vision:
+        found = tap_tower(ladder, variant, pixels)
+        audit = _audit(ladder, variant, lambda graph: {"max_activation": _max_activation(graph, pixels)})
+        yield _judge_features(
+            "tower",
+            variant,
+            expected,
+            found,
+            audit,
+            lambda picture, rows: _tower_cause(reference, picture, rows),
+        )
+
+
+def check_connector(ladder: Ladder) -> Iterator[StageResult]:
+    """Embeddings as the runtime's vision backend gives them."""
+    reference, pixels = ladder.reference, _pixels(ladder)
+    expected = [reference.embeddings(index) for index in range(len(pixels))]
+    open_vision = vision_opener(RUNTIMES[ladder.runtime][0])
+    for variant in ladder.vision:
+        options = BackendOptions(
+            vision=ladder.option(variant), threads=ladder.threads, checkpoint=ladder.checkpoint
+        )
+        backend = open_vision(ladder.bundle, options)
+        try:
+            found = _in_batches(backend.encode, pixels)
+        finally:
+            backend.close()
+        audit = _audit(
+            ladder, variant, lambda graph: {"rounded_snr_db": _rounded_snr_db(graph, pixels, expected)}
+        )
+        yield _judge_features(
+            "connector", variant, expected, found, audit, lambda p, rows: _connector_cause(reference, p, rows)
+        )
+
+
+def _pixels(ladder: Ladder) -> list[Floats]:
+    count = min(ladder.num_pictures, len(ladder.reference.pictures))
+    return [ladder.reference.pixels(index) for index in range(count)]
+
+
+def _in_batches(encode: Callable[[Floats], Floats], pixels: Sequence[Floats]) -> list[Floats]:
+    """Results of single pictures, in order; the first one alone, the others in batches."""
+    starts = [0, *range(1, len(pixels), _BATCH), len(pixels)]
+    batches = [encode(np.stack(pixels[a:b])) for a, b in pairwise(starts) if a < b]
+    return [row for batch in batches for row in batch]
+
+
+def _judge_features(
+    stage: str,
+    variant: Variant,
+    expected: Sequence[Floats],
+    found: Sequence[Floats],
+    audit: Mapping[str, float] | None,
+    cause: Callable[[int, Floats], str],
+) -> StageResult:
+    """Worst picture of each metric; `cause` is asked about the picture with the largest error."""
+    detail = f"{len(expected)} pictures"
+    gates = gates_of(stage, variant.name)
+    if audit is None:
+        detail += ", rounding and overflow not audited: no float32 graph and no --checkpoint"
+        gates = tuple(gate for gate in gates if gate.metric not in ("max_activation", "rounded_snr_db"))
+    pairs = list(zip(expected, found, strict=True))
+    worst = 0
+    values = {"nmse": np.nan, "min_token_cosine": np.nan, "snr_db": np.nan}
+    if all(one.shape == other.shape for one, other in pairs):
+        errors = [nmse(*pair) for pair in pairs]
+        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
+        values = {
+            "nmse": errors[worst],
+            "min_token_cosine": min(min_token_cosine(*pair) for pair in pairs),
+            "snr_db": min(snr_db(*pair) for pair in pairs),
+        }
+    return judge(
+        stage,
+        variant.name,
+        {**values, **(audit or {})},
+        detail=detail,
+        cause=lambda: cause(worst, found[worst]),
+        gates=gates,
+    )
+
+
+def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> list[Floats]:
+    """Run a copy of the graph that also gives out the inner value between tower and connector."""
+    import onnx
+
+    from tinyllava_edge.export.precision import opened_graph
+
+    proto = onnx.load(ladder.bundle.path(variant.files[0]))
+    name = ladder.bundle.manifest.vision.tower_output
+    (value,) = [value for value in proto.graph.value_info if value.name == name]
+    proto.graph.output.append(value)
+    with opened_graph(proto) as session:
+
+        def run(batch: Floats) -> Floats:
+            (features,) = session.run([name], {session.get_inputs()[0].name: batch})
+            return np.asarray(features, dtype=np.float32)
+
+        return _in_batches(run, pixels)
+
+
+def _audit(
+    ladder: Ladder, variant: Variant, measure: Callable[[Any], dict[str, float]]
+) -> dict[str, float] | None:
+    """What only arithmetic that rounds as a GPU's shows of float16; None where it cannot be measured."""
+    if variant.name != "fp16":
+        return {}
+    graph = _float32_graph(ladder)
+    return None if graph is None else measure(graph)
+
+
+def _float32_graph(ladder: Ladder) -> Any | None:
+    """The bundle's float32 graph, or one made of the checkpoint where it has none."""
+    import onnx
+
+    from tinyllava_edge.export.vision_onnx import build_vision_graph
+
+    for variant in ladder.bundle.manifest.variants:
+        if variant.part == "vision" and variant.name == "fp32":
+            return onnx.load(ladder.bundle.path(variant.files[0]))
+    if isinstance(ladder.reference, CheckpointReference):
+        return build_vision_graph(ladder.reference.model)
+    return None
+
+
+def _max_activation(graph: Any, pixels: Sequence[Floats]) -> float:
+    """Largest magnitude of any value in the graph that an overflow would spoil."""
+    from tinyllava_edge.export.precision import measure_ranges
+
+    ranges = measure_ranges(graph, np.stack(pixels))
+    return max(value.largest for value in ranges if not value.harmless)
+
+
+def _rounded_snr_db(graph: Any, pixels: Sequence[Floats], expected: Sequence[Floats]) -> float:
+    """Embeddings computed with every value rounded to float16."""
+    from tinyllava_edge.export.precision import evaluate_rounded
+
+    return snr_db(np.stack(expected), evaluate_rounded(graph, np.stack(pixels)))
+
+
+def _tower_cause(reference: Reference, picture: int, found: Floats) -> str:
+    """Which known mistake gives these features."""
+    expected = reference.tower(picture)
+    if not np.isfinite(found).all():
+        return "values are not finite: overflow"
+    if found.shape == (len(expected) + 1, expected.shape[1]) and _alike(found[1:], expected):
+        return f"{len(found)} tokens instead of {len(expected)}: token 0 is kept, the policy drops it"
+    if found.shape != expected.shape:
+        return f"shape {found.shape}, expected {expected.shape}"
+    if _alike(found[1:], expected[:-1]):
+        return "tokens are shifted by one: token 0 is kept and the last one dropped"
+    if isinstance(reference, CheckpointReference):
+        states = reference.hidden_states(picture)
+        used = reference.config.vision.num_used_layers
+        nearest = int(np.argmax([snr_db(state, found) for state in states]))
+        if nearest != used and _alike(found, states[nearest]):
+            return f"equal to hidden_states[{nearest}], expected hidden_states[{used}]: wrong feature layer"
+    return (
+        f"the tower computes something else (SNR {snr_db(expected, found):.1f} dB): weights, GELU, LayerNorm"
+    )
+
+
+def _connector_cause(reference: Reference, picture: int, found: Floats) -> str:
+    """Which known mistake gives these embeddings."""
+    expected = reference.embeddings(picture)
+    if found.shape != expected.shape:
+        return f"shape {found.shape}, expected {expected.shape}"
+    if not np.isfinite(found).all():
+        return "values are not finite: overflow"
+    if isinstance(reference, CheckpointReference):
+        for said, connector in _mistaken_connectors(reference.model.connector):
+            if snr_db(_run(connector, reference.tower(picture)), found) > snr_db(expected, found) + 20:
+                return said
+    return f"the connector computes something else (SNR {snr_db(expected, found):.1f} dB)"
+
+
+def _mistaken_connectors(connector: Any) -> Iterator[tuple[str, Any]]:
+    """Connectors with one mistake each, and what to say where one of them explains what was found."""
+    from torch import nn
+
+    if any(isinstance(module, nn.GELU) for module in connector.modules()):
+        mistaken = deepcopy(connector)
+        for module in mistaken.modules():
+            if isinstance(module, nn.GELU):
+                module.approximate = "tanh"
+        yield "GELU is the tanh approximation, the connector needs the exact one (erf)", mistaken
+    for name, parameter in connector.named_parameters():
+        if parameter.ndim == 2 and parameter.shape[0] == parameter.shape[1]:
+            mistaken = deepcopy(connector)
+            transposed = mistaken.get_parameter(name)
+            transposed.data = transposed.data.T.contiguous()
+            yield f"connector.{name} is transposed", mistaken
+
+
+def _run(connector: Any, features: Floats) -> Floats:
+    import torch
+
+    with torch.no_grad():
+        rows: Floats = connector(torch.from_numpy(features)[None])[0].numpy()
+    return rows
+
+
+def _alike(found: Floats, expected: Floats) -> bool:
+    """Equal but for float16 rounding."""
+    return snr_db(expected, found) > 30

@@ -1,0 +1,165 @@
+"""Ladder stage 1: the values that lie in the GGUF files, against the checkpoint's tensors.
+
+Names come from the gguf package's own table, and RoPE's row order is restated here, so that the exporter is
+not its own judge. The vision graph's weights are judged by what they compute (stages 5 and 6).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import Variant
+from tinyllava_edge.config import LanguageConfig
+
+from .gates import TENSOR_SNR_DB, at_most
+from .ladder import Ladder, StageResult, judge
+from .metrics import snr_db
+from .reference import CheckpointReference
+
+Floats = npt.NDArray[np.float32]
+NEEDS_CHECKPOINT = "needs --checkpoint"
+
+
+def check_weights(ladder: Ladder) -> Iterator[StageResult]:
+    """Every tensor of the language model is in the file, with its values, and nothing else is."""
+    if not isinstance(ladder.reference, CheckpointReference):
+        yield StageResult(stage="weights", skipped=NEEDS_CHECKPOINT)
+        return
+    if not ladder.reads_gguf:
+        yield StageResult(stage="weights", skipped=f"runtime {ladder.runtime} reads no GGUF")
+        return
+    expected = _expected_tensors(ladder.reference)
+    for variant in ladder.language:
+        yield _check_tensors(variant, gguf_path(ladder, variant), expected)
+
+
+def gguf_path(ladder: Ladder, variant: Variant) -> Path:
+    """The file of a language variant."""
+    return ladder.bundle.path(variant.files[0])
+
+
+def read_gguf_tensor(path: Path, name: str) -> tuple[Floats, str]:
+    """One tensor, dequantized by the gguf package, outermost dimension first; and its type."""
+    (tensor,) = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name]
+    return _dequantized(tensor), tensor.tensor_type.name
+
+
+def _dequantized(tensor: Any) -> Floats:
+    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    return np.asarray(values, dtype=np.float32).reshape([int(size) for size in reversed(tensor.shape)])
+
+
+def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
+    """The checkpoint's tensors in the order of rows that llama.cpp wants, by their GGUF names."""
+    config = reference.config.language
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    found: dict[str, Floats] = {}
+    # A tied head is listed once here, and llama.cpp takes the embedding for it.
+    for name, parameter in reference.model.language_model.named_parameters():
+        stem, _, suffix = name.rpartition(".")
+        found[f"{names.get_name(stem)}.{suffix}"] = _in_rope_order(name, parameter.detach().numpy(), config)
+    return found
+
+
+def _in_rope_order(name: str, values: Floats, config: LanguageConfig) -> Floats:
+    """Rows of q and k: llama.cpp turns neighbours (0,1), transformers turns (i, i + half a head)."""
+    counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    heads = counts.get(name.split(".")[-2])
+    if heads is None:
+        return values
+    half = config.head_dim // 2
+    in_head = [part * half + index for index in range(half) for part in (0, 1)]
+    return values[[head * config.head_dim + row for head in range(heads) for row in in_head]]
+
+
+@dataclass
+class _Comparison:
+    """The tensors of one file against the expected ones."""
+
+    types: Counter[str] = field(default_factory=Counter)
+    worst_snr_db: float = float("inf")
+    wrong: dict[str, Floats] = field(default_factory=dict)
+    extra: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats]) -> StageResult:
+    found = _Comparison(missing=sorted(expected))
+    for tensor in gguf.GGUFReader(path).tensors:
+        kind = tensor.tensor_type.name
+        found.types[kind] += 1
+        if tensor.name not in expected:
+            found.extra.append(tensor.name)
+            continue
+        found.missing.remove(tensor.name)
+        right, values = expected[tensor.name], _dequantized(tensor)
+        if values.shape != right.shape:
+            found.wrong[tensor.name] = values
+            continue
+        snr = snr_db(_rounded(right, kind), values)
+        found.worst_snr_db = min(found.worst_snr_db, snr)
+        if not snr >= TENSOR_SNR_DB.get(kind, 0.0):
+            found.wrong[tensor.name] = values
+    return judge(
+        "weights",
+        variant.name,
+        {
+            "wrong_tensors": len(found.wrong),
+            "missing_tensors": len(found.missing),
+            "extra_tensors": len(found.extra),
+            "worst_snr_db": found.worst_snr_db,
+        },
+        detail=f"{len(expected)} tensors, {', '.join(f'{n} {kind}' for kind, n in found.types.items())}",
+        cause=lambda: _weights_cause(found, expected),
+        gates=(at_most("wrong_tensors", 0), at_most("missing_tensors", 0), at_most("extra_tensors", 0)),
+    )
+
+
+def _rounded(values: Floats, kind: str) -> Floats:
+    """Float16 is a rounding that must be exact; a quantization is judged against the unrounded values."""
+    return values.astype(np.float16).astype(np.float32) if kind == "F16" else values
+
+
+def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:
+    if found.missing or found.extra:
+        return f"tensors missing: {found.missing[:3]}, not expected: {found.extra[:3]}"
+    name, values = next(iter(found.wrong.items()))
+    return f"{name}: {_tensor_cause(name, values, expected)} ({len(found.wrong)} tensors are wrong)"
+
+
+def _tensor_cause(name: str, values: Floats, expected: Mapping[str, Floats]) -> str:
+    """Which known mistake gives these values."""
+    right = expected[name]
+    if values.shape != right.shape:
+        transposed = " (transposed)" if values.shape == right.shape[::-1] else ""
+        return f"shape {values.shape}, expected {right.shape}{transposed}"
+    if values.ndim == 2 and values.shape == values.shape[::-1] and _alike(values.T, right):
+        return "the weight is transposed"
+    layer = name.rsplit(".", 2)[0]
+    for other, candidate in expected.items():
+        if other != name and other.startswith(layer) and candidate.shape == values.shape:
+            if _alike(values, candidate):
+                return f"holds the values of {other}: the two are swapped"
+            if "attn" in other and "attn" in name and _alike(_sorted_rows(values), _sorted_rows(candidate)):
+                return f"holds the rows of {other}: the two are swapped"
+    if _alike(_sorted_rows(values), _sorted_rows(right)):
+        return "the rows are in another order: wrong RoPE permutation"
+    return f"the values differ (SNR {snr_db(right, values):.1f} dB)"
+
+
+def _sorted_rows(values: Floats) -> Floats:
+    """Rows in an order that does not depend on the one they are in."""
+    rows = values.reshape(len(values), -1)
+    sorted_rows: Floats = rows[np.argsort(rows.sum(axis=1))]
+    return sorted_rows
+
+
+def _alike(values: Floats, candidate: Floats) -> bool:
+    """Equal but for what a quantization may change; a wrong tensor has an SNR near or below 0 dB."""
+    return snr_db(candidate, values) > 10

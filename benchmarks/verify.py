@@ -1,0 +1,146 @@
+"""`tinyllava-edge verify`: climb the parity ladder and name the first stage that fails. docs/measuring.md."""
+
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+
+from .gates import STAGES
+from .ladder import Check, Ladder, Report, StageResult, refused
+from .reference import CheckpointReference, Reference
+from .stages_inputs import check_pixels, check_text
+from .stages_language import check_language
+from .stages_metadata import check_metadata
+from .stages_vision import check_connector, check_tower
+from .stages_weights import check_weights
+from .stored_reference import StoredReference
+
+# In the order of the chain; the last one has stages 7 to 10.
+CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
+    ("weights", check_weights),
+    ("metadata", check_metadata),
+    ("text", check_text),
+    ("pixels", check_pixels),
+    ("tower", check_tower),
+    ("connector", check_connector),
+    ("splice", check_language),
+)
+_PACKAGES = (
+    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "llama-cpp-python"),
+    *("torch", "transformers", "onnx", "gguf"),
+)
+OnStage = Callable[[str], None]
+
+
+def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
+    """Compute every stage, also those behind a failed one where that is possible.
+
+    Args:
+        ladder: the bundle, what is expected of it, and how much is compared.
+        on_stage: called with the name of each of `CHECKS` when it begins.
+    """
+    results: list[StageResult] = []
+    for stage, check in CHECKS:
+        on_stage(stage)
+        try:
+            for result in check(ladder):
+                results.append(result)
+        except TinyLlavaEdgeError as error:
+            results.append(refused(stage, "", error))
+    results.sort(key=lambda result: STAGES.index(result.stage))
+    return Report(
+        runtime=ladder.runtime, reference=ladder.reference.name, results=tuple(results), versions=_versions()
+    )
+
+
+def open_reference(
+    bundle: Bundle,
+    checkpoint: Path | None,
+    *,
+    sources: Path | None = None,
+    num_tokens: int = 128,
+    allow_pickle: bool = False,
+) -> Reference:
+    """Torch on the checkpoint where there is one, the bundle's own reference tensors otherwise.
+
+    Raises:
+        UsageError: the checkpoint is not the one that the bundle came from.
+    """
+    if checkpoint is None:
+        return StoredReference(bundle)
+    from tinyllava_edge.model.checkpoint import checkpoint_sha256
+
+    source, prompt = bundle.manifest.source, bundle.manifest.prompt
+    found = checkpoint_sha256(checkpoint)
+    if found != source.checkpoint_sha256:
+        raise UsageError(
+            f"{checkpoint} has sha256 {found[:12]}..., the bundle was made from {source.name} with "
+            f"{source.checkpoint_sha256[:12]}...: give that checkpoint, or export this one."
+        )
+    chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
+    return CheckpointReference(
+        checkpoint, sources=sources, template=chosen, num_tokens=num_tokens, allow_pickle=allow_pickle
+    )
+
+
+def chosen_variants(
+    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...]
+) -> tuple[Variant, ...]:
+    """The named variants of a part, or all of them, in the manifest's order (most precise first).
+
+    Raises:
+        BundleError: there is no such variant; the message lists those there are.
+    """
+    if names:
+        wanted = [bundle.variant(part, name) for name in names]
+        return tuple(variant for variant in bundle.manifest.variants if variant in wanted)
+    return tuple(variant for variant in bundle.manifest.variants if variant.part == part)
+
+
+def report_table(report: Report) -> Table:
+    """The ladder for people: one row for each stage and variant."""
+    title = f"{report.runtime} against {report.reference}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "variant", "", "measured (gate)"):
+        table.add_column(column, overflow="fold")
+    for result in report.results:
+        mark = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "skipped": "[dim]-[/]"}[result.status]
+        table.add_row(result.stage, result.variant, mark, escape(_about(result)))
+    return table
+
+
+def _about(result: StageResult) -> str:
+    """What was measured; counts of mistakes only where there are some."""
+    if result.skipped:
+        return result.skipped
+    said = [_said(check) for check in result.checks if check.value or check.gate is None]
+    return "; ".join(part for part in (", ".join(said), result.cause or result.detail) if part)
+
+
+def _said(check: Check) -> str:
+    if check.gate is None:
+        return f"{check.metric} {_number(check.value)}"
+    sign = "<=" if check.gate.kind == "max" else ">="
+    return f"{check.metric} {_number(check.value)} ({sign} {_number(check.gate.limit)})"
+
+
+def _number(value: float) -> str:
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,66 @@
+"""What is installed is what is in the tree."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # comes with pytest there
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETUPTOOLS = PROJECT["tool"]["setuptools"]
+LINKED = ("export", "runtimes", "train", "benchmarks")
+
+
+def folder_of(package: str) -> Path:
+    """The folder of a package by the table in pyproject.toml."""
+    table: dict[str, str] = SETUPTOOLS["package-dir"]
+    known = max((name for name in table if f"{package}.".startswith(f"{name}.")), key=len)
+    return ROOT / table[known] / package.removeprefix(known).strip(".").replace(".", "/")
+
+
+def test_every_folder_of_modules_is_installed_and_no_other() -> None:
+    tops = ("tinyllava_edge", *LINKED)
+    folders = {path.parent for top in tops for path in (ROOT / top).rglob("__init__.py")}
+    assert {folder_of(package) for package in SETUPTOOLS["packages"]} == {
+        folder for folder in folders if not any(part.is_symlink() for part in (folder, *folder.parents))
+    }
+
+
+@pytest.mark.parametrize("name", LINKED)
+def test_the_links_lead_to_the_folders(name: str) -> None:
+    link = ROOT / "tinyllava_edge" / name
+    assert link.is_symlink()
+    assert link.resolve() == ROOT / name == folder_of(f"tinyllava_edge.{name}")
+
+
+def test_what_is_not_python_is_installed_too() -> None:
+    """Each data file in a package matches one of the patterns of `package-data`, but for recorded results."""
+    missing = []
+    for package in SETUPTOOLS["packages"]:
+        folder = folder_of(package)
+        patterns = SETUPTOOLS["package-data"].get(package, [])
+        covered = {path for pattern in patterns for path in folder.glob(pattern)}
+        nested = {folder_of(other) for other in SETUPTOOLS["packages"] if other.startswith(f"{package}.")}
+        for path in folder.rglob("*"):
+            is_code = path.suffix in (".py", ".pyc") or "__pycache__" in path.parts
+            parents = (path, *path.parents)
+            elsewhere = any(part in nested or part.is_symlink() or part.name == "results" for part in parents)
+            if path.is_file() and not is_code and not elsewhere and path not in covered:
+                missing.append(str(path.relative_to(ROOT)))
+    assert missing == []
+
+
+def test_the_base_install_has_no_torch() -> None:
+    names = {requirement.split(">")[0].split("[")[0] for requirement in PROJECT["project"]["dependencies"]}
+    assert names == {"numpy", "pillow", "tokenizers", "pydantic", "typer", "rich"}
+
+
+def test_every_extra_that_a_message_recommends_exists() -> None:
+    from tinyllava_edge.cli import EXTRAS
+
+    assert set(EXTRAS.values()) <= set(PROJECT["project"]["optional-dependencies"])

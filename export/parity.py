@@ -49,11 +49,12 @@ class Figures:
             error, energy = np.mean((a - b) ** 2), np.mean(a**2)
             cosine = np.sum(a * b, -1) / (np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
             limit = 1e-4 * np.sqrt(energy) + 1e-3 * np.abs(a)
-            exact = max(float(error), np.finfo(np.float64).tiny) if np.isfinite(error) else np.nan
+            # At most 300 dB, so that equal tensors have a number too; max() would lose a NaN.
+            noise = np.maximum(error, 1e-30 * energy + 1e-300)
             return cls(
                 nmse=float(error / np.var(a)),
-                snr_db=float(10 * np.log10(energy / exact)),
-                psnr_db=float(10 * np.log10(np.max(a**2) / exact)),
+                snr_db=float(10 * np.log10(energy / noise)),
+                psnr_db=float(10 * np.log10(np.max(a**2) / noise)),
                 min_token_cosine=float(np.min(cosine)),
                 within=float(np.mean(np.abs(a - b) <= limit)),
             )

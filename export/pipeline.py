@@ -1,7 +1,7 @@
 """Checkpoint -> bundle, step by step.
 
-The torch model is gone before the language model is written, which then streams from the checkpoint's files:
-never two copies of the language model at once.
+The language model leaves memory once the reference is computed; its files are then streamed from the
+checkpoint's. So there are never two copies of it at once.
 """
 
 import gc
@@ -96,8 +96,10 @@ def export_bundle(
         on_step("reference tensors")
         reference = write_reference(writer.root, model, assets)
         (writer.root / TOKENIZER_FILE).write_text(assets.tokenizer.tokenizer_json, encoding="utf-8")
-        vision, vision_report = _export_vision(writer.root, model, reference, options, on_step)
         parts = _parts(model, dtypes)
+        del model.language_model  # most of the memory; its files stream from the checkpoint's
+        gc.collect()
+        vision, vision_report = _export_vision(writer.root, model, reference, options, on_step)
         del model
         gc.collect()
         halves = parts["language_model"].dtype == "float16"

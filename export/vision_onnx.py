@@ -85,8 +85,10 @@ def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
         files = [path]
     else:
         data = path.with_name(f"{path.name}.data")
+        copied = onnx.ModelProto()
+        copied.CopyFrom(proto)  # saving takes the weights out of what it saves
         onnx.save_model(
-            proto, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name
+            copied, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name
         )
         files = [path, data]
     onnx.checker.check_model(str(path), full_check=True)

@@ -1,0 +1,102 @@
+"""What was written is compared with the checkpoint, and a difference is named."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import gguf
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.export.conftest import Exported
+from tests.export.gguf_files import language_source
+from tests.export.test_precision import PIXELS, embeddings
+from tinyllava_edge.errors import ExportError
+from tinyllava_edge.export.language_gguf import LanguageSource, write_language_gguf
+from tinyllava_edge.export.parity import Figures, check_language, check_vision
+from tinyllava_edge.export.vision_onnx import write_vision_graph
+from tinyllava_edge.model.vlm import TinyLlava
+
+
+def test_figures_are_those_worked_out_by_hand() -> None:
+    expected = np.float32([[[3, 4], [0, 5]]])
+    actual = np.float32([[[3, 4], [0, 4]]])
+    figures = Figures.of(expected, actual)
+    assert figures.nmse == pytest.approx(0.25 / np.var([3, 4, 0, 5]))
+    assert figures.snr_db == pytest.approx(10 * np.log10(50 / 1))
+    assert figures.psnr_db == pytest.approx(20 * np.log10(5 / 0.5))
+    assert figures.min_token_cosine == pytest.approx(1.0)
+    assert figures.within == 0.75
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_finite_passes_no_gate(precision: str, bad: float) -> None:
+    expected = np.float32([[[3, 4], [0, 5]]])
+    actual = expected.copy()
+    assert Figures.of(expected, actual).passes(precision)
+    actual[0, 0, 0] = bad
+    assert not Figures.of(expected, actual).passes(precision)
+
+
+def test_one_transposed_weight_in_the_vision_graph_is_found(
+    vision_graph: onnx.ModelProto, model: TinyLlava, tmp_path: Path
+) -> None:
+    expected = embeddings(model)
+    (path,) = write_vision_graph(tmp_path / "good.onnx", vision_graph)
+    assert check_vision(path, "fp32", PIXELS, expected)["nmse"] < 1e-11
+    spoilt = onnx.ModelProto()
+    spoilt.CopyFrom(vision_graph)
+    square = next(tensor for tensor in spoilt.graph.initializer if list(tensor.dims) == [64, 64])
+    square.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(square).T.copy(), square.name))
+    (path,) = write_vision_graph(tmp_path / "bad.onnx", spoilt)
+    with pytest.raises(ExportError, match=r"bad\.onnx is not equal"):
+        check_vision(path, "fp32", PIXELS, expected)
+
+
+def overwrite(path: Path, name: str, change: str) -> None:
+    """Change one tensor of a GGUF file in place."""
+    reader = gguf.GGUFReader(path, "r+")
+    (tensor,) = [tensor for tensor in reader.tensors if tensor.name == name]
+    if change == "one value":
+        tensor.data[3, 5] = np.nextafter(tensor.data[3, 5], np.inf)
+    elif change == "row order":
+        tensor.data[[0, 1]] = tensor.data[[1, 0]]
+    elif change == "other tensor":
+        (other,) = [t for t in reader.tensors if t.name == name.replace("attn_k", "attn_v")]
+        tensor.data[:] = other.data
+    reader.data.flush()
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+@pytest.mark.parametrize("change", ["one value", "row order", "other tensor"])
+def test_a_changed_tensor_in_a_float_file_is_named(
+    source: LanguageSource, tmp_path: Path, kind: str, change: str
+) -> None:
+    path = tmp_path / f"{kind}.gguf"
+    write_language_gguf(path, source, kind)
+    assert check_language(path, source) == {"lowest_snr_db": None, "lowest_at": ""}
+    overwrite(path, "blk.1.attn_k.weight", change)
+    with pytest.raises(ExportError, match=r"blk\.1\.attn_k\.weight"):
+        check_language(path, source)
+
+
+@pytest.mark.parametrize("kind", ["q8_0", "q4_k_m"])
+def test_a_changed_tensor_in_a_quantized_file_is_named(exported: Exported, tmp_path: Path, kind: str) -> None:
+    path = Path(shutil.copy(exported.bundle.root / "language" / f"{kind}.gguf", tmp_path))
+    source = language_source(exported.checkpoint)
+    assert check_language(path, source)["lowest_snr_db"] > 20
+    overwrite(path, "blk.0.attn_k.weight", "row order")
+    with pytest.raises(ExportError, match=r"blk\.0\.attn_k\.weight"):
+        check_language(path, source)
+
+
+def test_a_file_of_another_model_is_found_by_its_missing_tensor(
+    source: LanguageSource, exported: Exported
+) -> None:
+    deeper = language_source(exported.checkpoint)
+    with pytest.raises(ExportError, match="is not equal"):
+        check_language(exported.bundle.root / "language" / "f32.gguf", source)
+    assert asdict(deeper) != asdict(source)

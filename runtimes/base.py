@@ -6,19 +6,25 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.errors import BackendError
 
 # One stretch of the context: token ids [n] int32, or embeddings [n, hidden] float32.
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 
 
 class VisionBackend(Protocol):
-    """Pixels to rows of the language model's input."""
+    """Pixels to rows of the language model's input.
+
+    Attributes:
+        name: for people, with what was chosen: "onnxruntime fp16".
+    """
 
     name: str
 
@@ -32,7 +38,14 @@ class VisionBackend(Protocol):
 
 
 class LanguageBackend(Protocol):
-    """A language model with one growing context, of which the engine is the only user."""
+    """A language model with one growing context, of which the engine is the only user.
+
+    Attributes:
+        name: for people, with what was chosen: "llamacpp q8_0, f16 KV".
+        vocab_size: columns of the logits.
+        hidden_size: columns of an embedding segment.
+        context_length: positions the context holds at most.
+    """
 
     name: str
     vocab_size: int
@@ -46,15 +59,23 @@ class LanguageBackend(Protocol):
 
         Returns:
             logits [n, vocab] of every row where `all_logits`, else None.
+
+        Raises:
+            BackendError: the segment does not fit (`check_segment`), or the evaluation failed; what the
+                context holds is then unknown until `truncate(0)`.
         """
         ...
 
     def last_logits(self) -> npt.NDArray[np.float32]:
-        """Logits [vocab] after the last row evaluated."""
+        """Logits [vocab] after the last row evaluated; the caller may keep and change them.
+
+        Raises:
+            BackendError: nothing was evaluated, or not since the context was cut.
+        """
         ...
 
     def truncate(self, position: int) -> None:
-        """Forget everything from `position` on; 0 empties the context."""
+        """Forget everything from `position` on: 0 empties the context, the end or past it changes nothing."""
         ...
 
     def close(self) -> None:
@@ -71,7 +92,8 @@ class BackendOptions:
         language: name of the language variant, likewise.
         kv_type: type of the KV cache: "f16" (default), "f32", "q8_0".
         context_length: positions of the context, or None for the model's own.
-        threads: threads over both engines together, or None for the physical cores.
+        threads: threads of either engine, which never work at the same time; None for the usable cores.
+        checkpoint: where the weights are, for a runtime that computes from the checkpoint itself.
     """
 
     vision: str | None = None
@@ -79,8 +101,52 @@ class BackendOptions:
     kv_type: str = "f16"
     context_length: int | None = None
     threads: int | None = None
+    checkpoint: Path | None = None
 
 
 VisionOpener = Callable[[Bundle, BackendOptions], VisionBackend]
 LanguageOpener = Callable[[Bundle, BackendOptions], LanguageBackend]
-AnyOpener = Callable[..., Any]
+
+
+def check_segment(backend: LanguageBackend, segment: Segment, position: int, expected: int) -> None:
+    """Refuse a segment that does not continue the context.
+
+    Args:
+        backend: the one that is about to evaluate it.
+        segment: token ids or embeddings.
+        position: where the caller wants it.
+        expected: positions evaluated so far.
+
+    Raises:
+        BackendError: position, shape, type, ids or length are wrong; the message says what was expected.
+    """
+    if position != expected:
+        raise BackendError(f"{backend.name}: the next position is {expected}, not {position}.")
+    is_ids = segment.ndim == 1 and segment.dtype == np.int32
+    is_rows = segment.ndim == 2 and segment.dtype == np.float32 and segment.shape[1] == backend.hidden_size
+    if not (is_ids or is_rows) or len(segment) == 0:
+        raise BackendError(
+            f"{backend.name}: expected token ids [n] int32 or embeddings [n, {backend.hidden_size}] float32, "
+            f"n > 0; found {list(segment.shape)} {segment.dtype}."
+        )
+    if is_ids and (segment.min() < 0 or segment.max() >= backend.vocab_size):
+        raise BackendError(f"{backend.name}: token ids must be 0 to {backend.vocab_size - 1}.")
+    if position + len(segment) > backend.context_length:
+        raise BackendError(
+            f"{backend.name}: {position} + {len(segment)} positions do not fit in a context of "
+            f"{backend.context_length}."
+        )
+
+
+def check_pixels(name: str, pixels: npt.NDArray[np.float32], image_size: int) -> None:
+    """Refuse pixels that are not what the vision graph takes.
+
+    Raises:
+        BackendError: shape or type are wrong; the message says what was expected.
+    """
+    wanted = (3, image_size, image_size)
+    if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != wanted or len(pixels) == 0:
+        raise BackendError(
+            f"{name}: expected pixels [batch, 3, {image_size}, {image_size}] float32, batch > 0; "
+            f"found {list(pixels.shape)} {pixels.dtype}."
+        )

@@ -96,4 +96,5 @@ def probabilities(logits: npt.NDArray[np.float32], how: Sampling) -> npt.NDArray
 
 def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     exponentials: npt.NDArray[np.float64] = np.exp(scores - scores.max())
-    return exponentials / exponentials.sum()
+    normalised: npt.NDArray[np.float64] = exponentials / exponentials.sum()
+    return normalised

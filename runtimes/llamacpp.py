@@ -1,0 +1,285 @@
+"""The language model through llama.cpp's C interface (llama-cpp-python's bindings).
+
+Batches are built here, not by the `Llama` class: ids go through `batch.token`, a picture's rows through
+`batch.embd`. Every return code is checked, and llama.cpp's own log lines are attached to an error.
+
+llama.cpp computes with OpenMP, so the library is loaded only after `threads.limit_openmp_spin`.
+"""
+
+import ctypes
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.errors import BackendError, BundleError, UsageError
+
+from .base import BackendOptions, Segment, check_segment
+from .threads import limit_openmp_spin, thread_budget
+
+BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
+ALL_LOGITS_BATCH = 64  # the logits of 512 rows would take 300 MB twice with a vocabulary of 150,000
+KV_TYPES = {"f16": 1, "f32": 0, "q8_0": 8}  # ggml_type
+_ONE_THREAD_BYTES = 8 << 20  # a token of a smaller model is too little work to share; see threads.py
+_FLASH_ATTENTION_OFF, _FLASH_ATTENTION_ON = 0, 1
+_ALL_LAYERS = 1 << 20
+_DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
+
+
+def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage":
+    """Open a bundle's GGUF variant.
+
+    Raises:
+        BackendError: the library does not load, or refuses the file; with its log lines.
+        BundleError: no such variant, or the file is another model than the manifest says.
+        UsageError: an option has no such value.
+    """
+    variant = bundle.variant("language", options.language)
+    if variant.target != "gguf":
+        raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
+    return LlamaCppLanguage(
+        bundle.path(variant.files[0]),
+        bundle.manifest.language,
+        name=f"llamacpp {variant.name}, {options.kv_type} KV",
+        kv_type=options.kv_type,
+        context_length=options.context_length,
+        threads=options.threads,
+    )
+
+
+class LlamaCppLanguage:
+    """One llama.cpp model with one context of one sequence.
+
+    Args:
+        path: the GGUF file.
+        spec: what the manifest says is in it.
+        name: for people.
+        kv_type: key of `KV_TYPES`.
+        context_length: positions, or None for the model's own.
+        threads: see `thread_budget`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: LanguageSpec,
+        *,
+        name: str,
+        kv_type: str = "f16",
+        context_length: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"kv_type is {kv_type!r}; known: {', '.join(KV_TYPES)}.")
+        self.name = name
+        self.vocab_size = spec.vocab_size
+        self.hidden_size = spec.hidden_size
+        self.context_length = context_length or spec.context_length
+        self._position = 0
+        self._has_logits = False
+        self._model: Any = None
+        self._context: Any = None
+        budget = thread_budget(threads)
+        is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
+        self._library, self._log = _load_library()
+        self._log.attach()
+        try:
+            self._model = self._load_model(path)
+            self._check_model(path)
+            self._log.clear()
+            self._context = self._create_context(kv_type, budget, 1 if is_small else budget)
+        except BaseException:
+            self.close()
+            raise
+        self._memory = self._library.llama_get_memory(self._context)
+        self._batch = _Batch(self._library)
+
+    def evaluate(
+        self, segment: Segment, position: int, *, all_logits: bool = False
+    ) -> npt.NDArray[np.float32] | None:
+        """See `LanguageBackend`."""
+        check_segment(self, segment, position, self._position)
+        self._has_logits = False
+        parts = []
+        step = ALL_LOGITS_BATCH if all_logits else BATCH
+        for start in range(0, len(segment), step):
+            rows = segment[start : start + step]
+            is_last = start + len(rows) == len(segment)
+            self._decode(rows, position + start, all_logits=all_logits, last_logits=is_last)
+            if all_logits:
+                parts.append(self._read_logits(self._library.llama_get_logits(self._context), len(rows)))
+        self._position = position + len(segment)
+        self._has_logits = True
+        return np.concatenate(parts) if all_logits else None
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """See `LanguageBackend`."""
+        if not self._has_logits:
+            raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
+        logits = self._read_logits(self._library.llama_get_logits_ith(self._context, -1), 1)
+        return logits.reshape(self.vocab_size)
+
+    def truncate(self, position: int) -> None:
+        """See `LanguageBackend`."""
+        if position >= self._position and position > 0:
+            return
+        if not self._library.llama_memory_seq_rm(self._memory, 0, position, -1):
+            raise BackendError(f"{self.name}: the context cannot be cut at position {position}.")
+        self._position = position
+        self._has_logits = False
+
+    def close(self) -> None:
+        """See `LanguageBackend`."""
+        if self._context is not None:
+            self._library.llama_free(self._context)
+            self._context = None
+        if self._model is not None:
+            self._library.llama_model_free(self._model)
+            self._model = None
+
+    def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
+        self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
+        code = self._library.llama_decode(self._context, self._batch.struct)
+        if code != 0:
+            why = _DECODE_FAILURES.get(code, "failed")
+            raise BackendError(
+                f"{self.name}: llama_decode of {len(rows)} rows at position {position} returned {code} "
+                f"({why}).{self._log.said()}"
+            )
+
+    def _read_logits(self, pointer: Any, rows: int) -> npt.NDArray[np.float32]:
+        """Copy logits [rows, vocab] out of llama.cpp's buffer, which the next call overwrites."""
+        if not pointer:
+            raise BackendError(f"{self.name}: llama.cpp has no logits.{self._log.said()}")
+        size = rows * self.vocab_size
+        address = ctypes.addressof(pointer.contents)
+        memory = memoryview((ctypes.c_float * size).from_address(address)).cast("B")
+        logits: npt.NDArray[np.float32] = np.frombuffer(memory, dtype=np.float32).copy()
+        return logits.reshape(rows, self.vocab_size)
+
+    def _load_model(self, path: Path) -> Any:
+        parameters = self._library.llama_model_default_params()
+        parameters.n_gpu_layers = _ALL_LAYERS if self._library.llama_supports_gpu_offload() else 0
+        model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
+        if not model:
+            raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
+        return model
+
+    def _check_model(self, path: Path) -> None:
+        """Compare the file with the manifest: a mismatched pair would read the wrong memory."""
+        vocab = self._library.llama_model_get_vocab(self._model)
+        found = (self._library.llama_vocab_n_tokens(vocab), self._library.llama_model_n_embd(self._model))
+        if found != (self.vocab_size, self.hidden_size):
+            raise BundleError(
+                f"{path}: has {found[0]} tokens of width {found[1]}, the manifest says {self.vocab_size} of "
+                f"{self.hidden_size}. Export the bundle again."
+            )
+
+    def _create_context(self, kv_type: str, prefill_threads: int, decode_threads: int) -> Any:
+        parameters = self._library.llama_context_default_params()
+        parameters.n_ctx = self.context_length
+        parameters.n_batch = parameters.n_ubatch = min(BATCH, self.context_length)
+        parameters.n_threads, parameters.n_threads_batch = decode_threads, prefill_threads
+        parameters.type_k = parameters.type_v = KV_TYPES[kv_type]
+        # A quantized V cache needs flash attention; the exact types do without its fp16 sums.
+        is_quantized = kv_type == "q8_0"
+        parameters.flash_attn_type = _FLASH_ATTENTION_ON if is_quantized else _FLASH_ATTENTION_OFF
+        context = self._library.llama_init_from_model(self._model, parameters)
+        if not context:
+            raise BackendError(
+                f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions."
+                f"{self._log.said()}"
+            )
+        return context
+
+
+class _Batch:
+    """A `llama_batch` of up to `BATCH` rows over arrays of our own; one sequence, so `seq_id` stays null."""
+
+    def __init__(self, library: Any) -> None:
+        self._tokens = np.zeros(BATCH, dtype=np.int32)
+        self._positions = np.zeros(BATCH, dtype=np.int32)
+        self._wanted = np.zeros(BATCH, dtype=np.int8)
+        self._rows = np.empty((0, 0), dtype=np.float32)  # keeps the embeddings alive while they are read
+        self.struct = library.llama_batch()
+        self.struct.pos = _pointer(self._positions, ctypes.c_int32)
+        self.struct.logits = _pointer(self._wanted, ctypes.c_int8)
+        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
+
+    def fill(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
+        """Put ids [n] or embeddings [n, hidden] in, and say of which rows the logits are wanted."""
+        count = len(rows)
+        self.struct.n_tokens = count
+        self._positions[:count] = np.arange(position, position + count)
+        self._wanted[:count] = all_logits
+        if last_logits:
+            self._wanted[count - 1] = 1
+        if rows.ndim == 1:
+            self._tokens[:count] = rows
+            self.struct.token, self.struct.embd = self._token_pointer, None
+        else:
+            self._rows = np.ascontiguousarray(rows, dtype=np.float32)
+            self.struct.token, self.struct.embd = None, _pointer(self._rows, ctypes.c_float)
+
+
+def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(kind))
+
+
+class _Log:
+    """Collects llama.cpp's warnings and errors for our own messages; nothing is printed."""
+
+    _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
+
+    def __init__(self, library: Any) -> None:
+        self._lines: deque[str] = deque(maxlen=8)
+        self._keeping = False
+        self._set = library.llama_log_set
+        self._callback = library.llama_log_callback(self._receive)  # the library keeps only its address
+
+    def attach(self) -> None:
+        """Take over the process-wide callback, which another user of the library may have set."""
+        self._set(self._callback, None)
+
+    def clear(self) -> None:
+        """Forget the lines so far."""
+        self._lines.clear()
+
+    def said(self) -> str:
+        """The lines as the end of an error message; they are then forgotten."""
+        text = " | ".join(line.strip() for line in self._lines if line.strip())
+        self.clear()
+        return f" llama.cpp: {text}" if text else ""
+
+    def _receive(self, level: int, text: bytes, _: object) -> None:
+        if level != self._CONTINUED:
+            self._keeping = level in (self._WARNING, self._ERROR)
+            if self._keeping:
+                self._lines.append("")
+        if self._keeping and self._lines:
+            self._lines[-1] += text.decode("utf-8", errors="replace")
+
+
+@cache
+def _load_library() -> tuple[Any, _Log]:
+    """Import the bindings once, after the OpenMP policy is set.
+
+    Raises:
+        BackendError: the shared library does not load.
+    """
+    limit_openmp_spin()
+    try:
+        import llama_cpp  # here and not above: its OpenMP reads the environment when it is loaded
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(
+            f"llama-cpp-python does not load ({error}). "
+            "Install it again: pip install --force-reinstall llama-cpp-python"
+        ) from None
+    log = _Log(llama_cpp)
+    log.attach()
+    llama_cpp.llama_backend_init()
+    return llama_cpp, log

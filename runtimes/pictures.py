@@ -1,0 +1,58 @@
+"""Pictures -> rows of the language model's input, each picture encoded once."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import VisionSpec
+from tinyllava_edge.image import Picture, open_picture, preprocess
+
+from .base import VisionBackend
+from .context import PictureRows
+from .timings import Stopwatch
+
+CACHE_BYTES = 256 << 20  # about 35 pictures of Phi-2 with SigLIP, 728 x 2560
+
+
+class PictureEncoder:
+    """Preprocesses and encodes pictures; the least recently used embeddings are forgotten first.
+
+    A picture is known by the hash of its pixels and the vision backend's name (which has the variant), so the
+    same picture under two names, or sent again in a later turn, is encoded once.
+    """
+
+    def __init__(self, vision: VisionBackend, spec: VisionSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
+        self._vision = vision
+        self._spec = spec
+        self._cache_bytes = cache_bytes
+        self._cache: OrderedDict[bytes, PictureRows] = OrderedDict()
+
+    def encode(self, pictures: Sequence[Picture], stopwatch: Stopwatch) -> list[PictureRows]:
+        """Embeddings of pictures, in order; all are opened before the first one is encoded.
+
+        Raises:
+            ImageError: a picture cannot be read, or is over the limits.
+            BackendError: the vision backend failed.
+        """
+        with stopwatch.stage("preprocess"):
+            all_pixels = [preprocess(open_picture(picture), self._spec.preprocessing) for picture in pictures]
+        with stopwatch.stage("vision"):
+            return [self._rows(pixels) for pixels in all_pixels]
+
+    def _rows(self, pixels: npt.NDArray[np.float32]) -> PictureRows:
+        digest = hashlib.sha256(self._vision.name.encode())
+        digest.update(np.ascontiguousarray(pixels).data)
+        key = digest.digest()
+        known = self._cache.pop(key, None)
+        if known is None:
+            known = PictureRows(key, np.ascontiguousarray(self._vision.encode(pixels[None])[0]))
+        self._cache[key] = known  # now the most recently used
+        while len(self._cache) > 1 and self._used_bytes() > self._cache_bytes:
+            self._cache.popitem(last=False)
+        return known
+
+    def _used_bytes(self) -> int:
+        return sum(picture.rows.nbytes for picture in self._cache.values())

@@ -1,0 +1,122 @@
+"""Which runtimes there are: exact names, each module imported only when it is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.errors import MissingExtraError, UsageError
+
+from .base import BackendOptions, LanguageBackend, LanguageOpener, VisionBackend, VisionOpener
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a backend is, and what it needs.
+
+    Attributes:
+        target: "module:function" that opens it.
+        package: the vendor's package as it is imported, or "" for none.
+        extra: our extra that installs the package.
+    """
+
+    target: str
+    package: str = ""
+    extra: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there; it is not imported, so it may still fail to load."""
+        return not self.package or find_spec(self.package) is not None
+
+    @property
+    def install_line(self) -> str:
+        """The command that installs the package."""
+        return f"pip install 'tinyllava-edge[{self.extra}]'"
+
+
+VISION_BACKENDS = {
+    "onnxruntime": Entry("tinyllava_edge.runtimes.ort:open_vision", "onnxruntime", "ort"),
+    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_vision", "torch", "torch"),
+    "scripted": Entry("tinyllava_edge.runtimes.scripted:open_vision"),
+}
+LANGUAGE_BACKENDS = {
+    "llamacpp": Entry("tinyllava_edge.runtimes.llamacpp:open_language", "llama_cpp", "llamacpp"),
+    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_language", "torch", "torch"),
+    "scripted": Entry("tinyllava_edge.runtimes.scripted:open_language"),
+}
+# name -> (vision backend, language backend)
+RUNTIMES = {
+    "onnxruntime+llamacpp": ("onnxruntime", "llamacpp"),
+    "torch": ("torch", "torch"),
+    "scripted": ("scripted", "scripted"),
+}
+AUTO_ORDER = ("onnxruntime+llamacpp", "torch")  # scripted answers without looking
+
+
+def choose_runtime(name: str) -> str:
+    """The runtime's name; "auto" becomes the first one whose packages are installed, or the first of all.
+
+    Raises:
+        UsageError: there is no such runtime; the message lists those there are.
+    """
+    if name == "auto":
+        complete = [known for known in AUTO_ORDER if all(e.is_installed for e in runtime_entries(known))]
+        return (*complete, *AUTO_ORDER)[0]
+    if name not in RUNTIMES:
+        raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(RUNTIMES)}.")
+    return name
+
+
+def runtime_entries(runtime: str) -> tuple[Entry, Entry]:
+    """The vision and the language backend of a runtime in `RUNTIMES`."""
+    vision, language = RUNTIMES[runtime]
+    return VISION_BACKENDS[vision], LANGUAGE_BACKENDS[language]
+
+
+def vision_opener(name: str) -> VisionOpener:
+    """Import the vision backend of that name.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+        MissingExtraError: its package is not installed; the message has the line that installs it.
+    """
+    opener: VisionOpener = _import_opener(VISION_BACKENDS, name)
+    return opener
+
+
+def language_opener(name: str) -> LanguageOpener:
+    """Import the language backend of that name; raises as `vision_opener` does."""
+    opener: LanguageOpener = _import_opener(LANGUAGE_BACKENDS, name)
+    return opener
+
+
+def open_backends(
+    runtime: str, bundle: Bundle, options: BackendOptions
+) -> tuple[VisionBackend, LanguageBackend]:
+    """Open both backends of a runtime in `RUNTIMES`.
+
+    Raises:
+        BackendError: one of them does not work on this machine, or not with these options.
+        BundleError: the bundle has no such variant, or its parts do not fit together.
+    """
+    vision_name, language_name = RUNTIMES[runtime]
+    open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
+    vision = open_vision(bundle, options)
+    try:
+        return vision, open_language(bundle, options)
+    except BaseException:
+        vision.close()
+        raise
+
+
+def _import_opener(table: Mapping[str, Entry], name: str) -> Any:
+    if name not in table:
+        raise UsageError(f"there is no backend {name!r}. Known: {', '.join(table)}.")
+    entry = table[name]
+    if not entry.is_installed:
+        raise MissingExtraError(f"backend {name} needs the package {entry.package}: {entry.install_line}")
+    module, _, function = entry.target.partition(":")
+    return getattr(import_module(module), function)

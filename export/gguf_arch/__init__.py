@@ -2,13 +2,19 @@
 
 from tinyllava_edge.errors import UnsupportedModelError
 
-from . import llama
+from . import gemma, llama, phi2, qwen2, stablelm
 from .base import GgufArchitecture, TensorRule
 
 __all__ = ["ARCHITECTURES", "GgufArchitecture", "TensorRule", "architecture_for"]
 
 # `model_type` of the checkpoint's text_config -> the family's module.
-ARCHITECTURES: dict[str, GgufArchitecture] = {"llama": llama.ARCHITECTURE}
+ARCHITECTURES: dict[str, GgufArchitecture] = {
+    "llama": llama.ARCHITECTURE,
+    "qwen2": qwen2.ARCHITECTURE,
+    "gemma": gemma.ARCHITECTURE,
+    "phi": phi2.ARCHITECTURE,
+    "stablelm": stablelm.ARCHITECTURE,
+}
 
 
 def architecture_for(model_type: str) -> GgufArchitecture:

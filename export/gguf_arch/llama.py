@@ -12,67 +12,51 @@ import torch
 from tinyllava_edge.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
+from .decoder import (
+    Rules,
+    add_gated_feed_forward,
+    attention_shapes,
+    check_activation,
+    rms_metadata,
+)
 
 
 def _metadata(config: LanguageConfig) -> dict[str, int | float]:
-    values: dict[str, int | float] = {
-        "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.head_count_kv": config.num_key_value_heads,
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
-        "rope.freq_base": float(config.rope_theta),
-        "rope.dimension_count": config.head_dim,
-    }
-    if config.head_dim * config.num_attention_heads != config.hidden_size:
-        values["attention.key_length"] = config.head_dim
-        values["attention.value_length"] = config.head_dim
-    return values
+    check_activation(config, "silu")
+    return rms_metadata(config)
 
 
 def _tensors(config: LanguageConfig) -> dict[str, TensorRule]:
     hidden, vocab = config.hidden_size, config.vocab_size
-    rules = {"model.embed_tokens.weight": TensorRule(name="token_embd.weight", shape=(vocab, hidden))}
+    bias = bool(config.values["attention_bias"])
+    rules = Rules()
+    rules.add("model.embed_tokens.weight", "token_embd.weight", (vocab, hidden))
     for layer in range(config.num_hidden_layers):
-        rules |= _layer(config, layer)
-    rules["model.norm.weight"] = TensorRule(name="output_norm.weight", shape=(hidden,))
+        source, name = f"model.layers.{layer}", f"blk.{layer}"
+        rules.add(f"{source}.input_layernorm.weight", f"{name}.attn_norm.weight", (hidden,))
+        _add_attention(rules, config, layer, bias=bias)
+        rules.add(f"{source}.post_attention_layernorm.weight", f"{name}.ffn_norm.weight", (hidden,))
+        add_gated_feed_forward(rules, config, layer)
+    rules.add("model.norm.weight", "output_norm.weight", (hidden,))
     if not config.tie_word_embeddings:
-        rules["lm_head.weight"] = TensorRule(name="output.weight", shape=(vocab, hidden))
-    return rules
+        rules.add("lm_head.weight", "output.weight", (vocab, hidden))
+    return rules.tensors
 
 
-def _layer(config: LanguageConfig, layer: int) -> dict[str, TensorRule]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    q_size = config.num_attention_heads * config.head_dim
-    kv_size = config.num_key_value_heads * config.head_dim
-    rules: dict[str, TensorRule] = {}
-
-    def add(source: str, name: str, shape: tuple[int, ...], heads: int = 0) -> None:
-        reorder = {"convert": partial(interleave, heads=heads), "restore": partial(separate, heads=heads)}
-        rules[f"model.layers.{layer}.{source}"] = TensorRule(
-            name=f"blk.{layer}.{name}", shape=shape, **(reorder if heads else {})
-        )
-
-    add("input_layernorm.weight", "attn_norm.weight", (hidden,))
-    for source, name, size, heads in (
-        ("q_proj", "attn_q", q_size, config.num_attention_heads),
-        ("k_proj", "attn_k", kv_size, config.num_key_value_heads),
-        ("v_proj", "attn_v", kv_size, 0),
-    ):
-        add(f"self_attn.{source}.weight", f"{name}.weight", (size, hidden), heads)
-        if config.values["attention_bias"]:
-            add(f"self_attn.{source}.bias", f"{name}.bias", (size,), heads)
-    add("self_attn.o_proj.weight", "attn_output.weight", (hidden, q_size))
-    if config.values["attention_bias"]:
-        add("self_attn.o_proj.bias", "attn_output.bias", (hidden,))
-    add("post_attention_layernorm.weight", "ffn_norm.weight", (hidden,))
-    add("mlp.gate_proj.weight", "ffn_gate.weight", (inner, hidden))
-    add("mlp.up_proj.weight", "ffn_up.weight", (inner, hidden))
-    add("mlp.down_proj.weight", "ffn_down.weight", (hidden, inner))
-    return rules
+def _add_attention(rules: Rules, config: LanguageConfig, layer: int, *, bias: bool) -> None:
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
+    for projection, shape in attention_shapes(config).items():
+        converts = {}
+        if count := heads.get(projection):
+            converts = {
+                "convert": partial(interleave, heads=count),
+                "restore": partial(separate, heads=count),
+            }
+        source = f"model.layers.{layer}.self_attn.{projection}"
+        name = f"blk.{layer}.{names[projection]}"
+        add = rules.add_pair if bias else rules.add_weight
+        add(source, name, shape, **converts)
 
 
 def interleave(tensor: torch.Tensor, *, heads: int) -> torch.Tensor:

@@ -21,8 +21,8 @@ from tinyllava_edge.model.vlm import TinyLlava
 
 
 def test_figures_are_those_worked_out_by_hand() -> None:
-    expected = np.float32([[[3, 4], [0, 5]]])
-    actual = np.float32([[[3, 4], [0, 4]]])
+    expected = np.array([[[3, 4], [0, 5]]], dtype=np.float32)
+    actual = np.array([[[3, 4], [0, 4]]], dtype=np.float32)
     figures = Figures.of(expected, actual)
     assert figures.nmse == pytest.approx(0.25 / np.var([3, 4, 0, 5]))
     assert figures.snr_db == pytest.approx(10 * np.log10(50 / 1))
@@ -34,7 +34,7 @@ def test_figures_are_those_worked_out_by_hand() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_what_is_not_finite_passes_no_gate(precision: str, bad: float) -> None:
-    expected = np.float32([[[3, 4], [0, 5]]])
+    expected = np.array([[[3, 4], [0, 5]]], dtype=np.float32)
     actual = expected.copy()
     assert Figures.of(expected, actual).passes(precision)
     actual[0, 0, 0] = bad

@@ -36,7 +36,7 @@ def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, npt.NDArray[np.floa
 
 def test_every_value_and_weight_is_rounded_once_per_operation() -> None:
     """Expected: numpy's own float16, which rounds each elementwise operation to nearest."""
-    weight = np.float32([1.0001, 3.1415926, 0.33333])[:, None, None]
+    weight = np.array([1.0001, 3.1415926, 0.33333], dtype=np.float32)[:, None, None]
     nodes = [
         helper.make_node("Mul", ["pixels", "weight"], ["product"], "mul"),
         helper.make_node("Add", ["product", "pixels"], ["sum"], "add"),
@@ -55,7 +55,7 @@ def test_the_largest_magnitude_of_every_value_is_measured() -> None:
         helper.make_node("Tanh", ["product"], ["embeddings"], "tanh"),
     ]
     pixels = np.array([-3, 2, 1, 0] * 3, dtype=np.float32).reshape(1, 3, 2, 2)
-    ranges = measure_ranges(graph_of(nodes, {"weight": np.float32([[[100.0]]])}), pixels)
+    ranges = measure_ranges(graph_of(nodes, {"weight": np.array([[[100.0]]], dtype=np.float32)}), pixels)
     assert [(value.name, value.largest, value.harmless) for value in ranges] == [
         ("mul", 300.0, True),  # an infinity would become 1 in Tanh
         ("tanh", 1.0, False),

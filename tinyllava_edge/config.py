@@ -9,16 +9,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from reprlib import repr as shown
 from typing import Any
 
+from tinyllava_edge.config_values import MAX_SIZE, resolved_part, whole_number
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 from tinyllava_edge.families import (
-    BOOKKEEPING_KEYS,
     FAMILY_TEMPLATES,
     LANGUAGE_DEFAULTS,
-    NEUTRAL_VALUES,
-    ONLY_SUPPORTED,
     PREFIX_TOKENS,
     PUBLIC_TOWERS,
     VISION_DEFAULTS,
@@ -30,7 +27,6 @@ IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
 
-_MAX_SIZE = 1 << 24
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
@@ -175,7 +171,7 @@ def read_model_config(
     else:
         name = FAMILY_TEMPLATES[language.architecture]
         reason = f"inferred from the language model's family {language.architecture!r}"
-    max_length = _integer(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
+    max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
         raise UnsupportedModelError(f"{path}: image_aspect_ratio is {aspect!r}. Supported: square, pad.")
@@ -194,7 +190,7 @@ def read_model_config(
 
 def is_legacy(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
-    return raw.get("model_type") in LEGACY_FAMILIES
+    return str(raw.get("model_type")) in LEGACY_FAMILIES
 
 
 def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> dict[str, Any]:
@@ -226,78 +222,14 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) -> dict[str, Any]:
-    """One part's resolved values: its diff over its family's defaults, unknown keys refused."""
-    diff = raw.get(key)
-    if not isinstance(diff, dict):
-        raise CheckpointError(f"{path}: {key} is missing or not an object.")
-    family = diff.get("model_type")
-    if not isinstance(family, str) or family not in tables:
-        raise UnsupportedModelError(
-            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(tables)}."
-        )
-    defaults = tables[family]
-    values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
-    for name, wanted in ONLY_SUPPORTED.get(family, {}).items():
-        if values[name] != wanted:
-            raise UnsupportedModelError(
-                f"{path}: {key}.{name} = {shown(values[name])} is not supported for {family!r}, only "
-                f"{wanted!r} is."
-            )
-    for name, value in values.items():
-        if not _is_possible(name, value, defaults[name]):
-            raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
-    values["architecture"] = family
-    return values
-
-
-def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
-    """The keys of a diff that the family has; one that might change the maths is refused."""
-    values = {name: value for name, value in diff.items() if name in known}
-    for name, value in diff.items():
-        if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
-            if value.get("rope_type", "default") != "default":
-                raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: RoPE scaling is unsupported.")
-            values.update({k: v for k, v in value.items() if k in known})
-        elif value and name not in known | BOOKKEEPING_KEYS and value != NEUTRAL_VALUES.get(name):
-            raise UnsupportedModelError(
-                f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. "
-                "Remove the key if it has no effect."
-            )
-    return values
-
-
-def _is_possible(name: str, value: Any, default: Any) -> bool:
-    """Whether a value has its default's type, and a size, id or number that can be."""
-    is_token_id = name.endswith("_token_id")
-    if value is None:
-        return default is None or is_token_id
-    if isinstance(default, bool | str):
-        return type(value) is type(default)
-    if isinstance(default, list):
-        return isinstance(value, list) and all(type(v) in (int, float) and 0 < v <= _MAX_SIZE for v in value)
-    if name == "hidden_activation":
-        return isinstance(value, str)
-    if isinstance(default, float):
-        return type(value) in (int, float) and 0 < value <= 1e12
-    return type(value) is int and (0 if is_token_id else 1) <= value <= _MAX_SIZE
-
-
-def _integer(raw: Mapping[str, Any], key: str, default: int, path: Path, minimum: int = 1) -> int:
-    value = raw.get(key, default)
-    if type(value) is not int or not minimum <= value <= _MAX_SIZE:
-        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a possible whole number.")
-    return value
-
-
 def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     """The vision tower of a whole config.json."""
-    values = _part(raw, "vision_config", VISION_DEFAULTS, path)
+    values = resolved_part(raw, "vision_config", VISION_DEFAULTS, path)
     if (mlp_ratio := values.pop("mlp_ratio", None)) is not None:
         values["intermediate_size"] = values["hidden_size"] * mlp_ratio
     config = VisionConfig(
         **values,
-        feature_layer=_integer(raw, "vision_feature_layer", -2, path, minimum=-_MAX_SIZE),
+        feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or ""),
         has_head=raw["vision_config"].get("vision_use_head", True) is not False,
@@ -337,8 +269,8 @@ def _connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) 
     known = {item.name for item in fields(BertSizes)}
     return ConnectorConfig(
         type=str(raw.get("connector_type")),
-        num_queries=_integer(raw, "num_queries", 128, path),
-        num_layers=_integer(raw, "num_resampler_layers", 3, path),
+        num_queries=whole_number(raw, "num_queries", 128, path),
+        num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),
     )
 
@@ -353,7 +285,7 @@ def _named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
 
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     """The language model of a whole config.json."""
-    values = _part(raw, "text_config", LANGUAGE_DEFAULTS, path)
+    values = resolved_part(raw, "text_config", LANGUAGE_DEFAULTS, path)
     family = values["architecture"]
     common = _openelm_sizes(values, path) if family == "openelm" else _common_sizes(values)
     config = LanguageConfig(

@@ -26,7 +26,10 @@ def factory_config(raw: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[st
         if not key.startswith(_NOT_OF_THE_LANGUAGE_MODEL)
     }
     tower = {key: value for key, value in vision.items() if key not in ("image_mean", "image_std")}
-    tower.update(num_hidden_layers=tower.get("num_hidden_layers", 27) - 1, vision_use_head=False)
+    layers = tower.get("num_hidden_layers", 27)
+    if isinstance(layers, int):  # what else it may be is refused by name, with all other values
+        tower["num_hidden_layers"] = layers - 1
+    tower["vision_use_head"] = False
     return {
         "model_type": "tinyllava",
         "text_config": {**text, "model_type": LEGACY_FAMILIES[str(raw["model_type"])]},

@@ -167,3 +167,32 @@ def test_any_value_of_any_key_is_a_config_or_a_checkpoint_error(tmp_path: Path, 
         assert "config.json" in str(error)  # noqa: PT017 - both outcomes are right
     else:
         assert config.vision.num_tokens > 0
+
+
+def legacy_config() -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and vision_tower/config.json of a TinyLLaVABench checkpoint."""
+    config = tiny_config()
+    mm = {"mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "bczhou/TinyLLaVA-1.5B-SigLIP"}
+    text = config["text_config"] | mm | {"model_type": "tiny_llava", "tokenizer_model_max_length": 512}
+    return text, config["vision_config"]
+
+
+LEGACY_KEYS = [(part, key) for part, config in enumerate(legacy_config()) for key in config]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(key=st.sampled_from(LEGACY_KEYS), value=JSON)
+def test_any_value_of_a_legacy_config_is_one_or_the_other_too(
+    tmp_path: Path, key: tuple[int, str], value: Any
+) -> None:
+    configs = legacy_config()
+    configs[key[0]][key[1]] = value
+    (tmp_path / "vision_tower").mkdir(exist_ok=True)
+    (tmp_path / "config.json").write_text(json.dumps(configs[0]))
+    (tmp_path / "vision_tower" / "config.json").write_text(json.dumps(configs[1]))
+    try:
+        config = read_model_config(tmp_path)
+    except CheckpointError as error:
+        assert "config.json" in str(error)  # noqa: PT017 - both outcomes are right
+    else:
+        assert config.vision.num_tokens == 16  # upstream keeps every token here

@@ -1,5 +1,6 @@
 """Open files of tensors: safetensors, its index of shards, and pickles that were allowed."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from tinyllava_edge.config import read_json_object
 from tinyllava_edge.errors import CheckpointError
 
+_SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+
 
 @contextmanager
 def opened_safetensors(path: Path) -> Iterator[Any]:
@@ -19,14 +22,13 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
+    if not path.is_file():  # opening a pipe would wait for ever
+        raise CheckpointError(f"{path}: missing. Download or copy the checkpoint again.")
     try:
-        file = safe_open(path, framework="pt")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing. Download or copy the checkpoint again.") from None
+        with safe_open(path, framework="pt") as file:
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged safetensors file ({error}). Copy it again.") from None
-    with file:
-        yield file
 
 
 def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
@@ -45,8 +47,10 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     except Exception as error:  # torch raises many types on damaged or refused pickles
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: refused or damaged ({reason[:200]}).") from None
-    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of tensors.")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()
+    ):
+        raise CheckpointError(f"{path}: expected a dictionary of names and tensors.")
     return tensors
 
 
@@ -61,7 +65,7 @@ def shards_of_index(path: Path) -> list[Path]:
         raise CheckpointError(f"{path}: weight_map is missing or empty.")
     shards: dict[str, set[str]] = {}
     for key, name in weight_map.items():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
             raise CheckpointError(f"{path}: {key} is in {name!r}; a shard is a .safetensors file beside it.")
         shards.setdefault(name, set()).add(key)
     for name, keys in shards.items():

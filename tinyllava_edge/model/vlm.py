@@ -9,7 +9,7 @@ from torch import nn
 from tinyllava_edge.config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
 from tinyllava_edge.errors import CheckpointError, PromptError
 
-from .checkpoint import UPSTREAM_PREFIXES, iter_tensors
+from .checkpoint import FOLDERS, LORA, UPSTREAM_PREFIXES, checkpoint_layout, iter_tensors, tensor_facts
 from .connector import build_connector
 from .language_model import build_language_model
 from .vision_tower import build_vision_tower
@@ -86,33 +86,59 @@ def load_model(
         allow_pickle: read `.bin` files, with `weights_only`.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another shape; the message names it.
+        CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
     """
     config = read_model_config(directory, template=template, sources=sources)
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in _canonical_items(TinyLlava(config))}
+    if checkpoint_layout(directory) not in (FOLDERS, LORA):
+        # From headers, before memory is taken for what a config.json only promises.
+        facts = tensor_facts(directory)
+        _check_shapes(directory, {name: shape for name, (shape, _) in facts.items()}, expected, config)
     model = build_model(config)
-    missing = dict(_canonical_items(model))
-    seen: set[str] = set()
+    parameters = dict(_canonical_items(model))
+    found: dict[str, tuple[int, ...]] = {}
     for name, tensor in iter_tensors(directory, allow_pickle=allow_pickle):
-        if name in seen or (name not in missing and not _is_harmless(name, config)):
+        if name in found:
+            raise CheckpointError(f"{directory}: tensor {name!r} is there twice.")
+        found[name] = tuple(tensor.shape)
+        if found[name] == expected.get(name):
+            _check_values(directory, name, tensor)
+            with torch.no_grad():
+                parameters[name].copy_(tensor)
+    _check_shapes(directory, found, expected, config)
+    return model
+
+
+def _check_shapes(
+    directory: Path,
+    found: dict[str, tuple[int, ...]],
+    expected: dict[str, tuple[int, ...]],
+    config: ModelConfig,
+) -> None:
+    for name, shape in found.items():
+        if name not in expected and not _is_harmless(name, config):
             raise CheckpointError(
                 f"{directory}: tensor {name!r} is left over: the model that config.json describes has no "
                 "such part. Is config.json of another model?"
             )
-        seen.add(name)
-        if (parameter := missing.pop(name, None)) is None:
-            continue
-        if tensor.shape != parameter.shape:
+        if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{directory}: tensor {name!r} has shape {list(tensor.shape)}, config.json asks for "
-                f"{list(parameter.shape)}."
+                f"{directory}: tensor {name!r} has shape {list(shape)}, config.json asks for "
+                f"{list(expected[name])}."
             )
-        with torch.no_grad():
-            parameter.copy_(tensor)
+    missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(
             f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)!r}."
         )
-    return model
+
+
+def _check_values(directory: Path, name: str, tensor: torch.Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{directory}: tensor {name!r} is {tensor.dtype}, a weight is floating point.")
+    if not torch.isfinite(tensor).all():
+        raise CheckpointError(f"{directory}: tensor {name!r} holds NaN or infinity: the file is damaged.")
 
 
 def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tinyllava_edge.errors import OutputExistsError
 
-# --force replaces a directory only if it holds one of these: the files of a bundle or a checkpoint.
-_OWN_FILES = ("manifest.json", "config.json")
+# --force replaces a directory only if it holds one of these: it is a bundle, a checkpoint or a report.
+_OWN_FILES = ("manifest.json", "config.json", "report.json")
 
 
 def check_output(target: Path, *, force: bool) -> None:
@@ -27,7 +27,7 @@ def check_output(target: Path, *, force: bool) -> None:
     is_full = target.is_dir() and not target.is_symlink() and any(target.iterdir())
     if is_full and not any((target / name).is_file() for name in _OWN_FILES):
         raise OutputExistsError(
-            f"{target}: --force replaces bundles and checkpoints, and this directory is neither. "
+            f"{target}: --force replaces bundles, checkpoints and reports, and this directory is none. "
             "Remove it yourself, or choose another name."
         )
 

@@ -91,7 +91,7 @@ def test_force_never_replaces_a_directory_of_something_else(tmp_path: Path) -> N
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputExistsError, match="home: --force replaces bundles and checkpoints"):
+    with pytest.raises(OutputExistsError, match="home: --force replaces bundles, checkpoints"):
         check_output(home, force=True)
     with pytest.raises(OutputExistsError):
         write_small_bundle(home, force=True)

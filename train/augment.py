@@ -1,0 +1,77 @@
+"""Random views of pictures, on batches of normalised pixels [batch, 3, height, width] in -1 ... 1."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+
+
+def augment(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Turn, scale, shear, flip, shift and recolour each picture; some get a coloured background.
+
+    The pictures of the nano data lie on white, so what comes in from outside is white too.
+    """
+    ink = (1 - pixels) / 2  # 0 is white
+    grid = F.affine_grid(_affine(len(ink), generator), list(ink.shape), align_corners=False)
+    ink = F.grid_sample(ink, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    light = (1 - _recolour(ink, generator)).clamp(0, 1) * _tint(len(ink), generator)
+    return light * 2 - 1
+
+
+def mix(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Replace half of the pictures by a blend, an overlay or a cut of two: new things for a teacher to judge.
+
+    Source: mixed inputs and long schedules in Beyer et al. 2022, "Knowledge distillation: a good teacher is
+    patient and consistent".
+    """
+    count, size = len(pixels), pixels.shape[-1]
+    kind = torch.rand(count, generator=generator)
+    other = pixels[torch.randperm(count, generator=generator)]
+    share = 0.3 + 0.4 * torch.rand(count, 1, 1, 1, generator=generator)
+    before = torch.arange(size) < share * size  # [batch, 1, 1, size]
+    mixed = {
+        (0.5, 0.7): share * pixels + (1 - share) * other,
+        (0.7, 0.8): (pixels + 1) * (other + 1) / 2 - 1,  # both on one white sheet
+        (0.8, 0.9): torch.where(before, pixels, other),
+        (0.9, 1.0): torch.where(before.transpose(2, 3), pixels, other),
+    }
+    result = pixels
+    for (low, high), candidate in mixed.items():
+        chosen = (kind >= low) & (kind < high)
+        result = torch.where(chosen[:, None, None, None], candidate, result)
+    return result
+
+
+def _uniform(low: float, high: float, generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return low + (high - low) * torch.rand(*shape, generator=generator)
+
+
+def _affine(count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count, 2, 3]: rotation to 17 degrees, scale, aspect, shear, mirror image, shift."""
+    angle = _uniform(-0.3, 0.3, generator, count)
+    scale = _uniform(0.75, 1.3, generator, count)
+    aspect = torch.exp(_uniform(-0.15, 0.15, generator, count))
+    shear = _uniform(-0.15, 0.15, generator, count)
+    mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    matrix = torch.empty(count, 2, 3)
+    matrix[:, 0, 0] = cos * scale * aspect * mirror
+    matrix[:, 0, 1] = (shear - sin) * scale
+    matrix[:, 1, 0] = sin * scale * mirror
+    matrix[:, 1, 1] = cos * scale / aspect
+    matrix[:, :, 2] = _uniform(-0.2, 0.2, generator, count, 2)
+    return matrix
+
+
+def _recolour(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mix the channels a little and change the strength; white stays white."""
+    count = len(ink)
+    channels = torch.eye(3) + _uniform(-0.2, 0.2, generator, count, 3, 3)
+    channels = channels / channels.sum(2, keepdim=True)
+    strength = _uniform(0.7, 1.3, generator, count, 1, 1, 1)
+    return torch.einsum("bij,bjhw->bihw", channels, ink) * strength
+
+
+def _tint(count: int, generator: torch.Generator) -> torch.Tensor:
+    """[count, 3, 1, 1]: coloured light on three pictures in ten, which colours their background."""
+    colour = _uniform(0.5, 1.0, generator, count, 3, 1, 1)
+    tinted = torch.rand(count, 1, 1, 1, generator=generator) < 0.3
+    return torch.where(tinted, colour, torch.ones(()))

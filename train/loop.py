@@ -1,0 +1,166 @@
+"""The training loop: forward, backward, schedule, log.
+
+The same optimiser loop serves every stage; what differs comes in as a function from step to loss.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's usual name
+from accelerate import Accelerator
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import get_cosine_schedule_with_warmup
+
+from tinyllava_edge.config import IGNORE_LABEL
+from tinyllava_edge.console import progress
+from tinyllava_edge.model.vlm import TinyLlava
+
+from .data import Batch, splice_labels
+from .recipes import Stage
+
+_LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainingLog:
+    """One JSON object a line."""
+
+    path: Path
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+
+
+def choose_precision(wanted: str) -> str:
+    """Accelerate's name of the arithmetic: bf16 where it is asked for, or the processor computes in it."""
+    if wanted == "auto":
+        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        cpu = torch.cpu.get_capabilities()
+        capable = capable or bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
+        wanted = "bf16" if capable else "fp32"
+    return "no" if wanted == "fp32" else wanted
+
+
+def parameter_groups(modules: Iterable[tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups of (module, learning rate); biases, norms and other vectors are not decayed."""
+    groups = []
+    for module, learning_rate in modules:
+        for matrices in (True, False):
+            parameters = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == matrices]
+            if parameters:
+                decay = weight_decay if matrices else 0.0
+                groups.append({"params": parameters, "lr": learning_rate, "weight_decay": decay})
+    return groups
+
+
+def optimise(
+    name: str,
+    groups: list[dict[str, Any]],
+    losses: Iterable[Callable[[], torch.Tensor]],
+    *,
+    num_steps: int,
+    warmup_ratio: float,
+    gradient_norm: float,
+    accelerator: Accelerator,
+    log: TrainingLog,
+) -> None:
+    """Take one optimiser step for each loss: AdamW, linear warm-up, cosine to zero."""
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
+    schedule = get_cosine_schedule_with_warmup(optimizer, int(num_steps * warmup_ratio), num_steps)
+    parameters = [p for group in groups for p in group["params"]]
+    started, recent = time.monotonic(), 0.0
+    with progress() as bar:
+        task = bar.add_task(name, total=num_steps)
+        for step, compute in enumerate(losses, start=1):
+            # On a CPU the fused attention's backward pass takes longer than all matrix products together.
+            with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
+                loss = compute()
+            accelerator.backward(loss)
+            torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent += float(loss.detach())
+            bar.advance(task)
+            if step % _LOG_EVERY == 0 or step == num_steps:
+                count = (step - 1) % _LOG_EVERY + 1
+                seconds = round(time.monotonic() - started, 1)
+                rate = max(schedule.get_last_lr())
+                log.write(stage=name, step=step, loss=recent / count, learning_rate=rate, seconds=seconds)
+                recent = 0.0
+
+
+def train_stage(
+    model: TinyLlava,
+    stage: Stage,
+    epochs: Iterable[Iterable[Batch]],
+    *,
+    num_steps: int,
+    gradient_norm: float,
+    accelerator: Accelerator,
+    log: TrainingLog,
+) -> None:
+    """Train the parts that `stage` names on batches of conversations; the others are frozen."""
+    model.train()
+    for part in ("vision_tower", "connector", "language_model"):
+        model.get_submodule(part).requires_grad_(part in stage.learning_rates)
+    modules = [(model.get_submodule(part), rate) for part, rate in stage.learning_rates.items()]
+    batches = (batch for epoch in epochs for batch in epoch)
+    optimise(
+        stage.name,
+        parameter_groups(modules, stage.weight_decay),
+        (partial(conversation_loss, model, batch) for batch in batches),
+        num_steps=num_steps,
+        warmup_ratio=stage.warmup_ratio,
+        gradient_norm=gradient_norm,
+        accelerator=accelerator,
+        log=log,
+    )
+    model.requires_grad_(True).eval()
+
+
+def conversation_loss(model: TinyLlava, batch: Batch) -> torch.Tensor:
+    """Mean cross entropy over the labelled positions of a batch."""
+    rows, labels = splice_batch(model, batch)
+    # Padding is on the right and attention looks left only, so no mask is needed.
+    logits = model.language_model(inputs_embeds=rows).logits[:, :-1]  # [batch, positions, vocab]
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE_LABEL)
+
+
+def splice_batch(model: TinyLlava, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Spliced rows [batch, positions, hidden] and labels [batch, positions], padded on the right.
+
+    Cut to the tokenizer's maximum length after splicing, as upstream does.
+    """
+    limit = model.config.tokenizer_max_length
+    num_tokens = model.config.vision.num_tokens
+    hidden = model.config.language.hidden_size
+    pictures = model.encode(batch.pixels) if len(batch.pixels) else torch.zeros(0, num_tokens, hidden)
+    rows, labels, used = [], [], 0
+    for ids, sample_labels in zip(batch.ids, batch.labels, strict=True):
+        count = sum(1 for token in ids if token < 0)
+        rows.append(model.splice(ids, pictures[used : used + count])[:limit])
+        labels.append(torch.tensor(splice_labels(ids, sample_labels, num_tokens)[:limit]))
+        used += count
+    pad = torch.nn.utils.rnn.pad_sequence
+    return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE_LABEL)
+
+
+def count_steps(num_samples: int, stage: Stage) -> int:
+    """Optimiser steps of a stage; the last batch of an epoch may be small."""
+    return -(-num_samples // stage.batch_size) * stage.epochs
+
+
+def shuffled(count: int, generator: torch.Generator, batch_size: int) -> list[Sequence[int]]:
+    """The numbers below `count` in random order, in batches."""
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]

@@ -1,0 +1,162 @@
+"""The recipe of nano, from nothing to a checkpoint: tokenizer, tower, pretrain, finetune."""
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyllava_edge.bundle import output_directory, sha256_of_file
+from tinyllava_edge.config import IMAGE_MARKER, SIDECAR_FILE, read_model_config
+from tinyllava_edge.model.assets import PROCESSOR_FILE, read_assets
+from tinyllava_edge.model.vlm import build_model
+from tinyllava_edge.prompt import TextTokenizer, template_named
+
+from .augment import augment
+from .curve import write_curve
+from .data import Batch, Conversation, PictureReader, encode_conversation, read_conversations, read_records
+from .distill import distil
+from .loop import TrainingLog, choose_precision, count_steps, shuffled, train_stage
+from .questions import QuestionBook
+from .recipes import Recipe, Stage
+from .save import write_weights
+from .teacher import load_teacher
+from .tokenizer import write_tokenizer
+
+LOG_FILE = "training_log.jsonl"
+CURVE_FILE = "training_curve.png"
+
+
+def train_nano(
+    out: Path, *, data: Path, images: Path, recipe: Recipe, seed: int, force: bool = False
+) -> None:
+    """Train a small model from nothing and write its checkpoint.
+
+    Args:
+        out: directory of the checkpoint.
+        data: LLaVA JSON with a `type` on every record (see questions.py).
+        images: folder that its image paths are relative to.
+        recipe: sizes and stages.
+        seed: of weights, order, views and wordings.
+        force: replace an existing `out`.
+
+    Raises:
+        OutputExistsError: `out` exists and `force` is false.
+        DataError: the data are malformed or pictures are missing.
+    """
+    with output_directory(out, force=force) as work:
+        conversations = read_conversations(data, images)
+        book = QuestionBook(read_records(data), images)
+        _write_frame(work, recipe, conversations, seed=seed, data=data)
+        torch.manual_seed(seed)
+        config = read_model_config(work)
+        assets = read_assets(work, config)
+        model = build_model(config)
+        accelerator = Accelerator(mixed_precision=choose_precision(recipe.precision))
+        log = TrainingLog(work / LOG_FILE)
+        reader = PictureReader(assets.preprocessing)
+        distil(
+            model.vision_tower,
+            reader.read([facts.picture for facts in book.facts]),
+            load_teacher(),
+            recipe.distillation,
+            generator=torch.Generator().manual_seed(seed),
+            gradient_norm=recipe.gradient_norm,
+            accelerator=accelerator,
+            log=log,
+        )
+        for index, stage in enumerate(recipe.stages):
+            epochs = _Epochs(stage, book, assets.text_tokenizer(), reader, seed=seed + 1 + index)
+            train_stage(
+                model,
+                stage,
+                epochs,
+                num_steps=count_steps(len(book.facts), stage),
+                gradient_norm=recipe.gradient_norm,
+                accelerator=accelerator,
+                log=log,
+            )
+        write_weights(model, work)
+        write_curve(work / LOG_FILE, work / CURVE_FILE)
+
+
+class _Epochs:
+    """Fresh questions and views of every picture, once an epoch."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        book: QuestionBook,
+        tokenizer: TextTokenizer,
+        reader: PictureReader,
+        *,
+        seed: int,
+    ) -> None:
+        self.stage, self.book, self.tokenizer, self.reader = stage, book, tokenizer, reader
+        self.generator, self.rng = torch.Generator().manual_seed(seed), random.Random(seed)
+
+    def __iter__(self) -> Iterator[Iterator[Batch]]:
+        for _ in range(self.stage.epochs):
+            yield self._epoch()
+
+    def _epoch(self) -> Iterator[Batch]:
+        template = template_named(self.stage.template)
+        for chosen in shuffled(len(self.book.facts), self.generator, self.stage.batch_size):
+            conversations = [self._conversation(index) for index in chosen]
+            encoded = [encode_conversation(self.tokenizer, template, c.turns) for c in conversations]
+            pictures = [c.picture for c in conversations if c.picture is not None]
+            yield Batch(
+                ids=[ids for ids, _ in encoded],
+                labels=[labels for _, labels in encoded],
+                pixels=augment(self.reader.read(pictures), self.generator),
+            )
+
+    def _conversation(self, index: int) -> Conversation:
+        facts = self.book.facts[index]
+        return (
+            self.book.caption(facts) if self.stage.template == "pretrain" else self.book.ask(facts, self.rng)
+        )
+
+
+def _write_frame(
+    work: Path, recipe: Recipe, conversations: Sequence[Conversation], *, seed: int, data: Path
+) -> None:
+    """Everything of the checkpoint but the weights."""
+    config = dict(recipe.config)
+    size = config["vision_config"]["image_size"]
+    chat = template_named(recipe.stages[-1].template)
+    _write_json(work / "config.json", config)
+    processor = {
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_processor_type": "SiglipImageProcessor",
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "SiglipProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"height": size, "width": size},
+    }
+    _write_json(work / PROCESSOR_FILE, processor)
+    sidecar = {
+        "template": chat.name,
+        "image_tokens": "token 0 dropped (strategy patch)",
+        "recipe": recipe.name,
+        "seed": seed,
+        "data": data.name,
+        "data_sha256": sha256_of_file(data),
+    }
+    _write_json(work / SIDECAR_FILE, sidecar)
+    rendered = [chat.render(conversation.turns, end=IMAGE_MARKER) for conversation in conversations]
+    texts = [text for prompt in rendered for text in prompt.split(IMAGE_MARKER)]
+    write_tokenizer(
+        texts, work, vocab_size=recipe.vocab_size, max_length=config["tokenizer_model_max_length"]
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

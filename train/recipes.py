@@ -1,0 +1,155 @@
+"""What is trained, in which order, and how: data, not code.
+
+A stage names the parts it trains, as upstream's tune types do (spec/tinyllava.md section 1.8); a part without
+a learning rate is frozen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Part = Literal["vision_tower", "connector", "language_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One run of the optimiser over conversations."""
+
+    name: str
+    template: str  # "pretrain", or the model's own
+    learning_rates: Mapping[Part, float]
+    epochs: int
+    batch_size: int
+    weight_decay: float = 0.0
+    warmup_ratio: float = 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Teach a fresh vision tower what EfficientNet-Lite0 sees, before any text.
+
+    The teacher looks once at `num_views` augmented and mixed pictures; the tower then meets each of them
+    `steps * batch_size / num_views` times.
+    """
+
+    num_views: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    teacher_image_size: int  # 32 times the tower's patches a side, so that both grids coincide
+    teacher_dimensions: int  # principal components of the teacher's features that are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that makes a model, but for the data and the seed."""
+
+    name: str
+    config: Mapping[str, Any]  # config.json of the model
+    vocab_size: int
+    distillation: Distillation
+    stages: tuple[Stage, ...]
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the CPU or GPU computes in it
+    gradient_norm: float = 1.0
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def nano() -> Recipe:
+    """The embedded default model: SigLIP tower at 96 px, mlp2x_gelu, Llama with widths of 256."""
+    return Recipe(
+        name="nano",
+        config=_nano_config(vocab_size=1024),
+        vocab_size=1024,
+        distillation=Distillation(
+            num_views=16_384,
+            steps=3000,
+            batch_size=64,
+            learning_rate=1e-3,
+            weight_decay=0.05,
+            teacher_image_size=192,
+            teacher_dimensions=128,
+        ),
+        stages=(
+            Stage(
+                name="pretrain",
+                template="pretrain",
+                learning_rates={"connector": 1e-3, "language_model": 1e-3},
+                epochs=4,
+                batch_size=32,
+            ),
+            Stage(
+                name="finetune",
+                template="llama",
+                learning_rates={"vision_tower": 5e-5, "connector": 5e-4, "language_model": 5e-4},
+                epochs=16,
+                batch_size=32,
+                weight_decay=0.05,
+            ),
+        ),
+    )
+
+
+def _nano_config(vocab_size: int) -> dict[str, Any]:
+    """`config.json`, with the keys and in the form that TinyLLaVA Factory writes (spec section 3.4)."""
+    language, vision = "tinyllava-edge/nano-tinyllama", "tinyllava-edge/nano-siglip-patch16-96"
+    return {
+        "architectures": ["TinyLlavaForConditionalGeneration"],
+        "cache_dir": None,
+        "connector_type": "mlp2x_gelu",
+        "hidden_size": 256,
+        "ignore_index": -100,
+        "image_aspect_ratio": "square",
+        "image_token_index": -200,
+        "llm_model_name_or_path": language,
+        "model_type": "tinyllava",
+        "num_queries": 128,
+        "num_resampler_layers": 3,
+        "pad_token": "<unk>",
+        "pad_token_id": 0,
+        "resampler_hidden_size": 768,
+        "text_config": {
+            "_name_or_path": language,
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 256,
+            "intermediate_size": 512,
+            "max_position_embeddings": 1024,
+            "model_type": "llama",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-05,
+            "tie_word_embeddings": True,
+            "torch_dtype": "float16",
+            "vocab_size": vocab_size,
+        },
+        "tokenizer_model_max_length": 1024,
+        "tokenizer_name_or_path": language,
+        "tokenizer_padding_side": "right",
+        "tokenizer_use_fast": False,
+        "torch_dtype": "float16",
+        "tune_type_connector": "full",
+        "tune_type_llm": "full",
+        "tune_type_vision_tower": "full",
+        "tune_vision_tower_from_layer": 0,
+        "use_cache": True,
+        "vision_config": {
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 192,
+            "image_size": 96,
+            "intermediate_size": 768,
+            "layer_norm_eps": 1e-06,
+            "model_name_or_path": vision,
+            "model_name_or_path2": "",
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 3,
+            "num_hidden_layers": 6,
+            "patch_size": 16,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "patch",
+        "vision_hidden_size": 192,
+        "vision_model_name_or_path": vision,
+        "vision_model_name_or_path2": "",
+        "vocab_size": vocab_size,
+    }

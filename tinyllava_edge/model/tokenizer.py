@@ -40,6 +40,14 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
     Raises:
         CheckpointError: none is there, or one is damaged.
     """
+    try:
+        return _read_tokenizer(directory)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{directory}: a tokenizer file is damaged ({reason[:200]}).") from None
+
+
+def _read_tokenizer(directory: Path) -> TokenizerAssets:
     settings = _settings(directory)
     kind = next((name for name in TOKENIZER_FILES if (directory / name).exists()), None)
     adds_bos = bool(settings.get("add_bos_token", kind == "tokenizer.model"))

@@ -128,7 +128,7 @@ def check_language(path: Path, source: LanguageSource) -> dict[str, Any]:
             raise ExportError(f"{path.name}: {rule.name} is missing.")
         kind = stored.tensor_type.name.lower()
         actual = rule.restore(torch.from_numpy(_dequantized(stored)))
-        snr_db = _tensor_snr_db(tensor.float(), actual, kind)
+        snr_db = _tensor_snr_db(tensor.float(), actual, kind, rule.tolerance)
         if not snr_db >= MIN_SNR_DB.get(kind, float("inf")):
             raise ExportError(
                 f"{path.name}: {rule.name} ({kind}) is not equal to {name}: {snr_db:.1f} dB signal to noise, "
@@ -148,12 +148,12 @@ def _dequantized(stored: gguf.gguf_reader.ReaderTensor) -> Floats:
     return np.array(values, dtype=np.float32)  # a copy: torch wants memory that it may write to
 
 
-def _tensor_snr_db(expected: torch.Tensor, actual: torch.Tensor, kind: str) -> float:
-    """Infinity where the tensor is what its type makes of the source exactly."""
+def _tensor_snr_db(expected: torch.Tensor, actual: torch.Tensor, kind: str, tolerance: float) -> float:
+    """Infinity where the tensor is what its type makes of the source exactly, or within the tolerance."""
     if actual.shape != expected.shape:
         return -float("inf")
     exact = expected.half().float() if kind == "f16" else expected
-    if torch.equal(exact, actual):
+    if torch.equal(exact, actual) or float((exact - actual).abs().max()) <= tolerance:
         return float("inf")
     if kind in ("f32", "f16"):
         return -float("inf")

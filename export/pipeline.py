@@ -105,7 +105,8 @@ def export_bundle(
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(writer.root, source, halves, options, on_step)
         on_step("seal the bundle")
-        manifest = _seal(writer, checkpoint, config, assets, parts, (*vision, *language))
+        num_tokens = reference.embeddings.shape[1]
+        manifest = _seal(writer, checkpoint, config, assets, parts, (*vision, *language), num_tokens)
         report: dict[str, object] = {"vision": vision_report, "language": language_report}
         Bundle.open(writer.root).write_parity("export", report)
     return manifest
@@ -122,7 +123,7 @@ def _export_vision(
     """Write and check the vision graphs."""
     on_step("trace vision tower and connector")
     (root / "vision").mkdir()
-    graph = build_vision_graph(model)
+    graph = build_vision_graph(model, reference.pixels.shape[-1])
     noise = 2 * torch.rand(reference.pixels[:1].shape, generator=torch.Generator().manual_seed(0)) - 1
     pixels = torch.cat([torch.from_numpy(reference.pixels), noise])
     with torch.no_grad():
@@ -213,6 +214,7 @@ def _seal(
     assets: Assets,
     parts: dict[Any, Part],
     variants: tuple[Variant, ...],
+    num_tokens: int,
 ) -> Manifest:
     """Write the manifest."""
     language = config.language
@@ -226,8 +228,8 @@ def _seal(
             stop_ids=assets.stop_ids,
         ),
         vision=VisionSpec(
-            image_size=config.vision.image_size,
-            num_tokens=config.vision.num_tokens,
+            image_size=assets.preprocessing.image_size,
+            num_tokens=num_tokens,
             hidden_size=language.hidden_size,
             feature_layer=config.vision.feature_layer,
             drop_first=config.vision.drop_first,

@@ -50,14 +50,13 @@ class VisionGraph(nn.Module):
         return self.connector(features).clone(), features
 
 
-def build_vision_graph(model: TinyLlava) -> onnx.ModelProto:
-    """Export a model's tower and connector in float32.
+def build_vision_graph(model: TinyLlava, size: int) -> onnx.ModelProto:
+    """Export a model's tower and connector in float32, for pixels [batch, 3, size, size].
 
     Raises:
         ExportError: the graph needs an operator that is not a standard one.
     """
-    graph = VisionGraph(model.vision_tower, model.connector).eval()
-    size = model.config.vision.image_size
+    graph = VisionGraph(model.vision_tower.folded(size), model.connector).eval()
     with torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             graph,

@@ -162,15 +162,7 @@ def read_model_config(
         )
     vision = vision_config(raw, path)
     language = language_config(raw, path)
-    sidecar = directory / SIDECAR_FILE
-    stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
-    if template is not None:
-        name, reason = template, "given by --template"
-    elif stored is not None:
-        name, reason = str(stored), f"stored in {SIDECAR_FILE}"
-    else:
-        name = FAMILY_TEMPLATES[language.architecture]
-        reason = f"inferred from the language model's family {language.architecture!r}"
+    name, reason = (template, "given by --template") if template else _inferred_template(directory, language)
     max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
@@ -186,6 +178,22 @@ def read_model_config(
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
     )
+
+
+def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, str]:
+    """Name of the prompt template, which upstream never stores, and why it is that one."""
+    sidecar = directory / SIDECAR_FILE
+    stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
+    if stored is not None:
+        return str(stored), f"stored in {SIDECAR_FILE}"
+    family = language.architecture
+    tokenizer = directory / "tokenizer_config.json"
+    if family == "qwen2" and tokenizer.exists():
+        eos = read_json_object(tokenizer).get("eos_token")
+        eos = eos.get("content") if isinstance(eos, dict) else eos
+        if eos == "<|im_end|>":
+            return "qwen2_instruct", f"inferred from the family {family!r} and the tokenizer's EOS {eos!r}"
+    return FAMILY_TEMPLATES[family], f"inferred from the language model's family {family!r}"
 
 
 def is_legacy(raw: Mapping[str, Any]) -> bool:
@@ -231,7 +239,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         **values,
         feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
-        name_or_path=str(raw.get("vision_model_name_or_path") or ""),
+        name_or_path=str(raw.get("vision_model_name_or_path") or "").removeprefix("mof:"),
         has_head=raw["vision_config"].get("vision_use_head", True) is not False,
     )
     if config.select_strategy not in ("patch", "cls_patch"):

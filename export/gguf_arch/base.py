@@ -24,12 +24,15 @@ class TensorRule:
         shape: in the checkpoint, outermost dimension first.
         convert: from the checkpoint's layout to the file's; keeps the shape.
         restore: back again.
+        tolerance: largest absolute error that converting and restoring makes by rounding; 0 where both only
+            move values.
     """
 
     name: str
     shape: tuple[int, ...]
     convert: Callable[[torch.Tensor], torch.Tensor] = _unchanged
     restore: Callable[[torch.Tensor], torch.Tensor] = _unchanged
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ class Rules:
     tensors: dict[str, TensorRule] = field(default_factory=dict)
 
     def add(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
-        """One tensor; `converts` are a rule's `convert` and `restore`."""
+        """One tensor; `converts` are a rule's `convert` and `restore`, both exact."""
         self.tensors[source] = TensorRule(name=name, shape=shape, **converts)
 
     def add_weight(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:

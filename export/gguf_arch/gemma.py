@@ -45,7 +45,13 @@ def _tensors(config: LanguageConfig) -> dict[str, TensorRule]:
 
 
 def _add_norm(rules: Rules, source: str, name: str, hidden: int) -> None:
-    rules.add(f"{source}.weight", f"{name}.weight", (hidden,), convert=_plus_one, restore=_minus_one)
+    rules.tensors[f"{source}.weight"] = TensorRule(
+        name=f"{name}.weight",
+        shape=(hidden,),
+        convert=_plus_one,
+        restore=_minus_one,
+        tolerance=4e-6,  # float32 around 1 + weight, up to 64
+    )
 
 
 def _plus_one(weight: torch.Tensor) -> torch.Tensor:

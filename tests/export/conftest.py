@@ -45,7 +45,7 @@ def model(checkpoint: Path) -> TinyLlava:
 @pytest.fixture(scope="session")
 def vision_graph(model: TinyLlava) -> onnx.ModelProto:
     """The graph of `model`; tests copy it before they change it."""
-    return build_vision_graph(model)
+    return build_vision_graph(model, model.config.vision.image_size)
 
 
 @pytest.fixture(scope="session")

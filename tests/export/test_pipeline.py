@@ -29,7 +29,7 @@ SMALL = ExportOptions(vision=("fp32",), language=("q8_0",))
 def quick_trace(vision_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trace the tower once for all tests that export the same checkpoint: it is the slow step."""
 
-    def traced_before(model: TinyLlava) -> onnx.ModelProto:
+    def traced_before(model: TinyLlava, size: int) -> onnx.ModelProto:
         return vision_graph
 
     monkeypatch.setattr(pipeline, "build_vision_graph", traced_before)

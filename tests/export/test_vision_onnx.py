@@ -59,7 +59,7 @@ def vision_sizes(draw: st.DrawFn) -> dict[str, object]:
 def test_any_tower_and_connector_give_torchs_embeddings(sizes: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:
         model = load_model(write_tiny_checkpoint(Path(folder) / "checkpoint", **sizes))  # type: ignore[arg-type]
-        with opened_graph(build_vision_graph(model)) as session:
+        with opened_graph(build_vision_graph(model, model.config.vision.image_size)) as session:
             for batch in (1, 3):
                 pixels = random_pixels(model, batch)
                 (actual,) = session.run(["embeddings"], {"pixels": pixels.numpy()})
@@ -110,7 +110,10 @@ def test_the_file_says_nothing_about_the_machine_it_was_made_on(vision_graph: on
 
 
 def test_the_same_model_gives_the_same_bytes(model: TinyLlava, vision_graph: onnx.ModelProto) -> None:
-    assert build_vision_graph(model).SerializeToString() == vision_graph.SerializeToString()
+    assert (
+        build_vision_graph(model, model.config.vision.image_size).SerializeToString()
+        == vision_graph.SerializeToString()
+    )
 
 
 def test_float16_has_float32_at_both_ends_and_none_inside(

@@ -101,6 +101,13 @@ def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -
             where, raw = str(path), read_json_object(path)
             break
     else:
+        if name not in PUBLIC_PROCESSORS and not config.vision.has_head:
+            # TinyLLaVABench's own SigLIP class: its processor is code, with these values.
+            return preprocessing_from_processor(
+                {**_SIGLIP, "size": {"height": config.vision.image_size, "width": config.vision.image_size}},
+                aspect=aspect,
+                where="TinyLLaVABench's SigLIP processor",
+            )
         if name not in PUBLIC_PROCESSORS:
             raise CheckpointError(
                 f"no {PROCESSOR_FILE} in {', '.join(map(str, candidates))}, and {name!r} is not one of the "
@@ -108,7 +115,8 @@ def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -
             )
         where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)
-    if how.image_size != config.vision.image_size:
+    # DINOv2 takes any size: its position table is interpolated.
+    if how.image_size != config.vision.image_size and config.vision.architecture != "dinov2":
         raise CheckpointError(
             f"{where}: pictures of {how.image_size} px, but vision_config.image_size is "
             f"{config.vision.image_size}."

@@ -71,7 +71,7 @@ class Dinov2Tower(VisionTower):
         """[batch, 3, height, width] -> [batch, num_tokens, hidden]."""
         embeddings: Any = self.model.embeddings
         patches = embeddings.patch_embeddings(pixels)
-        rows = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
+        rows = torch.cat([embeddings.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         rows = rows + self._positions(pixels.shape[2] // self.config.patch_size)
         states = [rows]
         for layer in self.model.encoder.layer:  # type: ignore[union-attr]

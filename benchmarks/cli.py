@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path, checkpoint_path
 from tinyllava_edge.errors import UsageError
@@ -39,6 +38,7 @@ def verify(
 
     The result is written to parity/<runtime>.json in the bundle.
     """
+    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.runtimes.registry import choose_runtime
 
     from .ladder import Ladder

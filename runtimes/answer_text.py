@@ -11,7 +11,7 @@ class AnswerText:
     """The text of one answer, growing token by token.
 
     The pieces together are upstream's answer: all text up to the first stop string, stripped. Held back until
-    the next token decides: bytes of an unfinished character, text that may become a stop string, and white
+    a later token decides: bytes of an unfinished character, text that may become a stop string, and white
     space at the end.
 
     Args:
@@ -67,10 +67,11 @@ class AnswerText:
         """Take the part of the held text that is safe to show."""
         if self.stopped:
             return ""
-        cuts = [cut for cut in (self._held.find(stop) for stop in self._stop) if cut >= 0]
-        self.stopped = bool(cuts)
-        if cuts:
-            safe = self._held[: min(cuts)]
+        found = [(self._held.find(stop), len(stop)) for stop in self._stop if stop in self._held]
+        self.stopped = bool(found)
+        if found:  # the one complete first counts, wherever the tokens end
+            _, start = min((start + length, start) for start, length in found)
+            safe = self._held[:start]
         else:
             safe = self._held[: len(self._held) - (0 if final else self._possible_stop())]
         piece = safe.rstrip()

@@ -27,7 +27,7 @@ from .base import BackendOptions, LanguageBackend, VisionBackend
 from .context import Context, Element, PictureRows, count_positions
 from .conversation import Conversation, Prompt
 from .pictures import PictureEncoder
-from .registry import choose_runtime, open_backends
+from .registry import DEFAULT_RUNTIME, choose_runtime, open_backends
 from .timings import Finish, Stopwatch, Timings
 
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
@@ -36,7 +36,7 @@ DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
 def open_bundle(
     path: str | Path,
     *,
-    runtime: str = "onnxruntime+llamacpp",
+    runtime: str = DEFAULT_RUNTIME,
     vision: str | None = None,
     language: str | None = None,
     kv_type: str = "f16",

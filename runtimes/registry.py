@@ -53,7 +53,8 @@ RUNTIMES = {
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
-AUTO_ORDER = ("onnxruntime+llamacpp", "torch")  # scripted answers without looking
+DEFAULT_RUNTIME = "onnxruntime+llamacpp"
+AUTO_ORDER = (DEFAULT_RUNTIME, "torch")  # scripted answers without looking
 
 
 def choose_runtime(name: str) -> str:

@@ -1,0 +1,115 @@
+"""What this machine can run, and the line that mends the rest."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+
+from tinyllava_edge.device import Machine, read_machine
+
+from .registry import RUNTIMES, Entry, runtime_entries
+
+PACKAGES = (
+    "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu llama-cpp-python torch "
+    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeState:
+    """Whether a runtime can be opened here; `mend` is what to do where it cannot."""
+
+    name: str
+    usable: bool
+    reason: str = ""
+    mend: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything `doctor` says."""
+
+    python: str
+    packages: dict[str, str | None]
+    machine: Machine
+    runtimes: tuple[RuntimeState, ...]
+    problems: tuple[str, ...]
+
+
+def examine() -> Report:
+    """Look at the machine, the packages and every runtime; each runtime's packages are really imported."""
+    packages = {name: _version(name) for name in PACKAGES.split()}
+    return Report(
+        python=f"{platform.python_version()} ({platform.python_implementation()})",
+        packages=packages,
+        machine=read_machine(),
+        runtimes=tuple(_examine_runtime(name) for name in RUNTIMES),
+        problems=tuple(_find_problems(packages)),
+    )
+
+
+def lines(report: Report) -> Iterator[str]:
+    """The report for people."""
+    cpu, memory, jetson = report.machine.cpu, report.machine.memory, report.machine.jetson
+    yield f"system       {report.machine.system}, Python {report.python}"
+    yield f"processor    {cpu.model}, {cpu.architecture}"
+    quota = "no quota" if cpu.quota is None else f"quota {cpu.quota:g} CPUs"
+    cores = f"{cpu.usable_cores} of {cpu.physical_cores} ({cpu.logical_cpus} CPUs, {quota})"
+    yield f"usable cores {cores}"
+    yield f"instructions {' '.join(cpu.features) or 'none of those the kernels choose by'}"
+    if memory is not None:
+        available, total = memory.available_bytes / (1 << 30), memory.total_bytes / (1 << 30)
+        yield f"memory       {available:.1f} of {total:.1f} GiB available"
+    for gpu in report.machine.gpus:
+        yield f"GPU          {gpu}"
+    if jetson is not None:
+        l4t, jetpack, mode = (x or "unknown" for x in (jetson.l4t, jetson.jetpack, jetson.power_mode))
+        yield f"Jetson       {jetson.model}, L4T {l4t}, JetPack {jetpack}, power mode {mode}"
+    yield ""
+    for name, found in report.packages.items():
+        yield f"{name:16} {found or '-'}"
+    yield ""
+    for state in report.runtimes:
+        yield f"{state.name:22} {'usable' if state.usable else f'not usable: {state.reason}'}"
+        if state.mend:
+            yield f"{'':22} {state.mend}"
+    for problem in report.problems:
+        yield f"problem: {problem}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _examine_runtime(name: str) -> RuntimeState:
+    for entry in runtime_entries(name):
+        if not entry.is_installed:
+            reason = f"{entry.package} is not installed"
+            return RuntimeState(name=name, usable=False, reason=reason, mend=entry.install_line)
+        if failure := _import_failure(entry):
+            reason = f"{entry.package} does not load ({failure})"
+            mend = entry.install_line.replace("install", "install --force-reinstall", 1)
+            return RuntimeState(name=name, usable=False, reason=reason, mend=mend)
+    return RuntimeState(name=name, usable=True)
+
+
+def _import_failure(entry: Entry) -> str:
+    """Why a package cannot be imported, or nothing; native libraries raise many types."""
+    try:
+        if entry.package:
+            import_module(entry.package)
+    except Exception as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return ""
+
+
+def _find_problems(packages: dict[str, str | None]) -> Iterator[str]:
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        yield (
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+        )

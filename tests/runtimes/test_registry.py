@@ -1,0 +1,84 @@
+"""Every name in the tables leads somewhere, or says what to install."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.runtimes import bundles
+from tinyllava_edge.errors import MissingExtraError, UsageError
+from tinyllava_edge.runtimes import registry
+from tinyllava_edge.runtimes.base import BackendOptions
+
+
+@pytest.mark.parametrize("name", registry.VISION_BACKENDS)
+def test_every_vision_backend_imports_or_names_its_extra(name: str) -> None:
+    if registry.VISION_BACKENDS[name].is_installed:
+        assert callable(registry.vision_opener(name))
+    else:
+        with pytest.raises(MissingExtraError, match=r"pip install 'tinyllava-edge\["):
+            registry.vision_opener(name)
+
+
+@pytest.mark.parametrize("name", registry.LANGUAGE_BACKENDS)
+def test_every_language_backend_imports_or_names_its_extra(name: str) -> None:
+    if registry.LANGUAGE_BACKENDS[name].is_installed:
+        assert callable(registry.language_opener(name))
+    else:
+        with pytest.raises(MissingExtraError, match=r"pip install 'tinyllava-edge\["):
+            registry.language_opener(name)
+
+
+def test_every_runtime_is_a_pair_of_known_backends() -> None:
+    for vision, language in registry.RUNTIMES.values():
+        assert vision in registry.VISION_BACKENDS
+        assert language in registry.LANGUAGE_BACKENDS
+    assert set(registry.AUTO_ORDER) <= set(registry.RUNTIMES)
+
+
+def test_every_extra_is_one_of_ours() -> None:
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    lines = project.read_text().splitlines()
+    for entry in (*registry.VISION_BACKENDS.values(), *registry.LANGUAGE_BACKENDS.values()):
+        assert not entry.extra or any(line.startswith(f"{entry.extra} = [") for line in lines)
+
+
+def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    """Make packages look not installed."""
+    monkeypatch.setattr(
+        "tinyllava_edge.runtimes.registry.find_spec",
+        lambda name: None if name in packages else find_spec(name),
+    )
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    hide(monkeypatch, "llama_cpp")
+    with pytest.raises(MissingExtraError, match=r"llama_cpp: pip install 'tinyllava-edge\[llamacpp\]'"):
+        registry.language_opener("llamacpp")
+
+
+def test_auto_takes_the_first_runtime_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.choose_runtime("auto") == "onnxruntime+llamacpp"
+    hide(monkeypatch, "onnxruntime")
+    assert registry.choose_runtime("auto") == "torch"
+    hide(monkeypatch, "onnxruntime", "torch")
+    assert registry.choose_runtime("auto") == "onnxruntime+llamacpp"  # never the scripted one
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "ONNXRUNTIME+LLAMACPP", "tensorflow", ""])
+def test_an_unknown_runtime_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=r"auto, onnxruntime\+llamacpp, torch, scripted"):
+        registry.choose_runtime(name)
+
+
+def test_when_the_second_half_does_not_open_the_first_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    ort = sys.modules["tinyllava_edge.runtimes.ort"]
+    closed: list[object] = []
+    monkeypatch.setattr(ort.OnnxVision, "close", lambda backend: closed.append(backend))
+    with pytest.raises(UsageError, match="kv_type"):
+        registry.open_backends("onnxruntime+llamacpp", bundle, BackendOptions(kv_type="q3"))
+    assert len(closed) == 1

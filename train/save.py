@@ -26,3 +26,4 @@ def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.
                 "the data."
             )
     save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
+    (directory / FLAT_FILE).chmod(0o644)  # safetensors makes it private

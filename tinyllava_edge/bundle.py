@@ -154,7 +154,7 @@ class Bundle:
         path = root / MANIFEST_FILE
         if not root.is_dir():
             raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
-        if not path.is_file() or path.is_symlink():
+        if not path.is_file():
             raise BundleError(f"{path}: no such file, so {root} is not a (complete) bundle. Export it again.")
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")

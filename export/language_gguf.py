@@ -5,6 +5,7 @@ they come; the file is the same for every layout of the same weights. Vectors (n
 float32, as llama.cpp expects. Quantized types are made from this file by `quantize.py`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,22 @@ class LanguageSource:
         tensors = self.architecture().tensors(self.config.language)
         return {PREFIX + name: rule for name, rule in tensors.items()}
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor that the GGUF file keeps, by canonical name, one at a time."""
+        split = self.architecture().split
+        for name, tensor in iter_tensors(
+            self.checkpoint, part="language_model", allow_pickle=self.allow_pickle
+        ):
+            if not self._is_ignored(name):
+                for own_name, own in split(name.removeprefix(PREFIX), tensor):
+                    yield PREFIX + own_name, own
+
+    def _is_ignored(self, name: str) -> bool:
+        """Whether a checkpoint may hold this tensor although the model has no such parameter."""
+        if name == f"{PREFIX}lm_head.weight":
+            return self.config.language.tie_word_embeddings
+        return name.endswith(".rotary_emb.inv_freq")
+
     def check(self) -> None:
         """Find what cannot be converted before any work is done.
 
@@ -76,11 +93,7 @@ def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> 
     offsets, end = _write_header(path, source, rules, float_type)
     missing = dict(rules)
     with path.open("r+b") as file:
-        for name, tensor in iter_tensors(
-            source.checkpoint, part="language_model", allow_pickle=source.allow_pickle
-        ):
-            if is_ignored(name, source.config):
-                continue
+        for name, tensor in source.tensors():
             rule = missing.pop(name, None)
             if rule is None:
                 raise ExportError(f"{source.checkpoint}: tensor {name!r} has no place in the GGUF file.")
@@ -94,13 +107,6 @@ def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> 
         )
 
 
-def is_ignored(name: str, config: ModelConfig) -> bool:
-    """Whether a checkpoint may hold this tensor although the model has no such parameter."""
-    if name == f"{PREFIX}lm_head.weight":
-        return config.language.tie_word_embeddings
-    return name.endswith(".rotary_emb.inv_freq")
-
-
 def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:
@@ -112,7 +118,12 @@ def _write_header(
     writer.add_file_type(FILE_TYPES[float_type])
     for key, value in architecture.metadata(source.config.language).items():
         name = f"{architecture.name}.{key}"
-        writer.add_float32(name, value) if isinstance(value, float) else writer.add_uint32(name, value)
+        if isinstance(value, list):
+            writer.add_array(name, value)
+        elif isinstance(value, float):
+            writer.add_float32(name, value)
+        else:
+            writer.add_uint32(name, value)
     add_vocabulary(writer, source.vocabulary(), source.assets.tokenizer)
     writer.add_chat_template(chat_template(source.assets.template))
     sizes = {}

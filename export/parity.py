@@ -14,9 +14,8 @@ import onnx
 import torch
 
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.model.checkpoint import iter_tensors
 
-from .language_gguf import LanguageSource, is_ignored
+from .language_gguf import LanguageSource
 from .precision import FLOAT16_MAX, evaluate_rounded, measure_ranges, open_session
 from .vision_onnx import EMBEDDINGS, PIXELS
 
@@ -117,11 +116,7 @@ def check_language(path: Path, source: LanguageSource) -> dict[str, Any]:
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     rules = source.rules()
     lowest, lowest_at = float("inf"), ""
-    for name, tensor in iter_tensors(
-        source.checkpoint, part="language_model", allow_pickle=source.allow_pickle
-    ):
-        if is_ignored(name, source.config):
-            continue
+    for name, tensor in source.tensors():
         rule = rules.pop(name)
         stored = written.pop(rule.name, None)
         if stored is None:

@@ -2,7 +2,7 @@
 
 from tinyllava_edge.errors import UnsupportedModelError
 
-from . import gemma, llama, phi2, qwen2, stablelm
+from . import gemma, llama, openelm, phi2, qwen2, stablelm
 from .base import GgufArchitecture, TensorRule
 
 __all__ = ["ARCHITECTURES", "GgufArchitecture", "TensorRule", "architecture_for"]
@@ -14,6 +14,7 @@ ARCHITECTURES: dict[str, GgufArchitecture] = {
     "gemma": gemma.ARCHITECTURE,
     "phi": phi2.ARCHITECTURE,
     "stablelm": stablelm.ARCHITECTURE,
+    "openelm": openelm.ARCHITECTURE,
 }
 
 

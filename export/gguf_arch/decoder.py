@@ -1,7 +1,7 @@
 """What the families share: the usual decoder layer, and where its tensors go."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -21,7 +21,8 @@ class Rules:
 
     def add(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
         """One tensor; `converts` are a rule's `convert` and `restore`, both exact."""
-        self.tensors[source] = TensorRule(name=name, shape=shape, **converts)
+        rule = TensorRule(name=name, shape=shape)
+        self.tensors[source] = replace(rule, **converts) if converts else rule  # type: ignore[arg-type]
 
     def add_weight(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
         """A weight without a bias."""

@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import DynamicCache
 
 from tinyllava_edge.config import LanguageConfig
 
 
 @dataclass(frozen=True)
-class Logits:
-    """The one field that callers of transformers' models read."""
+class CausalOutput:
+    """What callers of transformers' models read."""
 
     logits: torch.Tensor  # [batch, positions, vocab]
+    past_key_values: Any  # a transformers cache, or None
 
 
 class OpenElm(nn.Module):
@@ -34,15 +36,20 @@ class OpenElm(nn.Module):
         """The token embedding, as transformers' models name it."""
         return self.transformer.token_embeddings
 
-    def forward(self, inputs_embeds: torch.Tensor, past_key_values: Any = None, **_: Any) -> Logits:
+    def forward(
+        self, inputs_embeds: torch.Tensor, past_key_values: Any = None, use_cache: bool = False, **_: Any
+    ) -> CausalOutput:
         """[batch, positions, hidden] -> logits; `past_key_values` is a transformers cache, or None."""
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache()
         start = 0 if past_key_values is None else past_key_values.get_seq_length()
         rotary = rotary_table(self.config, start, start + inputs_embeds.shape[1])
         rows = inputs_embeds
         for index, layer in enumerate(self.transformer.layers):
             rows = layer(rows, rotary, past_key_values, index)
         rows = self.transformer.norm(rows)
-        return Logits(nn.functional.linear(rows, self.transformer.token_embeddings.weight))
+        logits = nn.functional.linear(rows, self.transformer.token_embeddings.weight)
+        return CausalOutput(logits, past_key_values)
 
 
 def rotary_table(config: LanguageConfig, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

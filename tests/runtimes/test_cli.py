@@ -1,0 +1,192 @@
+"""`run`, `chat` and `doctor` as a user starts them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtimes import bundles
+from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER
+
+# Started so that some packages are not there.
+HIDING = """
+import sys
+from importlib.machinery import PathFinder
+
+class Hidden(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in {hidden!r} else super().find_spec(name, path, target)
+
+sys.meta_path[:] = [Hidden if finder is PathFinder else finder for finder in sys.meta_path]
+sys.argv = ["tinyllava-edge", *{arguments!r}]
+from tinyllava_edge.cli import main
+main()
+"""
+NOT_ON_A_DEVICE = ("torch", "transformers", "onnx", "safetensors", "sentencepiece", "gguf", "peft")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundles.write_bundle(tmp_path_factory.mktemp("cli") / "bundle").root
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "photo.png"
+    bundles.picture(7).save(path)
+    return path
+
+
+def command(
+    *arguments: Any, stdin: str = "", hidden: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    code = HIDING.format(hidden=hidden, arguments=[str(argument) for argument in arguments])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+    )
+
+
+def test_run_answers_without_torch(bundle: Path, photo: Path) -> None:
+    result = command(
+        "run", bundle, photo, "what is this", "--max-tokens", 4, "--threads", 1, hidden=NOT_ON_A_DEVICE
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n")
+    assert result.stdout.strip()
+    assert "vision: onnxruntime fp32; language: llamacpp f32, f16 KV" in result.stderr
+    assert "first token after" in result.stderr
+
+
+def test_run_prints_one_line_of_json_with_what_was_used_and_every_time(bundle: Path, photo: Path) -> None:
+    result = command(
+        "run", bundle, photo, "what is this", "--json", "--runtime", "scripted", "--kv-type", "f32"
+    )
+    assert result.returncode == 0, result.stderr
+    [line] = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found["answer"] == DEFAULT_ANSWER
+    assert found["vision"] == found["language"] == "scripted"
+    assert found["bundle"] == str(bundle)
+    assert found["timings"]["finish"] == "stop_id"
+    assert len(found["timings"]["next_token_ms"]) + 1 == found["timings"]["generated_tokens"]
+
+
+def test_run_takes_a_question_without_a_picture(bundle: Path) -> None:
+    result = command("run", bundle, "hello", "--runtime", "scripted", "--stop", "answer", "--stop", "xyz")
+    assert result.stdout == "This is a scripted\n"
+
+
+def test_options_reach_the_engine(bundle: Path) -> None:
+    sampled = ("run", bundle, "say", "--max-tokens", 12, "--temperature", 2, "--threads", 1)
+    first, again, other = (command(*sampled, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == again != other
+    greedy = command("run", bundle, "say", "--max-tokens", 12, "--threads", 1).stdout
+    assert command(*sampled, "--top-k", 1).stdout == greedy
+    assert command(*sampled, "--min-p", 1).stdout == greedy
+    assert command(*sampled, "--top-p", "1e-9").stdout == greedy
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{photo}"], "is a file, but the last argument is the question"),
+        (["missing.png", "what"], "missing.png"),
+        (["{photo}", "{photo}", "what"], "2 picture"),
+        (["what", "--runtime", "nonsense"], "nonsense"),
+        (["what", "--vision", "fp8"], "fp8"),
+        (["what", "--language", "q2_k"], "q2_k"),
+        (["what", "--kv-type", "q3"], "q3"),
+        (["what", "--temperature", "-1"], "temperature"),
+        (["what", "--max-tokens", "5000"], "the context holds 1024"),
+        (["what", "--runtime", "torch"], "--checkpoint"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
+    bundle: Path, photo: Path, arguments: list[str], message: str
+) -> None:
+    result = command("run", bundle, *(argument.format(photo=photo) for argument in arguments))
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_package_is_named_with_the_line_that_installs_it(bundle: Path) -> None:
+    result = command("run", bundle, "what", hidden=("llama_cpp",))
+    assert result.returncode == 2
+    assert "needs the package llama_cpp: pip install 'tinyllava-edge[llamacpp]'" in result.stderr
+
+
+def test_chat_reads_questions_and_commands_from_a_pipe(bundle: Path, photo: Path) -> None:
+    lines = ["what is this", "", f"/image {photo}", "and this", "/reset", "again", "/quit", "never read"]
+    result = command(
+        "chat",
+        bundle,
+        photo,
+        "--runtime",
+        "scripted",
+        "--json",
+        stdin="\n".join(lines),
+        hidden=NOT_ON_A_DEVICE,
+    )
+    assert result.returncode == 0, result.stderr
+    turns = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [turn["answer"] for turn in turns] == [DEFAULT_ANSWER] * 3
+    first, second, again = (turn["timings"] for turn in turns)
+    assert first["reused_tokens"] == 0
+    assert second["reused_tokens"] > first["prompt_tokens"]
+    assert second["vision_ms"] < first["vision_ms"]  # the same picture: known
+    assert again["prompt_tokens"] < first["prompt_tokens"]  # no picture, no history
+
+
+def test_chat_on_a_real_backend_keeps_the_conversation(bundle: Path, photo: Path) -> None:
+    result = command(
+        "chat", bundle, photo, "--max-tokens", 5, "--threads", 1, "--json", stdin="what is this\nwhy\n"
+    )
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads(line)["timings"] for line in result.stdout.splitlines())
+    assert second["reused_tokens"] == first["prompt_tokens"] + first["generated_tokens"] - 1
+
+
+@pytest.mark.parametrize("line", ["/image nowhere.png", "/unknown", "<image> what"])
+def test_an_error_in_a_piped_chat_ends_it_with_exit_code_2(bundle: Path, line: str) -> None:
+    result = command("chat", bundle, "--runtime", "scripted", stdin=f"hello\n{line}\nnever read\n")
+    assert result.returncode == 2
+    assert result.stdout == f"{DEFAULT_ANSWER}\n"
+
+
+def test_doctor_names_versions_machine_and_runtimes() -> None:
+    result = command("doctor", "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["python"].startswith(".".join(map(str, sys.version_info[:3])))
+    assert found["packages"]["llama-cpp-python"]
+    assert found["machine"]["cpu"]["usable_cores"] >= 1
+    assert {state["name"]: state["usable"] for state in found["runtimes"]} == {
+        "onnxruntime+llamacpp": True,
+        "torch": True,
+        "scripted": True,
+    }
+    text = command("doctor").stdout
+    assert found["machine"]["cpu"]["model"] in text
+    assert "onnxruntime+llamacpp   usable" in text
+
+
+def test_doctor_says_what_mends_a_runtime_that_is_not_there() -> None:
+    result = command("doctor", hidden=("onnxruntime",))
+    assert result.returncode == 1
+    lines = result.stdout.splitlines()
+    [broken] = [i for i, line in enumerate(lines) if line.startswith("onnxruntime+llamacpp")]
+    assert "not usable: onnxruntime is not installed" in lines[broken]
+    assert "pip install 'tinyllava-edge[ort]'" in lines[broken + 1]

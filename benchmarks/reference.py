@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 Turns = tuple[tuple[str, str | None], ...]
 Result = TypeVar("Result")
+PLAIN_TOWERS = ("siglip_vision_model", "clip_vision_model")
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,10 @@ class CheckpointReference:
         from tinyllava_edge.model.vlm import load_model
 
         self.name = f"torch float32 of {checkpoint}"
-        self.config: ModelConfig = read_model_config(checkpoint, template=template)
-        self.model: TinyLlava = load_model(checkpoint, template=template, allow_pickle=allow_pickle)
+        self.config: ModelConfig = read_model_config(checkpoint, template=template, sources=sources)
+        self.model: TinyLlava = load_model(
+            checkpoint, template=template, sources=sources, allow_pickle=allow_pickle
+        )
         self._language: Any = self.model.language_model
         vision, language = self.config.vision, self.config.language
         self._processor = ReferenceProcessor(_folders(checkpoint, vision.name_or_path, sources), self.config)
@@ -197,12 +200,21 @@ class CheckpointReference:
     @_remembered
     def tower(self, picture: int) -> Floats:
         """[tokens, vision hidden]: the selected layer, token policy applied."""
-        return self.hidden_states(picture)[self.config.vision.num_used_layers]
-
-    def hidden_states(self, picture: int) -> list[Floats]:
-        """Of every layer, the embeddings' output first: [tokens, vision hidden], token policy applied."""
         import torch
 
+        with torch.no_grad():
+            rows: Floats = self.model.vision_tower(torch.from_numpy(self.pixels(picture))[None])[0].numpy()
+        return rows
+
+    def hidden_states(self, picture: int) -> list[Floats]:
+        """Of every layer, the embeddings' output first: [tokens, vision hidden], token policy applied.
+
+        Empty for a tower that is not one plain transformers model.
+        """
+        import torch
+
+        if self.config.vision.architecture not in PLAIN_TOWERS or self.config.second_vision is not None:
+            return []
         pixels = torch.from_numpy(self.pixels(picture))[None]
         with torch.no_grad():
             output = self.model.vision_tower.model(pixel_values=pixels, output_hidden_states=True)

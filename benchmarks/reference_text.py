@@ -7,8 +7,10 @@ Checked against the golden ids of the original code in tests/benchmarks/test_ref
 """
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tinyllava_edge.config import read_json_object
@@ -17,6 +19,10 @@ Turn = tuple[str, str | None]
 IMAGE = "<image>"
 IMAGE_ID = -200
 _SPACE = "\u2581"  # SentencePiece writes a space so
+_BPE_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
 # End of an answer, per template (spec 1.7).
 ENDS = {
     "phi": "<|endoftext|>",
@@ -49,6 +55,12 @@ class UpstreamTokenizer:
 
     Args:
         directory: where `tokenizer.model`, or else the files of a byte-level BPE, are.
+
+    Attributes:
+        pieces: every token's text, by id.
+        bos_id: what starts a prompt, or None.
+        bos_token_id: the BOS token, also where prompts do not start with it.
+        eos_id: the EOS token.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -59,6 +71,7 @@ class UpstreamTokenizer:
         if (directory / "tokenizer.model").exists():
             spm = _SentencePiece(directory / "tokenizer.model", settings)
             self._encode, self.pieces = spm.encode, spm.pieces
+            self.bos_token_id: int | None = spm.bos_id
             self.bos_id = spm.bos_id if settings.get("add_bos_token", True) else None
             self.eos_id: int | None = spm.eos_id
             self._ids = spm.specials
@@ -67,6 +80,7 @@ class UpstreamTokenizer:
             self._encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))
             self.pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
             starts = list(tokenizer.encode("", add_special_tokens=True))
+            self.bos_token_id = tokenizer.bos_token_id
             self.bos_id = starts[0] if starts else None
             self.eos_id = tokenizer.eos_token_id
             self._ids = {piece: index for index, piece in enumerate(self.pieces)}
@@ -94,7 +108,7 @@ class UpstreamTokenizer:
 
 
 class _SentencePiece:
-    """transformers' slow LlamaTokenizer with `legacy=False`, over the sentencepiece library."""
+    """transformers' slow LlamaTokenizer with `legacy=False`, or GemmaTokenizer, over sentencepiece."""
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         import sentencepiece
@@ -106,6 +120,8 @@ class _SentencePiece:
         self._model = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         self.pieces = [self._model.IdToPiece(i) for i in range(self._model.GetPieceSize())]
         self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
+        # Gemma's class puts no space before a text.
+        self._start = "" if str(settings.get("tokenizer_class", "")).startswith("Gemma") else _SPACE
         self._unknown = self._model.IdToPiece(self._model.unk_id())
         self._unknown_length = len(self._model.EncodeAsIds(self._unknown))
         control = range(self._model.GetPieceSize())
@@ -121,7 +137,7 @@ class _SentencePiece:
         if not text:
             return []
         ids: list[int] = []
-        for part in self._split.split(_SPACE + text.replace(_SPACE, " ")):
+        for part in self._split.split(self._start + text.replace(_SPACE, " ")):
             if part in self.specials:
                 ids.append(self.specials[part])
             elif part.startswith((_SPACE, " ")):
@@ -136,7 +152,12 @@ class _SentencePiece:
 def _byte_level_bpe(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
+        # Away from config.json, whose model_type transformers does not know.
+        for name in _BPE_FILES:
+            if (directory / name).exists():
+                shutil.copyfile(directory / name, Path(folder, name))
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def conversations(num_plain: int = 200) -> list[list[Turn]]:

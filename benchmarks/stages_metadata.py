@@ -12,8 +12,9 @@ from tinyllava_edge.config import ModelConfig
 from .gates import at_most
 from .ladder import Ladder, StageResult, judge
 from .reference import CheckpointReference
-from .stages_weights import NEEDS_CHECKPOINT, gguf_path
+from .stages_weights import GGUF_ARCHITECTURES, NEEDS_CHECKPOINT, gguf_path
 
+_LAYER_NORM = ("phi", "stablelm")
 # general.file_type of each variant (enum llama_ftype in llama.h).
 _FILE_TYPES = {
     name.lower().removeprefix("all_").removeprefix("mostly_"): int(kind)
@@ -30,7 +31,8 @@ def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
     if not ladder.reads_gguf:
         yield StageResult(stage="metadata", skipped=f"runtime {ladder.runtime} reads no GGUF")
         return
-    yield _judge_facts("manifest", _manifest_facts(ladder), _config_facts(reference.config))
+    side = reference.pixels(0).shape[-1]
+    yield _judge_facts("manifest", _manifest_facts(ladder), _config_facts(reference.config, side))
     for variant in ladder.language:
         expected = _expected_metadata(reference, variant.name)
         yield _judge_facts(variant.name, _gguf_facts(gguf_path(ladder, variant)), expected)
@@ -57,13 +59,12 @@ def _difference(key: str, found: Any, expected: Any) -> str:
     return f"{key} is {found!r}, expected {expected!r}"
 
 
-def _config_facts(config: ModelConfig) -> dict[str, Any]:
+def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
     vision, language = config.vision, config.language
     return {
-        "vision.image_size": vision.image_size,
+        "vision.image_size": side,  # the processor's: DINOv2 takes other sizes than its config's
         "vision.feature_layer": vision.feature_layer,
         "vision.drop_first": vision.select_strategy == "patch",
-        "vision.num_tokens": vision.num_patches - (vision.select_strategy == "patch"),
         "vision.hidden_size": language.hidden_size,
         "vision.preprocessing.aspect": config.image_aspect_ratio,
         "language.architecture": language.architecture,
@@ -87,24 +88,33 @@ def _manifest_facts(ladder: Ladder) -> dict[str, Any]:
 
 def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str, Any]:
     config, pieces = reference.config.language, reference.tokenizer.pieces
-    # Rows past the tokenizer's last piece have tokens that no text gives; only their number counts.
+    name = gguf.MODEL_ARCH_NAMES[GGUF_ARCHITECTURES[config.architecture]]
+    epsilon = "layer_norm_epsilon" if config.architecture in _LAYER_NORM else "layer_norm_rms_epsilon"
+    hyperparameters: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        f"attention.{epsilon}": float(np.float32(config.norm_eps)),
+        "rope.freq_base": float(np.float32(config.rope_theta)),
+        "rope.dimension_count": config.rotary_dim,
+    }
+    if config.architecture == "openelm":  # its layers differ
+        hyperparameters["feed_forward_length"] = config.values["intermediate_sizes"]
+        hyperparameters["attention.head_count"] = config.values["num_query_heads"]
+        hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]
     return {
-        "general.architecture": "llama",
+        "general.architecture": name,
         "general.file_type": _FILE_TYPES.get(variant),
-        "llama.vocab_size": config.vocab_size,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.block_count": config.num_hidden_layers,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.value_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(np.float32(config.norm_eps)),
-        "llama.rope.freq_base": float(np.float32(config.rope_theta)),
-        "llama.rope.dimension_count": config.head_dim,
-        "tokenizer.ggml.bos_token_id": reference.tokenizer.bos_id,
+        **{f"{name}.{key}": value for key, value in hyperparameters.items()},
+        "tokenizer.ggml.bos_token_id": reference.tokenizer.bos_token_id,
         "tokenizer.ggml.eos_token_id": reference.tokenizer.eos_id,
+        # Rows past the tokenizer's last piece have tokens that no text gives; only their number counts.
         "tokenizer.ggml.tokens": pieces[: config.vocab_size],
         "number of tokens": config.vocab_size,
     }
@@ -113,20 +123,19 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
 def _gguf_facts(path: Path) -> dict[str, Any]:
     """Values of a file, with those that llama.cpp derives where a key is absent (src/llama-model.cpp)."""
     facts = {name: entry.contents() for name, entry in gguf.GGUFReader(path).fields.items()}
+    name = facts.get("general.architecture")
     tokens = facts.get("tokenizer.ggml.tokens", [])
-    heads = facts.get("llama.attention.head_count", 0)
-    head_dim = facts.get("llama.embedding_length", 0) // max(heads, 1)
+    heads = facts.get(f"{name}.attention.head_count", 1)
+    head_dim = facts.get(f"{name}.embedding_length", 0) // (max(heads) if isinstance(heads, list) else heads)
     derived = {
-        "llama.vocab_size": len(tokens),
-        "llama.attention.head_count_kv": heads,
-        "llama.attention.key_length": head_dim,
-        "llama.attention.value_length": head_dim,
-        "llama.rope.freq_base": 10000.0,
-        "llama.rope.dimension_count": facts.get("llama.attention.key_length", head_dim),
+        f"{name}.vocab_size": len(tokens),
+        f"{name}.attention.head_count_kv": heads,
+        f"{name}.attention.key_length": head_dim,
+        f"{name}.attention.value_length": head_dim,
+        f"{name}.rope.freq_base": 10000.0,
+        f"{name}.rope.dimension_count": facts.get(f"{name}.attention.key_length", head_dim),
         "number of tokens": len(tokens),
     }
-    facts = {**derived, **facts}
-    unused = gguf.TokenType.UNUSED
     types = facts.get("tokenizer.ggml.token_type", [])
-    used = [token for token, kind in zip(tokens, types, strict=False) if kind != unused]
-    return {**facts, "tokenizer.ggml.tokens": used}
+    used = [token for token, kind in zip(tokens, types, strict=False) if kind != gguf.TokenType.UNUSED]
+    return {**derived, **facts, "tokenizer.ggml.tokens": used}

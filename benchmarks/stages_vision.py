@@ -152,7 +152,8 @@ def _float32_graph(ladder: Ladder) -> Any | None:
         if variant.part == "vision" and variant.name == "fp32":
             return onnx.load(ladder.bundle.path(variant.files[0]))
     if isinstance(ladder.reference, CheckpointReference):
-        return build_vision_graph(ladder.reference.model)
+        side = ladder.bundle.manifest.vision.image_size
+        return build_vision_graph(ladder.reference.model, side)
     return None
 
 
@@ -185,7 +186,7 @@ def _tower_cause(reference: Reference, picture: int, found: Floats) -> str:
     if isinstance(reference, CheckpointReference):
         states = reference.hidden_states(picture)
         used = reference.config.vision.num_used_layers
-        nearest = int(np.argmax([snr_db(state, found) for state in states]))
+        nearest = int(np.argmax([snr_db(state, found) for state in states])) if states else used
         if nearest != used and _alike(found, states[nearest]):
             return f"equal to hidden_states[{nearest}], expected hidden_states[{used}]: wrong feature layer"
     return (

@@ -4,6 +4,7 @@ Names come from the gguf package's own table, and RoPE's row order is restated h
 not its own judge. The vision graph's weights are judged by what they compute (stages 5 and 6).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,16 @@ from .reference import CheckpointReference
 
 Floats = npt.NDArray[np.float32]
 NEEDS_CHECKPOINT = "needs --checkpoint"
+# `model_type` of text_config -> llama.cpp's architecture.
+GGUF_ARCHITECTURES = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "gemma": gguf.MODEL_ARCH.GEMMA,
+    "phi": gguf.MODEL_ARCH.PHI2,
+    "stablelm": gguf.MODEL_ARCH.STABLELM,
+    "openelm": gguf.MODEL_ARCH.OPENELM,
+}
+_FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj_1\.weight")  # OpenELM
 
 
 def check_weights(ladder: Ladder) -> Iterator[StageResult]:
@@ -58,17 +69,30 @@ def _dequantized(tensor: Any) -> Floats:
 def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
     """The checkpoint's tensors in the order of rows that llama.cpp wants, by their GGUF names."""
     config = reference.config.language
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    names = gguf.get_tensor_name_map(GGUF_ARCHITECTURES[config.architecture], config.num_hidden_layers)
     found: dict[str, Floats] = {}
     # A tied head is listed once here, and llama.cpp takes the embedding for it.
     for name, parameter in reference.model.language_model.named_parameters():
+        values = parameter.detach().numpy()
+        if match := _FUSED_GATE_AND_UP.fullmatch(name):
+            layer = f"blk.{match['layer']}"
+            found[f"{layer}.ffn_gate.weight"], found[f"{layer}.ffn_up.weight"] = np.split(values, 2)
+            continue
         stem, _, suffix = name.rpartition(".")
-        found[f"{names.get_name(stem)}.{suffix}"] = _in_rope_order(name, parameter.detach().numpy(), config)
+        found[f"{names.get_name(stem)}.{suffix}"] = _as_in_file(name, values, config)
     return found
 
 
-def _in_rope_order(name: str, values: Floats, config: LanguageConfig) -> Floats:
-    """Rows of q and k: llama.cpp turns neighbours (0,1), transformers turns (i, i + half a head)."""
+def _as_in_file(name: str, values: Floats, config: LanguageConfig) -> Floats:
+    """What llama.cpp expects of a tensor of transformers.
+
+    Llama's RoPE turns neighbouring rows (0,1) of q and k there, and (i, i + half a head) in transformers.
+    Gemma's norms multiply by 1 + weight in transformers, and by weight there.
+    """
+    if config.architecture == "gemma" and name.endswith("norm.weight"):
+        return values + 1
+    if config.architecture != "llama":
+        return values
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = counts.get(name.split(".")[-2])
     if heads is None:

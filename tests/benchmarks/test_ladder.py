@@ -1,0 +1,127 @@
+"""An honest bundle passes at every variant, also of random sizes. CPU, random tiny models."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.benchmarks.gates import STAGES, at_most
+from tinyllava_edge.benchmarks.ladder import Check, Report, StageResult, judge
+from tinyllava_edge.benchmarks.reference import CheckpointReference
+from tinyllava_edge.benchmarks.stored_reference import StoredReference
+from tinyllava_edge.benchmarks.verify import open_reference
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+
+from .conftest import Honest, climb_quickly, write_decided_checkpoint
+
+
+def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) -> None:
+    report = climb_quickly(Bundle.open(honest.bundle), honest.reference)
+    assert report.passed, report.verdict
+    assert [result.stage for result in report.results if result.skipped] == []
+    done = {(result.stage, result.variant) for result in report.results}
+    assert {stage for stage, _ in done} == set(STAGES)
+    for stage in ("weights", "metadata", "splice", "logits", "teacher_forced", "greedy"):
+        assert {(stage, variant) for variant in ("f32", "f16", "q8_0")} <= done
+    for stage in ("tower", "connector"):
+        assert {(stage, "fp32"), (stage, "fp16")} <= done
+    assert ("logits", "f32, vision fp16") in done
+
+
+def test_the_stored_tensors_pass_and_skip_only_what_needs_the_checkpoint(honest: Honest) -> None:
+    bundle = Bundle.open(honest.bundle)
+    report = climb_quickly(bundle, StoredReference(bundle))
+    assert report.passed, report.verdict
+    assert {result.stage for result in report.results if result.skipped} == {"weights", "metadata", "splice"}
+
+
+def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:
+    from tinyllava_edge.benchmarks.ladder import Ladder
+    from tinyllava_edge.benchmarks.verify import chosen_variants, climb
+
+    bundle = Bundle.open(honest.bundle)
+    report = climb(
+        Ladder(
+            bundle=bundle,
+            reference=honest.reference,
+            vision=chosen_variants(bundle, "vision", ("fp32",)),
+            language=chosen_variants(bundle, "language", ("f32",)),
+            runtime="torch",
+            num_pictures=2,
+            checkpoint=honest.checkpoint,
+        )
+    )
+    assert report.passed, report.verdict
+    assert {r.stage for r in report.results if r.skipped} == {"weights", "metadata", "tower", "splice"}
+
+
+def test_a_checkpoint_of_another_bundle_is_refused(honest: Honest, tmp_path: Path) -> None:
+    other = write_decided_checkpoint(tmp_path / "other", seed=1)
+    with pytest.raises(UsageError, match="the bundle was made from"):
+        open_reference(Bundle.open(honest.bundle), other)
+
+
+SIZES = st.fixed_dictionaries(
+    {
+        "hidden": st.sampled_from([64, 128, 192, 256]),
+        "heads": st.sampled_from([2, 4, 8]),
+        "kv_heads": st.sampled_from([1, 2]),
+        "layers": st.integers(1, 3),
+        "tied": st.booleans(),
+        "vision_layers": st.just(3),
+        "feature_layer": st.sampled_from([-1, -2, -3, 1]),
+        "select_strategy": st.sampled_from(["patch", "cls_patch"]),
+        "connector": st.sampled_from(["linear", "mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu"]),
+        "aspect": st.sampled_from(["square", "pad"]),
+        "seed": st.integers(0, 1000),
+    }
+)
+
+
+@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@given(sizes=SIZES)
+def test_any_llama_with_any_siglip_passes_the_f32_gate(
+    sizes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("random")
+    checkpoint = write_tiny_checkpoint(folder / "checkpoint", **sizes)
+    export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
+    reference = CheckpointReference(checkpoint, num_tokens=8)
+    report = climb_quickly(Bundle.open(folder / "bundle"), reference)
+    assert report.passed, report.verdict
+    logits = next(result for result in report.results if result.stage == "logits")
+    (nmse,) = [check for check in logits.checks if check.metric == "nmse"]
+    assert nmse.gate == at_most("nmse", 1e-10)
+
+
+def result(stage: str, value: float, variant: str = "") -> StageResult:
+    gates = (at_most("nmse", 1.0),)
+    return judge(stage, variant, {"nmse": value}, detail="", cause=lambda: f"{stage} is off", gates=gates)
+
+
+def test_the_first_failure_is_first_in_the_chain_not_in_the_list() -> None:
+    results = (result("logits", 2.0), result("tower", 3.0), result("text", 0.5))
+    report = Report(runtime="r", reference="t", results=results)
+    assert report.first_failure is not None
+    assert report.first_failure.stage == "tower"
+    assert report.verdict == "FAILED first at tower: tower is off"
+
+
+def test_nothing_compared_is_not_a_pass() -> None:
+    skipped = StageResult(stage="weights", skipped="needs --checkpoint")
+    assert not Report(runtime="r", reference="t", results=(skipped,)).passed
+
+
+def test_what_is_not_finite_is_spelled_out_in_json() -> None:
+    check = Check("snr_db", math.inf, None)
+    report = Report(runtime="r", reference="t", results=(StageResult(stage="tower", checks=(check,)),))
+    assert (
+        json.loads(json.dumps(report.to_json(), allow_nan=False))["stages"][0]["checks"][0]["value"] == "inf"
+    )

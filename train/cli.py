@@ -8,14 +8,17 @@ import typer
 
 from tinyllava_edge.errors import UsageError
 
-_DATA = Path("data/emoji_vqa")
+_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
 
 
 def train(
     recipe: Annotated[str, typer.Argument(help="What to train: nano.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the new checkpoint.")],
-    data: Annotated[Path, typer.Option(help="LLaVA JSON.")] = _DATA / "train.json",
-    images: Annotated[Path, typer.Option(help="Folder that its image paths are relative to.")] = _DATA,
+    data: Annotated[Path, typer.Option(help="LLaVA JSON.")] = _DATA,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, views and wordings.")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
@@ -38,4 +41,4 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    train_nano(out, data=data, images=images, recipe=recipes.nano(), seed=seed, force=force)
+    train_nano(out, data=data, images=images or data.parent, recipe=recipes.nano(), seed=seed, force=force)

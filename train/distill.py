@@ -25,6 +25,7 @@ from .recipes import Distillation
 from .teacher import NUM_FEATURES, STRIDE, Teacher
 
 _TEACHER_BATCH = 64
+_TEACHER_CHUNK = 16  # larger ones spend their time on getting memory from the system
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def _look(
             seen = ((batch + 1) * 127.5).round().to(torch.uint8)
             large = F.interpolate(seen / 127.5 - 1, size=how.teacher_image_size, mode="bicubic")
             with accelerator.autocast():
-                features = teacher(large.contiguous(memory_format=torch.channels_last))
+                large = large.contiguous(memory_format=torch.channels_last)
+                starts = range(0, count, _TEACHER_CHUNK)
+                features = torch.cat([teacher(large[i : i + _TEACHER_CHUNK]) for i in starts])
             grid = features.float().permute(0, 2, 3, 1)  # [batch, side, side, features]
             if basis is None:
                 basis = _principal_components(grid.flatten(0, 2), how.teacher_dimensions)

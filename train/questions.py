@@ -92,8 +92,8 @@ class QuestionBook:
         return Conversation(id=facts.picture.name, picture=facts.picture, turns=tuple(turns))
 
     def caption(self, facts: Facts) -> Conversation:
-        """The picture and what it shows, for the pretrain stage."""
-        turn = (IMAGE_MARKER, f"{facts.name}, {facts.kind}")
+        """The picture and what it shows; the kind first, so that it is not read off the name."""
+        turn = (IMAGE_MARKER, f"{facts.kind}, {facts.name}")
         return Conversation(id=facts.picture.name, picture=facts.picture, turns=(turn,))
 
     def _kind_question(self, rng: random.Random) -> str:

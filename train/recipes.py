@@ -5,7 +5,7 @@ a learning rate is frozen.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Part = Literal["vision_tower", "connector", "language_model"]
@@ -52,7 +52,6 @@ class Recipe:
     stages: tuple[Stage, ...]
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the CPU or GPU computes in it
     gradient_norm: float = 1.0
-    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def nano() -> Recipe:
@@ -62,7 +61,7 @@ def nano() -> Recipe:
         config=_nano_config(vocab_size=1024),
         vocab_size=1024,
         distillation=Distillation(
-            num_views=16_384,
+            num_views=12_288,
             steps=3000,
             batch_size=64,
             learning_rate=1e-3,

@@ -60,9 +60,9 @@ def test_every_turn_tells_the_truth_in_words_of_the_data() -> None:
     assert garbled > 20
 
 
-def test_the_caption_of_the_pretrain_stage_names_the_thing_and_its_kind() -> None:
+def test_the_caption_of_the_pretrain_stage_names_the_kind_before_the_thing() -> None:
     book = QuestionBook(RECORDS, Path("pictures"))
-    assert book.caption(book.facts[0]).turns == (("<image>", "cat, mammal"),)
+    assert book.caption(book.facts[0]).turns == (("<image>", "mammal, cat"),)
 
 
 @pytest.mark.parametrize(

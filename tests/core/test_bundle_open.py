@@ -214,11 +214,12 @@ def test_a_listed_pipe_of_size_zero_is_refused_and_not_read(root: Path) -> None:
     assert_refused(root, str(root / "empty.bin"))
 
 
-@pytest.mark.parametrize("name", ["vision", "manifest.json", TOWER])
+@pytest.mark.parametrize("name", ["vision", "manifest.json", TOWER, "parity"])
 def test_what_cannot_be_read_is_named(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
         os.chmod(folder, 0o755)
         root = write_small_bundle(Path(folder) / "bundle")
+        Bundle.open(root).write_parity("verify", {})
         (root / name).chmod(0)
         with not_root():
             assert_refused(root, str(root / name), "cannot be read")

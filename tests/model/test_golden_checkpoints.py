@@ -1,7 +1,6 @@
 """The torch model against tensors made by TinyLLaVA's own classes (shared fixtures), stage by stage."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.golden import shared_fixtures
 from tinyllava_edge.model.vlm import load_model
 
-CHECKPOINTS = (
-    Path(os.environ.get("TINYLLAVA_EDGE_FIXTURES", Path(__file__).parents[3] / "shared" / "fixtures"))
-    / "checkpoints"
-)
-pytestmark = pytest.mark.skipif(
-    not CHECKPOINTS.is_dir(),
-    reason=f"golden checkpoints are not at {CHECKPOINTS} (too large for this repository)",
-)
+CHECKPOINTS = shared_fixtures() / "checkpoints"
 
 
 def _golden(name: str) -> tuple[dict[str, Any], Any, Path]:

@@ -3,6 +3,8 @@
 Gates: spec/reliability_bench_parity.md section C2. Whole-model figures (logits, answers) are `verify`'s work.
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from tinyllava_edge.errors import ExportError
 
 from .language_gguf import LanguageSource
 from .precision import FLOAT16_MAX, evaluate_rounded, measure_ranges, open_session
+from .quantize import block_size
 from .vision_onnx import EMBEDDINGS, PIXELS
 
 Floats = npt.NDArray[np.float32]
@@ -105,40 +108,64 @@ def check_float16(proto: onnx.ModelProto, pixels: Floats, expected: Floats) -> d
     }
 
 
-def check_language(path: Path, source: LanguageSource) -> dict[str, Any]:
+def check_language(path: Path, name: str, source: LanguageSource) -> dict[str, Any]:
     """Read a GGUF file back, undo the conversion and compare every tensor with the checkpoint's.
 
     float32 must be bit-equal, float16 equal to the rounded source, other types above `MIN_SNR_DB`.
+
+    Args:
+        path: the file.
+        name: its type, one of `options.LANGUAGE_TYPES`.
+        source: what it was made from.
+
+    Returns:
+        counts: number of tensors of each type; fallback: tensors that could not have the type asked for;
+        lowest_snr_db and lowest_at: of the worst tensor, or None where none differs.
 
     Raises:
         ExportError: a tensor is missing, too many, or differs; the message names it.
     """
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    report = _tensor_types(written.values(), name)
     rules = source.rules()
-    lowest, lowest_at = float("inf"), ""
-    for name, tensor in source.tensors():
-        rule = rules.pop(name)
+    worst: tuple[float, str | None] = (float("inf"), None)
+    for tensor_name, tensor in source.tensors():
+        rule = rules.pop(tensor_name)
         stored = written.pop(rule.name, None)
         if stored is None:
             raise ExportError(f"{path.name}: {rule.name} is missing.")
-        kind = stored.tensor_type.name.lower()
         actual = rule.restore(torch.from_numpy(_dequantized(stored)))
-        snr_db = _tensor_snr_db(tensor.float(), actual, kind, rule.tolerance)
-        if not snr_db >= MIN_SNR_DB.get(kind, float("inf")):
+        snr_db = _tensor_snr_db(tensor.float(), actual, _type_of(stored), rule.tolerance)
+        if not snr_db >= MIN_SNR_DB.get(_type_of(stored), float("inf")):
             raise ExportError(
-                f"{path.name}: {rule.name} ({kind}) is not equal to {name}: {snr_db:.1f} dB signal to noise, "
-                f"expected {MIN_SNR_DB.get(kind, 'bit-equal values')}."
+                f"{path.name}: {rule.name} ({_type_of(stored)}) is not equal to {tensor_name}: "
+                f"{snr_db:.1f} dB signal to noise."
             )
-        if snr_db < lowest:
-            lowest, lowest_at = snr_db, rule.name
-    if written or rules:
-        raise ExportError(
-            f"{path.name}: {next(iter([*written, *rules]))} is in only one of file and checkpoint."
-        )
-    return {"lowest_snr_db": None if lowest == float("inf") else lowest, "lowest_at": lowest_at}
+        worst = min(worst, (snr_db, rule.name), key=lambda found: found[0])
+    if odd := [*written, *rules]:
+        raise ExportError(f"{path.name}: {odd[0]} is in only one of file and checkpoint.")
+    report["lowest_snr_db"] = None if worst[1] is None or np.isinf(worst[0]) else worst[0]
+    report["lowest_at"] = None if report["lowest_snr_db"] is None else worst[1]
+    return report
 
 
-def _dequantized(stored: gguf.gguf_reader.ReaderTensor) -> Floats:
+def _type_of(tensor: gguf.ReaderTensor) -> str:
+    return str(tensor.tensor_type.name).lower()
+
+
+def _tensor_types(tensors: Iterable[gguf.ReaderTensor], name: str) -> dict[str, Any]:
+    """Count the types, and list the tensors that `name` could not be applied to."""
+    counts: Counter[str] = Counter()
+    fallback = []
+    for tensor in tensors:
+        counts[_type_of(tensor)] += 1
+        width = int(tensor.shape[0])
+        if len(tensor.shape) > 1 and width % block_size(name):
+            fallback.append(f"{tensor.name}: {_type_of(tensor)}, width {width}")
+    return {"counts": dict(sorted(counts.items())), "fallback": fallback}
+
+
+def _dequantized(stored: gguf.ReaderTensor) -> Floats:
     values = gguf.quants.dequantize(stored.data, stored.tensor_type)
     return np.array(values, dtype=np.float32)  # a copy: torch wants memory that it may write to
 

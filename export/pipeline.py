@@ -6,7 +6,6 @@ checkpoint's. So there are never two copies of it at once.
 
 import gc
 from collections.abc import Callable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
 from .options import ExportOptions
 from .parity import check_float16, check_language, check_vision
 from .precision import to_float16
-from .quantize import quantize_gguf, read_tensor_types
+from .quantize import quantize_gguf
 from .reference import Reference, write_reference
 from .vision_onnx import TOWER_OUTPUT, build_vision_graph, write_vision_graph
 
@@ -163,10 +162,9 @@ def _export_language(
         path = folder / f"{name}.gguf"
         if name in FILE_TYPES:
             write_language_gguf(path, source, name)
-            types = read_tensor_types(path, name)
         else:
-            types = quantize_gguf(base_path, path, name)
-        report[name] = {**asdict(types), **check_language(path, source)}
+            quantize_gguf(base_path, path, name)
+        report[name] = check_language(path, name, source)
     if base not in names:
         base_path.unlink()
     variants = [_variant("language", name, "gguf", [f"language/{name}.gguf"]) for name in names]

@@ -1,36 +1,20 @@
 """GGUF -> quantized GGUF, by llama.cpp's own quantizer.
 
 llama.cpp mixes types within one file, and where a row is not a multiple of a type's block it silently takes
-another type: so what was written is read back and reported.
+another type; `parity.py` reads back what it made and reports it.
 """
 
 import ctypes
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import llama_cpp
 
 from tinyllava_edge.errors import ExportError
 
 
-@dataclass(frozen=True, kw_only=True)
-class TensorTypes:
-    """What lies in a GGUF file.
-
-    Attributes:
-        counts: type name -> number of tensors.
-        fallback: tensors that could not have the type asked for, as "name: type, width".
-    """
-
-    counts: dict[str, int]
-    fallback: tuple[str, ...]
-
-
-def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) -> TensorTypes:
+def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) -> None:
     """Quantize a float GGUF file.
 
     Args:
@@ -52,20 +36,6 @@ def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) ->
     if result != 0:
         words = " ".join("".join(log).split())[-600:]
         raise ExportError(f"llama.cpp could not quantize to {name}: {words}")
-    return read_tensor_types(target, name)
-
-
-def read_tensor_types(path: Path, name: str) -> TensorTypes:
-    """Count the types in a file, and list the tensors that `name` could not be applied to."""
-    block = block_size(name)
-    counts: Counter[str] = Counter()
-    fallback = []
-    for tensor in gguf.GGUFReader(path).tensors:
-        counts[tensor.tensor_type.name.lower()] += 1
-        width = int(tensor.shape[0])
-        if len(tensor.shape) > 1 and width % block:
-            fallback.append(f"{tensor.name}: {tensor.tensor_type.name.lower()}, width {width}")
-    return TensorTypes(counts=dict(sorted(counts.items())), fallback=tuple(fallback))
 
 
 def block_size(name: str) -> int:

@@ -57,7 +57,7 @@ class Sampler:
 
     def __init__(self, how: Sampling) -> None:
         self._how = how
-        self._generator = np.random.default_rng(how.seed)
+        self._generator = np.random.default_rng(how.seed) if how.temperature else None
 
     def choose(self, logits: npt.NDArray[np.float32]) -> int:
         """Choose a token id from logits [vocab].
@@ -71,7 +71,7 @@ class Sampler:
                 f"the language model's logits are not finite (token {best}: {logits[best]}). "
                 "The weights are damaged or this precision overflows; try another language variant."
             )
-        if self._how.temperature == 0:
+        if self._generator is None:
             return best
         cumulative = np.cumsum(probabilities(logits, self._how))
         return int(np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right"))

@@ -66,3 +66,15 @@ def test_a_jetson_and_a_gpu_have_their_lines() -> None:
     assert "2 of 6 (6 CPUs, quota 2.5 CPUs)" in text
     assert "6.0 of 8.0 GiB available" in text
     assert "torch            -" in text
+
+
+def test_a_package_that_does_not_load_is_told_from_one_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(package: str) -> None:
+        raise OSError("libgomp.so.1: cannot open shared object file")
+
+    monkeypatch.setattr("tinyllava_edge.runtimes.doctor.import_module", fail)
+    [state] = [state for state in doctor.examine().runtimes if state.name == "onnxruntime+llamacpp"]
+    assert state.reason == "onnxruntime does not load (libgomp.so.1: cannot open shared object file)"
+    assert state.mend == "pip install --force-reinstall 'tinyllava-edge[ort]'"

@@ -28,7 +28,7 @@ class TestF32(LanguageContract):
 
 
 class TestF16(LanguageContract):
-    tolerance = 1e-5
+    tolerance = 0.01  # flash attention adds up in fp16, in an order that depends on the batch
 
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[LlamaCppLanguage]:
@@ -38,7 +38,7 @@ class TestF16(LanguageContract):
 
 
 class TestQ8(LanguageContract):
-    tolerance = 0.02  # flash attention adds up in fp16, in an order that depends on the batch
+    tolerance = 0.02
 
     @pytest.fixture
     def backend(self, tmp_path: Path) -> Iterator[LlamaCppLanguage]:

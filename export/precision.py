@@ -64,12 +64,8 @@ def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
     for value in graph.value_info:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT:
             value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    first = helper.make_node(
-        "Cast", [PIXELS], [f"{PIXELS}_fp16"], "graph/pixels_fp16", to=TensorProto.FLOAT16
-    )
-    last = helper.make_node(
-        "Cast", [f"{EMBEDDINGS}_fp16"], [EMBEDDINGS], "graph/embeddings", to=TensorProto.FLOAT
-    )
+    first = helper.make_node("Cast", [PIXELS], [f"{PIXELS}_fp16"], "fp16/in", to=TensorProto.FLOAT16)
+    last = helper.make_node("Cast", [f"{EMBEDDINGS}_fp16"], [EMBEDDINGS], "fp16/out", to=TensorProto.FLOAT)
     _replace_nodes(graph, [first, *graph.node, last])
     return half
 

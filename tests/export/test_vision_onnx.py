@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
 
@@ -54,18 +54,21 @@ def vision_sizes(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=4)
+@settings(max_examples=3)
+@example({"connector": "identity", "vision_hidden": 64, "feature_layer": 0})
 @given(vision_sizes())
 def test_any_tower_and_connector_give_torchs_embeddings(sizes: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:
         model = load_model(write_tiny_checkpoint(Path(folder) / "checkpoint", **sizes))  # type: ignore[arg-type]
-        with opened_graph(build_vision_graph(model, model.config.vision.image_size)) as session:
+    graph = build_vision_graph(model, model.config.vision.image_size)
+    for proto, gate in ((graph, 1e-11), (to_float16(graph), 1e-4)):  # measured 3e-13, 1e-6
+        with opened_graph(proto) as session:
             for batch in (1, 3):
                 pixels = random_pixels(model, batch)
                 (actual,) = session.run(["embeddings"], {"pixels": pixels.numpy()})
                 expected = model.encode(pixels).detach().numpy()
-                assert actual.shape == (batch, model.config.vision.num_tokens, sizes["hidden"])
-                assert np.mean((actual - expected) ** 2) / np.var(expected) <= 1e-11  # measured 3e-13
+                assert actual.shape == (batch, model.config.vision.num_tokens, sizes.get("hidden", 64))
+                assert np.mean((actual - expected) ** 2) / np.var(expected) <= gate
 
 
 def test_the_towers_output_can_be_tapped(model: TinyLlava, vision_graph: onnx.ModelProto) -> None:

@@ -21,6 +21,11 @@ COMMANDS = {
     ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "eval": (
+        "tinyllava_edge.benchmarks.eval_cli",
+        "evaluate",
+        "Score short answers, with the blind score beside.",
+    ),
     "bench": ("tinyllava_edge.benchmarks.cli", "bench", "Compare runtimes: time, parity, size."),
     "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "doctor": (

@@ -1,0 +1,117 @@
+"""How often a model's short answers are right, and how sure that figure is.
+
+An answer is right when it equals the expected one but for case, outer spaces and a final full stop. Questions
+about one picture are not independent: intervals come from a bootstrap that draws whole pictures
+(spec/reliability_bench_parity.md, end of section C2).
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tinyllava_edge.image import open_picture
+from tinyllava_edge.runtimes.engine import Model
+
+from .questions import Question
+
+MID_GREY = (128, 128, 128)
+RESAMPLES = 2000
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Share of right answers with a 95 % interval."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    questions: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in a result."""
+        return {"accuracy": self.accuracy, "ci95": list(self.interval), "questions": self.questions}
+
+
+def ask_all(
+    model: Model,
+    questions: Iterable[Question],
+    *,
+    blind: bool = False,
+    max_tokens: int = 16,
+    on_answer: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Greedy answers, each question a conversation of its own.
+
+    Args:
+        model: an opened bundle.
+        questions: in an order that keeps those about one picture together, which is faster.
+        blind: show a mid-grey picture of the same size instead of each picture.
+        max_tokens: most tokens of an answer.
+        on_answer: called after each answer.
+    """
+    answers = []
+    for question in questions:
+        pictures = []
+        if question.image is not None:
+            picture = open_picture(question.image)
+            pictures = [Image.new("RGB", picture.size, MID_GREY) if blind else picture]
+        model.reset()
+        answers.append("".join(model.chat(question.text, pictures, max_tokens=max_tokens)))
+        on_answer()
+    return answers
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether an answer is the expected one."""
+    return _folded(answer) == _folded(question.answer)
+
+
+def _folded(text: str) -> str:
+    return text.strip().removesuffix(".").casefold()
+
+
+def score(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Score]:
+    """Scores of each question type, and of all under the key "all"."""
+    right = np.array([is_right(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
+    members: dict[str, list[int]] = defaultdict(list)
+    for index, question in enumerate(questions):
+        members[question.type].append(index)
+    groups = {**dict(sorted(members.items())), "all": list(range(len(questions)))}
+    return {name: _score(right[indices], _clusters(questions, indices)) for name, indices in groups.items()}
+
+
+def compare(questions: Sequence[Question], base: Sequence[str], other: Sequence[str]) -> dict[str, Any]:
+    """How two variants' answers differ: agreement, and the paired difference of their accuracies."""
+    pairs = zip(questions, base, other, strict=True)
+    difference = np.array([float(is_right(q, b)) - float(is_right(q, a)) for q, a, b in pairs])
+    same = np.mean([_folded(a) == _folded(b) for a, b in zip(base, other, strict=True)])
+    clusters = _clusters(questions, range(len(questions)))
+    return {
+        "agreement": float(same),
+        "difference": float(difference.mean()),
+        "difference_ci95": list(_interval(difference, clusters)),
+    }
+
+
+def _clusters(questions: Sequence[Question], indices: Iterable[int]) -> list[str]:
+    return [str(questions[index].image or questions[index].id) for index in indices]
+
+
+def _score(right: Array, clusters: Sequence[str]) -> Score:
+    return Score(accuracy=float(right.mean()), interval=_interval(right, clusters), questions=len(right))
+
+
+def _interval(values: Array, clusters: Sequence[str]) -> tuple[float, float]:
+    """95 % percentile interval of the mean; pictures are drawn with replacement, with all their questions."""
+    _, inverse = np.unique(np.array(clusters), return_inverse=True)
+    sums = np.bincount(inverse, weights=values)
+    counts = np.bincount(inverse).astype(np.float64)
+    draws = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
+    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,15 +1,17 @@
 """`run`, `chat` and `doctor` as a user starts them."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
 from tests.runtimes import bundles
+from tinyllava_edge.cli import main
 from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER
 
 # Started so that some packages are not there.
@@ -42,9 +44,8 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(
-    *arguments: Any, stdin: str = "", hidden: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
+def without(hidden: tuple[str, ...], *arguments: Any, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own that lacks some packages."""
     code = HIDING.format(hidden=hidden, arguments=[str(argument) for argument in arguments])
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -57,10 +58,33 @@ def command(
     )
 
 
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Command(Protocol):
+    def __call__(self, *arguments: Any, stdin: str = "") -> Result: ...
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command in this process."""
+
+    def run(*arguments: Any, stdin: str = "") -> Result:
+        monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *(str(argument) for argument in arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        code = exit_info.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
 def test_run_answers_without_torch(bundle: Path, photo: Path) -> None:
-    result = command(
-        "run", bundle, photo, "what is this", "--max-tokens", 4, "--threads", 1, hidden=NOT_ON_A_DEVICE
-    )
+    result = without(NOT_ON_A_DEVICE, "run", bundle, photo, "what is this", "--max-tokens", 4, "--threads", 1)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("\n")
     assert result.stdout.strip()
@@ -68,7 +92,9 @@ def test_run_answers_without_torch(bundle: Path, photo: Path) -> None:
     assert "first token after" in result.stderr
 
 
-def test_run_prints_one_line_of_json_with_what_was_used_and_every_time(bundle: Path, photo: Path) -> None:
+def test_run_prints_one_line_of_json_with_what_was_used_and_every_time(
+    command: Command, bundle: Path, photo: Path
+) -> None:
     result = command(
         "run", bundle, photo, "what is this", "--json", "--runtime", "scripted", "--kv-type", "f32"
     )
@@ -82,12 +108,12 @@ def test_run_prints_one_line_of_json_with_what_was_used_and_every_time(bundle: P
     assert len(found["timings"]["next_token_ms"]) + 1 == found["timings"]["generated_tokens"]
 
 
-def test_run_takes_a_question_without_a_picture(bundle: Path) -> None:
+def test_run_takes_a_question_without_a_picture(command: Command, bundle: Path) -> None:
     result = command("run", bundle, "hello", "--runtime", "scripted", "--stop", "answer", "--stop", "xyz")
     assert result.stdout == "This is a scripted\n"
 
 
-def test_options_reach_the_engine(bundle: Path) -> None:
+def test_options_reach_the_engine(command: Command, bundle: Path) -> None:
     sampled = ("run", bundle, "say", "--max-tokens", 12, "--temperature", 2, "--threads", 1)
     first, again, other = (command(*sampled, "--seed", seed).stdout for seed in (1, 1, 2))
     assert first == again != other
@@ -113,7 +139,7 @@ def test_options_reach_the_engine(bundle: Path) -> None:
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
-    bundle: Path, photo: Path, arguments: list[str], message: str
+    command: Command, bundle: Path, photo: Path, arguments: list[str], message: str
 ) -> None:
     result = command("run", bundle, *(argument.format(photo=photo) for argument in arguments))
     assert result.returncode == 2
@@ -123,23 +149,15 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(bundle: Path) -> None:
-    result = command("run", bundle, "what", hidden=("llama_cpp",))
+    result = without(("llama_cpp",), "run", bundle, "what")
     assert result.returncode == 2
     assert "needs the package llama_cpp: pip install 'tinyllava-edge[llamacpp]'" in result.stderr
 
 
 def test_chat_reads_questions_and_commands_from_a_pipe(bundle: Path, photo: Path) -> None:
     lines = ["what is this", "", f"/image {photo}", "and this", "/reset", "again", "/quit", "never read"]
-    result = command(
-        "chat",
-        bundle,
-        photo,
-        "--runtime",
-        "scripted",
-        "--json",
-        stdin="\n".join(lines),
-        hidden=NOT_ON_A_DEVICE,
-    )
+    scripted = ("--runtime", "scripted", "--json")
+    result = without(NOT_ON_A_DEVICE, "chat", bundle, photo, *scripted, stdin="\n".join(lines))
     assert result.returncode == 0, result.stderr
     turns = [json.loads(line) for line in result.stdout.splitlines()]
     assert [turn["answer"] for turn in turns] == [DEFAULT_ANSWER] * 3
@@ -150,7 +168,7 @@ def test_chat_reads_questions_and_commands_from_a_pipe(bundle: Path, photo: Path
     assert again["prompt_tokens"] < first["prompt_tokens"]  # no picture, no history
 
 
-def test_chat_on_a_real_backend_keeps_the_conversation(bundle: Path, photo: Path) -> None:
+def test_chat_on_a_real_backend_keeps_the_conversation(command: Command, bundle: Path, photo: Path) -> None:
     result = command(
         "chat", bundle, photo, "--max-tokens", 5, "--threads", 1, "--json", stdin="what is this\nwhy\n"
     )
@@ -160,13 +178,13 @@ def test_chat_on_a_real_backend_keeps_the_conversation(bundle: Path, photo: Path
 
 
 @pytest.mark.parametrize("line", ["/image nowhere.png", "/unknown", "<image> what"])
-def test_an_error_in_a_piped_chat_ends_it_with_exit_code_2(bundle: Path, line: str) -> None:
+def test_an_error_in_a_piped_chat_ends_it_with_exit_code_2(command: Command, bundle: Path, line: str) -> None:
     result = command("chat", bundle, "--runtime", "scripted", stdin=f"hello\n{line}\nnever read\n")
     assert result.returncode == 2
     assert result.stdout == f"{DEFAULT_ANSWER}\n"
 
 
-def test_doctor_names_versions_machine_and_runtimes() -> None:
+def test_doctor_names_versions_machine_and_runtimes(command: Command) -> None:
     result = command("doctor", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -184,7 +202,7 @@ def test_doctor_names_versions_machine_and_runtimes() -> None:
 
 
 def test_doctor_says_what_mends_a_runtime_that_is_not_there() -> None:
-    result = command("doctor", hidden=("onnxruntime",))
+    result = without(("onnxruntime",), "doctor")
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     [broken] = [i for i, line in enumerate(lines) if line.startswith("onnxruntime+llamacpp")]

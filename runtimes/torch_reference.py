@@ -134,12 +134,6 @@ def _refuse_variant(name: str | None) -> None:
 
 def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
     """Load the checkpoint the bundle came from, once for both halves."""
-    import torch
-
-    from tinyllava_edge.model.checkpoint import checkpoint_sha256
-    from tinyllava_edge.model.vlm import load_model
-
-    torch.set_num_threads(thread_budget(options.threads))
     source = bundle.manifest.source
     path = options.checkpoint or checkpoint_path(source.name)
     if not path.is_dir():
@@ -147,6 +141,12 @@ def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
             f"runtime torch needs the checkpoint the bundle came from, and {path} is not there. "
             "Give its directory with --checkpoint."
         )
+    import torch  # seconds, so only now
+
+    from tinyllava_edge.model.checkpoint import checkpoint_sha256
+    from tinyllava_edge.model.vlm import load_model
+
+    torch.set_num_threads(thread_budget(options.threads))
     if checkpoint_sha256(path) != source.checkpoint_sha256:
         raise BackendError(
             f"{path} is not the checkpoint that {bundle.root} came from, whose sha256 is "

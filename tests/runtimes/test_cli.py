@@ -202,7 +202,7 @@ def test_doctor_names_versions_machine_and_runtimes(command: Command) -> None:
 
 
 def test_doctor_says_what_mends_a_runtime_that_is_not_there() -> None:
-    result = without(("onnxruntime",), "doctor")
+    result = without(("onnxruntime", "torch"), "doctor")
     assert result.returncode == 1
     lines = result.stdout.splitlines()
     [broken] = [i for i, line in enumerate(lines) if line.startswith("onnxruntime+llamacpp")]

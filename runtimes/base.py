@@ -12,11 +12,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import BackendError
+from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.errors import BackendError, UsageError
 
 # One stretch of the context: token ids [n] int32, or embeddings [n, hidden] float32.
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
+KV_TYPES = ("f16", "f32", "q8_0")
 
 
 class VisionBackend(Protocol):
@@ -90,7 +91,7 @@ class BackendOptions:
     Attributes:
         vision: name of the vision variant, or None for the most precise verified one.
         language: name of the language variant, likewise.
-        kv_type: type of the KV cache: "f16" (default), "f32", "q8_0".
+        kv_type: type of the KV cache, one of `KV_TYPES`; a runtime that has only one ignores it.
         context_length: positions of the context, or None for the model's own.
         threads: threads of either engine, which never work at the same time; None for the usable cores.
         checkpoint: where the weights are, for a runtime that computes from the checkpoint itself.
@@ -102,6 +103,32 @@ class BackendOptions:
     context_length: int | None = None
     threads: int | None = None
     checkpoint: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values no runtime has.
+
+        Raises:
+            UsageError: names the option, its value and what is allowed.
+        """
+        if self.kv_type not in KV_TYPES:
+            raise UsageError(f"kv_type is {self.kv_type!r}; known: {', '.join(KV_TYPES)}.")
+        for name in ("context_length", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be 1 or more.")
+
+    def positions(self, spec: LanguageSpec) -> int:
+        """Positions of the context to make.
+
+        Raises:
+            UsageError: more are asked for than the model was made for.
+        """
+        if self.context_length is not None and self.context_length > spec.context_length:
+            raise UsageError(
+                f"a context of {self.context_length} positions was asked for, the model was made for "
+                f"{spec.context_length}."
+            )
+        return self.context_length or spec.context_length
 
 
 VisionOpener = Callable[[Bundle, BackendOptions], VisionBackend]

@@ -61,7 +61,6 @@ def open_bundle(
         BackendError: the runtime is not usable on this machine.
         UsageError: an option has no such value.
     """
-    bundle = Bundle.open(bundle_path(path))
     options = BackendOptions(
         vision=vision,
         language=language,
@@ -70,6 +69,7 @@ def open_bundle(
         threads=threads,
         checkpoint=None if checkpoint is None else Path(checkpoint),
     )
+    bundle = Bundle.open(bundle_path(path))
     vision_backend, language_backend = open_backends(choose_runtime(runtime), bundle, options)
     try:
         return Model(bundle, vision_backend, language_backend)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
-from tinyllava_edge.errors import BackendError, BundleError, UsageError
+from tinyllava_edge.errors import BackendError, BundleError
 
 from .base import BackendOptions, Segment, check_segment
 from .threads import limit_openmp_spin, thread_budget
@@ -26,7 +26,7 @@ ALL_LOGITS_BATCH = 64  # the logits of 512 rows would take 300 MB twice with a v
 # name -> (ggml_type, flash attention: -1 where the device has it, 0 never, 1 always).
 # Flash attention adds up in fp16: for 135 M parameters and 800 positions prefill was 25 % faster, and nano's
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
-KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
+_KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _ALL_LAYERS = 1 << 20
 _DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
@@ -38,7 +38,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
     Raises:
         BackendError: the library does not load, or refuses the file; with its log lines.
         BundleError: no such variant, or the file is another model than the manifest says.
-        UsageError: an option has no such value.
+        UsageError: the context is longer than the model's.
     """
     variant = bundle.variant("language", options.language)
     if variant.target != "gguf":
@@ -48,7 +48,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
         bundle.manifest.language,
         name=f"llamacpp {variant.name}, {options.kv_type} KV",
         kv_type=options.kv_type,
-        context_length=options.context_length,
+        context_length=options.positions(bundle.manifest.language),
         threads=options.threads,
     )
 
@@ -60,8 +60,8 @@ class LlamaCppLanguage:
         path: the GGUF file.
         spec: what the manifest says is in it.
         name: for people.
-        kv_type: key of `KV_TYPES`.
-        context_length: positions, or None for the model's own.
+        kv_type: one of `base.KV_TYPES`.
+        context_length: positions of the context.
         threads: see `thread_budget`.
     """
 
@@ -71,16 +71,14 @@ class LlamaCppLanguage:
         spec: LanguageSpec,
         *,
         name: str,
-        kv_type: str = "f16",
-        context_length: int | None = None,
+        kv_type: str,
+        context_length: int,
         threads: int | None = None,
     ) -> None:
-        if kv_type not in KV_TYPES:
-            raise UsageError(f"kv_type is {kv_type!r}; known: {', '.join(KV_TYPES)}.")
         self.name = name
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
-        self.context_length = context_length or spec.context_length
+        self.context_length = context_length
         self._position = 0
         self._has_logits = False
         self._model: Any = None
@@ -89,6 +87,9 @@ class LlamaCppLanguage:
         is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
         self._library, self._log = _load_library()
         self._log.attach()
+        self._has_gpu = bool(self._library.llama_supports_gpu_offload())
+        if self._has_gpu:
+            self.name += ", GPU"
         try:
             self._model = self._load_model(path)
             self._check_model(path)
@@ -165,7 +166,7 @@ class LlamaCppLanguage:
 
     def _load_model(self, path: Path) -> Any:
         parameters = self._library.llama_model_default_params()
-        parameters.n_gpu_layers = _ALL_LAYERS if self._library.llama_supports_gpu_offload() else 0
+        parameters.n_gpu_layers = _ALL_LAYERS if self._has_gpu else 0
         model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
             raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
@@ -186,7 +187,7 @@ class LlamaCppLanguage:
         parameters.n_ctx = self.context_length
         parameters.n_batch = parameters.n_ubatch = min(BATCH, self.context_length)
         parameters.n_threads, parameters.n_threads_batch = decode_threads, prefill_threads
-        ggml_type, parameters.flash_attn_type = KV_TYPES[kv_type]
+        ggml_type, parameters.flash_attn_type = _KV_TYPES[kv_type]
         parameters.type_k = parameters.type_v = ggml_type
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:

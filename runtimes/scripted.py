@@ -34,7 +34,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "ScriptedLanguage"
         stop_id=manifest.prompt.stop_ids[0],
         vocab_size=manifest.language.vocab_size,
         hidden_size=manifest.language.hidden_size,
-        context_length=options.context_length or manifest.language.context_length,
+        context_length=options.positions(manifest.language),
     )
 
 

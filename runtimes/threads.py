@@ -25,7 +25,6 @@ import os
 import platform
 
 from tinyllava_edge.device import read_cpu
-from tinyllava_edge.errors import UsageError
 
 # Rounds of libgomp's waiting loop in about 20 us: on x86 a round has a `pause`, elsewhere it has not (the
 # second number is from that, and was not measured).
@@ -34,16 +33,8 @@ _USER_POLICIES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 
 def thread_budget(threads: int | None) -> int:
-    """Threads for an engine: as asked for, or the cores this process may use.
-
-    Raises:
-        UsageError: fewer than one thread was asked for.
-    """
-    if threads is None:
-        return read_cpu().usable_cores
-    if threads < 1:
-        raise UsageError(f"threads is {threads}; it must be 1 or more.")
-    return threads
+    """Threads for an engine: as asked for, or the cores this process may use."""
+    return read_cpu().usable_cores if threads is None else threads
 
 
 def limit_openmp_spin() -> None:

@@ -40,8 +40,7 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
 def open_language(bundle: Bundle, options: BackendOptions) -> "TorchLanguage":
     """Open the language model; raises as `open_vision` does. The KV cache is float32 always."""
     _refuse_variant(options.language)
-    context_length = options.context_length or bundle.manifest.language.context_length
-    return TorchLanguage(_load_model(bundle, options), context_length)
+    return TorchLanguage(_load_model(bundle, options), options.positions(bundle.manifest.language))
 
 
 class TorchVision:

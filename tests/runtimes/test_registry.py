@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.runtimes import bundles
-from tinyllava_edge.errors import MissingExtraError, UsageError
+from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.base import BackendOptions
+from tinyllava_edge.runtimes.engine import open_bundle
 
 
 @pytest.mark.parametrize("name", registry.VISION_BACKENDS)
@@ -72,6 +73,16 @@ def test_an_unknown_runtime_is_refused_with_the_known_ones(name: str) -> None:
         registry.choose_runtime(name)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("kv_type", "q3"), ("context_length", 0), ("threads", 0), ("context_length", 2000)]
+)
+def test_an_option_no_runtime_has_is_refused(tmp_path: Path, option: str, value: object) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    for runtime in ("onnxruntime+llamacpp", "scripted"):
+        with pytest.raises(UsageError, match=str(value)):
+            open_bundle(bundle.root, runtime=runtime, **{option: value})  # type: ignore[arg-type]  # on purpose
+
+
 def test_when_the_second_half_does_not_open_the_first_is_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +90,6 @@ def test_when_the_second_half_does_not_open_the_first_is_closed(
     ort = sys.modules["tinyllava_edge.runtimes.ort"]
     closed: list[object] = []
     monkeypatch.setattr(ort.OnnxVision, "close", lambda backend: closed.append(backend))
-    with pytest.raises(UsageError, match="kv_type"):
-        registry.open_backends("onnxruntime+llamacpp", bundle, BackendOptions(kv_type="q3"))
+    with pytest.raises(BundleError, match="q5_k"):
+        registry.open_backends("onnxruntime+llamacpp", bundle, BackendOptions(language="q5_k"))
     assert len(closed) == 1

@@ -5,6 +5,7 @@ Both are fed with the reference's pixels, so that what stage 4 found is not coun
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from .metrics import min_token_cosine, nmse, snr_db
 from .reference import CheckpointReference, Reference
 
 Floats = npt.NDArray[np.float32]
+AUDITS = ("max_activation", "rounded_snr_db", "connector_nmse")  # not always possible
 _BATCH = 2  # and one left over, so that both a batch and a single picture are run
 
 
@@ -33,15 +35,10 @@ def check_tower(ladder: Ladder) -> Iterator[StageResult]:
     expected = [reference.tower(index) for index in range(len(pixels))]
     for variant in ladder.vision:
         found = tap_tower(ladder, variant, pixels)
-        audit = _audit(ladder, variant, lambda graph: {"max_activation": _max_activation(graph, pixels)})
-        yield _judge_features(
-            "tower",
-            variant,
-            expected,
-            found,
-            audit,
-            lambda picture, rows: _tower_cause(reference, picture, rows),
-        )
+        audit = {}
+        if variant.name == "fp16" and (graph := _float32_graph(ladder)) is not None:
+            audit["max_activation"] = _max_activation(graph, pixels)
+        yield _judge_features("tower", variant, expected, found, audit, partial(_tower_cause, reference))
 
 
 def check_connector(ladder: Ladder) -> Iterator[StageResult]:
@@ -58,12 +55,14 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
             found = _in_batches(backend.encode, pixels)
         finally:
             backend.close()
-        audit = _audit(
-            ladder, variant, lambda graph: {"rounded_snr_db": _rounded_snr_db(graph, pixels, expected)}
-        )
-        yield _judge_features(
-            "connector", variant, expected, found, audit, lambda p, rows: _connector_cause(reference, p, rows)
-        )
+        features = tap_tower(ladder, variant, pixels) if ladder.reads_onnx else None
+        audit = {}
+        if variant.name == "fp32" and features and isinstance(reference, CheckpointReference):
+            audit["connector_nmse"] = _connector_nmse(reference, features, found)
+        if variant.name == "fp16" and (graph := _float32_graph(ladder)) is not None:
+            audit["rounded_snr_db"] = _rounded_snr_db(graph, pixels, expected)
+        cause = partial(_connector_cause, reference, features)
+        yield _judge_features("connector", variant, expected, found, audit, cause)
 
 
 def _pixels(ladder: Ladder) -> list[Floats]:
@@ -83,15 +82,15 @@ def _judge_features(
     variant: Variant,
     expected: Sequence[Floats],
     found: Sequence[Floats],
-    audit: Mapping[str, float] | None,
+    audit: Mapping[str, float],
     cause: Callable[[int, Floats], str],
 ) -> StageResult:
     """Worst picture of each metric; `cause` is asked about the picture with the largest error."""
-    detail = f"{len(expected)} pictures"
     gates = gates_of(stage, variant.name)
-    if audit is None:
-        detail += ", rounding and overflow not audited: no float32 graph and no --checkpoint"
-        gates = tuple(gate for gate in gates if gate.metric not in ("max_activation", "rounded_snr_db"))
+    unmeasured = [gate.metric for gate in gates if gate.metric in AUDITS and gate.metric not in audit]
+    detail = f"{len(expected)} pictures"
+    if unmeasured:
+        detail += f"; not measured, for want of a checkpoint or a float32 graph: {', '.join(unmeasured)}"
     pairs = list(zip(expected, found, strict=True))
     worst = 0
     values = {"nmse": np.nan, "min_token_cosine": np.nan, "snr_db": np.nan}
@@ -106,10 +105,10 @@ def _judge_features(
     return judge(
         stage,
         variant.name,
-        {**values, **(audit or {})},
+        {**values, **audit},
         detail=detail,
         cause=lambda: cause(worst, found[worst]),
-        gates=gates,
+        gates=tuple(gate for gate in gates if gate.metric not in unmeasured),
     )
 
 
@@ -130,16 +129,6 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
             return np.asarray(features, dtype=np.float32)
 
         return _in_batches(run, pixels)
-
-
-def _audit(
-    ladder: Ladder, variant: Variant, measure: Callable[[Any], dict[str, float]]
-) -> dict[str, float] | None:
-    """What only arithmetic that rounds as a GPU's shows of float16; None where it cannot be measured."""
-    if variant.name != "fp16":
-        return {}
-    graph = _float32_graph(ladder)
-    return None if graph is None else measure(graph)
 
 
 def _float32_graph(ladder: Ladder) -> Any | None:
@@ -194,7 +183,19 @@ def _tower_cause(reference: Reference, picture: int, found: Floats) -> str:
     )
 
 
-def _connector_cause(reference: Reference, picture: int, found: Floats) -> str:
+def _connector_nmse(
+    reference: CheckpointReference, features: Sequence[Floats], found: Sequence[Floats]
+) -> float:
+    """The connector alone: on the graph's own features, so that the tower's rounding does not hide it."""
+    expected = [_run(reference.model.connector, rows) for rows in features]
+    if any(one.shape != other.shape for one, other in zip(expected, found, strict=True)):
+        return np.nan
+    return max(nmse(*pair) for pair in zip(expected, found, strict=True))
+
+
+def _connector_cause(
+    reference: Reference, features: Sequence[Floats] | None, picture: int, found: Floats
+) -> str:
     """Which known mistake gives these embeddings."""
     expected = reference.embeddings(picture)
     if found.shape != expected.shape:
@@ -202,8 +203,10 @@ def _connector_cause(reference: Reference, picture: int, found: Floats) -> str:
     if not np.isfinite(found).all():
         return "values are not finite: overflow"
     if isinstance(reference, CheckpointReference):
+        rows = features[picture] if features else reference.tower(picture)
+        honest = snr_db(_run(reference.model.connector, rows), found)
         for said, connector in _mistaken_connectors(reference.model.connector):
-            if snr_db(_run(connector, reference.tower(picture)), found) > snr_db(expected, found) + 20:
+            if snr_db(_run(connector, rows), found) > honest + 20:
                 return said
     return f"the connector computes something else (SNR {snr_db(expected, found):.1f} dB)"
 

@@ -205,7 +205,8 @@ FAULTS = (
     Fault("resize without antialias", "pixels", "without antialias", "pixels", patch=_no_antialias),
     Fault("token 0 kept", "tower", "token 0 is kept", "tower", edit_graph=_token_0_kept),
     Fault("feature layer off by one", "tower", "wrong feature layer", "tower", edit_graph=_layer_off_by_one),
-    Fault("tanh GELU for erf", "connector", "tanh approximation", "connector", edit_graph=_tanh_gelu),
+    # Its error is within what a deep tower may round, so the stored tensors cannot tell.
+    Fault("tanh GELU for erf", "connector", "tanh approximation", None, edit_graph=_tanh_gelu),
     Fault("transposed weight", "weights", "is transposed", "logits", edit_gguf=_transposed_weight),
     Fault(
         "transposed connector", "connector", "is transposed", "connector", edit_graph=_transposed_connector

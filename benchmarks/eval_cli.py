@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tinyllava_edge.bundle import Bundle, check_output
+from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.output import check_output
 
 
 def evaluate(

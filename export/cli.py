@@ -50,7 +50,8 @@ def export(
 
 
 def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
-    from tinyllava_edge.bundle import Bundle, check_output
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.output import check_output
 
     check_output(output, force=options.force)
     from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check

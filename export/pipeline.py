@@ -23,7 +23,6 @@ from tinyllava_edge.bundle import (
     Source,
     Variant,
     VisionSpec,
-    check_output,
     create_bundle,
 )
 from tinyllava_edge.config import ModelConfig, read_model_config
@@ -32,6 +31,7 @@ from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors
 from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.output import check_output
 
 from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
 from .options import ExportOptions

@@ -21,9 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tinyllava_edge.embedded import is_shipped
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import Preprocessing
-from tinyllava_edge.output import check_output as check_output  # re-exported
-from tinyllava_edge.output import fsync, write_json
-from tinyllava_edge.output import output_directory as output_directory
+from tinyllava_edge.output import fsync, output_directory, write_json
 from tinyllava_edge.prompt import Template
 from tinyllava_edge.verified_files import VerifiedFiles
 

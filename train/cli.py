@@ -24,7 +24,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Train a model from nothing, and write it as a TinyLLaVA checkpoint."""
-    from tinyllava_edge.bundle import check_output
+    from tinyllava_edge.output import check_output
 
     from . import recipes
 

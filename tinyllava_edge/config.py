@@ -20,7 +20,7 @@ from tinyllava_edge.families import (
     PUBLIC_TOWERS,
     VISION_DEFAULTS,
 )
-from tinyllava_edge.legacy import LEGACY_FAMILIES, factory_config
+from tinyllava_edge.legacy import LEGACY_FAMILIES, factory_config, llava_config
 
 IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
@@ -155,6 +155,8 @@ def read_model_config(
     raw = read_json_object(path)
     if is_legacy(raw):
         raw = _legacy_config(raw, path, sources)
+    elif is_llava(raw):
+        raw = llava_config(raw)
     if raw.get("model_type") != "tinyllava":
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
@@ -199,6 +201,11 @@ def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, 
 def is_legacy(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
     return str(raw.get("model_type")) in LEGACY_FAMILIES
+
+
+def is_llava(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of transformers' own LlavaForConditionalGeneration."""
+    return raw.get("model_type") == "llava"
 
 
 def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> dict[str, Any]:

@@ -1,12 +1,16 @@
-"""The configs of older layouts, in the words of TinyLLaVA Factory (spec/tinyllava.md section 3.5)."""
+"""The configs of other layouts, in the words of TinyLLaVA Factory (spec/tinyllava.md section 3.5)."""
 
 from collections.abc import Mapping
 from typing import Any
+
+from tinyllava_edge.errors import UnsupportedModelError
 
 # TinyLLaVABench's model types, and the family of their language model.
 LEGACY_FAMILIES = {"tiny_llava": "llama", "tiny_llava_phi": "phi", "tiny_llava_stablelm": "stablelm"}
 # StableLM's keys before it came to transformers.
 _OLD_NAMES = {"rope_pct": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
+# What transformers' LlavaForConditionalGeneration calls upstream's strategies: "default" drops token 0 too.
+_LLAVA_STRATEGIES = {"default": "patch", "full": "cls_patch"}
 _NOT_OF_THE_LANGUAGE_MODEL = ("mm_", "tune_", "freeze_", "tokenizer_", "image_", "use_mm_", "pad_token")
 
 
@@ -42,4 +46,31 @@ def factory_config(raw: Mapping[str, Any], vision: Mapping[str, Any]) -> dict[st
         "image_aspect_ratio": raw.get("image_aspect_ratio", "square"),
         "tokenizer_model_max_length": raw.get("tokenizer_model_max_length", 2048),
         "torch_dtype": raw.get("torch_dtype"),
+    }
+
+
+def llava_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` of transformers' own LlavaForConditionalGeneration, likewise.
+
+    Raises:
+        UnsupportedModelError: a projector or strategy that TinyLLaVA does not have.
+    """
+    strategy = raw.get("vision_feature_select_strategy", "default")
+    activation = raw.get("projector_hidden_act", "gelu")
+    bias = raw.get("multimodal_projector_bias", True)
+    if strategy not in _LLAVA_STRATEGIES or activation != "gelu" or bias is not True:
+        raise UnsupportedModelError(
+            f"a LLaVA projector with vision_feature_select_strategy {strategy!r}, projector_hidden_act "
+            f"{activation!r} and multimodal_projector_bias {bias!r} is not supported. Supported: "
+            f"{', '.join(_LLAVA_STRATEGIES)}; gelu; true."
+        )
+    return {
+        "model_type": "tinyllava",
+        "text_config": raw.get("text_config"),
+        "vision_config": raw.get("vision_config"),
+        "connector_type": "mlp2x_gelu",
+        "vision_feature_layer": raw.get("vision_feature_layer", -2),
+        "vision_feature_select_strategy": _LLAVA_STRATEGIES[strategy],
+        "image_aspect_ratio": "square",
+        "torch_dtype": raw.get("dtype") or raw.get("torch_dtype"),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.config import is_legacy, read_json_object
+from tinyllava_edge.config import is_legacy, is_llava, read_json_object
 from tinyllava_edge.errors import CheckpointError
 
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
@@ -27,6 +27,7 @@ SHARDED = "sharded safetensors"
 FOLDERS = "three sub-directories"
 LORA = "LoRA adapter over three sub-directories"
 LEGACY = "TinyLLaVABench (legacy)"
+LLAVA = "transformers LlavaForConditionalGeneration"
 
 # Prefix of each part in a flat file, and ours. The first that fits counts.
 UPSTREAM_PREFIXES = {
@@ -40,6 +41,23 @@ LEGACY_PREFIXES = {
     "model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
+LLAVA_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.linear_1.": "connector.0.",
+    "model.multi_modal_projector.linear_2.": "connector.2.",
+    "language_model.": "language_model.",
+    "vision_tower.": "vision_tower.",
+    "multi_modal_projector.linear_1.": "connector.0.",
+    "multi_modal_projector.linear_2.": "connector.2.",
+    "lm_head.": "language_model.lm_head.",
+}
+# transformers 5 saves SigLIP and CLIP without `vision_model.`.
+_TOWER_WITHOUT_WRAPPER = tuple(
+    f"vision_tower.{name}"
+    for name in ("embeddings.", "encoder.", "post_layernorm.", "pre_layrnorm.", "head.")
+)
+_PREFIXES = {LEGACY: LEGACY_PREFIXES, LLAVA: LLAVA_PREFIXES}
 
 
 def checkpoint_layout(directory: Path) -> str:
@@ -54,8 +72,9 @@ def checkpoint_layout(directory: Path) -> str:
     if has_folders:
         return LORA if (directory / ADAPTER_CONFIG).exists() else FOLDERS
     if (directory / FLAT_FILE).exists() or (directory / FLAT_INDEX).exists():
-        if is_legacy(read_json_object(directory / "config.json")):
-            return LEGACY
+        config = read_json_object(directory / "config.json")
+        if is_legacy(config) or is_llava(config):
+            return LEGACY if is_legacy(config) else LLAVA
         return FLAT if (directory / FLAT_FILE).exists() else SHARDED
     raise CheckpointError(
         f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX} with its shards, or "
@@ -104,7 +123,7 @@ def iter_tensors(
         adapter = Adapter.read(directory, UPSTREAM_PREFIXES, part)
         yield from adapter.merge(_from_folders(directory, part, allow_pickle))
     else:
-        prefixes = LEGACY_PREFIXES if layout == LEGACY else UPSTREAM_PREFIXES
+        prefixes = _PREFIXES.get(layout, UPSTREAM_PREFIXES)
         for path in weight_files(directory):
             with opened_safetensors(path) as file:
                 for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
@@ -120,7 +139,7 @@ def tensor_facts(directory: Path, *, allow_pickle: bool = False) -> dict[str, tu
         tensors = iter_tensors(directory, allow_pickle=allow_pickle)
         return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors}
     facts: dict[str, tuple[tuple[int, ...], str]] = {}
-    prefixes = LEGACY_PREFIXES if layout == LEGACY else UPSTREAM_PREFIXES
+    prefixes = _PREFIXES.get(layout, UPSTREAM_PREFIXES)
     for path in weight_files(directory):
         with opened_safetensors(path) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
@@ -136,7 +155,10 @@ _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def _canonical(key: str, prefixes: dict[str, str], path: Path) -> str:
     for prefix, ours in prefixes.items():
         if key.startswith(prefix):
-            return ours + key[len(prefix) :]
+            name = ours + key[len(prefix) :]
+            if prefixes is LLAVA_PREFIXES and name.startswith(_TOWER_WITHOUT_WRAPPER):
+                name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
+            return name
     raise CheckpointError(
         f"{path}: tensor {key!r} belongs to no part. Expected names that start with {', '.join(prefixes)}."
     )

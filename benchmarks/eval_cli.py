@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path
 from tinyllava_edge.output import check_output
@@ -33,6 +32,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
 ) -> None:
     """Score short answers by exact match, with the blind score beside; the last line is JSON."""
+    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.runtimes.engine import open_bundle
 
     from .quality import ask_all, compare, score

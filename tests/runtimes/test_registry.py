@@ -8,7 +8,7 @@ import pytest
 
 from tests.runtimes import bundles
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
-from tinyllava_edge.runtimes import registry
+from tinyllava_edge.runtimes import cli, registry
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.engine import open_bundle
 
@@ -36,6 +36,7 @@ def test_every_runtime_is_a_pair_of_known_backends() -> None:
         assert vision in registry.VISION_BACKENDS
         assert language in registry.LANGUAGE_BACKENDS
     assert set(registry.AUTO_ORDER) <= set(registry.RUNTIMES)
+    assert cli.DEFAULT_RUNTIME == registry.DEFAULT_RUNTIME  # written twice, so that --help stays quick
 
 
 def test_every_extra_is_one_of_ours() -> None:

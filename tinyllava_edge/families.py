@@ -178,7 +178,7 @@ BOOKKEEPING_KEYS = frozenset(
         *("_name_or_path", "architectures", "auto_map", "cache_dir", "dtype", "model_name_or_path"),
         *("model_name_or_path2", "model_type", "torch_dtype", "transformers_version"),
         *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
-        *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id", "vocab_size"),
+        *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
         *("use_cache", "vision_use_head"),
         # drop-out, and windows that `use_sliding_window: false` switches off
         *(

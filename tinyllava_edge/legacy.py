@@ -64,10 +64,13 @@ def llava_config(raw: Mapping[str, Any]) -> dict[str, Any]:
             f"{activation!r} and multimodal_projector_bias {bias!r} is not supported. Supported: "
             f"{', '.join(_LLAVA_STRATEGIES)}; gelu; true."
         )
+    vision = raw.get("vision_config")
+    if isinstance(vision, dict):  # older files give the tower a vocabulary
+        vision = {key: value for key, value in vision.items() if key != "vocab_size"}
     return {
         "model_type": "tinyllava",
         "text_config": raw.get("text_config"),
-        "vision_config": raw.get("vision_config"),
+        "vision_config": vision,
         "connector_type": "mlp2x_gelu",
         "vision_feature_layer": raw.get("vision_feature_layer", -2),
         "vision_feature_select_strategy": _LLAVA_STRATEGIES[strategy],

@@ -41,7 +41,8 @@ def _saved(folder: Path, tower: Any, **changes: Any) -> Any:
         pad_token_id=None,
     )
     config = LlavaConfig(vision_config=tower, text_config=text, image_token_index=_PICTURE, **changes)
-    model = LlavaForConditionalGeneration(config).eval()
+    model: Any = LlavaForConditionalGeneration(config)
+    model.eval()
     model.save_pretrained(folder)
     return model
 

@@ -33,6 +33,7 @@ from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.output import check_output
 
+from .gguf_arch import architecture_for
 from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
 from .options import ExportOptions
 from .parity import check_float16, check_language, check_vision
@@ -243,6 +244,7 @@ def _seal(
             num_key_value_heads=language.num_key_value_heads,
             head_dim=language.head_dim,
             context_length=language.max_position_embeddings,
+            embedding_scale=architecture_for(language.architecture).embedding_scale(language),
         ),
         variants=variants,
         source=Source(

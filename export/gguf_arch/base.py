@@ -35,6 +35,10 @@ class TensorRule:
     tolerance: float = 0.0
 
 
+def _unscaled(config: LanguageConfig) -> float:
+    return 1.0
+
+
 def _whole(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor)]
 
@@ -51,9 +55,11 @@ class GgufArchitecture:
             be, in the order of the file.
         split: one tensor of the checkpoint -> the named tensors that `tensors` knows, where the checkpoint
             fuses what the file keeps apart.
+        embedding_scale: what llama.cpp's graph multiplies every row by that comes in, text or picture.
     """
 
     name: str
     metadata: Callable[[LanguageConfig], Mapping[str, int | float | list[int]]]
     tensors: Callable[[LanguageConfig], Mapping[str, TensorRule]]
     split: Callable[[str, torch.Tensor], list[tuple[str, torch.Tensor]]] = _whole
+    embedding_scale: Callable[[LanguageConfig], float] = _unscaled

@@ -4,6 +4,8 @@ Names and keys: llama.cpp, src/models/gemma.cpp (LLM_ARCH_GEMMA). Its graph scal
 sqrt(hidden), injected picture rows too, as upstream does. It computes GELU from a float16 table.
 """
 
+import math
+
 import torch
 
 from tinyllava_edge.config import LanguageConfig
@@ -62,4 +64,10 @@ def _minus_one(weight: torch.Tensor) -> torch.Tensor:
     return weight - 1
 
 
-ARCHITECTURE = GgufArchitecture(name="gemma", metadata=_metadata, tensors=_tensors)
+def _embedding_scale(config: LanguageConfig) -> float:
+    return math.sqrt(config.hidden_size)
+
+
+ARCHITECTURE = GgufArchitecture(
+    name="gemma", metadata=_metadata, tensors=_tensors, embedding_scale=_embedding_scale
+)

@@ -51,7 +51,7 @@ def test_a_key_that_might_change_the_maths_is_refused(tmp_path: Path, key: str, 
 @pytest.mark.parametrize(
     ("key", "value", "supported"),
     [
-        ("model_type", "llava", "TinyLLaVA Factory"),
+        ("model_type", "qwen2_vl", "TinyLLaVA Factory"),
         ("model_type", None, "TinyLLaVA Factory"),
         ("text_config.model_type", "mamba", "llama"),
         ("text_config.model_type", ["llama"], "llama"),

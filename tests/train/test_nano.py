@@ -89,7 +89,7 @@ def test_frequent_words_become_single_tokens_and_any_text_survives(tmp_path: Pat
     assets = read_tokenizer(tmp_path)
     assert (assets.unk_id, assets.bos_id, assets.eos_id) == (0, 1, 2)
     tokenizer = TextTokenizer(assets.tokenizer_json, bos_id=assets.bos_id)
-    assert len(tokenizer.encode_text(system)) < 1.3 * len(system.split())
+    assert len(tokenizer.encode_text(system)) < 1.5 * len(system.split())  # words, punctuation
     assert tokenizer.decode(tokenizer.encode_text("Zürich: 12 km!")) == "Zürich: 12 km!"
 
 

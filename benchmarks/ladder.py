@@ -100,7 +100,7 @@ class Report:
     runtime: str
     reference: str
     results: tuple[StageResult, ...]
-    versions: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def first_failure(self) -> StageResult | None:

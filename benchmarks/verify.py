@@ -1,7 +1,6 @@
 """`tinyllava-edge verify`: climb the parity ladder and name the first stage that fails. docs/measuring.md."""
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 
+from .environment import package_versions
 from .gates import STAGES
 from .ladder import Check, Ladder, Report, StageResult, refused
 from .reference import CheckpointReference, Reference
@@ -30,10 +30,6 @@ CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
     ("tower", check_tower),
     ("connector", check_connector),
     ("splice", check_language),
-)
-_PACKAGES = (
-    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "llama-cpp-python"),
-    *("torch", "transformers", "onnx", "gguf"),
 )
 OnStage = Callable[[str], None]
 
@@ -55,7 +51,10 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
             results.append(refused(stage, "", error))
     results.sort(key=lambda result: STAGES.index(result.stage))
     return Report(
-        runtime=ladder.runtime, reference=ladder.reference.name, results=tuple(results), versions=_versions()
+        runtime=ladder.runtime,
+        reference=ladder.reference.name,
+        results=tuple(results),
+        versions=package_versions(),
     )
 
 
@@ -134,13 +133,3 @@ def _number(value: float) -> str:
     if float(value).is_integer():
         return f"{value:.0f}"
     return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found

@@ -41,12 +41,10 @@ class TrainingLog:
 
 
 def choose_precision(wanted: str) -> str:
-    """Accelerate's name of the arithmetic: bf16 where it is asked for, or the processor computes in it."""
+    """Accelerate's name of the arithmetic: bf16 where it is asked for, or the CPU computes in it."""
     if wanted == "auto":
-        capable = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         cpu = torch.cpu.get_capabilities()
-        capable = capable or bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))
-        wanted = "bf16" if capable else "fp32"
+        wanted = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
     return "no" if wanted == "fp32" else wanted
 
 

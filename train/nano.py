@@ -56,7 +56,8 @@ def train_nano(
         config = read_model_config(work)
         assets = read_assets(work, config)
         model = build_model(config)
-        accelerator = Accelerator(mixed_precision=choose_precision(recipe.precision))
+        precision = choose_precision(recipe.precision)
+        accelerator = Accelerator(cpu=True, mixed_precision=precision)  # the recipe is made for two cores
         log = TrainingLog(work / LOG_FILE)
         reader = PictureReader(assets.preprocessing)
         distil(

@@ -50,7 +50,7 @@ class Recipe:
     vocab_size: int
     distillation: Distillation
     stages: tuple[Stage, ...]
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the CPU or GPU computes in it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the CPU computes in it
     gradient_norm: float = 1.0
 
 

@@ -27,6 +27,7 @@ IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
 
+QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
@@ -49,11 +50,6 @@ class VisionConfig:
     has_head: bool = True  # SigLIP's pooling head; upstream's files have it, and nothing uses it
 
     @property
-    def num_patches(self) -> int:
-        """Patches of one picture; a rest at the right and lower edge is not used."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
     def drop_first(self) -> bool:
         """Whether token 0 is dropped: `patch` does so for every tower, class token or not (spec 0.1)."""
         return self.select_strategy == "patch"
@@ -61,7 +57,12 @@ class VisionConfig:
     @property
     def num_tokens(self) -> int:
         """Tokens of one picture of `image_size` that reach the connector."""
-        return PREFIX_TOKENS[self.architecture] + self.num_patches - int(self.drop_first)
+        return self.num_tokens_at(self.image_size)
+
+    def num_tokens_at(self, image_size: int) -> int:
+        """Tokens of one picture of another size, which DINOv2 takes; a rest at the edges is not used."""
+        patches = (image_size // self.patch_size) ** 2
+        return PREFIX_TOKENS[self.architecture] + patches - int(self.drop_first)
 
     @property
     def num_used_layers(self) -> int:
@@ -135,6 +136,13 @@ class ModelConfig:
     template: str
     template_reason: str
     dtype: str  # of the stored weights as config.json says; "" where it does not
+
+    def num_picture_tokens(self, image_size: int) -> int:
+        """Rows that one picture of `image_size` takes in the language model's context."""
+        if self.connector.type in QUERY_CONNECTORS:
+            return self.connector.num_queries
+        towers = [tower for tower in (self.vision, self.second_vision) if tower is not None]
+        return sum(tower.num_tokens_at(image_size) for tower in towers)
 
 
 def read_model_config(

@@ -1,7 +1,9 @@
 """`tinyllava-edge inspect`: what a checkpoint or a bundle holds, from headers alone."""
 
+from collections import Counter
+from math import prod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -9,19 +11,35 @@ from rich.table import Table
 
 from tinyllava_edge import console
 from tinyllava_edge.embedded import NANO, bundle_path
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from tinyllava_edge.config import LanguageConfig, ModelConfig
+
+# Of llama.cpp's types, blocks' scales included.
+BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint or bundle directory, or nano.")],
+    path: Annotated[str, typer.Argument(help="A checkpoint or bundle directory, a GGUF file, or nano.")],
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that a checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Show parts, parameters, dtypes, tokens per picture, prompt and variants."""
-    directory = bundle_path(path)
-    if not directory.is_dir():
-        raise UsageError(f"{path}: no such directory. Give a checkpoint or bundle directory, or '{NANO}'.")
-    is_bundle = (directory / "manifest.json").exists()
-    facts = inspect_bundle(directory) if is_bundle else inspect_checkpoint(directory)
+    """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory."""
+    place = bundle_path(path)
+    if place.is_file() and place.suffix == ".gguf":
+        facts = inspect_gguf(place)
+    elif not place.is_dir():
+        raise UsageError(
+            f"{path}: no such directory or GGUF file. Give a checkpoint, a bundle, a .gguf, or '{NANO}'."
+        )
+    elif (place / "manifest.json").exists():
+        facts = inspect_bundle(place)
+    else:
+        facts = inspect_checkpoint(place, sources=sources, allow_pickle=allow_pickle)
     if json:
         console.print_json(facts)
     else:
@@ -64,48 +82,94 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
     }
 
 
-def inspect_checkpoint(directory: Path) -> dict[str, Any]:
+def inspect_checkpoint(
+    directory: Path, *, sources: Path | None = None, allow_pickle: bool = False
+) -> dict[str, Any]:
     """Facts of a checkpoint, from config.json and the headers of its weight files."""
     from tinyllava_edge.config import read_model_config
-    from tinyllava_edge.model.checkpoint import checkpoint_layout, tensor_facts
+    from tinyllava_edge.model.assets import read_assets
+    from tinyllava_edge.model.checkpoint import BUFFERS, checkpoint_layout, tensor_facts
 
-    config = read_model_config(directory)
-    parts = {
+    config = read_model_config(directory, sources=sources)
+    image_size = read_assets(directory, config, sources=sources).preprocessing.image_size
+    tensors = tensor_facts(directory, allow_pickle=allow_pickle)
+    parts: dict[str, Any] = {
         "vision_tower": {"architecture": config.vision.architecture},
         "connector": {"architecture": config.connector.type},
         "language_model": {"architecture": config.language.architecture},
     }
-    tensors = tensor_facts(directory)
-    facts: dict[str, Any] = {}
     for name, part in parts.items():
-        own = [value for key, value in tensors.items() if key.startswith(f"{name}.")]
-        dtypes = sorted({dtype for _, dtype in own})
-        facts[name] = {
-            **part,
-            "parameters": sum(_count(shape) for shape, _ in own),
-            "dtype": ", ".join(dtypes),
-        }
+        own = [v for key, v in tensors.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
+        part["parameters"] = sum(prod(shape) for shape, _ in own)
+        part["dtype"] = ", ".join(sorted({dtype for _, dtype in own}))
     return {
         "kind": "checkpoint",
         "path": str(directory),
         "layout": checkpoint_layout(directory),
-        "parts": facts,
-        "parameters": sum(part["parameters"] for part in facts.values()),
-        "tokens_per_picture": config.vision.num_tokens,
-        "image_size": config.vision.image_size,
+        "parts": parts,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "tokens_per_picture": config.num_picture_tokens(image_size),
+        "image_size": image_size,
         "image_aspect_ratio": config.image_aspect_ratio,
         "feature_layer": config.vision.feature_layer,
-        "used_vision_layers": config.vision.num_used_layers,
+        "exported_vision_layers": f"{config.vision.num_used_layers} of {config.vision.num_hidden_layers}",
         "context_length": config.language.max_position_embeddings,
         "template": f"{config.template} ({config.template_reason})",
+        "weight_bytes": _weight_bytes(config, parts),
+        "kv_bytes_per_token": _kv_bytes_per_token(config.language),
     }
 
 
-def _count(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
+def inspect_gguf(path: Path) -> dict[str, Any]:
+    """Facts of a GGUF file, from its header alone.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # the reader raises many types on damaged files
+        raise BundleError(f"{path}: damaged GGUF file ({type(error).__name__}).") from None
+    values = {name: entry.contents() for name, entry in reader.fields.items()}
+    architecture = str(values.get("general.architecture"))
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    part = {
+        "architecture": architecture,
+        "parameters": parameters,
+        "dtype": ", ".join(f"{count} x {name}" for name, count in types.most_common()),
+    }
+    return {
+        "kind": "GGUF",
+        "path": str(path),
+        "parts": {"language_model": part},
+        "parameters": parameters,
+        "context_length": values.get(f"{architecture}.context_length"),
+        "block_count": values.get(f"{architecture}.block_count"),
+        "tokenizer": values.get("tokenizer.ggml.model"),
+        "vocabulary": len(values.get("tokenizer.ggml.tokens", ())),
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def _weight_bytes(config: "ModelConfig", parts: dict[str, Any]) -> dict[str, int]:
+    """About how large each precision of each part is; a tower counts with the layers that are exported."""
+    vision = config.vision
+    used = vision.num_used_layers / vision.num_hidden_layers
+    rows = parts["vision_tower"]["parameters"] * used + parts["connector"]["parameters"]
+    language = parts["language_model"]["parameters"]
+    return {
+        **{f"vision {name}": round(rows * size) for name, size in (("fp32", 4), ("fp16", 2))},
+        **{f"language {name}": round(language * bits / 8) for name, bits in BITS_PER_WEIGHT.items()},
+    }
+
+
+def _kv_bytes_per_token(language: "LanguageConfig") -> int:
+    """Keys and values of one position in float16."""
+    heads = language.values.get("num_kv_heads") or [language.num_key_value_heads] * language.num_hidden_layers
+    return int(sum(heads)) * language.head_dim * 2 * 2
 
 
 def _print(facts: dict[str, Any]) -> None:
@@ -120,6 +184,11 @@ def _print(facts: dict[str, Any]) -> None:
         for v in facts["variants"]:
             variants.add_row(v["part"], escape(v["name"]), v["target"], f"{v['bytes']:,}", v["status"])
         console.stdout.print(variants)
+    if "weight_bytes" in facts:
+        memory = Table("precision", "bytes, about")
+        for name, size in facts["weight_bytes"].items():
+            memory.add_row(name, f"{size:,}")
+        console.stdout.print(memory)
     for key, value in facts.items():
         if not isinstance(value, dict | list) and key not in ("kind", "path", "parameters"):
             console.stdout.print(f"{key.replace('_', ' ')}: {value}", highlight=False, markup=False)

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 
 from tests.golden import shared_fixtures
-from tinyllava_edge.config import IMAGE_TOKEN_ID
+from tinyllava_edge.config import IMAGE_TOKEN_ID, read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.runtimes.engine import Model, open_bundle
@@ -59,6 +59,9 @@ def test_a_golden_checkpoint_answers_as_upstream(
         vision=("fp32",), language=("f32",), sources=SHARED / "sources", allow_pickle=True
     )
     manifest = export_bundle(CHECKPOINTS / name / "model", tmp_path / "bundle", options)
+    assert manifest.vision.num_tokens == golden["image_tokens"]
+    config = read_model_config(CHECKPOINTS / name / "model", sources=SHARED / "sources")
+    assert config.num_picture_tokens(manifest.vision.image_size) == golden["image_tokens"]
     pictures = [SHARED / "images" / picture for picture in golden["images"]]
     row = table.setdefault(name, {})
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:

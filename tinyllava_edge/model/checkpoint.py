@@ -29,6 +29,9 @@ LORA = "LoRA adapter over three sub-directories"
 LEGACY = "TinyLLaVABench (legacy)"
 LLAVA = "transformers LlavaForConditionalGeneration"
 
+# Ends of the names of values that are computed, not learned; a file may hold them or not.
+BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+
 # Prefix of each part in a flat file, and ours. The first that fits counts.
 UPSTREAM_PREFIXES = {
     "language_model.": "language_model.",

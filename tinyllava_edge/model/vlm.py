@@ -9,7 +9,15 @@ from torch import nn
 from tinyllava_edge.config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
 from tinyllava_edge.errors import CheckpointError, PromptError
 
-from .checkpoint import FOLDERS, LORA, UPSTREAM_PREFIXES, checkpoint_layout, iter_tensors, tensor_facts
+from .checkpoint import (
+    BUFFERS,
+    FOLDERS,
+    LORA,
+    UPSTREAM_PREFIXES,
+    checkpoint_layout,
+    iter_tensors,
+    tensor_facts,
+)
 from .connector import build_connector
 from .language_model import build_language_model
 from .vision_tower import build_vision_tower
@@ -162,4 +170,4 @@ def _canonical_items(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
 def _is_harmless(name: str, config: ModelConfig) -> bool:
     """Tensors that a file may hold although the model has no such parameter."""
     tied_head = config.language.tie_word_embeddings and name == "language_model.lm_head.weight"
-    return tied_head or name.endswith((".position_ids", ".rotary_emb.inv_freq"))
+    return tied_head or name.endswith(BUFFERS)

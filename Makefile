@@ -46,7 +46,7 @@ format: $(VENV)/ready
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready
-	$(BIN)/tinyllava-edge export nano -o tinyllava_edge/nano/bundle --vision fp16 --language q8_0 --force
+	$(BIN)/tinyllava-edge export nano -o tinyllava_edge/nano/bundle --vision fp16 --language f16,q8_0 --force
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

@@ -17,9 +17,9 @@ export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUIL
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)" "$(LLAMA_CPP)"
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install -qq --upgrade pip
+	$(BIN)/python -m pip install -qq "$(TORCH)" "$(LLAMA_CPP)"
+	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	touch $@
 
 # The main job on the embedded default model: export, verify, answer, compare.

@@ -109,9 +109,10 @@ GATES: dict[tuple[str, str], tuple[Gate, ...]] = {
     ("teacher_forced", "f16"): _distribution(1e-3, 1e-2, 0.99),
 }
 
-# Signal to noise of a dequantized tensor, by its ggml type, about 6 dB (a bit) under nano's worst tensor: BF16
-# 55.4, Q8_0 45.4, Q6_K 35.0, Q5_K 28.8, Q5_1 28.4, Q5_0 27.4, Q4_K 22.9, IQ4 22.3, Q4_1 22.1, Q4_0 21.2, Q3_K
-# 16.4, IQ3_S 15.5, Q2_K 10.5, TQ 1.8. A wrong tensor is near or below 0 dB. F16 must equal the rounded source.
+# Signal to noise of a dequantized tensor, by its ggml type: about 6 dB (a bit) under nano's worst tensor. That
+# is BF16 55.4, Q8_0 45.4, Q6_K 35.0, Q5_K 28.8, Q5_1 28.4, Q5_0 27.4, Q4_K 22.9, IQ4 22.3, Q4_1 22.1, Q4_0
+# 21.2, Q3_K 16.4, IQ3_S 15.5, Q2_K 10.5, TQ 1.8. A wrong tensor is near or below 0 dB. F16 must equal the
+# rounded source.
 TENSOR_SNR_DB = {
     "F32": float("inf"),
     "F16": float("inf"),

@@ -13,9 +13,10 @@ from tinyllava_edge import image, prompt
 from tinyllava_edge.bundle import TOKENIZER_FILE
 from tinyllava_edge.config import IMAGE_TOKEN_ID
 
+from .checkpoint_reference import CheckpointReference
 from .gates import at_most
 from .ladder import Ladder, StageResult, judge
-from .reference import CheckpointReference, TextCase
+from .reference import TextCase
 from .reference_pixels import TrialPicture
 
 Floats = npt.NDArray[np.float32]

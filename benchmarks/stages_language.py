@@ -19,7 +19,7 @@ from .gates import TENSOR_SNR_DB, at_least, at_most, gates_of
 from .ladder import Ladder, StageResult, judge, refused
 from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
 from .reference import PromptCase
-from .stages_weights import NEEDS_CHECKPOINT, gguf_path, read_gguf_tensor
+from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
 Floats = npt.NDArray[np.float32]
 TOKENS_FOR_A_PERCENTILE = 200  # of fewer, the largest two values are the 99th
@@ -87,13 +87,16 @@ class _Run:
         if not self._ladder.reads_gguf:
             reason = f"runtime {self._ladder.runtime} reads no GGUF"
             return StageResult(stage="splice", variant=self._pair.label, skipped=reason)
-        table, kind = read_gguf_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
+        if self._reference.splice(self._reference.prompts[0]) is None:
+            return StageResult(stage="splice", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
+        from .gguf_files import read_tensor
+
+        kind, table = read_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
         pairs: list[tuple[Floats, Floats]] = []
         text_pairs: list[tuple[Floats, Floats]] = []
         for prompt in self._reference.prompts:
             expected = self._reference.splice(prompt)
-            if expected is None:
-                return StageResult(stage="splice", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
+            assert expected is not None
             elements = self._elements(prompt)
             found = np.concatenate([table[e : e + 1] if isinstance(e, int) else e.rows for e in elements])
             if found.shape != expected.shape:

@@ -1,25 +1,18 @@
 """Ladder stage 2: what the manifest and the GGUF files say of the model, against the resolved config."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 from tinyllava_edge.config import ModelConfig
 
+from .checkpoint_reference import CheckpointReference
 from .gates import at_most
 from .ladder import Ladder, StageResult, judge
-from .reference import CheckpointReference
-from .stages_weights import GGUF_ARCHITECTURES, NEEDS_CHECKPOINT, gguf_path
+from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
 _LAYER_NORM = ("phi", "stablelm")
-# general.file_type of each variant (enum llama_ftype in llama.h).
-_FILE_TYPES = {
-    name.lower().removeprefix("all_").removeprefix("mostly_"): int(kind)
-    for name, kind in gguf.LlamaFileType.__members__.items()
-}
 
 
 def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
@@ -31,11 +24,13 @@ def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
     if not ladder.reads_gguf:
         yield StageResult(stage="metadata", skipped=f"runtime {ladder.runtime} reads no GGUF")
         return
+    from .gguf_files import read_facts
+
     side = reference.pixels(0).shape[-1]
     yield _judge_facts("manifest", _manifest_facts(ladder), _config_facts(reference.config, side))
     for variant in ladder.language:
         expected = _expected_metadata(reference, variant.name)
-        yield _judge_facts(variant.name, _gguf_facts(gguf_path(ladder, variant)), expected)
+        yield _judge_facts(variant.name, read_facts(gguf_path(ladder, variant)), expected)
 
 
 def _judge_facts(variant: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> StageResult:
@@ -87,8 +82,10 @@ def _manifest_facts(ladder: Ladder) -> dict[str, Any]:
 
 
 def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str, Any]:
+    from .gguf_files import FILE_TYPES, architecture_name
+
     config, pieces = reference.config.language, reference.tokenizer.pieces
-    name = gguf.MODEL_ARCH_NAMES[GGUF_ARCHITECTURES[config.architecture]]
+    name = architecture_name(config.architecture)
     epsilon = "layer_norm_epsilon" if config.architecture in _LAYER_NORM else "layer_norm_rms_epsilon"
     hyperparameters: dict[str, Any] = {
         "vocab_size": config.vocab_size,
@@ -110,7 +107,7 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]
     return {
         "general.architecture": name,
-        "general.file_type": _FILE_TYPES.get(variant),
+        "general.file_type": FILE_TYPES.get(variant),
         **{f"{name}.{key}": value for key, value in hyperparameters.items()},
         "tokenizer.ggml.bos_token_id": reference.tokenizer.bos_token_id,
         "tokenizer.ggml.eos_token_id": reference.tokenizer.eos_id,
@@ -118,24 +115,3 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         "tokenizer.ggml.tokens": pieces[: config.vocab_size],
         "number of tokens": config.vocab_size,
     }
-
-
-def _gguf_facts(path: Path) -> dict[str, Any]:
-    """Values of a file, with those that llama.cpp derives where a key is absent (src/llama-model.cpp)."""
-    facts = {name: entry.contents() for name, entry in gguf.GGUFReader(path).fields.items()}
-    name = facts.get("general.architecture")
-    tokens = facts.get("tokenizer.ggml.tokens", [])
-    heads = facts.get(f"{name}.attention.head_count", 1)
-    head_dim = facts.get(f"{name}.embedding_length", 0) // (max(heads) if isinstance(heads, list) else heads)
-    derived = {
-        f"{name}.vocab_size": len(tokens),
-        f"{name}.attention.head_count_kv": heads,
-        f"{name}.attention.key_length": head_dim,
-        f"{name}.attention.value_length": head_dim,
-        f"{name}.rope.freq_base": 10000.0,
-        f"{name}.rope.dimension_count": facts.get(f"{name}.attention.key_length", head_dim),
-        "number of tokens": len(tokens),
-    }
-    types = facts.get("tokenizer.ggml.token_type", [])
-    used = [token for token, kind in zip(tokens, types, strict=False) if kind != gguf.TokenType.UNUSED]
-    return {**derived, **facts, "tokenizer.ggml.tokens": used}

@@ -6,6 +6,7 @@ Both are fed with the reference's pixels, so that what stage 4 found is not coun
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -16,10 +17,11 @@ from tinyllava_edge.bundle import Variant
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
+from .checkpoint_reference import CheckpointReference
 from .gates import gates_of
 from .ladder import Ladder, StageResult, judge
 from .metrics import min_token_cosine, nmse, snr_db
-from .reference import CheckpointReference, Reference
+from .reference import Reference
 
 Floats = npt.NDArray[np.float32]
 AUDITS = ("max_activation", "rounded_snr_db", "connector_nmse")  # not always possible
@@ -30,6 +32,9 @@ def check_tower(ladder: Ladder) -> Iterator[StageResult]:
     """The selected layer's features, at the place in the graph where the connector reads them."""
     if not ladder.reads_onnx:
         yield StageResult(stage="tower", skipped=f"runtime {ladder.runtime} runs no ONNX graph to tap")
+        return
+    if find_spec("onnx") is None:
+        yield StageResult(stage="tower", skipped="needs the package onnx")
         return
     reference, pixels = ladder.reference, _pixels(ladder)
     expected = [reference.tower(index) for index in range(len(pixels))]
@@ -55,10 +60,11 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
             found = _in_batches(backend.encode, pixels)
         finally:
             backend.close()
-        features = tap_tower(ladder, variant, pixels) if ladder.reads_onnx else None
-        audit = {}
-        if variant.name == "fp32" and features and isinstance(reference, CheckpointReference):
-            audit["connector_nmse"] = _connector_nmse(reference, features, found)
+        features, audit = None, {}
+        if ladder.reads_onnx and isinstance(reference, CheckpointReference):
+            features = tap_tower(ladder, variant, pixels)
+            if variant.name == "fp32":
+                audit["connector_nmse"] = _connector_nmse(reference, features, found)
         if variant.name == "fp16" and (graph := _float32_graph(ladder)) is not None:
             audit["rounded_snr_db"] = _rounded_snr_db(graph, pixels, expected)
         cause = partial(_connector_cause, reference, features)
@@ -90,7 +96,7 @@ def _judge_features(
     unmeasured = [gate.metric for gate in gates if gate.metric in AUDITS and gate.metric not in audit]
     detail = f"{len(expected)} pictures"
     if unmeasured:
-        detail += f"; not measured, for want of a checkpoint or a float32 graph: {', '.join(unmeasured)}"
+        detail += f"; {', '.join(unmeasured)} needs --checkpoint"
     pairs = list(zip(expected, found, strict=True))
     worst = 0
     values = {"nmse": np.nan, "min_token_cosine": np.nan, "snr_db": np.nan}
@@ -113,26 +119,18 @@ def _judge_features(
 
 
 def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> list[Floats]:
-    """Run a copy of the graph that also gives out the inner value between tower and connector."""
-    import onnx
+    """The value between tower and connector of a bundle's graph."""
+    from .onnx_tap import tapped
 
-    from tinyllava_edge.export.precision import opened_graph
-
-    proto = onnx.load(ladder.bundle.path(variant.files[0]))
-    name = ladder.bundle.manifest.vision.tower_output
-    (value,) = [value for value in proto.graph.value_info if value.name == name]
-    proto.graph.output.append(value)
-    with opened_graph(proto) as session:
-
-        def run(batch: Floats) -> Floats:
-            (features,) = session.run([name], {session.get_inputs()[0].name: batch})
-            return np.asarray(features, dtype=np.float32)
-
+    path = ladder.bundle.path(variant.files[0])
+    with tapped(path, ladder.bundle.manifest.vision.tower_output, ladder.threads) as run:
         return _in_batches(run, pixels)
 
 
 def _float32_graph(ladder: Ladder) -> Any | None:
-    """The bundle's float32 graph, or one made of the checkpoint where it has none."""
+    """The bundle's float32 graph, or one made of the checkpoint where it has none; None without torch."""
+    if not isinstance(ladder.reference, CheckpointReference):
+        return None
     import onnx
 
     from tinyllava_edge.export.vision_onnx import build_vision_graph
@@ -140,10 +138,7 @@ def _float32_graph(ladder: Ladder) -> Any | None:
     for variant in ladder.bundle.manifest.variants:
         if variant.part == "vision" and variant.name == "fp32":
             return onnx.load(ladder.bundle.path(variant.files[0]))
-    if isinstance(ladder.reference, CheckpointReference):
-        side = ladder.bundle.manifest.vision.image_size
-        return build_vision_graph(ladder.reference.model, side)
-    return None
+    return build_vision_graph(ladder.reference.model, ladder.bundle.manifest.vision.image_size)
 
 
 def _max_activation(graph: Any, pixels: Sequence[Floats]) -> float:

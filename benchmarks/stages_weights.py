@@ -9,31 +9,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import gguf
 import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.config import LanguageConfig
 
+from .checkpoint_reference import CheckpointReference
 from .gates import TENSOR_SNR_DB, at_most
 from .ladder import Ladder, StageResult, judge
 from .metrics import snr_db
-from .reference import CheckpointReference
 
 Floats = npt.NDArray[np.float32]
 NEEDS_CHECKPOINT = "needs --checkpoint"
-# `model_type` of text_config -> llama.cpp's architecture.
-GGUF_ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "gemma": gguf.MODEL_ARCH.GEMMA,
-    "phi": gguf.MODEL_ARCH.PHI2,
-    "stablelm": gguf.MODEL_ARCH.STABLELM,
-    "openelm": gguf.MODEL_ARCH.OPENELM,
-}
 _FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj_1\.weight")  # OpenELM
 
 
@@ -55,21 +44,12 @@ def gguf_path(ladder: Ladder, variant: Variant) -> Path:
     return ladder.bundle.path(variant.files[0])
 
 
-def read_gguf_tensor(path: Path, name: str) -> tuple[Floats, str]:
-    """One tensor, dequantized by the gguf package, outermost dimension first; and its type."""
-    (tensor,) = [tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == name]
-    return _dequantized(tensor), tensor.tensor_type.name
-
-
-def _dequantized(tensor: Any) -> Floats:
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    return np.asarray(values, dtype=np.float32).reshape([int(size) for size in reversed(tensor.shape)])
-
-
 def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
     """The checkpoint's tensors in the order of rows that llama.cpp wants, by their GGUF names."""
+    from .gguf_files import tensor_namer
+
     config = reference.config.language
-    names = gguf.get_tensor_name_map(GGUF_ARCHITECTURES[config.architecture], config.num_hidden_layers)
+    name_of = tensor_namer(config.architecture, config.num_hidden_layers)
     found: dict[str, Floats] = {}
     # A tied head is listed once here, and llama.cpp takes the embedding for it.
     for name, parameter in reference.model.language_model.named_parameters():
@@ -77,9 +57,8 @@ def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
         if match := _FUSED_GATE_AND_UP.fullmatch(name):
             layer = f"blk.{match['layer']}"
             found[f"{layer}.ffn_gate.weight"], found[f"{layer}.ffn_up.weight"] = np.split(values, 2)
-            continue
-        stem, _, suffix = name.rpartition(".")
-        found[f"{names.get_name(stem)}.{suffix}"] = _as_in_file(name, values, config)
+        else:
+            found[name_of(name)] = _as_in_file(name, values, config)
     return found
 
 
@@ -110,26 +89,27 @@ class _Comparison:
     worst_snr_db: float = float("inf")
     wrong: dict[str, Floats] = field(default_factory=dict)
     extra: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    missing: set[str] = field(default_factory=set)
 
 
 def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats]) -> StageResult:
-    found = _Comparison(missing=sorted(expected))
-    for tensor in gguf.GGUFReader(path).tensors:
-        kind = tensor.tensor_type.name
+    from .gguf_files import read_tensors
+
+    found = _Comparison(missing=set(expected))
+    for name, kind, values in read_tensors(path):
         found.types[kind] += 1
-        if tensor.name not in expected:
-            found.extra.append(tensor.name)
+        if name not in expected:
+            found.extra.append(name)
             continue
-        found.missing.remove(tensor.name)
-        right, values = expected[tensor.name], _dequantized(tensor)
+        found.missing.discard(name)
+        right = expected[name]
         if values.shape != right.shape:
-            found.wrong[tensor.name] = values
+            found.wrong[name] = values
             continue
         snr = snr_db(_rounded(right, kind), values)
         found.worst_snr_db = min(found.worst_snr_db, snr)
         if not snr >= TENSOR_SNR_DB.get(kind, 0.0):
-            found.wrong[tensor.name] = values
+            found.wrong[name] = values
     return judge(
         "weights",
         variant.name,
@@ -152,7 +132,7 @@ def _rounded(values: Floats, kind: str) -> Floats:
 
 def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:
     if found.missing or found.extra:
-        return f"tensors missing: {found.missing[:3]}, not expected: {found.extra[:3]}"
+        return f"tensors missing: {sorted(found.missing)[:3]}, not expected: {found.extra[:3]}"
     name, values = next(iter(found.wrong.items()))
     return f"{name}: {_tensor_cause(name, values, expected)} ({len(found.wrong)} tensors are wrong)"
 

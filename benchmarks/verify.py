@@ -10,10 +10,11 @@ from rich.table import Table
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 
+from .checkpoint_reference import CheckpointReference
 from .environment import package_versions
 from .gates import STAGES
 from .ladder import Check, Ladder, Report, StageResult, refused
-from .reference import CheckpointReference, Reference
+from .reference import Reference
 from .stages_inputs import check_pixels, check_text
 from .stages_language import check_language
 from .stages_metadata import check_metadata

@@ -12,7 +12,8 @@ def limits(stage: str, variant: str) -> dict[str, float]:
 
 
 def test_the_limits_are_those_of_the_specification() -> None:
-    assert limits("connector", "fp32") == {"nmse": 1e-8, "min_token_cosine": 0.99999}
+    assert limits("tower", "fp32") == {"nmse": 1e-8, "min_token_cosine": 0.99999}
+    assert limits("connector", "fp32") == {**limits("tower", "fp32"), "connector_nmse": 1e-11}
     assert limits("connector", "fp16")["snr_db"] == 40
     assert limits("connector", "fp16")["min_token_cosine"] == 0.999
     assert limits("logits", "f32") == {"nmse": 1e-10}

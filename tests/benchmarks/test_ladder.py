@@ -10,9 +10,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
 from tinyllava_edge.benchmarks.gates import STAGES, at_most
 from tinyllava_edge.benchmarks.ladder import Check, Report, StageResult, judge
-from tinyllava_edge.benchmarks.reference import CheckpointReference
 from tinyllava_edge.benchmarks.stored_reference import StoredReference
 from tinyllava_edge.benchmarks.verify import open_reference
 from tinyllava_edge.bundle import Bundle
@@ -85,6 +85,7 @@ SIZES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=4, deadline=None, phases=[Phase.generate])
 @given(sizes=SIZES)
 def test_any_llama_with_any_siglip_passes_the_f32_gate(

@@ -179,8 +179,9 @@ class CheckpointReference:
         ids: list[int] = []
         chosen_from: list[torch.Tensor] = []
         cache = None
+        room = self.config.language.max_position_embeddings - rows.shape[1]
         with torch.no_grad():
-            for _ in range(self._num_tokens):
+            for _ in range(min(self._num_tokens, room)):
                 output = self._language(inputs_embeds=rows, past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
                 chosen_from.append(output.logits[0, -1])

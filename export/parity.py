@@ -16,10 +16,12 @@ import onnx
 import torch
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.model.vlm import TinyLlava
 
 from .language_gguf import LanguageSource
 from .precision import FLOAT16_MAX, evaluate_rounded, measure_ranges, open_session
 from .quantize import block_size
+from .reference import Reference
 from .vision_onnx import EMBEDDINGS, PIXELS
 
 Floats = npt.NDArray[np.float32]
@@ -68,33 +70,52 @@ class Figures:
         return self.snr_db >= 40 and self.min_token_cosine >= 0.999 and self.psnr_db >= 35
 
 
-def check_vision(path: Path, precision: str, pixels: Floats, expected: Floats) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class VisionTrial:
+    """Pixels [pictures, 3, h, w], and the embeddings [pictures, tokens, hidden] that torch makes of them."""
+
+    pixels: Floats
+    embeddings: Floats
+
+
+def vision_trial(model: TinyLlava, reference: Reference) -> VisionTrial:
+    """The reference pictures and one of noise."""
+    noise = 2 * torch.rand(reference.pixels[:1].shape, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        of_noise = model.encode(noise).numpy()
+    return VisionTrial(
+        pixels=np.concatenate([reference.pixels, noise.numpy()]),
+        embeddings=np.concatenate([reference.embeddings, of_noise]),
+    )
+
+
+def check_vision(path: Path, precision: str, trial: VisionTrial) -> dict[str, Any]:
     """Run a written graph on ONNX Runtime's CPU provider against torch's embeddings.
 
     Raises:
         ExportError: it is too far off.
     """
-    (actual,) = open_session(path).run([EMBEDDINGS], {PIXELS: pixels})
-    figures = Figures.of(expected, np.asarray(actual))
+    (actual,) = open_session(path).run([EMBEDDINGS], {PIXELS: trial.pixels})
+    figures = Figures.of(trial.embeddings, np.asarray(actual))
     if not figures.passes(precision):
         raise ExportError(f"vision {precision}: {path.name} is not equal to the checkpoint: {figures}.")
     return asdict(figures)
 
 
-def check_float16(proto: onnx.ModelProto, pixels: Floats, expected: Floats) -> dict[str, Any]:
+def check_float16(proto: onnx.ModelProto, trial: VisionTrial) -> dict[str, Any]:
     """Judge float16 by the float32 graph, rounding every value; measure how far each is from an overflow.
 
     Raises:
         ExportError: a value overflows, or rounding costs too much; the message names the value.
     """
-    ranges = measure_ranges(proto, pixels)
+    ranges = measure_ranges(proto, trial.pixels)
     worst = max((value for value in ranges if not value.harmless), key=lambda value: value.largest)
     if not worst.largest <= FLOAT16_MAX:
         raise ExportError(
             f"vision fp16: {worst.name} reaches {worst.largest:.6g}, float16 ends at {FLOAT16_MAX:g} (margin "
             f"{worst.margin:.3g}). Export --vision fp32."
         )
-    figures = Figures.of(expected, evaluate_rounded(proto, pixels))
+    figures = Figures.of(trial.embeddings, evaluate_rounded(proto, trial.pixels))
     if not figures.passes("fp16"):
         raise ExportError(
             f"vision fp16: rounding every value to float16 costs too much: {figures}. The largest value is "

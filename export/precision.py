@@ -6,7 +6,7 @@ with every value rounded to float16, and the largest magnitude of every value is
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Callable, Iterator, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,42 +72,17 @@ def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def evaluate_rounded(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Embeddings of a float32 graph in which every weight and every value is rounded to float16."""
-    rounded = onnx.ModelProto()
-    rounded.CopyFrom(proto)
-    graph = rounded.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            values = numpy_helper.to_array(_float16_tensor(tensor)).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    floats = _float_values(graph)
-    nodes = _rounding(PIXELS, f"{PIXELS}_rounded")
-    for node in graph.node:
-        _rename(node.input, PIXELS, f"{PIXELS}_rounded")
-        nodes.append(node)
-        name = node.output[0]
-        if name in floats:
-            node.output[0] = f"{name}_exact"
-            nodes += _rounding(f"{name}_exact", name)
-    _replace_nodes(graph, nodes)
-    with opened_graph(rounded, optimize=False) as session:
-        (embeddings,) = session.run([EMBEDDINGS], {PIXELS: pixels})
-    return np.asarray(embeddings)
+    with opened_graph(proto, _round_everything, optimize=False) as session:
+        rows = [session.run([EMBEDDINGS], {PIXELS: picture[None]})[0] for picture in pixels]
+    return np.concatenate(rows)
 
 
 def measure_ranges(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> list[ValueRange]:
     """The largest magnitude of every value of a float32 graph, in the graph's order."""
-    probed = onnx.ModelProto()
-    probed.CopyFrom(proto)
-    graph = probed.graph
-    floats = _float_values(graph)
+    with opened_graph(proto, _output_magnitudes) as session:
+        largest = np.max([session.run(None, {PIXELS: picture[None]}) for picture in pixels], axis=0)
+    floats = _float_values(proto.graph)
     nodes = [node for node in proto.graph.node if node.output[0] in floats]
-    del graph.output[:]
-    for index, node in enumerate(nodes):
-        graph.node.append(helper.make_node("Abs", [node.output[0]], [f"abs_{index}"]))
-        graph.node.append(helper.make_node("ReduceMax", [f"abs_{index}"], [f"max_{index}"], keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(f"max_{index}", TensorProto.FLOAT, []))
-    with opened_graph(probed) as session:
-        largest = session.run(None, {PIXELS: pixels})
     consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     for node in proto.graph.node:
         for name in node.input:
@@ -119,11 +94,26 @@ def measure_ranges(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> l
 
 
 @contextmanager
-def opened_graph(proto: onnx.ModelProto, *, optimize: bool = True) -> Iterator[onnxruntime.InferenceSession]:
-    """Open a graph on ONNX Runtime's CPU provider, through a temporary file."""
+def opened_graph(
+    proto: onnx.ModelProto,
+    change: Callable[[onnx.GraphProto], None] | None = None,
+    *,
+    optimize: bool = True,
+) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a graph on ONNX Runtime's CPU provider, through a temporary file.
+
+    Args:
+        proto: left as it is.
+        change: changes nodes and outputs of what is opened; large weights stay in their own file meanwhile.
+        optimize: let ONNX Runtime rewrite the graph.
+    """
     with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
         path = Path(folder) / "graph.onnx"
         write_vision_graph(path, proto)
+        if change is not None:
+            without_weights = onnx.load(path, load_external_data=False)
+            change(without_weights.graph)
+            path.write_bytes(without_weights.SerializeToString())
         yield open_session(path, optimize=optimize)
 
 
@@ -131,6 +121,8 @@ def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceS
     """Open a graph's file on ONNX Runtime's CPU provider."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # In the order of the file where there is a choice, so that a value is not kept longer than it must be.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     if not optimize:  # the optimizer would take a cast to float16 and back for nothing
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -147,11 +139,45 @@ def _float16_tensor(tensor: TensorProto) -> TensorProto:
     return numpy_helper.from_array(values.astype(np.float16), tensor.name)
 
 
+def _round_everything(graph: onnx.GraphProto) -> None:
+    """Send the input, every weight and every value through float16."""
+    floats = _float_values(graph)
+    weights = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    sources = {name: f"{name}_rounded" for name in (PIXELS, *weights)}
+    nodes = [node for name, rounded in sources.items() for node in _rounding(name, rounded)]
+    for node in graph.node:
+        node.input[:] = [sources.get(name, name) for name in node.input]
+        nodes.append(node)
+        name = node.output[0]
+        if name in floats:
+            node.output[0] = f"{name}_exact"
+            nodes += _rounding(f"{name}_exact", name)
+    _replace_nodes(graph, nodes)
+
+
 def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
     return [
         helper.make_node("Cast", [source], [f"{target}_fp16"], to=TensorProto.FLOAT16),
         helper.make_node("Cast", [f"{target}_fp16"], [target], to=TensorProto.FLOAT),
     ]
+
+
+def _output_magnitudes(graph: onnx.GraphProto) -> None:
+    """Make the largest magnitude of every value an output, in the place of the embeddings.
+
+    Each is computed right behind its value: at the end, every value would have to be kept until then.
+    """
+    floats = _float_values(graph)
+    nodes = []
+    del graph.output[:]
+    for node in graph.node:
+        nodes.append(node)
+        name = node.output[0]
+        if name in floats:
+            nodes.append(helper.make_node("Abs", [name], [f"{name}_abs"]))
+            nodes.append(helper.make_node("ReduceMax", [f"{name}_abs"], [f"{name}_max"], keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(f"{name}_max", TensorProto.FLOAT, []))
+    _replace_nodes(graph, nodes)
 
 
 def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:

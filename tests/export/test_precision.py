@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.export.parity import Figures, check_float16
+from tinyllava_edge.export.parity import Figures, VisionTrial, check_float16
 from tinyllava_edge.export.precision import evaluate_rounded, measure_ranges, opened_graph, to_float16
 from tinyllava_edge.model.vlm import TinyLlava
 
@@ -20,6 +20,10 @@ PIXELS = (2 * torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0
 def embeddings(model: TinyLlava) -> npt.NDArray[np.float32]:
     with torch.no_grad():
         return model.encode(torch.from_numpy(PIXELS)).numpy()
+
+
+def trial_of(model: TinyLlava) -> VisionTrial:
+    return VisionTrial(pixels=PIXELS, embeddings=embeddings(model))
 
 
 def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:
@@ -92,14 +96,14 @@ def test_an_overflow_of_attention_scores_is_found_although_torchs_half_hides_it(
     assert not np.isfinite(evaluate_rounded(graph, PIXELS)).all()
     where = r"tower\.model\.encoder\.layers\.0\.self_attn/.*65504.*margin 0\.\d+"
     with pytest.raises(ExportError, match=where):
-        check_float16(graph, PIXELS, embeddings(model))
+        check_float16(graph, trial_of(model))
 
 
 def test_an_overflow_inside_gelu_is_harmless(model: TinyLlava, vision_graph: onnx.ModelProto) -> None:
     """X ** 3 passes 65504 from x = 40 on; tanh makes 1 of it either way."""
     model, graph = with_biases(model, vision_graph, {"mlp.fc1": 60.0})
     assert max(value.largest for value in measure_ranges(graph, PIXELS)) > 65504
-    report = check_float16(graph, PIXELS, embeddings(model))
+    report = check_float16(graph, trial_of(model))
     assert report["margin"] > 1
     assert report["rounded"]["snr_db"] > 50
 
@@ -114,8 +118,7 @@ def test_a_weight_too_large_for_float16_is_named(vision_graph: onnx.ModelProto) 
 
 
 def test_a_tiny_model_passes_with_its_margin(vision_graph: onnx.ModelProto, model: TinyLlava) -> None:
-    expected = embeddings(model)
-    report = check_float16(vision_graph, PIXELS, expected)
+    report = check_float16(vision_graph, trial_of(model))
     assert report["rounded"]["snr_db"] > 50
     assert report["margin"] > 100
-    assert Figures.of(expected, evaluate_rounded(vision_graph, PIXELS)).nmse > 1e-9  # it did round
+    assert Figures.of(embeddings(model), evaluate_rounded(vision_graph, PIXELS)).nmse > 1e-9  # it did round

@@ -33,6 +33,7 @@ from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.output import check_output
+from tinyllava_edge.prompt import template_fault
 
 from .gguf_arch import architecture_for
 from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
@@ -81,6 +82,8 @@ def export_bundle(
     on_step("read the checkpoint")
     config = read_model_config(checkpoint, template=options.template, sources=options.sources)
     assets = read_assets(checkpoint, config, sources=options.sources)
+    if fault := template_fault(assets.template):
+        raise ExportError(f"{checkpoint}: {fault}. Give --template with one that asks questions.")
     source = LanguageSource(
         checkpoint=checkpoint,
         config=config,
@@ -131,11 +134,11 @@ def _export_vision(
     for name in options.vision_variants():
         on_step(f"vision {name}")
         report[name] = {}
-        proto = graph
-        if name == "fp16":
-            proto = to_float16(graph)
-            report[name] = check_float16(graph, trial)
+        proto = to_float16(graph) if name == "fp16" else graph
         files = write_vision_graph(root / "vision" / f"{name}.onnx", proto)
+        del proto
+        if name == "fp16":
+            report[name] = check_float16(graph, trial)
         report[name]["onnxruntime"] = check_vision(files[0], name, trial)
         variants.append(
             _variant("vision", name, "onnx", [path.relative_to(root).as_posix() for path in files])
@@ -246,7 +249,7 @@ def _seal(
         ),
         variants=variants,
         source=Source(
-            name=NANO if is_nano else str(checkpoint),
+            name=NANO if is_nano else checkpoint.resolve().name,
             checkpoint_sha256=checkpoint_sha256(checkpoint),
             layout=checkpoint_layout(checkpoint),
         ),

@@ -49,12 +49,11 @@ def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ExportError: a weight is too large for float16, or an operator has a fixed float32 inside.
     """
-    half = onnx.ModelProto()
-    half.CopyFrom(proto)
+    half = _without_weights(proto)
     graph = half.graph
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
-            tensor.CopyFrom(_float16_tensor(tensor))
+    for tensor in proto.graph.initializer:
+        is_float = tensor.data_type == TensorProto.FLOAT
+        graph.initializer.append(_float16_tensor(tensor) if is_float else tensor)
     for node in graph.node:
         if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
             raise ExportError(f"fp16: node {node.name} is a {node.op_type}, which fixes a type.")
@@ -128,6 +127,17 @@ def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceS
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with no initializers."""
+    copied = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
+    copied.producer_version = proto.producer_version
+    copied.opset_import.extend(proto.opset_import)
+    copied.graph.name = proto.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(copied.graph, field).extend(getattr(proto.graph, field))
+    return copied
+
+
 def _float16_tensor(tensor: TensorProto) -> TensorProto:
     values = numpy_helper.to_array(tensor)
     largest = float(np.abs(values).max(initial=0.0))
@@ -143,10 +153,15 @@ def _round_everything(graph: onnx.GraphProto) -> None:
     """Send the input, every weight and every value through float16."""
     floats = _float_values(graph)
     weights = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    sources = {name: f"{name}_rounded" for name in (PIXELS, *weights)}
-    nodes = [node for name, rounded in sources.items() for node in _rounding(name, rounded)]
+    waiting = {name: f"{name}_rounded" for name in (PIXELS, *weights)}
+    rounded: dict[str, str] = {}
+    nodes = []
     for node in graph.node:
-        node.input[:] = [sources.get(name, name) for name in node.input]
+        for name in node.input:
+            if name in waiting:  # right before its first use: weights are large
+                rounded[name] = waiting.pop(name)
+                nodes += _rounding(name, rounded[name])
+        node.input[:] = [rounded.get(name, name) for name in node.input]
         nodes.append(node)
         name = node.output[0]
         if name in floats:

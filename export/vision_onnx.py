@@ -89,6 +89,7 @@ def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
         onnx.save_model(
             copied, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name
         )
+        data.chmod(path.stat().st_mode)  # onnx makes it unreadable for others
         files = [path, data]
     onnx.checker.check_model(str(path), full_check=True)
     return files

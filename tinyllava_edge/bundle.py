@@ -16,13 +16,13 @@ from pathlib import Path, PurePosixPath
 from reprlib import repr as shown
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tinyllava_edge.embedded import is_shipped
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import Preprocessing
 from tinyllava_edge.output import fsync, output_directory, write_json
-from tinyllava_edge.prompt import Template
+from tinyllava_edge.prompt import Template, template_fault
 from tinyllava_edge.verified_files import VerifiedFiles
 
 SCHEMA_VERSION = 1
@@ -76,6 +76,12 @@ class PromptSpec(_Strict):
     bos_id: int | None
     stop_ids: tuple[int, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _usable(self) -> "PromptSpec":
+        if fault := template_fault(self.template):
+            raise ValueError(fault)
+        return self
+
 
 class VisionSpec(_Strict):
     """What goes into the vision graph, and what comes out of it."""
@@ -123,6 +129,19 @@ class Manifest(_Strict):
     files: tuple[FileEntry, ...]
     source: Source
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Manifest":
+        ids = [*self.prompt.stop_ids, *([] if self.prompt.bos_id is None else [self.prompt.bos_id])]
+        if not all(0 <= index < self.language.vocab_size for index in ids):
+            raise ValueError(f"a special id of {ids} is not in a vocabulary of {self.language.vocab_size}")
+        names = [(variant.part, variant.name) for variant in self.variants]
+        if len(set(names)) != len(names):
+            raise ValueError("a variant is listed twice")
+        how = self.vision.preprocessing
+        if how.image_size != self.vision.image_size:
+            raise ValueError(f"pictures of {how.image_size} px, a graph of {self.vision.image_size} px")
+        return self
 
 
 @dataclass(frozen=True)

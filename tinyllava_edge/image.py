@@ -6,7 +6,6 @@ Needs Pillow and numpy only, so that a device computes the same pixels as the tr
 """
 
 import io
-import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -26,6 +25,8 @@ _LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megap
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 # Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+_MAX_VALUE = 1e4  # of a rescaled byte's mean and deviation; keeps every pixel within float32
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
 
@@ -51,8 +52,9 @@ class Preprocessing:
             raise ValueError("a shortest-edge resize needs a centre crop")
         if self.resample not in list(Image.Resampling):
             raise ValueError(f"resample {self.resample} is not one of Pillow's filters")
-        if not all(map(math.isfinite, (self.rescale_factor, *self.mean, *self.std))) or 0 in self.std:
-            raise ValueError("rescale_factor, mean and std must be finite, std not 0")
+        small = all(abs(value) <= _MAX_VALUE for value in (self.rescale_factor, *self.mean, *self.std))
+        if not small or not all(abs(value) >= 1 / _MAX_VALUE for value in self.std):
+            raise ValueError(f"rescale_factor, mean and std must be within {_MAX_VALUE:g}, std not near 0")
 
     @property
     def image_size(self) -> int:

@@ -69,6 +69,17 @@ def template_named(name: str) -> Template:
     return TEMPLATES[name]
 
 
+def template_fault(template: Template) -> str | None:
+    """Why a template cannot be used to ask questions, or None where it can."""
+    if template.question.count("{question}") != 1 or template.answer.count("{answer}") != 1:
+        return f"template {template.name!r} needs '{{question}}' and '{{answer}}' once each"
+    if not template.end:
+        return f"template {template.name!r} has no end of turn"
+    if IMAGE_MARKER in template.system + template.question + template.answer + template.end:
+        return f"template {template.name!r} has a picture marker of its own"
+    return None
+
+
 def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:
     """Put every `<image>` marker where the model expects it.
 

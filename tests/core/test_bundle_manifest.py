@@ -136,6 +136,16 @@ CHANGES: dict[str, Change] = {
     "a number that is none": lambda m: m["vision"]["preprocessing"].update(mean=[float("nan")] * 3),
     "no scale": lambda m: m["language"].update(embedding_scale=0),
     "an endless scale": lambda m: m["language"].update(embedding_scale=float("inf")),
+    "pixels past float32": lambda m: m["vision"]["preprocessing"].update(mean=[1e308] * 3),
+    "pixels of another size": lambda m: m["vision"]["preprocessing"].update(size=97),
+    "no place for the question": lambda m: m["prompt"]["template"].update(question="USER: ASSISTANT:"),
+    "two places for the answer": lambda m: m["prompt"]["template"].update(answer="{answer}{answer}"),
+    "a picture in the system text": lambda m: m["prompt"]["template"].update(system="<image> A chat."),
+    "no end of a turn": lambda m: m["prompt"]["template"].update(end=""),
+    "a negative stop id": lambda m: m["prompt"].update(stop_ids=[-5]),
+    "a stop id past the vocabulary": lambda m: m["prompt"].update(stop_ids=[500]),
+    "a placeholder as BOS": lambda m: m["prompt"].update(bos_id=-200),
+    "a variant twice": lambda m: m["variants"].append(m["variants"][0]),
     "a long unknown key": lambda m: m.update({"k" * 100_000: 1}),
 }
 

@@ -187,6 +187,11 @@ def test_a_failure_at_any_step_leaves_nothing_and_an_older_bundle_untouched(
     assert (out / "manifest.json").read_text() == "an older bundle"
 
 
+def test_a_template_that_asks_no_question_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="'pretrain' needs"):
+        export_bundle(checkpoint, tmp_path / "out", ExportOptions(language=("f32",), template="pretrain"))
+
+
 @pytest.mark.usefixtures("quick_trace")
 def test_a_bundle_that_fails_its_own_check_is_not_published(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -16,18 +16,15 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.golden import shared_fixtures
+from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
+from tinyllava_edge.benchmarks.gates import gates_of
 from tinyllava_edge.config import IMAGE_TOKEN_ID, read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.runtimes.engine import Model, open_bundle
 
 SHARED = shared_fixtures()
-CHECKPOINTS = SHARED / "checkpoints"
 pytestmark = pytest.mark.slow
-# Logits NMSE. llama.cpp computes GELU from a float16 table, which is the whole difference of Phi and Gemma.
-LOGIT_GATES = {"phi": 3e-7, "gemma": 3e-7}
-DEFAULT_LOGIT_GATE = 1e-10
 STAGES = ("ids", "pixels", "tower", "connector", "logits", "greedy")
 TABLE_HEADER = """# Conformance
 
@@ -48,19 +45,20 @@ def table() -> Iterator[dict[str, dict[str, str]]]:
         Path(path).write_text("\n".join(lines) + "\n")
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in CHECKPOINTS.glob("*")))
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_a_golden_checkpoint_answers_as_upstream(
     name: str, tmp_path: Path, table: dict[str, dict[str, str]]
 ) -> None:
-    golden = json.loads((CHECKPOINTS / name / "golden.json").read_text())
-    with np.load(CHECKPOINTS / name / "golden.npz") as file:
+    folder = golden_checkpoint(name)
+    golden = json.loads((folder / "golden.json").read_text())
+    with np.load(folder / "golden.npz") as file:
         arrays = dict(file)
     options = ExportOptions(
         vision=("fp32",), language=("f32",), sources=SHARED / "sources", allow_pickle=True
     )
-    manifest = export_bundle(CHECKPOINTS / name / "model", tmp_path / "bundle", options)
+    manifest = export_bundle(folder / "model", tmp_path / "bundle", options)
     assert manifest.vision.num_tokens == golden["image_tokens"]
-    config = read_model_config(CHECKPOINTS / name / "model", sources=SHARED / "sources")
+    config = read_model_config(folder / "model", sources=SHARED / "sources")
     assert config.num_picture_tokens(manifest.vision.image_size) == golden["image_tokens"]
     pictures = [SHARED / "images" / picture for picture in golden["images"]]
     row = table.setdefault(name, {})
@@ -68,8 +66,8 @@ def test_a_golden_checkpoint_answers_as_upstream(
         row["ids"] = _check_ids(model, golden, arrays)
         pixels, row["pixels"] = _check_pixels(model, pictures, arrays)
         row["tower"], row["connector"] = _check_vision(model, pixels, arrays)
-        gate = LOGIT_GATES.get(manifest.language.architecture, DEFAULT_LOGIT_GATE)
-        tolerance, row["logits"] = _check_logits(model, golden, arrays, pictures, gate)
+        (gate,) = gates_of("logits", "f32", manifest.language.architecture)
+        tolerance, row["logits"] = _check_logits(model, golden, arrays, pictures, gate.limit)
         row["greedy"] = _check_greedy(model, golden, arrays, pictures, tolerance)
 
 

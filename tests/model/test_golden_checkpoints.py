@@ -8,22 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.golden import shared_fixtures
+from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tinyllava_edge.model.vlm import load_model
-
-CHECKPOINTS = shared_fixtures() / "checkpoints"
 
 
 def _golden(name: str) -> tuple[dict[str, Any], Any, Path]:
-    folder = CHECKPOINTS / name
+    folder = golden_checkpoint(name)
     with np.load(folder / "golden.npz") as arrays:
         return json.loads((folder / "golden.json").read_text()), dict(arrays), folder / "model"
 
 
-@pytest.mark.parametrize("name", [path.name for path in sorted(CHECKPOINTS.glob("*"))])
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_a_whole_checkpoint_equals_upstream(name: str) -> None:
     golden, arrays, folder = _golden(name)
-    model = load_model(folder, sources=CHECKPOINTS.parent / "sources", allow_pickle=True)
+    model = load_model(folder, sources=shared_fixtures() / "sources", allow_pickle=True)
     for index in range(len(golden["images"])):
         pixels = torch.from_numpy(arrays[f"image{index}/pixel_values"])[None]
         with torch.no_grad():

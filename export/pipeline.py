@@ -249,7 +249,7 @@ def _seal(
         ),
         variants=variants,
         source=Source(
-            name=NANO if is_nano else checkpoint.resolve().name,
+            name=NANO if is_nano else str(checkpoint),
             checkpoint_sha256=checkpoint_sha256(checkpoint),
             layout=checkpoint_layout(checkpoint),
         ),

@@ -34,7 +34,7 @@ class VisionBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds; calling it twice is harmless."""
+        """Free what the backend holds; calling it twice is harmless, any other use is a BackendError."""
         ...
 
 
@@ -80,7 +80,7 @@ class LanguageBackend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what the backend holds; calling it twice is harmless."""
+        """Free what the backend holds; calling it twice is harmless, any other use is a BackendError."""
         ...
 
 
@@ -133,6 +133,16 @@ class BackendOptions:
 
 VisionOpener = Callable[[Bundle, BackendOptions], VisionBackend]
 LanguageOpener = Callable[[Bundle, BackendOptions], LanguageBackend]
+
+
+def check_open(name: str, is_open: bool) -> None:
+    """Refuse the use of a backend that was closed, whose memory may belong to somebody else by now.
+
+    Raises:
+        BackendError: it was closed.
+    """
+    if not is_open:
+        raise BackendError(f"{name}: the model is closed. Open the bundle again.")
 
 
 def check_segment(backend: LanguageBackend, segment: Segment, position: int, expected: int) -> None:

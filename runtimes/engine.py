@@ -17,7 +17,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.config import IMAGE_TOKEN_ID
 from tinyllava_edge.embedded import bundle_path
-from tinyllava_edge.errors import ContextOverflowError, UsageError
+from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.prompt import TextTokenizer, Turn, place_markers
 from tinyllava_edge.sampling import Sampler, Sampling
@@ -107,6 +107,7 @@ class Model:
         self.vision = vision
         self.language = language
         self.last_timings: Timings | None = None
+        self._closed = False
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
         tokenizer_json = bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
@@ -129,8 +130,9 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free both backends; calling it twice is harmless."""
+        """Free both backends; calling it twice is harmless, asking for anything more is a BackendError."""
         self._end_running_turn()
+        self._closed = True
         self.vision.close()
         self.language.close()
 
@@ -139,6 +141,7 @@ class Model:
 
         What was computed stays: a prompt that begins like the last one (the same picture, say) reuses it.
         """
+        self._check_open()
         self._end_running_turn()
         self._conversation = Conversation(self._tokenizer, self._template)
 
@@ -190,7 +193,9 @@ class Model:
             PromptError: markers and pictures do not fit together.
             ContextOverflowError: prompt and answer do not fit in the context; nothing was done yet.
             UsageError: a setting is out of range.
+            BackendError: the model is closed.
         """
+        self._check_open()
         self._end_running_turn()
         stopwatch = Stopwatch()
         if max_tokens is not None and max_tokens < 1:
@@ -220,6 +225,7 @@ class Model:
 
     def encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
         """Embeddings [pictures, tokens, hidden]."""
+        self._check_open()
         spec = self.bundle.manifest.vision
         encoded = self._encoder.encode(pictures, Stopwatch())
         empty = np.empty((0, spec.num_tokens, spec.hidden_size), dtype=np.float32)
@@ -234,11 +240,16 @@ class Model:
             PromptError: markers and pictures do not fit together.
             ContextOverflowError: the prompt does not fit in the context.
         """
+        self._check_open()
         self._end_running_turn()
         ids = self.tokenize(turns, num_pictures=len(pictures))
         self._check_room(ids, 0)
         rows = iter(self._encoder.encode(pictures, Stopwatch()))
         return self._context.all_logits([next(rows) if i == IMAGE_TOKEN_ID else i for i in ids])
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError(f"the model is closed. Open {self.bundle.root} again.")
 
     def _check_room(self, elements: Sequence[Element], max_tokens: int | None) -> int:
         """Tokens the answer may have.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.errors import BackendError, BundleError
 
-from .base import BackendOptions, Segment, check_segment
+from .base import BackendOptions, Segment, check_open, check_segment
 from .threads import limit_openmp_spin, thread_budget
 
 BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
@@ -105,6 +105,7 @@ class LlamaCppLanguage:
         self, segment: Segment, position: int, *, all_logits: bool = False
     ) -> npt.NDArray[np.float32] | None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._context is not None)
         check_segment(self, segment, position, self._position)
         self._has_logits = False
         parts = []
@@ -121,6 +122,7 @@ class LlamaCppLanguage:
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """See `LanguageBackend`."""
+        check_open(self.name, self._context is not None)
         if not self._has_logits:
             raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
         logits = self._read_logits(self._library.llama_get_logits_ith(self._context, -1), 1)
@@ -128,6 +130,7 @@ class LlamaCppLanguage:
 
     def truncate(self, position: int) -> None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._context is not None)
         if position >= self._position and position > 0:
             return
         if not self._library.llama_memory_seq_rm(self._memory, 0, position, -1):

@@ -10,7 +10,7 @@ import onnxruntime
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.errors import BackendError, BundleError
 
-from .base import BackendOptions, check_pixels
+from .base import BackendOptions, check_open, check_pixels
 from .threads import thread_budget
 
 PROVIDERS = ["CPUExecutionProvider"]
@@ -58,6 +58,7 @@ class OnnxVision:
 
     def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `VisionBackend`."""
+        check_open(self.name, self._session is not None)
         check_pixels(self.name, pixels, self._image_size)
         try:
             [embeddings] = self._session.run([OUTPUT], {INPUT: pixels})

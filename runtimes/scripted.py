@@ -14,7 +14,7 @@ from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.prompt import TextTokenizer
 
-from .base import BackendOptions, Segment, check_pixels, check_segment
+from .base import BackendOptions, Segment, check_open, check_pixels, check_segment
 
 DEFAULT_ANSWER = "This is a scripted answer."
 
@@ -46,9 +46,11 @@ class ScriptedVision:
         self._image_size = image_size
         self._num_tokens = num_tokens
         self._hidden_size = hidden_size
+        self._is_open = True
 
     def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `VisionBackend`."""
+        check_open(self.name, self._is_open)
         check_pixels(self.name, pixels, self._image_size)
         flat = pixels.reshape(len(pixels), -1)
         means = [flat[:, token :: self._num_tokens].mean(axis=1) for token in range(self._num_tokens)]
@@ -57,6 +59,7 @@ class ScriptedVision:
 
     def close(self) -> None:
         """See `VisionBackend`."""
+        self._is_open = False
 
 
 class ScriptedLanguage:
@@ -84,11 +87,13 @@ class ScriptedLanguage:
         self._script = [*script, stop_id]
         self._states: list[tuple[int, int]] = []  # of each position: script tokens matched, checksum
         self._has_logits = False
+        self._is_open = True
 
     def evaluate(
         self, segment: Segment, position: int, *, all_logits: bool = False
     ) -> npt.NDArray[np.float32] | None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._is_open)
         check_segment(self, segment, position, len(self._states))
         for row in segment:
             matched, checksum = self._states[-1] if self._states else (0, 0)
@@ -102,18 +107,21 @@ class ScriptedLanguage:
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """See `LanguageBackend`."""
+        check_open(self.name, self._is_open)
         if not self._has_logits:
             raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
         return self._logits(self._states[-1])
 
     def truncate(self, position: int) -> None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._is_open)
         if position < len(self._states):
             del self._states[position:]
             self._has_logits = False
 
     def close(self) -> None:
         """See `LanguageBackend`."""
+        self._is_open = False
 
     def _advance(self, matched: int, token: int) -> int:
         """Longest beginning of the script that the context ends with, now that `token` was added."""

@@ -15,7 +15,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.embedded import checkpoint_path
 from tinyllava_edge.errors import BackendError, UsageError
 
-from .base import BackendOptions, Segment, check_pixels, check_segment
+from .base import BackendOptions, Segment, check_open, check_pixels, check_segment
 from .threads import thread_budget
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ class TorchVision:
 
     def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `VisionBackend`."""
+        check_open(self.name, self._model is not None)
         check_pixels(self.name, pixels, self._image_size)
-        assert self._model is not None, "closed"
+        assert self._model is not None, "it is open"
         with self._torch.inference_mode():
             embeddings: npt.NDArray[np.float32] = self._model.encode(self._torch.from_numpy(pixels)).numpy()
         return embeddings
@@ -89,6 +90,7 @@ class TorchLanguage:
         self, segment: Segment, position: int, *, all_logits: bool = False
     ) -> npt.NDArray[np.float32] | None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._model is not None)
         check_segment(self, segment, position, self._position)
         self._last = None
         with self._torch.inference_mode():
@@ -103,12 +105,14 @@ class TorchLanguage:
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """See `LanguageBackend`."""
+        check_open(self.name, self._model is not None)
         if self._last is None:
             raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
         return self._last.copy()
 
     def truncate(self, position: int) -> None:
         """See `LanguageBackend`."""
+        check_open(self.name, self._model is not None)
         if position == 0:
             self._cache = self._new_cache()
         elif position < self._position:

@@ -172,6 +172,19 @@ class LanguageContract:
         backend.close()
         backend.close()
 
+    def test_use_after_closing_is_an_error(self, backend: LanguageBackend) -> None:
+        backend.evaluate(language_ids(backend, 4), 0)
+        backend.close()
+        uses: list[Callable[[], Any]] = [
+            lambda: backend.evaluate(language_ids(backend, 1), 4),
+            backend.last_logits,
+            lambda: backend.truncate(0),
+            lambda: backend.truncate(4),
+        ]
+        for use in uses:
+            with pytest.raises(BackendError, match="closed"):
+                use()
+
 
 class VisionContract:
     """Inherit it, and give fixtures `backend` and `pixels` [2, 3, height, width] of two pictures."""
@@ -218,3 +231,10 @@ class VisionContract:
     def test_closing_twice_is_harmless(self, backend: VisionBackend) -> None:
         backend.close()
         backend.close()
+
+    def test_use_after_closing_is_an_error(
+        self, backend: VisionBackend, pixels: npt.NDArray[np.float32]
+    ) -> None:
+        backend.close()
+        with pytest.raises(BackendError, match="closed"):
+            backend.encode(pixels)

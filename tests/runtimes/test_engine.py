@@ -1,6 +1,6 @@
 """A model's turns: what is said, what is computed, what is reused."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from tests.runtimes.bundles import picture
 from tests.runtimes.scripted_models import SYSTEM, CountingLanguage, bundle_ids, counts, scripted_model
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.config import IMAGE_TOKEN_ID
+from tinyllava_edge.errors import BackendError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.runtimes.engine import Model, open_bundle
 
@@ -238,3 +239,23 @@ def test_timings_count_every_stage_and_token(model: Model) -> None:
 def test_closing_a_model_twice_is_harmless(model: Model) -> None:
     model.close()
     model.close()
+
+
+def test_a_closed_model_refuses_every_use_and_its_last_answer_stays(model: Model) -> None:
+    answer = model.chat("what", max_tokens=5)
+    shown = next(answer)
+    model.close()
+    assert list(answer) == []
+    uses: list[Callable[[], object]] = [
+        lambda: model.chat("why"),
+        lambda: model.encode([picture(1)]),
+        lambda: model.encode([]),
+        lambda: model.logits([("why", None)]),
+        model.reset,
+        model.forget,
+    ]
+    for use in uses:
+        with pytest.raises(BackendError, match="the model is closed"):
+            use()
+    assert model.turns == [("what", shown)]
+    assert model.tokenize([("what", None)])

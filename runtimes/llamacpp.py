@@ -19,6 +19,7 @@ from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.errors import BackendError, BundleError
 
 from .base import BackendOptions, Segment, check_open, check_segment
+from .gguf_facts import check_facts
 from .threads import limit_openmp_spin, thread_budget
 
 BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
@@ -92,7 +93,7 @@ class LlamaCppLanguage:
             self.name += ", GPU"
         try:
             self._model = self._load_model(path)
-            self._check_model(path)
+            check_facts(self._library, self._model, spec, path)
             self._log.clear()
             self._context = self._create_context(kv_type, budget, 1 if is_small else budget)
         except BaseException:
@@ -174,16 +175,6 @@ class LlamaCppLanguage:
         if not model:
             raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
         return model
-
-    def _check_model(self, path: Path) -> None:
-        """Compare the file with the manifest: a mismatched pair would read the wrong memory."""
-        vocab = self._library.llama_model_get_vocab(self._model)
-        found = (self._library.llama_vocab_n_tokens(vocab), self._library.llama_model_n_embd(self._model))
-        if found != (self.vocab_size, self.hidden_size):
-            raise BundleError(
-                f"{path}: has {found[0]} tokens of width {found[1]}, the manifest says {self.vocab_size} of "
-                f"{self.hidden_size}. Export the bundle again."
-            )
 
     def _create_context(self, kv_type: str, prefill_threads: int, decode_threads: int) -> Any:
         parameters = self._library.llama_context_default_params()

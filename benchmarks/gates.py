@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from tinyllava_edge.errors import BundleError
+
 STAGES = (
     "weights",
     "metadata",
@@ -51,6 +53,8 @@ def _distribution(mean_kld: float, p99_kld: float, top1: float) -> tuple[Gate, .
     return at_most("mean_kld", mean_kld), at_most("p99_kld", p99_kld), at_least("top1_agreement", top1)
 
 
+_VISION_STAGES = ("tower", "connector")
+
 # Half the largest float16: an activation may double before it overflows.
 FP16_ACTIVATION_LIMIT = 32_752.0
 
@@ -68,7 +72,7 @@ _CONNECTOR_ALONE = at_most("connector_nmse", 1e-11)
 
 # Mean and 99 % KL divergence in nats, and how often the most likely token stays the same. Where the table of
 # C2 has no row: about three times what llama.cpp's scoreboard lists for Llama-3-8B. nano's mean: Q8_0 4.4e-5,
-# Q6_K 1.3e-4, Q5_K_M 5.4e-4, Q4_K_M 2.9e-3, Q3_K_M 1.8e-3, Q2_K 5.4e-3.
+# Q6_K 1.3e-4, Q5_K_M 5.4e-4, Q4_K_M 2.9e-3, Q3_K_M 1.8e-3, Q2_K 5.4e-3, TQ .62.
 _QUANTIZED = {
     "bf16": _distribution(1e-3, 1e-2, 0.98),
     "q8_0": _distribution(5e-3, 0.05, 0.96),
@@ -79,8 +83,11 @@ _QUANTIZED = {
     "q4": _distribution(0.2, 2.0, 0.80),
     "q3_k": _distribution(0.3, 3.0, 0.75),
     "q2_k": _distribution(1.2, 12.0, 0.50),
+    "tq": _distribution(2.0, 16.0, 0.40),
 }
 _CLASSES = {
+    "tq1_0": "tq",
+    "tq2_0": "tq",
     "q5_k_m": "q5_k",
     "q5_k_s": "q5_k",
     "q5_0": "q5",
@@ -132,8 +139,8 @@ TENSOR_SNR_DB = {
     "Q3_K": 10.0,
     "IQ3_S": 9.0,
     "Q2_K": 5.0,
-    "TQ2_0": 0.0,
-    "TQ1_0": 0.0,
+    "TQ2_0": 1.0,  # all zeros would be 0 dB
+    "TQ1_0": 1.0,
 }
 
 # llama.cpp computes these families' GELU from a table of float16 values, in every variant: measured on golden
@@ -142,20 +149,80 @@ _GELU_TABLE = ("phi", "gemma")
 _LOGITS_WITH_GELU_TABLE = (at_most("nmse", 3e-7),)
 
 
+# A greedy answer may leave the reference's where two tokens are as good as each other: where their margin is
+# below twice the largest error of a logit. The run measures that error, and this caps it. nano's largest:
+# f32 6.7e-5, f16 4.3e-3 (with fp16 vision 8.4e-3), Q8_0 .20, Q4_K_M .82, Q2_K 2.7, TQ 10; the caps are two to
+# five times that, and the others lie between.
+_LOGIT_ERROR = {
+    "f32": 3e-4,
+    "f16": 0.03,
+    "bf16": 0.3,
+    "q8_0": 0.8,
+    "q6_k": 1.2,
+    "q5_k": 1.6,
+    "q5": 1.8,
+    "q4_k": 2.5,
+    "q4": 3.0,
+    "q3_k": 4.0,
+    "q2_k": 6.0,
+    "tq": 20.0,
+}
+_LOGIT_ERROR_WITH_GELU_TABLE = 0.01  # sqrt of 3e-7 over 1e-10, times f32's
+
+
+def class_of(stage: str, variant: str) -> str:
+    """The class of variants whose gates count, such as q4_k for q4_k_m.
+
+    Raises:
+        BundleError: the variant has no gates at this stage, so nothing could be said of it.
+    """
+    found = _CLASSES.get(variant, variant)
+    if (stage, found) in GATES or (stage not in _VISION_STAGES and found in _QUANTIZED):
+        return found
+    known = {name for known_stage, name in GATES if known_stage == stage}
+    known |= set() if stage in _VISION_STAGES else {*_QUANTIZED, *_CLASSES}
+    raise BundleError(
+        f"variant {variant!r} has no gates at stage {stage}. Known: {', '.join(sorted(known))}."
+    )
+
+
 def gates_of(stage: str, variant: str, family: str = "llama") -> tuple[Gate, ...]:
-    """The gates of a stage for a variant; empty where a value is only reported.
+    """The gates of a stage for a variant; empty for logits and rows of text that are quantized.
 
     Args:
-        stage: one of `STAGES`.
+        stage: "tower", "connector", "splice", "logits" or "teacher_forced".
         variant: name of a vision or language variant.
         family: the language model's.
+
+    Raises:
+        BundleError: the variant is not known.
     """
-    if (stage, variant) == ("logits", "f32") and family in _GELU_TABLE:
+    known = class_of(stage, variant)
+    if (stage, known) == ("logits", "f32") and family in _GELU_TABLE:
         return _LOGITS_WITH_GELU_TABLE
-    if stage in ("teacher_forced", "logits") and variant not in ("f32", "f16"):
-        quantized = _QUANTIZED.get(_CLASSES.get(variant, variant), ())
-        return quantized if stage == "teacher_forced" else ()
-    return GATES.get((stage, variant), ())
+    if stage == "teacher_forced" and known in _QUANTIZED:
+        return _QUANTIZED[known]
+    return GATES.get((stage, known), ())
+
+
+def largest_logit_error(variant: str, family: str = "llama") -> float:
+    """The error of a logit beyond which a greedy answer is never excused; `Raises` as `gates_of`."""
+    known = class_of("teacher_forced", variant)
+    table = known == "f32" and family in _GELU_TABLE
+    return _LOGIT_ERROR_WITH_GELU_TABLE if table else _LOGIT_ERROR[known]
+
+
+def least_snr_db(tensor_type: str) -> float:
+    """The gate of a dequantized tensor.
+
+    Raises:
+        BundleError: a type without a gate.
+    """
+    if tensor_type not in TENSOR_SNR_DB:
+        raise BundleError(
+            f"tensors of type {tensor_type} have no gate. Known types: {', '.join(TENSOR_SNR_DB)}."
+        )
+    return TENSOR_SNR_DB[tensor_type]
 
 
 def all_gates() -> Iterator[tuple[str, str, Gate]]:

@@ -17,7 +17,7 @@ from tinyllava_edge.bundle import Variant
 from tinyllava_edge.config import LanguageConfig
 
 from .checkpoint_reference import CheckpointReference
-from .gates import TENSOR_SNR_DB, at_most
+from .gates import at_most, least_snr_db
 from .ladder import Ladder, StageResult, judge
 from .metrics import snr_db
 
@@ -108,7 +108,7 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
             continue
         snr = snr_db(_rounded(right, kind), values)
         found.worst_snr_db = min(found.worst_snr_db, snr)
-        if not snr >= TENSOR_SNR_DB.get(kind, 0.0):
+        if not snr >= least_snr_db(kind):
             found.wrong[name] = values
     return judge(
         "weights",

@@ -48,7 +48,12 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
 
 
 def climb_quickly(
-    bundle: Bundle, reference: Reference, *, vision: tuple[str, ...] = (), language: tuple[str, ...] = ()
+    bundle: Bundle,
+    reference: Reference,
+    *,
+    vision: tuple[str, ...] = (),
+    language: tuple[str, ...] = (),
+    runtime: str = "onnxruntime+llamacpp",
 ) -> Report:
     """The ladder on one thread with few pictures."""
     return climb(
@@ -57,7 +62,7 @@ def climb_quickly(
             reference=reference,
             vision=chosen_variants(bundle, "vision", vision),
             language=chosen_variants(bundle, "language", language),
-            runtime="onnxruntime+llamacpp",
+            runtime=runtime,
             num_pictures=3,
             threads=1,
         )

@@ -4,7 +4,19 @@ import math
 
 import pytest
 
-from tinyllava_edge.benchmarks.gates import GATES, STAGES, all_gates, at_least, at_most, gates_of
+from tinyllava_edge.benchmarks.gates import (
+    GATES,
+    STAGES,
+    TENSOR_SNR_DB,
+    all_gates,
+    at_least,
+    at_most,
+    gates_of,
+    largest_logit_error,
+    least_snr_db,
+)
+from tinyllava_edge.errors import BundleError
+from tinyllava_edge.export.options import LANGUAGE_TYPES, VISION_PRECISIONS
 
 
 def limits(stage: str, variant: str) -> dict[str, float]:
@@ -51,5 +63,34 @@ def test_a_gate_table_entry_is_found_by_its_key(stage: str, variant: str) -> Non
     assert gates_of(stage, variant) == GATES[stage, variant]
 
 
-def test_an_unknown_variant_is_reported_but_not_gated() -> None:
-    assert gates_of("teacher_forced", "tq1_0") == ()
+@pytest.mark.parametrize("variant", LANGUAGE_TYPES)
+def test_every_language_type_that_export_offers_is_gated(variant: str) -> None:
+    assert {gate.metric for gate in gates_of("teacher_forced", variant)} >= {"mean_kld", "top1_agreement"}
+    assert largest_logit_error(variant) > 0
+    for stage in ("splice", "logits"):
+        gates_of(stage, variant)  # quantized: no gate of its own, and known
+
+
+@pytest.mark.parametrize("variant", VISION_PRECISIONS)
+def test_every_vision_precision_that_export_offers_is_gated(variant: str) -> None:
+    assert gates_of("tower", variant)
+    assert gates_of("connector", variant)
+
+
+@pytest.mark.parametrize(
+    ("stage", "variant"), [("tower", "fp8"), ("connector", "q8_0"), ("logits", "q9_9"), ("splice", "fp32")]
+)
+def test_a_variant_without_gates_is_refused_not_passed(stage: str, variant: str) -> None:
+    with pytest.raises(BundleError, match=f"{variant!r} has no gates at stage {stage}"):
+        gates_of(stage, variant)
+
+
+def test_a_tensor_type_without_a_gate_is_refused() -> None:
+    with pytest.raises(BundleError, match="IQ1_S have no gate"):
+        least_snr_db("IQ1_S")
+    assert min(TENSOR_SNR_DB.values()) > 0  # all zeros are 0 dB
+
+
+def test_a_greedy_answer_is_excused_by_at_most_a_few_times_what_nano_measured() -> None:
+    for variant, measured in (("f32", 6.7e-5), ("f16", 8.4e-3), ("q8_0", 0.20), ("q4_k_m", 0.82)):
+        assert 2 < largest_logit_error(variant) / measured < 6

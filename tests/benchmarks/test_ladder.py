@@ -62,6 +62,13 @@ def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:
     assert {r.stage for r in report.results if r.skipped} == {"weights", "metadata", "tower", "splice"}
 
 
+def test_a_runtime_that_answers_without_looking_is_excused_nowhere(honest: Honest) -> None:
+    report = climb_quickly(Bundle.open(honest.bundle), honest.reference, runtime="scripted")
+    for stage in ("teacher_forced", "greedy"):
+        statuses = {result.status for result in report.results if result.stage == stage}
+        assert statuses == {"failed"}, stage
+
+
 def test_a_checkpoint_of_another_bundle_is_refused(honest: Honest, tmp_path: Path) -> None:
     other = write_decided_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(UsageError, match="the bundle was made from"):

@@ -5,6 +5,7 @@ The engine is imported when a command runs, so that `--help` stays quick.
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -137,9 +138,12 @@ def chat(
         if sys.stdin.isatty():
             note("/image PATH, /reset, /quit; Ctrl-C stops an answer")
         while (line := _read_line()) not in (None, "/quit"):
+            answered = len(model.turns)
             try:
                 waiting = _chat_line(model, line or "", waiting, settings, as_json=json)
             except KeyboardInterrupt:
+                if len(model.turns) > answered:  # the turn was kept, and its pictures with it
+                    waiting = []
                 note("\n(stopped)")
             except TinyLlavaEdgeError as error:
                 if not sys.stdin.isatty():
@@ -238,10 +242,12 @@ def _answer(
 ) -> None:
     """Stream an answer to stdout and its times to stderr, or print one line of JSON at the end."""
     pieces = []
-    for piece in model.chat(question, pictures, **settings._asdict()):
-        pieces.append(piece)
-        if not as_json:
-            typer.echo(piece, nl=False)
+    # Closed when Ctrl-C comes while a piece is printed, too: the turn is then kept before anybody asks.
+    with closing(model.chat(question, pictures, **settings._asdict())) as answer:
+        for piece in answer:
+            pieces.append(piece)
+            if not as_json:
+                typer.echo(piece, nl=False)
     timings = model.last_timings
     assert timings is not None, "a finished turn has timings"
     if as_json:

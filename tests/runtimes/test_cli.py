@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pytest
+import typer
 
 from tests.runtimes import bundles
 from tinyllava_edge.cli import main
-from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER
+from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER, ScriptedLanguage
 
 # Started so that some packages are not there.
 HIDING = """
@@ -175,6 +177,45 @@ def test_chat_on_a_real_backend_keeps_the_conversation(command: Command, bundle:
     assert result.returncode == 0, result.stderr
     first, second = (json.loads(line)["timings"] for line in result.stdout.splitlines())
     assert second["reused_tokens"] == first["prompt_tokens"] + first["generated_tokens"] - 1
+
+
+@pytest.mark.parametrize(("where", "second"), [("evaluate", 0), ("print", 0), ("prefill", 1)])
+def test_a_picture_waits_after_ctrl_c_only_where_the_turn_was_dropped(
+    command: Command, bundle: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, where: str, second: int
+) -> None:
+    asked: list[int] = []
+    shown: list[object] = []
+    chat, evaluate, echo = Model.chat, ScriptedLanguage.evaluate, typer.echo
+    presses = iter([where])
+
+    def press(place: str) -> None:
+        if place == where and next(presses, None):
+            raise KeyboardInterrupt
+
+    def counted(self: Model, question: str, pictures: Any, **settings: Any) -> Any:
+        asked.append(len(pictures))
+        return chat(self, question, pictures, **settings)
+
+    def evaluated(self: ScriptedLanguage, segment: Any, position: int, **settings: Any) -> Any:
+        if len(segment) > 1:
+            press("prefill")
+        elif shown:
+            press("evaluate")
+        return evaluate(self, segment, position, **settings)
+
+    def echoed(*arguments: Any, **settings: Any) -> None:
+        echo(*arguments, **settings)
+        shown.append(arguments)
+        press("print")
+
+    monkeypatch.setattr(Model, "chat", counted)
+    monkeypatch.setattr(ScriptedLanguage, "evaluate", evaluated)
+    monkeypatch.setattr(typer, "echo", echoed)
+    result = command("chat", bundle, photo, "--runtime", "scripted", stdin="what is this\nand now\n")
+    assert result.returncode == 0
+    assert "(stopped)" in result.stderr
+    assert result.stdout.endswith(f"{DEFAULT_ANSWER}\n")
+    assert asked == [1, second]
 
 
 @pytest.mark.parametrize("line", ["/image nowhere.png", "/unknown", "<image> what"])

@@ -160,11 +160,7 @@ def read_model_config(
         UnsupportedModelError: a part is not supported; the message lists what is.
     """
     path = directory / "config.json"
-    raw = read_json_object(path)
-    if is_legacy(raw):
-        raw = _legacy_config(raw, path, sources)
-    elif is_llava(raw):
-        raw = llava_config(raw)
+    raw = read_factory_config(directory, sources=sources)
     if raw.get("model_type") != "tinyllava":
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
@@ -188,6 +184,19 @@ def read_model_config(
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
     )
+
+
+def read_factory_config(directory: Path, *, sources: Path | None = None) -> dict[str, Any]:
+    """`config.json` as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
+
+    Raises:
+        CheckpointError: a file is missing or not JSON.
+    """
+    path = directory / "config.json"
+    raw = read_json_object(path)
+    if is_legacy(raw):
+        return _legacy_config(raw, path, sources)
+    return llava_config(raw) if is_llava(raw) else raw
 
 
 def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, str]:

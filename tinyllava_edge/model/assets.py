@@ -54,7 +54,7 @@ def read_assets(directory: Path, config: ModelConfig, *, sources: Path | None = 
         CheckpointError: a file is nowhere; the message lists where it was looked for.
     """
     template = template_named(config.template)
-    tokenizer = read_tokenizer(_tokenizer_directory(directory, config, sources))
+    tokenizer = read_tokenizer(tokenizer_directory(directory, config, sources))
     eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else config.language.eos_token_id
     if eos_id is None:
         raise CheckpointError(f"{directory}: neither tokenizer nor config.json names an EOS token.")
@@ -80,7 +80,12 @@ def _candidates(directory: Path, name: str, sources: Path | None) -> list[Path]:
     return found
 
 
-def _tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | None) -> Path:
+def tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | None) -> Path:
+    """Where the tokenizer's files are: the checkpoint, or a folder in `sources`.
+
+    Raises:
+        CheckpointError: nowhere; the message lists where they were looked for.
+    """
     candidates = _candidates(directory, config.language.name_or_path, sources)
     for candidate in candidates:
         if any((candidate / name).exists() for name in TOKENIZER_FILES):
@@ -91,15 +96,19 @@ def _tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | N
     )
 
 
+def processor_path(directory: Path, config: ModelConfig, sources: Path | None) -> Path | None:
+    """The file that says how pictures are prepared; None where built-in values stand in for it."""
+    candidates = _candidates(directory, config.vision.name_or_path, sources)
+    paths = [candidate / PROCESSOR_FILE for candidate in candidates]
+    return next((path for path in paths if path.exists()), None)
+
+
 def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -> Preprocessing:
     name = config.vision.name_or_path
     aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
-    candidates = _candidates(directory, name, sources)
-    for candidate in candidates:
-        path = candidate / PROCESSOR_FILE
-        if path.exists():
-            where, raw = str(path), read_json_object(path)
-            break
+    path = processor_path(directory, config, sources)
+    if path is not None:
+        where, raw = str(path), read_json_object(path)
     else:
         if name not in PUBLIC_PROCESSORS and not config.vision.has_head:
             # TinyLLaVABench's own SigLIP class: its processor is code, with these values.
@@ -110,8 +119,9 @@ def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -
             )
         if name not in PUBLIC_PROCESSORS:
             raise CheckpointError(
-                f"no {PROCESSOR_FILE} in {', '.join(map(str, candidates))}, and {name!r} is not one of the "
-                f"known public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
+                f"no {PROCESSOR_FILE} in {', '.join(map(str, _candidates(directory, name, sources)))}, and "
+                f"{name!r} is not one of the known public towers. Give --sources DIR with the files of "
+                f"{name or 'the vision tower'}."
             )
         where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)

@@ -56,7 +56,7 @@ class TinyLlava(nn.Module):
             if token != IMAGE_TOKEN_ID:
                 continue
             if index > start:
-                rows.append(embed(torch.tensor(ids[start:index], dtype=torch.long)))
+                rows.append(embed(torch.tensor(ids[start:index], dtype=torch.long, device=pictures.device)))
             if index < len(ids):
                 rows.append(pictures[picture])
                 picture += 1

@@ -4,6 +4,7 @@ The same optimiser loop serves every stage; what differs comes in as a function 
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,19 +21,22 @@ from transformers import get_cosine_schedule_with_warmup
 
 from tinyllava_edge.config import IGNORE_LABEL
 from tinyllava_edge.console import progress
+from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vlm import TinyLlava
 
 from .data import Batch, splice_labels
 from .recipes import Stage
-
-_LOG_EVERY = 10
+from .snapshots import Snapshots
 
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """One JSON object a line."""
+    """What a run leaves behind on its way: one JSON object a line, and snapshots where it can be resumed."""
 
     path: Path
+    every: int = 10  # steps a line
+    seconds_before: float = 0.0  # of the run's part before an interruption
+    snapshots: Snapshots | None = None
 
     def write(self, **values: Any) -> None:
         """Append one line."""
@@ -71,14 +75,21 @@ def optimise(
     accelerator: Accelerator,
     log: TrainingLog,
 ) -> None:
-    """Take one optimiser step for each loss: AdamW, linear warm-up, cosine to zero."""
+    """Take one optimiser step for each loss: AdamW, linear warm-up, cosine to zero.
+
+    Starts from the newest of the log's snapshots; `losses` are those after it.
+
+    Raises:
+        DataError: a loss is not finite.
+    """
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, int(num_steps * warmup_ratio), num_steps)
     parameters = [p for group in groups for p in group["params"]]
+    done = log.snapshots.restore(optimizer, schedule) if log.snapshots else 0
     started, recent = time.monotonic(), 0.0
     with progress() as bar:
-        task = bar.add_task(name, total=num_steps)
-        for step, compute in enumerate(losses, start=1):
+        task = bar.add_task(name, total=num_steps, completed=done)
+        for step, compute in enumerate(losses, start=done + 1):
             # On a CPU the fused attention's backward pass takes longer than all matrix products together.
             with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
                 loss = compute()
@@ -88,13 +99,17 @@ def optimise(
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             recent += float(loss.detach())
+            if not math.isfinite(recent):
+                raise DataError(f"{name}: the loss of step {step} is not finite. Lower the learning rate.")
             bar.advance(task)
-            if step % _LOG_EVERY == 0 or step == num_steps:
-                count = (step - 1) % _LOG_EVERY + 1
-                seconds = round(time.monotonic() - started, 1)
+            if step % log.every == 0 or step == num_steps:
+                count = (step - 1) % log.every + 1
+                seconds = round(log.seconds_before + time.monotonic() - started, 1)
                 rate = max(schedule.get_last_lr())
                 log.write(stage=name, step=step, loss=recent / count, learning_rate=rate, seconds=seconds)
                 recent = 0.0
+            if log.snapshots:
+                log.snapshots.save_if_due(step, optimizer, schedule)
 
 
 def train_stage(
@@ -140,14 +155,15 @@ def splice_batch(model: TinyLlava, batch: Batch) -> tuple[torch.Tensor, torch.Te
     Cut to the tokenizer's maximum length after splicing, as upstream does.
     """
     limit = model.config.tokenizer_max_length
-    num_tokens = model.config.vision.num_tokens
-    hidden = model.config.language.hidden_size
-    pictures = model.encode(batch.pixels) if len(batch.pixels) else torch.zeros(0, num_tokens, hidden)
+    hidden, device = model.config.language.hidden_size, next(model.parameters()).device
+    pixels = batch.pixels.to(device)
+    pictures = model.encode(pixels) if len(pixels) else pixels.new_zeros(0, 0, hidden)
+    num_tokens = pictures.shape[1]  # a resampler's are not the tower's
     rows, labels, used = [], [], 0
     for ids, sample_labels in zip(batch.ids, batch.labels, strict=True):
         count = sum(1 for token in ids if token < 0)
         rows.append(model.splice(ids, pictures[used : used + count])[:limit])
-        labels.append(torch.tensor(splice_labels(ids, sample_labels, num_tokens)[:limit]))
+        labels.append(torch.tensor(splice_labels(ids, sample_labels, num_tokens)[:limit], device=device))
         used += count
     pad = torch.nn.utils.rnn.pad_sequence
     return pad(rows, batch_first=True), pad(labels, batch_first=True, padding_value=IGNORE_LABEL)

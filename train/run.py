@@ -1,0 +1,99 @@
+"""A run's working directory `OUT.work` beside its output: what is asked for, the log, the snapshots.
+
+It is there from the first step until the output is. A run is the same run when its facts are: options and
+hashes of data and source, not paths.
+"""
+
+import glob
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.config import SIDECAR_FILE
+from tinyllava_edge.errors import OutputExistsError, UsageError
+from tinyllava_edge.output import check_output, write_json
+
+RUN_FILE = "run.json"
+
+
+def work_directory(out: Path) -> Path:
+    """The working directory of the run whose output is `out`."""
+    out = Path(os.path.abspath(out))
+    return out.with_name(f"{out.name}.work")
+
+
+def check_run(out: Path, *, resume: bool, force: bool) -> None:
+    """Refuse what is in the way, before any work is done.
+
+    Raises:
+        OutputExistsError: the output is there, or an unfinished run that is neither resumed nor replaced.
+    """
+    work = work_directory(out)
+    if resume:
+        return  # an output may be this very run's; `open_run` sees
+    check_output(out, force=force)
+    if work.exists() and not (force and _is_run(work)):
+        begin_anew = "--force to begin anew" if _is_run(work) else "remove it to begin anew"
+        raise OutputExistsError(
+            f"{work}: an unfinished run. Give --resume to go on with it, or {begin_anew}."
+        )
+
+
+def is_finished(out: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether `out` is the output of the run with these facts."""
+    return _read(out / SIDECAR_FILE).items() >= facts.items()
+
+
+def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) -> Path:
+    """The working directory, made or found again; nothing else is left of an earlier attempt.
+
+    Raises:
+        OutputExistsError: see `check_run`.
+        UsageError: the unfinished run is another one; the message says what differs.
+    """
+    if resume:
+        check_output(out, force=force)
+    else:
+        check_run(out, resume=False, force=force)
+    work = work_directory(out)
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    found = _read(work / RUN_FILE)
+    for name, value in facts.items():
+        if found and found.get(name) != value:
+            raise UsageError(
+                f"{work}: the unfinished run has {name} {found.get(name)!r}, this command {value!r}. "
+                "Repeat the command with --resume added, or give --force without it to begin anew."
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    write_json(work / RUN_FILE, dict(facts))
+    out_name = glob.escape(os.path.basename(os.path.abspath(out)))
+    for folder, name in ((work.parent, out_name), (work, "step-*")):
+        for left in folder.glob(f".{name}.tmp-*"):  # by a process killed while it wrote
+            shutil.rmtree(left)
+    return work
+
+
+def truncate_log(path: Path, step: int) -> float:
+    """Drop the lines after `step`, and one cut short by a kill; the seconds of the last line that stays."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    new = path.with_suffix(".new")
+    new.write_text("".join(kept), encoding="utf-8")
+    new.replace(path)
+    return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+
+
+def _is_run(work: Path) -> bool:
+    return (work / RUN_FILE).is_file() or all(path.name.startswith(".") for path in work.iterdir())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,86 @@
+"""The state of a run on the disk, so that it goes on after any interruption as if there had been none."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.output import fsync, output_directory, write_json
+
+_STATE, _SEAL = "state.pt", "seal.json"
+_KEPT = 2  # the newest, and one more in case the disk spoils it
+
+
+class Snapshots:
+    """Saves the state every few steps, and restores the newest one that is whole.
+
+    A snapshot holds what is trained, optimiser, schedule and random state. The order of the samples follows
+    from the step alone. A snapshot whose hash is not the one in its seal is removed, as if never taken.
+
+    Args:
+        folder: where the snapshots are, one directory each.
+        model: its parameters that require gradients are what is trained.
+        every: steps from one snapshot to the next; 0 takes none.
+    """
+
+    def __init__(self, folder: Path, model: nn.Module, every: int) -> None:
+        self._folder, self._every = folder, every
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        while (newest := self._newest()) is not None and not _is_whole(newest):
+            shutil.rmtree(newest)
+        self.step = 0 if newest is None else _step_of(newest)
+
+    def restore(self, optimizer: torch.optim.Optimizer, schedule: Any) -> int:
+        """Put everything back to where the newest snapshot was taken; how many steps that was."""
+        newest = self._newest()
+        if newest is None:
+            return 0
+        state = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(state["trained"][name])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["rng"])
+        torch.cuda.set_rng_state_all(state["cuda_rng"])
+        return self.step
+
+    def save_if_due(self, step: int, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+        """Take a snapshot where `step` is a multiple of `every`."""
+        if not self._every or step % self._every:
+            return
+        state = {
+            "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all(),
+        }
+        with output_directory(self._folder / f"step-{step:08d}") as directory:
+            torch.save(state, directory / _STATE)
+            fsync(directory / _STATE)
+            write_json(directory / _SEAL, {"sha256": sha256_of_file(directory / _STATE)})
+        for old in self._all()[:-_KEPT]:
+            shutil.rmtree(old)
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("step-*"))
+
+    def _newest(self) -> Path | None:
+        return next(reversed(self._all()), None)
+
+
+def _step_of(snapshot: Path) -> int:
+    return int(snapshot.name.removeprefix("step-"))
+
+
+def _is_whole(snapshot: Path) -> bool:
+    try:
+        seal = json.loads((snapshot / _SEAL).read_text(encoding="utf-8"))
+        return bool(seal["sha256"] == sha256_of_file(snapshot / _STATE))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

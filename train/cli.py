@@ -1,44 +1,146 @@
 """`tinyllava-edge train`."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from tinyllava_edge.console import note, print_json
+from tinyllava_edge.embedded import checkpoint_path
 from tinyllava_edge.errors import UsageError
 
-_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
+from .options import PARTS, FinetuneOptions, LoraOptions, Precision, RecipeName, parse_tune
+
+_NANO_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
+_LORA = LoraOptions()
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="What to train: nano.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the new checkpoint.")],
-    data: Annotated[Path, typer.Option(help="LLaVA JSON.")] = _DATA,
+    model: Annotated[
+        str, typer.Argument(metavar="[nano]", help="`nano` trains that model from nothing.")
+    ] = "",
+    data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
     ] = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Checkpoint to start from: a directory, or 'nano'.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help=f"How the language model is trained: {', '.join(get_args(RecipeName))}.")
+    ] = "full",
+    tune: Annotated[
+        str, typer.Option(help=f"What is trained: {', '.join(PARTS)}, joined by +; or all.")
+    ] = "connector+llm",
+    template: Annotated[
+        str | None,
+        typer.Option(help="Prompt template, instead of the checkpoint's; `pretrain` for captions."),
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="Times every conversation is seen.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Conversations a step.")] = 8,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Highest one; upstream's for the recipe if not given.")
+    ] = None,
+    lora_rank: Annotated[int, typer.Option(help="Of LoRA's update.")] = _LORA.rank,
+    lora_alpha: Annotated[int, typer.Option(help="LoRA's update is scaled by alpha / rank.")] = _LORA.alpha,
+    lora_dropout: Annotated[float, typer.Option(help="On the input of LoRA's update.")] = _LORA.dropout,
+    save_adapter: Annotated[
+        bool, typer.Option("--save-adapter", help="Keep the LoRA update by itself too, in adapter/.")
+    ] = False,
+    save_every: Annotated[int, typer.Option(help="Steps between two snapshots; 0 takes none.")] = 100,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of weights, order, views and wordings.")] = 0,
+    precision: Annotated[
+        str, typer.Option(help=f"{', '.join(get_args(Precision))}; auto is bf16 where computed in.")
+    ] = "auto",
+    sources: Annotated[
+        Path | None,
+        typer.Option(help="Where tokenizer and processor files are that the checkpoint only names."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
+    ] = False,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Train a model from nothing, and write it as a TinyLLaVA checkpoint."""
+    """Train a checkpoint on your own data, or `nano` from nothing."""
+    if model:
+        if model != "nano" or source is not None:
+            raise UsageError(
+                f"train {model!r}: only nano is made from nothing. To train on your own data give "
+                "--data my.json --from CHECKPOINT, and no other argument."
+            )
+        if resume:
+            raise UsageError("train nano cannot be resumed: it takes half an hour from the start.")
+        _train_nano(out, data or _NANO_DATA, images, seed=seed, threads=threads, force=force)
+        return
+    if data is None or source is None:
+        raise UsageError("give --data my.json --from CHECKPOINT to train on your own data, or `train nano`.")
+    options = FinetuneOptions(
+        data=data,
+        images=images or data.parent,
+        source=checkpoint_path(source),
+        recipe=cast(RecipeName, recipe),
+        tune=parse_tune(tune),
+        template=template,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        lora=LoraOptions(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout),
+        seed=seed,
+        precision=cast(Precision, precision),
+        save_every=save_every,
+        save_adapter=save_adapter,
+        sources=sources,
+        allow_pickle=allow_pickle,
+    )
+    outcome = _finetune(out, options, resume=resume, force=force, threads=threads)
+    if json:
+        print_json({"checkpoint": str(out), **outcome})
+    else:
+        note(
+            f"{out}: {outcome['steps']} steps in {outcome['seconds']:.0f} s, loss "
+            f"{outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
+        )
+
+
+def _finetune(
+    out: Path, options: FinetuneOptions, *, resume: bool, force: bool, threads: int
+) -> dict[str, Any]:
+    from .run import check_run, work_directory
+
+    check_run(out, resume=resume, force=force)
+    _set_threads(threads)
+    from .finetune import finetune
+
+    note(f"log and snapshots while it runs: {work_directory(out)}")
+    return asdict(finetune(out, options, resume=resume, force=force))
+
+
+def _train_nano(out: Path, data: Path, images: Path | None, *, seed: int, threads: int, force: bool) -> None:
     from tinyllava_edge.output import check_output
 
     from . import recipes
 
-    if recipe != "nano":
-        raise UsageError(f"recipe {recipe!r} is not known. Known: nano.")
     check_output(out, force=force)
+    _set_threads(threads)
+    from .nano import train_nano
 
+    train_nano(out, data=data, images=images or data.parent, recipe=recipes.nano(), seed=seed, force=force)
+
+
+def _set_threads(threads: int) -> None:
     # Idle OpenMP threads would spin at every barrier, which costs all speed on a machine with other work.
     # Must be set before torch loads its OpenMP.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from .nano import train_nano
-
     if threads:
         torch.set_num_threads(threads)
-    train_nano(out, data=data, images=images or data.parent, recipe=recipes.nano(), seed=seed, force=force)

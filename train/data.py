@@ -84,6 +84,9 @@ def read_conversations(path: Path, images: Path) -> list[Conversation]:
         DataError: a record is malformed (the message names it), or pictures are missing (it lists them).
     """
     records = read_records(path)
+    for index, record in enumerate(records):
+        if not isinstance(record.get("image") or "", str):
+            raise DataError(f"{path}: record {index}: image is {record['image']!r}, expected one path.")
     check_pictures([str(r["image"]) for r in records if r.get("image")], images)
     return [_conversation(record, index, path, images) for index, record in enumerate(records)]
 

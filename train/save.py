@@ -1,13 +1,20 @@
 """A trained model -> TinyLLaVA Factory's flat safetensors layout (spec/tinyllava.md section 3.2)."""
 
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from tinyllava_edge.config import ModelConfig, read_factory_config
 from tinyllava_edge.errors import DataError
-from tinyllava_edge.model.checkpoint import FLAT_FILE
+from tinyllava_edge.model.assets import PROCESSOR_FILE, processor_path, tokenizer_directory
+from tinyllava_edge.model.checkpoint import FLAT_FILE, tensor_facts
+from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
+from tinyllava_edge.output import write_json
+
+_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 
 
 def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -27,3 +34,28 @@ def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.
             )
     save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
     (directory / FLAT_FILE).chmod(0o644)  # safetensors makes it private
+
+
+def stored_dtype(directory: Path, *, allow_pickle: bool = False) -> torch.dtype:
+    """The dtype that all weights of a checkpoint are stored in; float32 where they differ."""
+    facts = tensor_facts(directory, allow_pickle=allow_pickle)
+    names = {dtype for _, dtype in facts.values()}
+    dtype: torch.dtype = getattr(torch, names.pop()) if len(names) == 1 else torch.float32
+    return dtype
+
+
+def write_frame(
+    source: Path, directory: Path, config: ModelConfig, dtype: torch.dtype, *, sources: Path | None = None
+) -> None:
+    """Everything of a checkpoint but weights and sidecar, as in `source`, in TinyLLaVA Factory's layout."""
+    raw = {
+        key: value for key, value in read_factory_config(source, sources=sources).items() if key != "dtype"
+    }
+    write_json(directory / "config.json", {**raw, "torch_dtype": str(dtype).removeprefix("torch.")})
+    folder = tokenizer_directory(source, config, sources)
+    for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZER):
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, directory / name)
+    processor = processor_path(source, config, sources)
+    if processor is not None:
+        shutil.copyfile(processor, directory / PROCESSOR_FILE)

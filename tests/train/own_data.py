@@ -1,0 +1,59 @@
+"""A user's data of a few conversations, and a checkpoint that trains in milliseconds a step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.train.options import FinetuneOptions, LoraOptions
+
+COLOURS = ("red", "green", "blue", "white", "black")
+
+
+def write_own_data(folder: Path, *, count: int = 10) -> Path:
+    """Write `data.json` and its pictures: every third record without a picture, every fourth of two turns."""
+    records = []
+    for index in range(count):
+        colour = COLOURS[index % len(COLOURS)]
+        record: dict[str, Any] = {"id": f"r{index}"}
+        question = "What is two plus two?" if index % 3 == 0 else "<image>\nWhich colour is this?"
+        if index % 3:
+            Image.new("RGB", (20, 20), colour).save(folder / f"{index}.png")
+            record["image"] = f"{index}.png"
+        texts = [question, f"It is {colour}."] + (["Sure?", "Yes."] if index % 4 == 0 else [])
+        record["conversations"] = [
+            {"from": ("human", "gpt")[position % 2], "value": text} for position, text in enumerate(texts)
+        ]
+        records.append(record)
+    (folder / "data.json").write_text(json.dumps(records))
+    return folder / "data.json"
+
+
+def write_small_checkpoint(directory: Path) -> Path:
+    """A checkpoint with narrow layers, so that most of a step is not arithmetic."""
+    return write_tiny_checkpoint(
+        directory,
+        hidden=32,
+        layers=1,
+        intermediate=64,
+        image_size=28,
+        vision_hidden=32,
+        vision_layers=2,
+        vision_intermediate=64,
+    )
+
+
+def own_options(folder: Path, source: Path, **changes: Any) -> FinetuneOptions:
+    """Options for the data that `write_own_data` wrote to `folder`."""
+    values: dict[str, Any] = {
+        "data": folder / "data.json",
+        "images": folder,
+        "source": source,
+        "batch_size": 3,
+        "precision": "fp32",
+        "learning_rate": 3e-3,
+        "lora": LoraOptions(rank=4, alpha=8),
+    }
+    return FinetuneOptions(**{**values, **changes})

@@ -1,0 +1,165 @@
+"""A run that is killed and resumed gives the losses and the weights of one that was not."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
+from tinyllava_edge.errors import OutputExistsError, UsageError
+from tinyllava_edge.train import loop
+from tinyllava_edge.train.data import read_lines
+from tinyllava_edge.train.finetune import finetune
+from tinyllava_edge.train.options import FinetuneOptions
+
+STEPS = 32
+NUM_KILLS = 10
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resume")
+    write_own_data(folder)
+    write_small_checkpoint(folder / "source")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(folder: Path) -> FinetuneOptions:
+    return own_options(folder, folder / "source", recipe="lora", epochs=STEPS // 4, save_every=3)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, options: FinetuneOptions) -> Path:
+    """The run that nothing interrupts."""
+    outcome = finetune(folder / "whole", options)
+    assert outcome.steps == STEPS
+    assert outcome.last_loss < outcome.first_loss
+    return folder / "whole"
+
+
+def _losses(log: Path) -> list[tuple[int, float, float]]:
+    return [(line["step"], line["loss"], line["learning_rate"]) for line in read_lines(log)]
+
+
+def _assert_same(out: Path, whole: Path) -> None:
+    assert _losses(out / "training_log.jsonl") == _losses(whole / "training_log.jsonl")
+    for name in ("model.safetensors", "config.json", "tinyllava_edge.json"):
+        hashes = {hashlib.sha256((path / name).read_bytes()).hexdigest() for path in (out, whole)}
+        assert len(hashes) == 1, name
+
+
+def _count_lines(log: Path) -> int:
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _interrupt(out: Path, options: FinetuneOptions, at_step: int) -> None:
+    """Stop a run in this process, as Ctrl-C would, once its log has `at_step` lines."""
+
+    def stop(log: loop.TrainingLog, **values: Any) -> None:
+        write(log, **values)
+        if values["step"] == at_step:
+            raise KeyboardInterrupt
+
+    write = loop.TrainingLog.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.TrainingLog, "write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(out, options)
+
+
+def test_ten_kills_at_random_moments_leave_losses_and_weights_bit_for_bit(
+    folder: Path, options: FinetuneOptions, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGKILL to processes forked from one that has imported torch; the last one runs to the end."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tinyllava_edge.train.finetune"])
+    rng = random.Random(0)
+    out, log = folder / "killed", folder / "killed.work" / "training_log.jsonl"
+    killed_at = []
+    for target in sorted(rng.randrange(STEPS - 1) for _ in range(NUM_KILLS)):
+        process = context.Process(target=finetune, args=(out, options), kwargs={"resume": True})
+        process.start()
+        while _count_lines(log) < target and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+        os.kill(process.pid or 0, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        killed_at.append(_count_lines(log))
+    assert not out.exists()
+    assert len(set(killed_at)) > 3  # not all at one place
+    process = context.Process(target=finetune, args=(out, options), kwargs={"resume": True})
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    _assert_same(out, whole)
+    assert [path.name for path in folder.iterdir() if "killed" in path.name] == ["killed"]
+
+
+def test_a_damaged_snapshot_is_passed_over_for_the_one_before(
+    folder: Path, options: FinetuneOptions, whole: Path
+) -> None:
+    out, work = folder / "damaged", folder / "damaged.work"
+    _interrupt(out, options, 10)
+    assert [path.name for path in sorted(work.glob("step-*"))] == ["step-00000006", "step-00000009"]
+    content = (work / "step-00000009" / "state.pt").read_bytes()
+    (work / "step-00000009" / "state.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with (work / "training_log.jsonl").open("a") as file:
+        file.write('{"stage": "finetu')  # a line cut short
+    outcome = finetune(out, options, resume=True)
+    assert outcome.resumed_at == 6
+    _assert_same(out, whole)
+    assert not work.exists()
+
+
+def test_an_unfinished_run_is_neither_lost_nor_mixed_up(folder: Path, options: FinetuneOptions) -> None:
+    out, work = folder / "unfinished", folder / "unfinished.work"
+    _interrupt(out, options, 4)
+    with pytest.raises(OutputExistsError, match=r"unfinished run\. Give --resume .* or --force"):
+        finetune(out, options)
+    with pytest.raises(UsageError, match=r"unfinished run has seed 0, this command 1"):
+        finetune(out, replace(options, seed=1), resume=True)
+    assert (work / "step-00000003").is_dir()
+    outcome = finetune(out, replace(options, epochs=1), force=True)
+    assert (outcome.steps, outcome.resumed_at) == (4, 0)
+    assert not work.exists()
+
+
+def test_a_finished_run_is_not_run_again(folder: Path, options: FinetuneOptions, whole: Path) -> None:
+    """As after a kill between the output's renaming and the end."""
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    (folder / "whole.work").mkdir()
+    assert finetune(whole, options, resume=True).resumed_at == STEPS
+    assert not (folder / "whole.work").exists()
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(OutputExistsError):
+        finetune(whole, replace(options, seed=1), resume=True)
+
+
+def test_a_folder_that_is_no_run_is_not_removed(folder: Path, options: FinetuneOptions) -> None:
+    (folder / "mine.work").mkdir()
+    (folder / "mine.work" / "letters.txt").write_text("Dear")
+    with pytest.raises(OutputExistsError, match="remove it"):
+        finetune(folder / "mine", options, force=True)
+    assert (folder / "mine.work" / "letters.txt").exists()
+    shutil.rmtree(folder / "mine.work")
+
+
+def test_without_snapshots_a_run_starts_again(folder: Path, options: FinetuneOptions) -> None:
+    out = folder / "none"
+    short = replace(options, epochs=1, save_every=0)
+    _interrupt(out, short, 3)
+    assert json.loads((folder / "none.work" / "run.json").read_text())["epochs"] == 1
+    assert finetune(out, short, resume=True).resumed_at == 0
+    assert [step for step, _, _ in _losses(out / "training_log.jsonl")] == [1, 2, 3, 4]

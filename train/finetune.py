@@ -1,0 +1,203 @@
+"""Train a checkpoint on the user's own conversations, and write it as a checkpoint that `export` reads."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.config import SIDECAR_FILE
+from tinyllava_edge.embedded import NANO, is_shipped
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.model.assets import Assets, read_assets
+from tinyllava_edge.model.checkpoint import checkpoint_sha256
+from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.output import fsync, output_directory, write_json
+from tinyllava_edge.prompt import template_named
+
+from .curve import write_curve
+from .data import PictureReader, read_conversations, read_lines
+from .loop import TrainingLog, choose_precision, conversation_loss, optimise, parameter_groups
+from .lora import add_lora, merge_lora, save_adapter
+from .options import FinetuneOptions
+from .run import is_finished, open_run, truncate_log, work_directory
+from .samples import Samples
+from .save import stored_dtype, write_frame, write_weights
+from .snapshots import Snapshots
+
+LOG_FILE = "training_log.jsonl"
+CURVE_FILE = "training_curve.png"
+ADAPTER_FOLDER = "adapter"
+_GRADIENT_NORM, _WARMUP_RATIO = 1.0, 0.03
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run did."""
+
+    steps: int
+    resumed_at: int  # step it went on from; `steps` where the output was there already
+    first_loss: float
+    last_loss: float
+    seconds: float
+
+
+def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force: bool = False) -> Outcome:
+    """Train, and write the checkpoint; nothing is at `out` before all of it is.
+
+    While it runs, log and snapshots are in `OUT.work`. On one machine with one number of threads, a resumed
+    run gives the losses and weights of an uninterrupted one, bit for bit.
+
+    Args:
+        out: directory of the new checkpoint.
+        options: what to train, on what, and how.
+        resume: go on from the newest whole snapshot of an interrupted run, where there is one.
+        force: replace an existing output, and without `resume` an unfinished run.
+
+    Raises:
+        OutputExistsError: an output or an unfinished run is in the way.
+        CheckpointError: the source is damaged or not supported.
+        DataError: the data are malformed, pictures are missing, or the training diverged.
+        UsageError: the unfinished run is of other options or data.
+    """
+    conversations = read_conversations(options.data, options.images)
+    facts = _facts(options)
+    if resume and is_finished(out, facts):
+        shutil.rmtree(work_directory(out), ignore_errors=True)
+        return _outcome(out / LOG_FILE, read_lines(out / LOG_FILE)[-1]["step"])
+    model = load_model(
+        options.source,
+        template=options.chat_template,
+        sources=options.sources,
+        allow_pickle=options.allow_pickle,
+    )
+    assets = read_assets(options.source, model.config, sources=options.sources)
+    accelerator = Accelerator(mixed_precision=_precision(options))
+    model.to(accelerator.device)
+    torch.manual_seed(options.seed)
+    adapted = _choose_trained(model, options)
+    samples = Samples(
+        conversations=conversations,
+        tokenizer=assets.text_tokenizer(),
+        template=template_named(options.template or model.config.template),
+        reader=PictureReader(assets.preprocessing),
+        batch_size=options.batch_size,
+        limit=model.config.tokenizer_max_length,
+        num_tokens=_count_picture_tokens(model, assets),
+        seed=options.seed,
+    )
+    work = open_run(out, facts, resume=resume, force=force)
+    resumed_at = _optimise(model, samples, options, accelerator, work)
+    merge_error = None
+    with output_directory(out, force=force) as directory:
+        if adapted is not None:
+            if options.save_adapter:
+                save_adapter(adapted, directory / ADAPTER_FOLDER)
+            merge_error = merge_lora(model, adapted, samples.batch(0))
+        _write(model, directory, options, {**facts, "merge_error": merge_error}, work / LOG_FILE)
+    shutil.rmtree(work)
+    return _outcome(out / LOG_FILE, resumed_at)
+
+
+def _facts(options: FinetuneOptions) -> dict[str, Any]:
+    """What the outcome depends on, for the sidecar and to know a run again."""
+    return {
+        "recipe": options.recipe,
+        "tune": list(options.tune),
+        "training_template": options.template,
+        "epochs": options.epochs,
+        "batch_size": options.batch_size,
+        "learning_rate": options.rate,
+        "lora": asdict(options.lora) if options.recipe == "lora" else None,
+        "seed": options.seed,
+        "mixed_precision": _precision(options),
+        "data": options.data.name,
+        "data_sha256": sha256_of_file(options.data),
+        "source": NANO if is_shipped(options.source) else options.source.resolve().name,
+        "source_sha256": checkpoint_sha256(options.source),
+    }
+
+
+def _precision(options: FinetuneOptions) -> str:
+    """Accelerate's name of the arithmetic; auto is bf16 where the GPU, or else the CPU, computes in it."""
+    if options.precision == "auto" and torch.cuda.is_available():
+        return choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    return choose_precision(options.precision)
+
+
+def _choose_trained(model: TinyLlava, options: FinetuneOptions) -> Any:
+    """Freeze all but what is trained; PEFT's wrapper where there are low-rank updates."""
+    model.requires_grad_(False)
+    full = set(options.tune)
+    adapted = None
+    if options.recipe == "lora":
+        adapted = add_lora(model, options.lora)
+        full.discard("language_model")
+    for part in full:
+        model.get_submodule(part).requires_grad_(True)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UsageError(f"nothing to train: {', '.join(options.tune)} has no weights in this checkpoint.")
+    return adapted
+
+
+@torch.no_grad()
+def _count_picture_tokens(model: TinyLlava, assets: Assets) -> int:
+    size = assets.preprocessing.image_size
+    return model.encode(torch.zeros(1, 3, size, size, device=next(model.parameters()).device)).shape[1]
+
+
+def _optimise(
+    model: TinyLlava, samples: Samples, options: FinetuneOptions, accelerator: Accelerator, work: Path
+) -> int:
+    """Run the optimiser from the newest snapshot to the end; the step it went on from."""
+    snapshots = Snapshots(work, model, options.save_every)
+    seconds_before = truncate_log(work / LOG_FILE, snapshots.step)
+    num_steps = samples.steps_per_epoch * options.epochs
+    model.train()
+    optimise(
+        "finetune",
+        parameter_groups([(model.get_submodule(part), options.rate) for part in options.tune], 0.0),
+        _losses(model, samples, range(snapshots.step, num_steps)),
+        num_steps=num_steps,
+        warmup_ratio=_WARMUP_RATIO,
+        gradient_norm=_GRADIENT_NORM,
+        accelerator=accelerator,
+        log=TrainingLog(work / LOG_FILE, every=1, seconds_before=seconds_before, snapshots=snapshots),
+    )
+    model.eval()
+    return snapshots.step
+
+
+def _losses(model: TinyLlava, samples: Samples, steps: range) -> Iterator[Callable[[], torch.Tensor]]:
+    for step in steps:
+        yield partial(conversation_loss, model, samples.batch(step))
+
+
+def _write(
+    model: TinyLlava, directory: Path, options: FinetuneOptions, facts: dict[str, Any], log: Path
+) -> None:
+    """Fill the directory of the finished checkpoint."""
+    dtype = stored_dtype(options.source, allow_pickle=options.allow_pickle)
+    write_frame(options.source, directory, model.config, dtype, sources=options.sources)
+    write_weights(model, directory, dtype)
+    write_json(directory / SIDECAR_FILE, {"template": model.config.template, **facts})
+    shutil.copy(log, directory / LOG_FILE)
+    write_curve(log, directory / CURVE_FILE)
+    for path in directory.rglob("*"):
+        fsync(path)
+
+
+def _outcome(log: Path, resumed_at: int) -> Outcome:
+    lines = read_lines(log)
+    return Outcome(
+        steps=lines[-1]["step"],
+        resumed_at=resumed_at,
+        first_loss=lines[0]["loss"],
+        last_loss=lines[-1]["loss"],
+        seconds=lines[-1]["seconds"],
+    )

@@ -197,4 +197,8 @@ BOOKKEEPING_KEYS = frozenset(
     )
 )
 # Keys that are harmless at this one value.
-NEUTRAL_VALUES = {"num_channels": 3, "qkv_bias": True}
+NEUTRAL_VALUES = {
+    "num_channels": 3,
+    "qkv_bias": True,
+    "use_mask_token": True,  # of DINOv2: only its pre-training uses the token
+}

@@ -11,7 +11,8 @@ from tinyllava_edge.console import note, print_json
 from tinyllava_edge.embedded import checkpoint_path
 from tinyllava_edge.errors import UsageError
 
-from .options import PARTS, FinetuneOptions, LoraOptions, Precision, RecipeName, parse_tune
+from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
+from .run import check_run, parts_directory, work_directory
 
 _NANO_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
 _LORA = LoraOptions()
@@ -30,6 +31,11 @@ def train(
     source: Annotated[
         str | None, typer.Option("--from", help="Checkpoint to start from: a directory, or 'nano'.")
     ] = None,
+    tower: Annotated[Path | None, typer.Option(help="In place of --from: directory of a tower.")] = None,
+    llm: Annotated[Path | None, typer.Option(help="With --tower: directory of a language model.")] = None,
+    connector: Annotated[
+        str, typer.Option(help="With --tower: type of the new connector between them.")
+    ] = "mlp2x_gelu",
     recipe: Annotated[
         str, typer.Option(help=f"How the language model is trained: {', '.join(get_args(RecipeName))}.")
     ] = "full",
@@ -81,12 +87,17 @@ def train(
             raise UsageError("train nano cannot be resumed: it takes half an hour from the start.")
         _train_nano(out, data or _NANO_DATA, images, seed=seed, threads=threads, force=force)
         return
-    if data is None or source is None:
-        raise UsageError("give --data my.json --from CHECKPOINT to train on your own data, or `train nano`.")
+    if data is None or (source is None) == (tower is None) or (tower is None) != (llm is None):
+        raise UsageError(
+            "give --data my.json and either --from CHECKPOINT or --tower DIR --llm DIR, to train on your own "
+            "data; or `train nano`."
+        )
+    parts = None if tower is None or llm is None else Parts(tower=tower, connector=connector, llm=llm)
     options = FinetuneOptions(
         data=data,
         images=images or data.parent,
-        source=checkpoint_path(source),
+        source=checkpoint_path(source) if source is not None else parts_directory(out),
+        parts=parts,
         recipe=cast(RecipeName, recipe),
         tune=parse_tune(tune),
         template=template,
@@ -114,8 +125,6 @@ def train(
 def _finetune(
     out: Path, options: FinetuneOptions, *, resume: bool, force: bool, threads: int
 ) -> dict[str, Any]:
-    from .run import check_run, work_directory
-
     check_run(out, resume=resume, force=force)
     _set_threads(threads)
     from .finetune import finetune

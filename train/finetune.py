@@ -1,7 +1,8 @@
 """Train a checkpoint on the user's own conversations, and write it as a checkpoint that `export` reads."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -13,24 +14,24 @@ from accelerate import Accelerator
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.config import SIDECAR_FILE
 from tinyllava_edge.embedded import NANO, is_shipped
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_sha256
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.output import fsync, output_directory, write_json
 from tinyllava_edge.prompt import template_named
 
+from .assemble import assemble
 from .curve import write_curve
-from .data import PictureReader, read_conversations, read_lines
+from .data import Conversation, PictureReader, read_conversations, read_lines
 from .loop import TrainingLog, choose_precision, conversation_loss, optimise, parameter_groups
 from .lora import add_lora, merge_lora, save_adapter
-from .options import FinetuneOptions
-from .run import is_finished, open_run, truncate_log, work_directory
+from .options import PRETRAIN, FinetuneOptions
+from .run import LOG_FILE, is_finished, open_run, remove_work, truncate_log
 from .samples import Samples
 from .save import stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
 
-LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "training_curve.png"
 ADAPTER_FOLDER = "adapter"
 _GRADIENT_NORM, _WARMUP_RATIO = 1.0, 0.03
@@ -66,9 +67,47 @@ def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force
         UsageError: the unfinished run is of other options or data.
     """
     conversations = read_conversations(options.data, options.images)
+    blind = [conversation.id for conversation in conversations if conversation.picture is None]
+    if blind and options.template == PRETRAIN:
+        raise DataError(
+            f"{options.data}: {len(blind)} records have no picture, first {blind[0]}. --template pretrain "
+            "learns captions: leave these out."
+        )
+    with _source_in_place(options):
+        return _finetune(out, options, conversations, resume=resume, force=force)
+
+
+@contextmanager
+def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
+    """Assemble the checkpoint to start from, where it is given in parts; a resumed run makes the same one."""
+    if options.parts is None:
+        yield
+        return
+    parts = options.parts
+    assemble(
+        options.source,
+        tower=parts.tower,
+        connector=parts.connector,
+        language_model=parts.llm,
+        seed=options.seed,
+    )
+    try:
+        yield
+    finally:
+        shutil.rmtree(options.source)
+
+
+def _finetune(
+    out: Path,
+    options: FinetuneOptions,
+    conversations: Sequence[Conversation],
+    *,
+    resume: bool,
+    force: bool,
+) -> Outcome:
     facts = _facts(options)
     if resume and is_finished(out, facts):
-        shutil.rmtree(work_directory(out), ignore_errors=True)
+        remove_work(out)
         return _outcome(out / LOG_FILE, read_lines(out / LOG_FILE)[-1]["step"])
     model = load_model(
         options.source,
@@ -118,9 +157,16 @@ def _facts(options: FinetuneOptions) -> dict[str, Any]:
         "mixed_precision": _precision(options),
         "data": options.data.name,
         "data_sha256": sha256_of_file(options.data),
-        "source": NANO if is_shipped(options.source) else options.source.resolve().name,
+        "source": _source_name(options),
         "source_sha256": checkpoint_sha256(options.source),
     }
+
+
+def _source_name(options: FinetuneOptions) -> str:
+    if options.parts is not None:
+        parts = options.parts
+        return f"{parts.tower.resolve().name} + {parts.connector} + {parts.llm.resolve().name}"
+    return NANO if is_shipped(options.source) else options.source.resolve().name
 
 
 def _precision(options: FinetuneOptions) -> str:

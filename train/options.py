@@ -29,11 +29,21 @@ class LoraOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Parts:
+    """A tower and a language model that are not one checkpoint yet."""
+
+    tower: Path
+    connector: str
+    llm: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
     """One run on the user's own data.
 
     Attributes:
         source: checkpoint to start from.
+        parts: what to assemble `source` from; it is removed again at the end.
         recipe: `lora` trains low-rank updates of the language model, `full` the weights themselves; the
             other parts of `tune` are trained in full either way, as upstream does.
         tune: which parts are trained.
@@ -48,6 +58,7 @@ class FinetuneOptions:
     data: Path
     images: Path
     source: Path
+    parts: Parts | None = None
     recipe: RecipeName = "full"
     tune: tuple[Part, ...] = ("connector", "language_model")
     template: str | None = None

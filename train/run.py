@@ -17,12 +17,19 @@ from tinyllava_edge.errors import OutputExistsError, UsageError
 from tinyllava_edge.output import check_output, write_json
 
 RUN_FILE = "run.json"
+LOG_FILE = "training_log.jsonl"
 
 
 def work_directory(out: Path) -> Path:
     """The working directory of the run whose output is `out`."""
     out = Path(os.path.abspath(out))
     return out.with_name(f"{out.name}.work")
+
+
+def parts_directory(out: Path) -> Path:
+    """Where the checkpoint is, while the run lasts, that was assembled to start from."""
+    out = Path(os.path.abspath(out))
+    return out.with_name(f".{out.name}.parts")
 
 
 def check_run(out: Path, *, resume: bool, force: bool) -> None:
@@ -70,11 +77,18 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
             )
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / RUN_FILE, dict(facts))
-    out_name = glob.escape(os.path.basename(os.path.abspath(out)))
-    for folder, name in ((work.parent, out_name), (work, "step-*")):
+    names = [os.path.basename(os.path.abspath(out)), parts_directory(out).name]
+    for folder, name in (*((work.parent, glob.escape(name)) for name in names), (work, "step-*")):
         for left in folder.glob(f".{name}.tmp-*"):  # by a process killed while it wrote
             shutil.rmtree(left)
     return work
+
+
+def remove_work(out: Path) -> None:
+    """Remove what a finished run left that was killed before it had cleared up."""
+    work = work_directory(out)
+    if work.is_dir() and _is_run(work):
+        shutil.rmtree(work)
 
 
 def truncate_log(path: Path, step: int) -> float:
@@ -88,7 +102,9 @@ def truncate_log(path: Path, step: int) -> float:
 
 
 def _is_run(work: Path) -> bool:
-    return (work / RUN_FILE).is_file() or all(path.name.startswith(".") for path in work.iterdir())
+    """Whether all that is in it is a run's, half removed or not; only then is it ours to remove."""
+    names = [path.name for path in work.iterdir()]
+    return all(name in (RUN_FILE, LOG_FILE) or name.startswith((".", "step-")) for name in names)
 
 
 def _read(path: Path) -> dict[str, Any]:

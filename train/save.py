@@ -52,10 +52,14 @@ def write_frame(
         key: value for key, value in read_factory_config(source, sources=sources).items() if key != "dtype"
     }
     write_json(directory / "config.json", {**raw, "torch_dtype": str(dtype).removeprefix("torch.")})
-    folder = tokenizer_directory(source, config, sources)
-    for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZER):
-        if (folder / name).exists():
-            shutil.copyfile(folder / name, directory / name)
+    copy_tokenizer(tokenizer_directory(source, config, sources), directory)
     processor = processor_path(source, config, sources)
     if processor is not None:
         shutil.copyfile(processor, directory / PROCESSOR_FILE)
+
+
+def copy_tokenizer(source: Path, directory: Path) -> None:
+    """Copy the files of a tokenizer that are there."""
+    for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZER):
+        if (source / name).exists():
+            shutil.copyfile(source / name, directory / name)

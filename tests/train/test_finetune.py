@@ -117,6 +117,9 @@ def test_captions_are_learned_with_the_checkpoints_own_template_kept(folder: Pat
         tmp_path / "out", own_options(folder, folder / "source", tune=parse_tune("connector"), **changes)
     )
     assert read_model_config(tmp_path / "out").template == "llama"
+    changes["data"] = folder / "data.json"
+    with pytest.raises(DataError, match="4 records have no picture, first r0"):
+        finetune(tmp_path / "other", own_options(folder, folder / "source", **changes))
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted(GOLDEN.glob("*"))])
@@ -214,6 +217,8 @@ def test_the_command_prints_one_line_of_json(
         {"data": Path("d.json")},
         {"model": "nano", "source": "nano"},
         {"model": "nano", "resume": True},
+        {"data": Path("d.json"), "tower": Path("t")},
+        {"data": Path("d.json"), "tower": Path("t"), "llm": Path("l"), "source": "s"},
     ],
 )
 def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[str, Any]) -> None:

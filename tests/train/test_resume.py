@@ -139,7 +139,7 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(folder: Path, options: F
 def test_a_finished_run_is_not_run_again(folder: Path, options: FinetuneOptions, whole: Path) -> None:
     """As after a kill between the output's renaming and the end."""
     before = (whole / "model.safetensors").stat().st_mtime_ns
-    (folder / "whole.work").mkdir()
+    (folder / "whole.work" / "step-00000030").mkdir(parents=True)
     assert finetune(whole, options, resume=True).resumed_at == STEPS
     assert not (folder / "whole.work").exists()
     assert (whole / "model.safetensors").stat().st_mtime_ns == before

@@ -42,8 +42,10 @@ def read_questions(path: Path, images: Path) -> list[Question]:
         raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}).") from None
-    if not isinstance(records, list) or not records:
+    if not isinstance(records, list):
         raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}.")
+    if not records:
+        raise DataError(f"{path}: the list is empty; expected at least one record.")
     questions = [
         question
         for index, record in enumerate(records)

@@ -80,7 +80,7 @@ def test_both_forms_of_question_files_are_read_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("records", "named"),
     [
-        ([], "list"),
+        ([], "the list is empty"),
         ({"question": "?"}, "dict"),
         (["text"], "record 0"),
         ([{"question": "?", "answer": 1}], "record 0"),

@@ -63,7 +63,7 @@ def open_cell(cell: Cell) -> Model:
         vision=cell.vision,
         language=cell.language,
         threads=cell.threads,
-        checkpoint=None if cell.checkpoint is None else Path(cell.checkpoint),
+        checkpoint=Path(cell.checkpoint) if cell.checkpoint and cell.runtime == "torch" else None,
     )
     return Model(endless, *open_backends(cell.runtime, bundle, options))
 

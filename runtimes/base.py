@@ -91,18 +91,24 @@ class BackendOptions:
     Attributes:
         vision: name of the vision variant, or None for the most precise verified one.
         language: name of the language variant, likewise.
-        kv_type: type of the KV cache, one of `KV_TYPES`; a runtime that has only one ignores it.
+        kv_type: type of the KV cache, one of `KV_TYPES`, or None for the runtime's own; a runtime that has
+            only one refuses the others.
         context_length: positions of the context, or None for the model's own.
         threads: threads of either engine, which never work at the same time; None for the usable cores.
-        checkpoint: where the weights are, for a runtime that computes from the checkpoint itself.
+        checkpoint: where the weights are, for a runtime that computes from the checkpoint itself; refused by
+            every other one, as are the next two.
+        sources: where the configs are that the checkpoint only names.
+        allow_pickle: whether the checkpoint's `.bin` files may be read.
     """
 
     vision: str | None = None
     language: str | None = None
-    kv_type: str = "f16"
+    kv_type: str | None = None
     context_length: int | None = None
     threads: int | None = None
     checkpoint: Path | None = None
+    sources: Path | None = None
+    allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values no runtime has.
@@ -110,7 +116,7 @@ class BackendOptions:
         Raises:
             UsageError: names the option, its value and what is allowed.
         """
-        if self.kv_type not in KV_TYPES:
+        if self.kv_type not in (None, *KV_TYPES):
             raise UsageError(f"kv_type is {self.kv_type!r}; known: {', '.join(KV_TYPES)}.")
         for name in ("context_length", "threads"):
             value = getattr(self, name)
@@ -129,6 +135,18 @@ class BackendOptions:
                 f"{spec.context_length}."
             )
         return self.context_length or spec.context_length
+
+    def check_float32_cache(self, runtime: str) -> None:
+        """Refuse a KV type for a runtime that computes in float32 throughout.
+
+        Raises:
+            UsageError: another type than f32 is asked for.
+        """
+        if self.kv_type not in (None, "f32"):
+            raise UsageError(
+                f"runtime {runtime} computes in float32, so it has no {self.kv_type} KV cache. "
+                "Leave --kv-type out."
+            )
 
 
 VisionOpener = Callable[[Bundle, BackendOptions], VisionBackend]

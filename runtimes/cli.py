@@ -15,13 +15,14 @@ import typer
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 
+from .registry import DEFAULT_RUNTIME
+
 if TYPE_CHECKING:
+    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.image import Picture
 
     from .engine import Model
     from .timings import Timings
-
-DEFAULT_RUNTIME = "onnxruntime+llamacpp"  # as in registry.py
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or nano.")]
 RuntimeOption = Annotated[
@@ -34,7 +35,12 @@ LanguageOption = Annotated[
     str | None,
     typer.Option("--language", help="Language variant.", show_default="the most precise verified one"),
 ]
-KvTypeOption = Annotated[str, typer.Option("--kv-type", help="Type of the KV cache: f16, f32 or q8_0.")]
+KvTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-type", help="Type of the KV cache: f16, f32 or q8_0.", show_default="the runtime's own"
+    ),
+]
 ContextOption = Annotated[
     int | None,
     typer.Option("--context", help="Positions of the context.", show_default="the model's own", min=1),
@@ -45,6 +51,13 @@ ThreadsOption = Annotated[
 ]
 CheckpointOption = Annotated[
     Path | None, typer.Option("--checkpoint", help="Where the weights are, for --runtime torch.")
+]
+SourcesOption = Annotated[
+    Path | None,
+    typer.Option("--sources", help="Where files are that the checkpoint only names, for --runtime torch."),
+]
+AllowPickleOption = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights, for --runtime torch.")
 ]
 MaxTokensOption = Annotated[
     int | None,
@@ -78,10 +91,12 @@ def run(
     runtime: RuntimeOption = DEFAULT_RUNTIME,
     vision: VisionOption = None,
     language: LanguageOption = None,
-    kv_type: KvTypeOption = "f16",
+    kv_type: KvTypeOption = None,
     context: ContextOption = None,
     threads: ThreadsOption = None,
     checkpoint: CheckpointOption = None,
+    sources: SourcesOption = None,
+    allow_pickle: AllowPickleOption = False,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -96,10 +111,15 @@ def run(
     *pictures, question = pictures_and_question
     if not pictures and Path(question).is_file():
         raise UsageError(f"{question} is a file, but the last argument is the question. Add a question.")
+    if not pictures and not question.strip():
+        raise UsageError("the question is empty, and there is no picture. Ask something.")
     stops = tuple(stop or ())
     settings = _Settings(max_tokens, temperature, top_p, top_k, min_p, seed, stops, honour_special)
-    with _open(bundle, runtime, vision, language, kv_type, context, threads, checkpoint) as model:
-        _answer(model, question, pictures, settings, as_json=json)
+    opened, images = _before_loading(bundle, pictures, settings)
+    with _open(
+        opened, runtime, vision, language, kv_type, context, threads, checkpoint, sources, allow_pickle
+    ) as model:
+        _answer(model, question, images, settings, as_json=json)
 
 
 def chat(
@@ -110,10 +130,12 @@ def chat(
     runtime: RuntimeOption = DEFAULT_RUNTIME,
     vision: VisionOption = None,
     language: LanguageOption = None,
-    kv_type: KvTypeOption = "f16",
+    kv_type: KvTypeOption = None,
     context: ContextOption = None,
     threads: ThreadsOption = None,
     checkpoint: CheckpointOption = None,
+    sources: SourcesOption = None,
+    allow_pickle: AllowPickleOption = False,
     max_tokens: MaxTokensOption = None,
     temperature: TemperatureOption = 0.0,
     top_p: TopPOption = 1.0,
@@ -131,10 +153,10 @@ def chat(
     """
     stops = tuple(stop or ())
     settings = _Settings(max_tokens, temperature, top_p, top_k, min_p, seed, stops, honour_special)
-    from tinyllava_edge.image import open_picture
-
-    waiting: list[Picture] = [open_picture(path) for path in pictures or ()]
-    with _open(bundle, runtime, vision, language, kv_type, context, threads, checkpoint) as model:
+    opened, waiting = _before_loading(bundle, pictures or (), settings)
+    with _open(
+        opened, runtime, vision, language, kv_type, context, threads, checkpoint, sources, allow_pickle
+    ) as model:
         if sys.stdin.isatty():
             note("/image PATH, /reset, /quit; Ctrl-C stops an answer")
         while (line := _read_line()) not in (None, "/quit"):
@@ -178,15 +200,36 @@ class _Settings(NamedTuple):
     honour_special: bool
 
 
+def _before_loading(
+    bundle: str, pictures: Sequence[str], settings: _Settings
+) -> "tuple[Bundle, list[Picture]]":
+    """Check the bundle, the pictures and the settings, before the weights take their time and memory."""
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.embedded import bundle_path
+    from tinyllava_edge.image import open_picture
+    from tinyllava_edge.sampling import Sampling
+
+    Sampling(
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        seed=settings.seed,
+    )
+    return Bundle.open(bundle_path(bundle)), [open_picture(path) for path in pictures]
+
+
 def _open(
-    bundle: str,
+    bundle: "Bundle",
     runtime: str,
     vision: str | None,
     language: str | None,
-    kv_type: str,
+    kv_type: str | None,
     context: int | None,
     threads: int | None,
     checkpoint: Path | None,
+    sources: Path | None,
+    allow_pickle: bool,
 ) -> "Model":
     """Open the bundle, and say what was chosen."""
     from .engine import open_bundle
@@ -200,6 +243,8 @@ def _open(
         context_length=context,
         threads=threads,
         checkpoint=checkpoint,
+        sources=sources,
+        allow_pickle=allow_pickle,
     )
     note(f"vision: {model.vision.name}; language: {model.language.name}")
     return model

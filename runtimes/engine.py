@@ -5,6 +5,7 @@ yet (`context.py`) -> one token after another (`sampling.py`) -> pieces of text 
 once for every runtime; knows a backend only by its protocol.
 """
 
+import os
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.config import IMAGE_TOKEN_ID
-from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.embedded import bundle_path, checkpoint_path
 from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.prompt import TextTokenizer, Turn, place_markers
@@ -33,33 +35,38 @@ from .timings import Finish, Stopwatch, Timings
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
 
 
-def open_bundle(
-    path: str | Path,
+def open_bundle(  # noqa: PLR0913 - one argument per setting a user may give
+    path: str | Path | Bundle,
     *,
     runtime: str = DEFAULT_RUNTIME,
     vision: str | None = None,
     language: str | None = None,
-    kv_type: str = "f16",
+    kv_type: str | None = None,
     context_length: int | None = None,
     threads: int | None = None,
     checkpoint: str | Path | None = None,
+    sources: str | Path | None = None,
+    allow_pickle: bool = False,
 ) -> "Model":
     """Open a bundle to chat with it; used in a `with` statement, it is closed at the end.
 
     Args:
-        path: a bundle's directory, or "nano".
+        path: a bundle's directory, "nano", or a bundle that is open already.
         runtime: "onnxruntime+llamacpp", "torch", "scripted", or "auto".
         vision: variant of the vision part, or None for the most precise verified one.
         language: variant of the language model, likewise.
-        kv_type: type of the KV cache: "f16", "f32" (conformance) or "q8_0".
+        kv_type: type of the KV cache: "f16", "f32" (conformance) or "q8_0"; None for the runtime's own,
+            which is "f16" with llama.cpp and "f32" with torch.
         context_length: positions of the context, or None for the model's own.
         threads: threads of each engine (they work in turns), or None for the cores this process may use.
         checkpoint: where the weights are, for runtime "torch".
+        sources: where the configs are that the checkpoint only names, likewise.
+        allow_pickle: read the checkpoint's `.bin` files, likewise.
 
     Raises:
         BundleError: the bundle is damaged, or has no such variant.
         BackendError: the runtime is not usable on this machine.
-        UsageError: an option has no such value.
+        UsageError: an option has no such value, or the runtime no such option.
     """
     options = BackendOptions(
         vision=vision,
@@ -67,9 +74,11 @@ def open_bundle(
         kv_type=kv_type,
         context_length=context_length,
         threads=threads,
-        checkpoint=None if checkpoint is None else Path(checkpoint),
+        checkpoint=None if checkpoint is None else checkpoint_path(checkpoint),
+        sources=None if sources is None else Path(sources),
+        allow_pickle=allow_pickle,
     )
-    bundle = Bundle.open(bundle_path(path))
+    bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
     vision_backend, language_backend = open_backends(choose_runtime(runtime), bundle, options)
     try:
         return Model(bundle, vision_backend, language_backend)
@@ -159,7 +168,7 @@ class Model:
     def chat(  # noqa: PLR0913 - one argument per setting a user may give
         self,
         question: str,
-        pictures: Sequence[Picture] | None = None,
+        pictures: Sequence[Picture] | Picture | None = None,
         *,
         max_tokens: int | None = None,
         temperature: float = 0.0,
@@ -167,7 +176,7 @@ class Model:
         top_k: int = 0,
         min_p: float = 0.0,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         honour_special: bool = False,
     ) -> Generator[str, None, None]:
         """Ask a question, with new pictures or about those of earlier turns; the answer comes in pieces.
@@ -179,14 +188,14 @@ class Model:
 
         Args:
             question: one picture's `<image>` marker moves to the front; several pictures need one each.
-            pictures: new ones: paths, file contents or PIL images.
+            pictures: new ones, or a single one: paths, file contents or PIL images.
             max_tokens: most tokens of the answer, or None for 512 or what the context leaves.
             temperature: 0 takes the most likely token each time.
             top_p: see `sampling.Sampling`, as for the settings around it.
             top_k: likewise.
             min_p: likewise.
             seed: likewise.
-            stop: strings that end the answer, and are no part of it.
+            stop: strings that end the answer, and are no part of it; a single one may stand by itself.
             honour_special: whether text such as `</s>` in the question is the special token, as upstream.
 
         Raises:
@@ -198,11 +207,14 @@ class Model:
         self._check_open()
         self._end_running_turn()
         stopwatch = Stopwatch()
+        if not isinstance(question, str):
+            raise UsageError(f"the question must be text, found {type(question).__name__}.")
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be 1 or more.")
         how = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
-        given = tuple(pictures or ())
-        text = AnswerText(self._tokenizer.decode, (self._template.end, *stop))
+        given = _as_pictures(pictures)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        text = AnswerText(self._tokenizer.decode, (self._template.end, *stops))
         with stopwatch.stage("tokenize"):
             prompt = self._conversation.ask(question, len(given), honour_special=honour_special)
         room = self._check_room(prompt.elements, max_tokens)
@@ -223,15 +235,17 @@ class Model:
         placed = place_markers(turns, num_pictures)
         return self._tokenizer.encode(self._template, placed, honour_special=honour_special)
 
-    def encode(self, pictures: Sequence[Picture]) -> npt.NDArray[np.float32]:
+    def encode(self, pictures: Sequence[Picture] | Picture) -> npt.NDArray[np.float32]:
         """Embeddings [pictures, tokens, hidden]."""
         self._check_open()
         spec = self.bundle.manifest.vision
-        encoded = self._encoder.encode(pictures, Stopwatch())
+        encoded = self._encoder.encode(_as_pictures(pictures), Stopwatch())
         empty = np.empty((0, spec.num_tokens, spec.hidden_size), dtype=np.float32)
         return np.stack([picture.rows for picture in encoded]) if encoded else empty
 
-    def logits(self, turns: Sequence[Turn], pictures: Sequence[Picture] = ()) -> npt.NDArray[np.float32]:
+    def logits(
+        self, turns: Sequence[Turn], pictures: Sequence[Picture] | Picture = ()
+    ) -> npt.NDArray[np.float32]:
         """Logits [positions, vocab] of a whole prompt, picture positions included.
 
         Apart from the conversation of `chat`, whose next turn then evaluates its whole prompt again.
@@ -242,9 +256,10 @@ class Model:
         """
         self._check_open()
         self._end_running_turn()
-        ids = self.tokenize(turns, num_pictures=len(pictures))
+        given = _as_pictures(pictures)
+        ids = self.tokenize(turns, num_pictures=len(given))
         self._check_room(ids, 0)
-        rows = iter(self._encoder.encode(pictures, Stopwatch()))
+        rows = iter(self._encoder.encode(given, Stopwatch()))
         return self._context.all_logits([next(rows) if i == IMAGE_TOKEN_ID else i for i in ids])
 
     def _check_open(self) -> None:
@@ -264,8 +279,10 @@ class Model:
         if max_tokens is None:
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, available - needed))
         if needed + max_tokens > available:
+            has_pictures = any(not isinstance(e, int) or e == IMAGE_TOKEN_ID for e in elements)
+            pictures = f" ({per_picture} a picture)" if has_pictures else ""
             raise ContextOverflowError(
-                f"the prompt has {needed} tokens ({per_picture} a picture) and the answer may have "
+                f"the prompt has {needed} tokens{pictures} and the answer may have "
                 f"{max_tokens}: together {needed + max_tokens}, but the context holds {available}. "
                 "Ask for fewer tokens, start a new conversation, or open the bundle with a larger context."
             )
@@ -323,3 +340,10 @@ class Model:
         """Add the turn to the conversation, with the generated ids where they say just what the text says."""
         cut = finish == "stop_string" or (finish == "closed" and turn.text.holds_text)
         self._conversation.add(turn.prompt, pictures, turn.text.text, None if cut else turn.ids)
+
+
+def _as_pictures(given: Sequence[Picture] | Picture | None) -> tuple[Picture, ...]:
+    """Several pictures, or one by itself: a path is a sequence too, of characters that are no pictures."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str | bytes | os.PathLike | Image.Image) else tuple(given)

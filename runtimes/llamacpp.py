@@ -28,6 +28,7 @@ ALL_LOGITS_BATCH = 64  # the logits of 512 rows would take 300 MB twice with a v
 # Flash attention adds up in fp16: for 135 M parameters and 800 positions prefill was 25 % faster, and nano's
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
 _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
+DEFAULT_KV_TYPE = "f16"
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _ALL_LAYERS = 1 << 20
 _DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
@@ -44,11 +45,12 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
     variant = bundle.variant("language", options.language)
     if variant.target != "gguf":
         raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
+    kv_type = options.kv_type or DEFAULT_KV_TYPE
     return LlamaCppLanguage(
         bundle.path(variant.files[0]),
         bundle.manifest.language,
-        name=f"llamacpp {variant.name}, {options.kv_type} KV",
-        kv_type=options.kv_type,
+        name=f"llamacpp {variant.name}, {kv_type} KV",
+        kv_type=kv_type,
         context_length=options.positions(bundle.manifest.language),
         threads=options.threads,
     )

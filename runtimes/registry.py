@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import MissingExtraError, UsageError
 
-from .base import BackendOptions, LanguageBackend, LanguageOpener, VisionBackend, VisionOpener
+if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
+    from tinyllava_edge.bundle import Bundle
+
+    from .base import BackendOptions, LanguageBackend, LanguageOpener, VisionBackend, VisionOpener
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,13 @@ class Entry:
         target: "module:function" that opens it.
         package: the vendor's package as it is imported, or "" for none.
         extra: our extra that installs the package.
+        reads_checkpoint: whether it computes from the checkpoint, and not from the bundle's files.
     """
 
     target: str
     package: str = ""
     extra: str = ""
+    reads_checkpoint: bool = False
 
     @property
     def is_installed(self) -> bool:
@@ -39,12 +43,12 @@ class Entry:
 
 VISION_BACKENDS = {
     "onnxruntime": Entry("tinyllava_edge.runtimes.ort:open_vision", "onnxruntime", "ort"),
-    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_vision", "torch", "torch"),
+    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_vision", "torch", "torch", True),
     "scripted": Entry("tinyllava_edge.runtimes.scripted:open_vision"),
 }
 LANGUAGE_BACKENDS = {
     "llamacpp": Entry("tinyllava_edge.runtimes.llamacpp:open_language", "llama_cpp", "llamacpp"),
-    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_language", "torch", "torch"),
+    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_language", "torch", "torch", True),
     "scripted": Entry("tinyllava_edge.runtimes.scripted:open_language"),
 }
 # name -> (vision backend, language backend)
@@ -77,7 +81,7 @@ def runtime_entries(runtime: str) -> tuple[Entry, Entry]:
     return VISION_BACKENDS[vision], LANGUAGE_BACKENDS[language]
 
 
-def vision_opener(name: str) -> VisionOpener:
+def vision_opener(name: str) -> "VisionOpener":
     """Import the vision backend of that name.
 
     Raises:
@@ -88,21 +92,28 @@ def vision_opener(name: str) -> VisionOpener:
     return opener
 
 
-def language_opener(name: str) -> LanguageOpener:
+def language_opener(name: str) -> "LanguageOpener":
     """Import the language backend of that name; raises as `vision_opener` does."""
     opener: LanguageOpener = _import_opener(LANGUAGE_BACKENDS, name)
     return opener
 
 
 def open_backends(
-    runtime: str, bundle: Bundle, options: BackendOptions
-) -> tuple[VisionBackend, LanguageBackend]:
+    runtime: str, bundle: "Bundle", options: "BackendOptions"
+) -> "tuple[VisionBackend, LanguageBackend]":
     """Open both backends of a runtime in `RUNTIMES`.
 
     Raises:
         BackendError: one of them does not work on this machine, or not with these options.
         BundleError: the bundle has no such variant, or its parts do not fit together.
+        UsageError: an option is one that the runtime does not have.
     """
+    reads_checkpoint = any(entry.reads_checkpoint for entry in runtime_entries(runtime))
+    if not reads_checkpoint and (options.checkpoint or options.sources or options.allow_pickle):
+        raise UsageError(
+            f"runtime {runtime} computes from the bundle's files and reads no checkpoint. "
+            "Leave --checkpoint, --sources and --allow-pickle out, or take --runtime torch."
+        )
     vision_name, language_name = RUNTIMES[runtime]
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
     vision = open_vision(bundle, options)

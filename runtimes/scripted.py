@@ -20,13 +20,18 @@ DEFAULT_ANSWER = "This is a scripted answer."
 
 
 def open_vision(bundle: Bundle, options: BackendOptions) -> "ScriptedVision":
-    """Open the vision half; no option has an effect."""
+    """Open the vision half; a variant has no effect, but the bundle must have it."""
+    if options.vision is not None:
+        bundle.variant("vision", options.vision)
     spec = bundle.manifest.vision
     return ScriptedVision(spec.image_size, spec.num_tokens, spec.hidden_size)
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "ScriptedLanguage":
     """Open the language half; of the options only `context_length` has an effect."""
+    options.check_float32_cache("scripted")
+    if options.language is not None:
+        bundle.variant("language", options.language)
     manifest = bundle.manifest
     tokenizer = TextTokenizer(bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8"), bos_id=None)
     return ScriptedLanguage(

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 NAME = "torch float32"
 # So that both halves of a runtime share one model, while one of them is open.
-_open_models: "weakref.WeakValueDictionary[Path, TinyLlava]" = weakref.WeakValueDictionary()
+_open_models: "weakref.WeakValueDictionary[tuple[Path, Path | None], TinyLlava]" = (
+    weakref.WeakValueDictionary()
+)
 
 
 def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
@@ -38,7 +40,8 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "TorchLanguage":
-    """Open the language model; raises as `open_vision` does. The KV cache is float32 always."""
+    """Open the language model; raises as `open_vision` does, and where the KV cache is not to be float32."""
+    options.check_float32_cache("torch")
     _refuse_variant(options.language)
     return TorchLanguage(_load_model(bundle, options), options.positions(bundle.manifest.language))
 
@@ -155,9 +158,14 @@ def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
             f"{path} is not the checkpoint that {bundle.root} came from, whose sha256 is "
             f"{source.checkpoint_sha256[:12]}... Give that one with --checkpoint, or export again."
         )
-    key = path.resolve()
+    key = (path.resolve(), options.sources)
     model = _open_models.get(key)
     if model is None:
-        model = load_model(path, template=bundle.manifest.prompt.template.name)
+        model = load_model(
+            path,
+            template=bundle.manifest.prompt.template.name,
+            sources=options.sources,
+            allow_pickle=options.allow_pickle,
+        )
         _open_models[key] = model
     return model

@@ -3,12 +3,13 @@
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.runtimes import bundles
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
-from tinyllava_edge.runtimes import cli, registry
+from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.engine import open_bundle
 
@@ -36,7 +37,6 @@ def test_every_runtime_is_a_pair_of_known_backends() -> None:
         assert vision in registry.VISION_BACKENDS
         assert language in registry.LANGUAGE_BACKENDS
     assert set(registry.AUTO_ORDER) <= set(registry.RUNTIMES)
-    assert cli.DEFAULT_RUNTIME == registry.DEFAULT_RUNTIME  # written twice, so that --help stays quick
 
 
 def test_every_extra_is_one_of_ours() -> None:
@@ -82,6 +82,36 @@ def test_an_option_no_runtime_has_is_refused(tmp_path: Path, option: str, value:
     for runtime in ("onnxruntime+llamacpp", "scripted"):
         with pytest.raises(UsageError, match=str(value)):
             open_bundle(bundle.root, runtime=runtime, **{option: value})  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize(
+    "option", [{"checkpoint": "somewhere"}, {"sources": "somewhere"}, {"allow_pickle": True}]
+)
+@pytest.mark.parametrize("runtime", ["onnxruntime+llamacpp", "scripted"])
+def test_an_option_of_the_checkpoint_is_refused_where_none_is_read(
+    tmp_path: Path, runtime: str, option: dict[str, Any]
+) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    with pytest.raises(UsageError, match="reads no checkpoint"):
+        open_bundle(bundle, runtime=runtime, **option)
+
+
+def test_the_scripted_runtime_has_the_bundles_variants_and_no_kv_type(tmp_path: Path) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    open_bundle(bundle, runtime="scripted", vision="fp32", language="f32").close()
+    with pytest.raises(BundleError, match="no vision variant 'fp8'"):
+        open_bundle(bundle, runtime="scripted", vision="fp8")
+    with pytest.raises(BundleError, match="no language variant 'q2'"):
+        open_bundle(bundle, runtime="scripted", language="q2")
+    with pytest.raises(UsageError, match="no q8_0 KV cache"):
+        open_bundle(bundle, runtime="scripted", kv_type="q8_0")
+
+
+def test_llamacpp_keeps_its_cache_in_f16_unless_told_otherwise(tmp_path: Path) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    for kv_type, name in ((None, "f16 KV"), ("f32", "f32 KV")):
+        with open_bundle(bundle, kv_type=kv_type, threads=1) as model:
+            assert name in model.language.name
 
 
 def test_when_the_second_half_does_not_open_the_first_is_closed(

@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.runtimes.bundles import picture
 from tests.runtimes.contract import LanguageContract, VisionContract
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import BackendError, UsageError
+from tinyllava_edge.errors import BackendError, CheckpointError, UsageError
 from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.model.vlm import load_model
@@ -116,3 +117,27 @@ def test_a_missing_checkpoint_is_an_error_that_names_the_option(bundle: Bundle, 
 def test_a_variant_is_refused_because_torch_has_none(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="fp16"):
         open_bundle(bundle.root, runtime="torch", vision="fp16")
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_kv_type_that_torch_does_not_have_is_refused(bundle: Bundle, kv_type: str) -> None:
+    with pytest.raises(UsageError, match=f"no {kv_type} KV cache"):
+        open_bundle(bundle, runtime="torch", threads=1, kv_type=kv_type)
+
+
+def test_options_of_the_checkpoint_reach_its_reader(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "checkpoint", seed=5)
+    tensors = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    for part in ("vision_tower", "connector", "language_model"):
+        own = {k.split(".", 1)[1]: v for k, v in tensors.items() if k.startswith(f"{part}.")}
+        (checkpoint / part).mkdir()
+        torch.save(
+            {k.removeprefix(f"_{part}."): v for k, v in own.items()}, checkpoint / part / "pytorch_model.bin"
+        )
+    options = ExportOptions(vision=("fp32",), language=("f32",), allow_pickle=True)
+    export_bundle(checkpoint, tmp_path / "bundle", options)
+    with pytest.raises(CheckpointError, match="pickle"):
+        open_bundle(tmp_path / "bundle", runtime="torch", threads=1)
+    with open_bundle(tmp_path / "bundle", runtime="torch", threads=1, allow_pickle=True) as model:
+        assert model.encode([picture(1)]).shape[0] == 1

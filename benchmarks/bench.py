@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.bundle import PARITY_FOLDER, REFERENCE_FOLDER, Bundle, Variant
+from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle, Variant
 from tinyllava_edge.embedded import checkpoint_path
 
 from .compare import median, median_deviation, percentile_90, speed_ratio
@@ -47,9 +47,16 @@ def plan_cells(
     vision: Variant,
     language: tuple[Variant, ...],
     checkpoint: Path | None,
+    sources: Path | None = None,
+    allow_pickle: bool = False,
     threads: int | None,
 ) -> tuple[Cell, ...]:
     """Torch float32 where there is a checkpoint, every language variant, and the first cell once more."""
+    source: dict[str, Any] = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "sources": None if sources is None else str(sources),
+        "allow_pickle": allow_pickle,
+    }
 
     def cell(name: str, runtime: str, language: str | None) -> Cell:
         return Cell(
@@ -58,8 +65,8 @@ def plan_cells(
             bundle=str(bundle.root),
             vision=None if language is None else vision.name,
             language=language,
-            checkpoint=None if checkpoint is None else str(checkpoint),
             threads=threads,
+            **(source if runtime == "torch" else {}),
         )
 
     cells = [cell("torch fp32", "torch", None)] if checkpoint is not None else []
@@ -87,15 +94,6 @@ def default_picture(bundle: Bundle) -> Path:
     """The first picture of the bundle's reference."""
     reference = json.loads(bundle.path(f"{REFERENCE_FOLDER}/reference.json").read_text(encoding="utf-8"))
     return bundle.path(f"{REFERENCE_FOLDER}/{reference['pictures'][0]}")
-
-
-def read_parity(bundle: Bundle, runtime: str) -> dict[str, Any] | None:
-    """What `verify` found of this very bundle and runtime, or None."""
-    path = bundle.root / PARITY_FOLDER / f"{runtime}.json"
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found if found.get("manifest_sha256") == bundle.manifest_sha256 else None
 
 
 def run_plan(

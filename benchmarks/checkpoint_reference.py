@@ -78,7 +78,7 @@ class CheckpointReference:
         )
         self.pictures = picture_set(vision.image_size)
         self.prompts = PROMPTS
-        self._num_tokens = num_tokens
+        self.num_tokens = num_tokens
 
     @cached_property
     def texts(self) -> list[TextCase]:
@@ -181,7 +181,7 @@ class CheckpointReference:
         cache = None
         room = self.config.language.max_position_embeddings - rows.shape[1]
         with torch.no_grad():
-            for _ in range(min(self._num_tokens, room)):
+            for _ in range(min(self.num_tokens, room)):
                 output = self._language(inputs_embeds=rows, past_key_values=cache, use_cache=True)
                 cache = output.past_key_values
                 chosen_from.append(output.logits[0, -1])

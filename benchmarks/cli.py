@@ -36,16 +36,19 @@ def verify(
 ) -> None:
     """Find the first stage where a bundle differs from its source; exit code 1 where there is one.
 
-    The result is written to parity/<runtime>.json in the bundle.
+    The result is written to parity/<runtime>.json in the bundle; of nano, in your cache.
     """
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.runtimes.registry import choose_runtime
 
     from .ladder import Ladder
-    from .verify import CHECKS, chosen_variants, climb, open_reference, report_table
+    from .parity import parity_path, write_parity
+    from .verify import CHECKS, amount_compared, chosen_variants, climb, open_reference, report_table
 
     if sources is not None and checkpoint is None:
         raise UsageError("--sources says where files of the checkpoint are: give --checkpoint too.")
+    if quick and checkpoint is None:
+        raise UsageError("--quick changes nothing without --checkpoint: leave it out, or give both.")
     opened = Bundle.open(bundle_path(bundle))
     source = None if checkpoint is None else checkpoint_path(checkpoint)
     amount = _QUICK if quick else _FULL
@@ -59,18 +62,24 @@ def verify(
         runtime=choose_runtime(runtime),
         num_pictures=amount["num_pictures"],
         checkpoint=source,
+        sources=sources,
+        allow_pickle=allow_pickle,
         threads=threads,
     )
     with progress() as bar:
         task = bar.add_task("verify", total=len(CHECKS), completed=-1)
         report = climb(ladder, lambda stage: bar.update(task, advance=1, description=f"verify {stage}"))
-    path = opened.write_parity(ladder.runtime, report.to_json())
+    result = {**report.to_json(), "quick": quick, **amount_compared(ladder)}
     if json:
-        print_json(report.to_json())
+        print_json(result)
     else:
         stdout.print(report_table(report))
         stdout.print(report.verdict, markup=False, soft_wrap=True)
-        note(f"written to {path}")
+    try:
+        note(f"written to {write_parity(opened, ladder.runtime, result)}")
+    except OSError as error:
+        path = parity_path(opened, ladder.runtime)
+        note(f"not written to {path} ({error.strerror}): bench will have no parity figures")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -86,6 +95,10 @@ def bench(
         str | None,
         typer.Option(help="For the torch float32 row; by default where the bundle says it came from."),
     ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
     runtime: Annotated[str, typer.Option(help="Runtime of the other rows.")] = "onnxruntime+llamacpp",
     vision: Annotated[
         str | None, typer.Option(help="Vision variant; the most precise one by default.")
@@ -108,8 +121,9 @@ def bench(
     from tinyllava_edge.output import check_output, output_directory
     from tinyllava_edge.runtimes.registry import choose_runtime
 
-    from .bench import Plan, default_picture, find_checkpoint, plan_cells, read_parity, run_plan
+    from .bench import Plan, default_picture, find_checkpoint, plan_cells, run_plan
     from .measure import count_runs
+    from .parity import read_parity
     from .report import table_lines, write_report
     from .verify import chosen_variants
     from .worker import Request
@@ -123,6 +137,8 @@ def bench(
         vision=opened.variant("vision", vision),
         language=chosen_variants(opened, "language", _names(language)),
         checkpoint=find_checkpoint(opened) if checkpoint is None else checkpoint_path(checkpoint),
+        sources=sources,
+        allow_pickle=allow_pickle,
         threads=threads,
     )
     asked = Request(picture=str(picture or default_picture(opened)), question=question, num_tokens=tokens)

@@ -24,6 +24,10 @@ def evaluate(
         str, typer.Option(help="Language variants, comma-separated; the best by default.")
     ] = "",
     checkpoint: Annotated[str | None, typer.Option(help="Where the weights are, for runtime torch.")] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, for runtime torch.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
@@ -50,7 +54,14 @@ def evaluate(
         task = bar.add_task("eval", total=len(asked) * len(runs))
         for name in variants:
             with open_bundle(
-                bundle, runtime=runtime, vision=vision, language=name, checkpoint=checkpoint, threads=threads
+                bundle,
+                runtime=runtime,
+                vision=vision,
+                language=name,
+                checkpoint=checkpoint,
+                sources=sources,
+                allow_pickle=allow_pickle,
+                threads=threads,
             ) as model:
                 for _, is_blind in (run for run in runs if run[0] == name):
                     found[name, is_blind] = ask_all(

@@ -65,7 +65,7 @@ class Ladder:
         language: variants to verify; the first is used together with every vision variant.
         runtime: name of the runtime whose results count.
         num_pictures: pictures whose tensors are compared.
-        checkpoint: for a runtime that computes from it.
+        checkpoint, sources, allow_pickle: for a runtime that computes from the checkpoint.
         threads: of the runtime; None for its own choice.
     """
 
@@ -76,6 +76,8 @@ class Ladder:
     runtime: str
     num_pictures: int
     checkpoint: Path | None = None
+    sources: Path | None = None
+    allow_pickle: bool = False
     threads: int | None = None
 
     @property
@@ -87,6 +89,13 @@ class Ladder:
     def reads_gguf(self) -> bool:
         """Whether the runtime computes the bundle's GGUF files."""
         return RUNTIMES[self.runtime][1] == "llamacpp"
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """Where to find the checkpoint, as options of the runtime; only torch takes them."""
+        if self.runtime != "torch":
+            return {}
+        return {"checkpoint": self.checkpoint, "sources": self.sources, "allow_pickle": self.allow_pickle}
 
     def option(self, variant: Variant) -> str | None:
         """What to ask the runtime for; the torch runtime has no variants."""
@@ -120,7 +129,18 @@ class Report:
         if first is not None:
             place = f"{first.stage} ({first.variant})" if first.variant else first.stage
             return f"FAILED first at {place}: {first.cause}"
-        return "passed" if self.passed else "nothing could be compared"
+        if not self.passed:
+            return "nothing could be compared"
+        return "; ".join(["passed", *([f"not checked: {self._skipped}"] if self._skipped else [])])
+
+    @property
+    def _skipped(self) -> str:
+        """The stages that were not computed, by the reason."""
+        reasons: dict[str, list[str]] = {}
+        for result in self.results:
+            stages = reasons.setdefault(result.skipped, [])
+            stages += [] if result.stage in stages else [result.stage]
+        return ", ".join(f"{', '.join(stages)} ({why})" for why, stages in reasons.items() if why)
 
     def to_json(self) -> dict[str, Any]:
         """A value for `json.dumps`; what is not finite is spelled out, as JSON has no number for it."""

@@ -48,7 +48,7 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
                 language=ladder.option(pair.language),
                 kv_type="f32",
                 threads=ladder.threads,
-                checkpoint=ladder.checkpoint if ladder.runtime == "torch" else None,
+                **ladder.source,
             ) as model:
                 run = _Run(ladder, pair, model)
                 if pair.vision is ladder.vision[0]:

@@ -52,9 +52,7 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
     expected = [reference.embeddings(index) for index in range(len(pixels))]
     open_vision = vision_opener(RUNTIMES[ladder.runtime][0])
     for variant in ladder.vision:
-        options = BackendOptions(
-            vision=ladder.option(variant), threads=ladder.threads, checkpoint=ladder.checkpoint
-        )
+        options = BackendOptions(vision=ladder.option(variant), threads=ladder.threads, **ladder.source)
         backend = open_vision(ladder.bundle, options)
         try:
             found = _in_batches(backend.encode, pixels)

@@ -22,7 +22,7 @@ from .ladder import Ladder, StageResult, judge
 from .metrics import snr_db
 
 Floats = npt.NDArray[np.float32]
-NEEDS_CHECKPOINT = "needs --checkpoint"
+NEEDS_CHECKPOINT = "give --checkpoint"
 _FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj_1\.weight")  # OpenELM
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -101,6 +101,18 @@ def chosen_variants(
         wanted = [bundle.variant(part, name) for name in names]
         return tuple(variant for variant in bundle.manifest.variants if variant in wanted)
     return tuple(variant for variant in bundle.manifest.variants if variant.part == part)
+
+
+def amount_compared(ladder: Ladder) -> dict[str, Any]:
+    """What a result speaks of: variants, pictures, and tokens of each continuation (None: those stored)."""
+    return {
+        "variants": {
+            "vision": [variant.name for variant in ladder.vision],
+            "language": [variant.name for variant in ladder.language],
+        },
+        "num_pictures": min(ladder.num_pictures, len(ladder.reference.pictures)),
+        "num_tokens": getattr(ladder.reference, "num_tokens", None),
+    }
 
 
 def report_table(report: Report) -> Table:

@@ -31,7 +31,7 @@ class Cell:
         bundle: its directory.
         vision: variant, or None where the runtime has none (torch).
         language: likewise.
-        checkpoint: for the torch runtime.
+        checkpoint, sources, allow_pickle: for the torch runtime.
         threads: of the engines, or None for the runtime's own choice.
     """
 
@@ -40,8 +40,10 @@ class Cell:
     bundle: str
     vision: str | None
     language: str | None
-    checkpoint: str | None
     threads: int | None
+    checkpoint: str | None = None
+    sources: str | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,9 @@ def open_cell(cell: Cell) -> Model:
         vision=cell.vision,
         language=cell.language,
         threads=cell.threads,
-        checkpoint=Path(cell.checkpoint) if cell.checkpoint and cell.runtime == "torch" else None,
+        checkpoint=None if cell.checkpoint is None else Path(cell.checkpoint),
+        sources=None if cell.sources is None else Path(cell.sources),
+        allow_pickle=cell.allow_pickle,
     )
     return Model(endless, *open_backends(cell.runtime, bundle, options))
 

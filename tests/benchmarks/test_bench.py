@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from tinyllava_edge.benchmarks.bench import Plan, find_checkpoint, plan_cells, read_parity, run_plan
+from tinyllava_edge.benchmarks.bench import Plan, find_checkpoint, plan_cells, run_plan
 from tinyllava_edge.benchmarks.measure import count_runs, measure_cells
+from tinyllava_edge.benchmarks.parity import read_parity, write_parity
 from tinyllava_edge.benchmarks.report import markdown_lines, write_report
 from tinyllava_edge.benchmarks.worker import Cell, Request
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.embedded import bundle_path
 from tinyllava_edge.errors import BackendError
 
 from .conftest import Honest, climb_quickly
@@ -65,6 +67,24 @@ def test_a_cell_that_cannot_be_opened_is_named(honest: Honest) -> None:
         measure_cells([wrong], request(honest), 1)
 
 
+def test_only_torch_is_told_of_the_checkpoint(honest: Honest) -> None:
+    bundle = Bundle.open(honest.bundle)
+    torch_cell, other, control = plan_cells(
+        bundle,
+        runtime="onnxruntime+llamacpp",
+        vision=bundle.variant("vision", "fp32"),
+        language=(bundle.variant("language", "f32"),),
+        checkpoint=honest.checkpoint,
+        sources=Path("files"),
+        allow_pickle=True,
+        threads=1,
+    )
+    for cell in (torch_cell, control):
+        told = (str(honest.checkpoint), "files", True)
+        assert (cell.checkpoint, cell.sources, cell.allow_pickle) == told
+    assert (other.checkpoint, other.sources, other.allow_pickle) == (None, None, False)
+
+
 def test_figures_are_derived_from_the_raw_samples_that_are_kept(record: dict[str, Any]) -> None:
     for cell in record["cells"]:
         samples = [sample for block in cell["blocks"] for sample in block]
@@ -101,13 +121,23 @@ def test_the_report_is_written_and_a_failed_control_forbids_every_claim(
 
 def test_parity_of_another_manifest_is_not_used(honest: Honest, tmp_path: Path) -> None:
     bundle = Bundle.open(honest.bundle)
-    path = bundle.write_parity("some-runtime", {"passed": True, "stages": []})
+    path = write_parity(bundle, "some-runtime", {"passed": True, "stages": []})
     try:
         assert read_parity(bundle, "some-runtime") is not None
         other = Bundle(bundle.root, bundle.manifest, "0" * 64)
         assert read_parity(other, "some-runtime") is None
     finally:
         path.unlink()
+
+
+def test_parity_of_the_shipped_bundle_is_kept_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(bundle_path("nano"))
+    path = write_parity(bundle, "some-runtime", {"passed": True})
+    assert path == tmp_path / "tinyllava-edge" / "parity" / bundle.manifest_sha256 / "some-runtime.json"
+    assert read_parity(bundle, "some-runtime") == {"manifest_sha256": bundle.manifest_sha256, "passed": True}
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ def bundle(honest: Honest, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def only_f32(*more: str | Path) -> tuple[str | Path, ...]:
-    return ("--vision", "fp32", "--language", "f32", "--threads", "1", "--quick", *more)
+    return ("--vision", "fp32", "--language", "f32", "--threads", "1", *more)
 
 
 def test_verify_prints_one_line_of_json_and_keeps_it_beside_the_manifest(bundle: Path) -> None:
@@ -36,12 +36,26 @@ def test_verify_prints_one_line_of_json_and_keeps_it_beside_the_manifest(bundle:
     assert kept == printed
     assert len(manifest_sha256) == 64
     assert printed["passed"]
+    assert printed["variants"] == {"vision": ["fp32"], "language": ["f32"]}
+    assert (printed["quick"], printed["num_pictures"], printed["num_tokens"]) == (False, 3, None)
     assert {stage["variant"] for stage in printed["stages"]} == {"", "fp32", "f32"}
+
+
+def test_a_result_that_cannot_be_written_is_still_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    result = run("verify", "nano", "--language", "f16", "--threads", "1")
+    assert result.returncode == 0, result.stderr
+    verdict = "passed; not checked: weights, metadata, splice (give --checkpoint)"
+    assert result.stdout.strip().splitlines()[-1] == verdict
+    assert "not written to" in result.stderr
 
 
 @pytest.mark.slow
 def test_verify_against_the_checkpoint_says_so_for_people(bundle: Path, honest: Honest) -> None:
-    result = run("verify", bundle, "--checkpoint", honest.checkpoint, *only_f32())
+    result = run("verify", bundle, "--checkpoint", honest.checkpoint, *only_f32("--quick"))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip().endswith("passed")
     assert str(honest.checkpoint) in result.stdout.replace("\n", "")
@@ -62,6 +76,7 @@ def test_a_bundle_that_differs_exits_with_1_and_the_cause(
     [
         (("--language", "q2_k"), "no language variant 'q2_k'"),
         (("--sources", "."), "give --checkpoint too"),
+        (("--quick",), "--quick changes nothing without --checkpoint"),
         (("--runtime", "tensorflow"), "no runtime 'tensorflow'"),
     ],
 )

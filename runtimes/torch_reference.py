@@ -33,15 +33,14 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
 
     Raises:
         BackendError: the checkpoint is not there, or is not the one the bundle came from.
-        UsageError: a variant was asked for; those are other programs' files.
+        UsageError: a variant was asked for, which are other programs' files, or another KV type than f32.
     """
     _refuse_variant(options.vision)
     return TorchVision(_load_model(bundle, options), bundle.manifest.vision.image_size)
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "TorchLanguage":
-    """Open the language model; raises as `open_vision` does, and where the KV cache is not to be float32."""
-    options.check_float32_cache("torch")
+    """Open the language model; raises as `open_vision` does. The KV cache is float32."""
     _refuse_variant(options.language)
     return TorchLanguage(_load_model(bundle, options), options.positions(bundle.manifest.language))
 
@@ -140,6 +139,7 @@ def _refuse_variant(name: str | None) -> None:
 
 def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
     """Load the checkpoint the bundle came from, once for both halves."""
+    options.check_float32_cache("torch")
     source = bundle.manifest.source
     path = options.checkpoint or checkpoint_path(source.name)
     if not path.is_dir():

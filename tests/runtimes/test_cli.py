@@ -138,6 +138,10 @@ def test_options_reach_the_engine(command: Command, bundle: Path) -> None:
         (["what", "--temperature", "-1"], "temperature"),
         (["what", "--max-tokens", "5000"], "the context holds 1024"),
         (["what", "--runtime", "torch"], "--checkpoint"),
+        (["what", "--checkpoint", "somewhere"], "reads no checkpoint"),
+        (["what", "--allow-pickle"], "reads no checkpoint"),
+        (["what", "--runtime", "torch", "--kv-type", "f16"], "no f16 KV cache"),
+        ([" "], "the question is empty"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
@@ -148,6 +152,19 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(
     assert result.stdout == ""
     assert message in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command_name", ["run", "chat"])
+@pytest.mark.parametrize(("bad", "message"), [("picture", "nowhere.png"), ("setting", "temperature is -1")])
+def test_pictures_and_settings_are_checked_before_the_weights_are_loaded(
+    command: Command, bundle: Path, photo: Path, command_name: str, bad: str, message: str
+) -> None:
+    arguments = ["nowhere.png" if bad == "picture" else photo, *(["what"] if command_name == "run" else [])]
+    arguments += ["--temperature", "-1"] if bad == "setting" else []
+    result = command(command_name, bundle, *arguments, stdin="what\n")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "vision:" not in result.stderr  # what is said once the weights are there
 
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(bundle: Path) -> None:

@@ -1,5 +1,6 @@
 """A model's turns: markers and special text, what is refused, and what remains after a turn ends early."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +214,30 @@ def test_logits_between_two_turns_do_not_disturb_the_conversation(bundle: Bundle
     disturbed.logits([("<image>\nother", None)], [picture(2)])
     assert "".join(plain.chat("why")) == "".join(disturbed.chat("why"))
     np.testing.assert_array_equal(plain.language.last_logits(), disturbed.language.last_logits())
+
+
+def test_a_single_picture_or_stop_string_counts_as_one(bundle: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    picture(1).save(path)
+    for single in (path, str(path), path.read_bytes(), picture(1)):
+        model = scripted_model(bundle, "the cat and the dog")
+        assert "".join(model.chat("what", single, stop=" and")) == "the cat"
+        assert model.turns == [("<image>\nwhat", "the cat")]
+        assert model.encode(single).shape[0] == 1
+        assert len(model.logits([("<image>\nwhat", None)], single)) > bundles.NUM_TOKENS
+
+
+@pytest.mark.parametrize("question", [None, b"what", 5, ["what"]])
+def test_a_question_that_is_no_text_is_refused(bundle: Bundle, question: Any) -> None:
+    with pytest.raises(UsageError, match=f"must be text, found {type(question).__name__}"):
+        scripted_model(bundle, "a").chat(question)
+
+
+def test_an_overflow_speaks_of_pictures_only_where_there_are_some(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "a", context=250)
+    with pytest.raises(ContextOverflowError) as error:
+        model.chat("what", max_tokens=250)
+    assert "picture" not in str(error.value)
+    list(model.chat("what", [picture(1)], max_tokens=1))
+    with pytest.raises(ContextOverflowError, match="4 a picture"):
+        model.chat("why", max_tokens=250)

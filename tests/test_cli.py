@@ -119,11 +119,20 @@ def test_markup_in_a_bundle_is_shown_as_text(tmp_path: Path) -> None:
     assert "[/red][bold]x" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["export", "verify", "run", "train"])
-def test_a_missing_argument_or_unknown_option_is_a_usage_error(command: str) -> None:
-    result = run(command, "--no-such-option")
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("nonsense",), "nonsense"),
+        (("--nonsense",), "--nonsense"),
+        (("export", "--nonsense"), "--nonsense"),
+        (("run", "nano"), "QUESTION"),
+        (("verify",), "bundle"),
+        (("run", "nano", "what", "--threads", "many"), "many"),
+        (("run", "nano", "what", "--threads", "0"), "--threads"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(arguments: tuple[str, ...], named: str) -> None:
+    assert_one_line(*arguments, named=(named, "--help"))
 
 
 def test_a_full_disk_is_one_line() -> None:

@@ -3,12 +3,12 @@
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError
+from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageError
 
 # name -> (module, function, one line of help)
 COMMANDS = {
@@ -93,7 +93,7 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 def main() -> None:
     """Run the command; print what a user can mend as one line, and exit with code 2."""
     try:
-        app()
+        code = app(standalone_mode=False)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
@@ -111,9 +111,27 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a missing permission
         _fail(TinyLlavaEdgeError(f"{error.filename or 'writing'}: {error.strerror or error}."))
+    except typer.Abort:
+        _fail(TinyLlavaEdgeError("stopped."))
+    except Exception as error:
+        # Known by its method: some versions of typer bring their own click, others take the installed one.
+        if not hasattr(error, "format_message"):
+            raise
+        _fail_usage(error)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(error: TinyLlavaEdgeError) -> None:
+def _fail_usage(error: Any) -> NoReturn:
+    """An unknown command or option, a missing argument, a bad value."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
+        error.show()
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    hint = f" See {context.command_path} --help." if context is not None else ""
+    _fail(UsageError(f"{error.format_message().rstrip('.')}.{hint}"))
+
+
+def _fail(error: TinyLlavaEdgeError) -> NoReturn:
     message = " ".join(str(error).split())
     sys.stderr.write(f"tinyllava-edge: {message}\n")
     sys.exit(2)

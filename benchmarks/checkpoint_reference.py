@@ -72,7 +72,7 @@ class CheckpointReference:
         )
         self._language: Any = self.model.language_model
         vision, language = self.config.vision, self.config.language
-        self._processor = ReferenceProcessor(_folders(checkpoint, vision.name_or_path, sources), self.config)
+        self.processor = ReferenceProcessor(_folders(checkpoint, vision.name_or_path, sources), self.config)
         self.tokenizer = UpstreamTokenizer(
             _tokenizer_folder(_folders(checkpoint, language.name_or_path, sources))
         )
@@ -96,7 +96,7 @@ class CheckpointReference:
     @_remembered
     def pixels(self, picture: int) -> Floats:
         """[3, height, width]."""
-        return self._processor.pixels(self.pictures[picture].upright)
+        return self.processor.pixels(self.pictures[picture].upright)
 
     @_remembered
     def tower(self, picture: int) -> Floats:

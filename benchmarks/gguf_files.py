@@ -60,7 +60,7 @@ def read_tensor(path: Path, name: str) -> tuple[str, Floats]:
 def read_facts(path: Path) -> dict[str, Any]:
     """Metadata of a file, with the values that llama.cpp derives where a key is absent (llama-model.cpp).
 
-    The tokens are those that a tokenizer gives; "number of tokens" counts the unused ones behind them too.
+    Tokens and scores are those that a tokenizer gives; the numbers count the unused ones behind them too.
     """
     facts = {name: entry.contents() for name, entry in gguf.GGUFReader(path).fields.items()}
     name = facts.get("general.architecture")
@@ -77,5 +77,9 @@ def read_facts(path: Path) -> dict[str, Any]:
         "number of tokens": len(tokens),
     }
     types = facts.get("tokenizer.ggml.token_type", [])
-    used = [token for token, kind in zip(tokens, types, strict=False) if kind != gguf.TokenType.UNUSED]
-    return {**derived, **facts, "tokenizer.ggml.tokens": used}
+    derived["number of token types"] = len(types)
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.scores"):
+        if key in facts:
+            pairs = zip(facts[key], types, strict=False)
+            facts[key] = [value for value, kind in pairs if kind != gguf.TokenType.UNUSED]
+    return {**derived, **facts}

@@ -53,6 +53,22 @@ class ReferenceProcessor:
         self._processor = _processor_class(raw)(**_settings(raw))
         self._pad = config.image_aspect_ratio == "pad"
 
+    def settings(self) -> dict[str, Any]:
+        """What transformers' processor will do, by the names of the manifest's preprocessing."""
+        processor = self._processor
+        size = {name: value for name, value in dict(processor.size).items() if value is not None}
+        by_edge = "shortest_edge" in size
+        return {
+            "aspect": "pad" if self._pad else "square",
+            "resize": "shortest_edge" if by_edge else "stretch",
+            "size": size["shortest_edge"] if by_edge else size["height"],
+            "crop": processor.crop_size["height"] if getattr(processor, "do_center_crop", None) else None,
+            "resample": int(processor.resample),
+            "rescale_factor": processor.rescale_factor,
+            "mean": tuple(processor.image_mean),
+            "std": tuple(processor.image_std),
+        }
+
     def pixels(self, upright: Bytes) -> Pixels:
         """[h, w, 3] uint8 -> [3, image_size, image_size] float32."""
         if self._pad:

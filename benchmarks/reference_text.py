@@ -61,6 +61,8 @@ class UpstreamTokenizer:
         bos_id: what starts a prompt, or None.
         bos_token_id: the BOS token, also where prompts do not start with it.
         eos_id: the EOS token.
+        scores: of the pieces, where it is SentencePiece.
+        merges: where it is byte-level BPE.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -75,6 +77,8 @@ class UpstreamTokenizer:
             self.bos_id = spm.bos_id if settings.get("add_bos_token", True) else None
             self.eos_id: int | None = spm.eos_id
             self._ids = spm.specials
+            self.scores: list[float] | None = spm.scores
+            self.merges: list[str] | None = None
         else:
             tokenizer = _byte_level_bpe(directory)
             self._encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False))
@@ -84,6 +88,7 @@ class UpstreamTokenizer:
             self.bos_id = starts[0] if starts else None
             self.eos_id = tokenizer.eos_token_id
             self._ids = {piece: index for index, piece in enumerate(self.pieces)}
+            self.scores, self.merges = None, _merges(directory)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a prompt, each piece around `<image>` on its own, -200 in the place of each picture."""
@@ -131,6 +136,8 @@ class _SentencePiece:
         for index, token in settings.get("added_tokens_decoder", {}).items():
             self.specials[token["content"]] = int(index)
             self.pieces += [token["content"]] if int(index) == len(self.pieces) else []
+        scores = [float(self._model.GetScore(index)) for index in control]
+        self.scores = scores + [0.0] * (len(self.pieces) - len(scores))
         self._split = re.compile("(" + "|".join(re.escape(s) for s in self.specials) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -158,6 +165,15 @@ def _byte_level_bpe(directory: Path) -> Any:
             if (directory / name).exists():
                 shutil.copyfile(directory / name, Path(folder, name))
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _merges(directory: Path) -> list[str]:
+    """Pairs of pieces, the first to be joined first."""
+    if (directory / "merges.txt").exists():
+        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+        return [line for line in lines if line and not line.startswith("#version")]
+    pairs = read_json_object(directory / "tokenizer.json")["model"]["merges"]
+    return [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
 
 
 def conversations(num_plain: int = 200) -> list[list[Turn]]:

@@ -1,6 +1,7 @@
 """Ladder stage 2: what the manifest and the GGUF files say of the model, against the resolved config."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tinyllava_edge.config import ModelConfig
 from .checkpoint_reference import CheckpointReference
 from .gates import at_most
 from .ladder import Ladder, StageResult, judge
+from .reference_text import UpstreamTokenizer
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
 _LAYER_NORM = ("phi", "stablelm")
@@ -27,7 +29,10 @@ def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
     from .gguf_files import read_facts
 
     side = reference.pixels(0).shape[-1]
-    yield _judge_facts("manifest", _manifest_facts(ladder), _config_facts(reference.config, side))
+    expected = _config_facts(reference.config, side)
+    preprocessing = reference.processor.settings()
+    expected |= {f"vision.preprocessing.{key}": value for key, value in preprocessing.items()}
+    yield _judge_facts("manifest", _manifest_facts(ladder), expected)
     for variant in ladder.language:
         expected = _expected_metadata(reference, variant.name)
         yield _judge_facts(variant.name, read_facts(gguf_path(ladder, variant)), expected)
@@ -61,7 +66,7 @@ def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
         "vision.feature_layer": vision.feature_layer,
         "vision.drop_first": vision.select_strategy == "patch",
         "vision.hidden_size": language.hidden_size,
-        "vision.preprocessing.aspect": config.image_aspect_ratio,
+        "vision.num_tokens": config.num_picture_tokens(side),
         "language.architecture": language.architecture,
         "language.hidden_size": language.hidden_size,
         "language.vocab_size": language.vocab_size,
@@ -69,6 +74,7 @@ def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
         "language.num_attention_heads": language.num_attention_heads,
         "language.num_key_value_heads": language.num_key_value_heads,
         "language.head_dim": language.head_dim,
+        "language.context_length": language.max_position_embeddings,
     }
 
 
@@ -77,8 +83,8 @@ def _manifest_facts(ladder: Ladder) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for part in ("vision", "language"):
         facts |= {f"{part}.{key}": value for key, value in getattr(manifest, part).model_dump().items()}
-    facts["vision.preprocessing.aspect"] = manifest.vision.preprocessing.aspect
-    return facts
+    preprocessing = asdict(manifest.vision.preprocessing)
+    return facts | {f"vision.preprocessing.{key}": value for key, value in preprocessing.items()}
 
 
 def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str, Any]:
@@ -114,4 +120,18 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         # Rows past the tokenizer's last piece have tokens that no text gives; only their number counts.
         "tokenizer.ggml.tokens": pieces[: config.vocab_size],
         "number of tokens": config.vocab_size,
+        "number of token types": config.vocab_size,
+        **_vocabulary(reference.tokenizer, config.vocab_size),
     }
+
+
+def _vocabulary(tokenizer: UpstreamTokenizer, vocab_size: int) -> dict[str, Any]:
+    """What decides how llama.cpp's own programs tokenize."""
+    facts: dict[str, Any] = {"tokenizer.ggml.add_bos_token": tokenizer.bos_id is not None}
+    if tokenizer.scores is not None:
+        return {
+            **facts,
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": tokenizer.scores[:vocab_size],
+        }
+    return {**facts, "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.merges": tokenizer.merges}

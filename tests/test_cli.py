@@ -127,7 +127,7 @@ def test_markup_in_a_bundle_is_shown_as_text(tmp_path: Path) -> None:
         (("export", "--nonsense"), "--nonsense"),
         (("run", "nano"), "QUESTION"),
         (("verify",), "bundle"),
-        (("run", "nano", "what", "--threads", "many"), "many"),
+        (("run", "nano", "what", "--threads", "many"), "--threads"),
         (("run", "nano", "what", "--threads", "0"), "--threads"),
     ],
 )

@@ -3,14 +3,15 @@
 Computed from the bundle's files with the code every runtime uses (`prompt.py`, `image.py`).
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge import image, prompt
-from tinyllava_edge.bundle import TOKENIZER_FILE
+from tinyllava_edge.bundle import TOKENIZER_FILE, PromptSpec
 from tinyllava_edge.config import IMAGE_TOKEN_ID
 
 from .checkpoint_reference import CheckpointReference
@@ -29,6 +30,8 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
     tokenizer = prompt.TextTokenizer(tokenizer_json, bos_id=spec.bos_id)
     wrong_prompts: list[tuple[str, str]] = []
     wrong_ids: list[tuple[TextCase, list[int]]] = []
+    wrong_plain: list[str] = []
+    specials = special_tokens(tokenizer_json)
     for case in reference.texts:
         placed = prompt.place_markers(case.turns, case.num_pictures)
         text = spec.template.render(placed)
@@ -37,6 +40,9 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
         ids = tokenizer.encode(spec.template, placed)
         if tuple(ids) != case.ids:
             wrong_ids.append((case, ids))
+        plain = tokenizer.encode(spec.template, placed, honour_special=False)
+        if not is_plain(case, plain, specials, spec):
+            wrong_plain.append(f"{case.turns!r} gives {plain}")
     stops = reference.stop_ids()
     stop_difference = set() if stops is None else stops ^ set(spec.stop_ids)
 
@@ -45,6 +51,8 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
             return _prompt_cause(*wrong_prompts[0])
         if wrong_ids:
             return _ids_cause(*wrong_ids[0], reference)
+        if wrong_plain:
+            return f"with special text as plain text, {wrong_plain[0]}"
         return f"stop ids are {sorted(spec.stop_ids)}, expected {sorted(stops or ())}: answers end elsewhere"
 
     yield judge(
@@ -53,12 +61,38 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
         {
             "wrong_prompts": len(wrong_prompts),
             "wrong_ids": len(wrong_ids),
+            "wrong_plain_ids": len(wrong_plain),
             "wrong_stop_ids": len(stop_difference),
         },
         detail=f"{len(reference.texts)} conversations",
         cause=cause,
-        gates=(at_most("wrong_prompts", 0), at_most("wrong_ids", 0), at_most("wrong_stop_ids", 0)),
+        gates=tuple(
+            at_most(metric, 0)
+            for metric in ("wrong_prompts", "wrong_ids", "wrong_plain_ids", "wrong_stop_ids")
+        ),
     )
+
+
+def special_tokens(tokenizer_json: str) -> dict[str, int]:
+    """Text and id of the special tokens of a `tokenizer.json`."""
+    added = json.loads(tokenizer_json)["added_tokens"]
+    return {token["content"]: token["id"] for token in added if token["special"]}
+
+
+def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], spec: PromptSpec) -> bool:
+    """Whether typed text gave no special id: BOS and the template's ends of answers are the only ones.
+
+    Where no special token's text was typed, ids are upstream's. The unknown token stands for any character
+    that has none, so it may appear.
+    """
+    typed = "".join(text or "" for turn in case.turns for text in turn)
+    if not any(text in typed for text in specials):
+        return tuple(ids) == case.ids
+    expected = [] if spec.bos_id is None else [spec.bos_id]
+    if spec.template.end in specials:
+        expected += [specials[spec.template.end]] * sum(answer is not None for _, answer in case.turns)
+    counted = {token for text, token in specials.items() if text != "<unk>"}
+    return [token for token in ids if token in counted] == expected
 
 
 def _first_difference(found: Sequence[object], expected: Sequence[object]) -> int:

@@ -118,6 +118,15 @@ def _joint_tokenization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prompt.TextTokenizer, "encode", wrong)
 
 
+def _special_text_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = prompt.TextTokenizer.encode
+
+    def wrong(self: prompt.TextTokenizer, template: prompt.Template, turns: Any, **options: Any) -> list[int]:
+        return right(self, template, turns)
+
+    monkeypatch.setattr(prompt.TextTokenizer, "encode", wrong)
+
+
 def _last_slice(proto: onnx.ModelProto) -> onnx.NodeProto:
     """The node that drops token 0 and makes the tower's output."""
     node: onnx.NodeProto
@@ -212,6 +221,7 @@ FAULTS = (
         "transposed connector", "connector", "is transposed", "connector", edit_graph=_transposed_connector
     ),
     Fault("joint tokenisation", "text", "not on its own", "text", patch=_joint_tokenization),
+    Fault("special text honoured", "text", "as plain text", None, patch=_special_text_honoured),
     Fault("trailing space", "text", "white space at the end", "text", edit_manifest=_trailing_space),
     Fault(
         "wrong RoPE permutation", "weights", "wrong RoPE permutation", "logits", edit_gguf=_wrong_rope_order

@@ -45,7 +45,6 @@ def set_in(part: str, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
         ("vision", "num_tokens", 7),
         ("vision", "preprocessing.resample", 2),
         ("vision", "preprocessing.rescale_factor", 0.004),
-        ("vision", "preprocessing.std", [0.5, 0.5, 0.6]),
         ("language", "context_length", 123),
     ],
 )

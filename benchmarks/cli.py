@@ -8,6 +8,7 @@ import typer
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path, checkpoint_path
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 # Quick is for a demo: a minute less, and about the tokens that C2 asks for at least.
 _QUICK = {"num_pictures": 4, "num_tokens": 48}
@@ -23,7 +24,7 @@ def verify(
             "compare with the tensors stored in the bundle, which needs no torch and tells less."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = "onnxruntime+llamacpp",
+    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = DEFAULT_RUNTIME,
     vision: Annotated[str, typer.Option(help="Vision variants, comma-separated; all by default.")] = "",
     language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
     sources: Annotated[
@@ -99,7 +100,7 @@ def bench(
         Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
-    runtime: Annotated[str, typer.Option(help="Runtime of the other rows.")] = "onnxruntime+llamacpp",
+    runtime: Annotated[str, typer.Option(help="Runtime of the other rows.")] = DEFAULT_RUNTIME,
     vision: Annotated[
         str | None, typer.Option(help="Vision variant; the most precise one by default.")
     ] = None,

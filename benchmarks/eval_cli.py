@@ -10,6 +10,7 @@ from rich.table import Table
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path
 from tinyllava_edge.output import check_output
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 
 def evaluate(
@@ -18,7 +19,7 @@ def evaluate(
         Path, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
     ],
     images: Annotated[Path, typer.Option(help="Folder that the image paths are relative to.")],
-    runtime: Annotated[str, typer.Option(help="Runtime.")] = "onnxruntime+llamacpp",
+    runtime: Annotated[str, typer.Option(help="Runtime.")] = DEFAULT_RUNTIME,
     vision: Annotated[str | None, typer.Option(help="Vision variant.")] = None,
     language: Annotated[
         str, typer.Option(help="Language variants, comma-separated; the best by default.")

@@ -174,17 +174,18 @@ class CheckpointReference:
 
     def _continue(self, prompt: PromptCase, choose: "Callable[[torch.Tensor], int]") -> Continuation:
         import torch
+        from transformers import DynamicCache
+
+        from tinyllava_edge.model.language_model import continued_logits
 
         rows = torch.from_numpy(self.splice(prompt))[None]
         ids: list[int] = []
         chosen_from: list[torch.Tensor] = []
-        cache = None
+        cache = DynamicCache()
         room = self.config.language.max_position_embeddings - rows.shape[1]
         with torch.no_grad():
             for _ in range(min(self.num_tokens, room)):
-                output = self._language(inputs_embeds=rows, past_key_values=cache, use_cache=True)
-                cache = output.past_key_values
-                chosen_from.append(output.logits[0, -1])
+                chosen_from.append(continued_logits(self._language, rows, cache)[0, -1])
                 ids.append(choose(chosen_from[-1]))
                 rows = self._language.get_input_embeddings()(torch.tensor([ids[-1:]]))
         return Continuation(tuple(ids), torch.stack(chosen_from).numpy())

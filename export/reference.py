@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import DynamicCache
 
 from tinyllava_edge.bundle import REFERENCE_FOLDER
 from tinyllava_edge.config import IMAGE_TOKEN_ID
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.assets import Assets
+from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Turn, place_markers
 
@@ -94,17 +96,16 @@ def _continue(
     model: TinyLlava, rows: torch.Tensor, stop_ids: tuple[int, ...]
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """Logits of the last `LOGIT_ROWS` positions, and the greedy answer up to a stop id (which is kept)."""
-    output = model.language_model(inputs_embeds=rows[None], use_cache=True)
-    logits: npt.NDArray[np.float32] = output.logits[0, -LOGIT_ROWS:].numpy()
+    cache = DynamicCache()
+    found = continued_logits(model.language_model, rows[None], cache)[0]
+    logits: npt.NDArray[np.float32] = found[-LOGIT_ROWS:].numpy()
     ids: list[int] = []
     margins: list[float] = []
     while True:
-        best = output.logits[0, -1].topk(2)
+        best = found[-1].topk(2)
         ids.append(int(best.indices[0]))
         margins.append(float(best.values[0] - best.values[1]))
         if len(ids) == GREEDY_TOKENS or ids[-1] in stop_ids:
             return logits, {"greedy_ids": ids, "greedy_margins": margins}
         row = model.splice(ids[-1:], torch.zeros(0, 0, rows.shape[1]))
-        output = model.language_model(
-            inputs_embeds=row[None], past_key_values=output.past_key_values, use_cache=True
-        )
+        found = continued_logits(model.language_model, row[None], cache)[0]

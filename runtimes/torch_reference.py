@@ -77,11 +77,14 @@ class TorchLanguage:
         import torch
         from transformers import DynamicCache
 
+        from tinyllava_edge.model.language_model import continued_logits
+
         self.name = NAME
         self.vocab_size = model.config.language.vocab_size
         self.hidden_size = model.config.language.hidden_size
         self.context_length = context_length
         self._torch = torch
+        self._continued_logits = continued_logits
         self._new_cache = DynamicCache
         self._cache: Any = DynamicCache()
         self._position = 0
@@ -99,8 +102,8 @@ class TorchLanguage:
             rows = self._torch.from_numpy(segment)
             if segment.ndim == 1:
                 rows = self._model.get_input_embeddings()(rows)
-            output = self._model(inputs_embeds=rows[None], past_key_values=self._cache, use_cache=True)
-            logits: npt.NDArray[np.float32] = output.logits[0].numpy()
+            found = self._continued_logits(self._model, rows[None], self._cache)
+            logits: npt.NDArray[np.float32] = found[0].numpy()
         self._position += len(segment)
         self._last = logits[-1]
         return logits if all_logits else None

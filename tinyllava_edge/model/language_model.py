@@ -1,8 +1,10 @@
 """The language model: transformers' causal LM of the family; OpenELM, which it lacks, is ours."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -19,8 +21,8 @@ _NOT_FOR_TRANSFORMERS = ("architecture", "hidden_activation")
 def build_language_model(config: LanguageConfig) -> nn.Module:
     """Build a causal language model with random weights.
 
-    It takes `inputs_embeds` [batch, positions, hidden] and optionally transformers' `past_key_values`, and
-    returns an output with `.logits` [batch, positions, vocab].
+    It takes `inputs_embeds` [batch, positions, hidden] and returns an output with `.logits`
+    [batch, positions, vocab]; `continued_logits` runs it behind a cache.
 
     Raises:
         UnsupportedModelError: the family is not known; the message lists those that are.
@@ -30,6 +32,18 @@ def build_language_model(config: LanguageConfig) -> nn.Module:
             f"language model {config.architecture!r} is not supported. Supported: {', '.join(FAMILIES)}."
         )
     return FAMILIES[config.architecture](config)
+
+
+def continued_logits(model: nn.Module, rows: torch.Tensor, cache: transformers.DynamicCache) -> torch.Tensor:
+    """Logits [batch, positions, vocab] of rows [batch, positions, hidden] behind what `cache` holds.
+
+    The cache grows by the rows. transformers 5.24 calls the argument `cache`, before that it was `past_key_values`.
+    """
+    parameters = inspect.signature(type(model).forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"
+    output = model(inputs_embeds=rows, use_cache=True, **{name: cache})
+    logits: torch.Tensor = output.logits
+    return logits
 
 
 def _from_transformers(config_name: str, model_name: str) -> Callable[[LanguageConfig], nn.Module]:

@@ -21,7 +21,7 @@ class CausalOutput:
     """What callers of transformers' models read."""
 
     logits: torch.Tensor  # [batch, positions, vocab]
-    past_key_values: Any  # a transformers cache, or None
+    cache: Any  # a transformers cache, or None
 
 
 class OpenElm(nn.Module):
@@ -37,19 +37,19 @@ class OpenElm(nn.Module):
         return self.transformer.token_embeddings
 
     def forward(
-        self, inputs_embeds: torch.Tensor, past_key_values: Any = None, use_cache: bool = False, **_: Any
+        self, inputs_embeds: torch.Tensor, cache: Any = None, use_cache: bool = False, **_: Any
     ) -> CausalOutput:
-        """[batch, positions, hidden] -> logits; `past_key_values` is a transformers cache, or None."""
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache()
-        start = 0 if past_key_values is None else past_key_values.get_seq_length()
+        """[batch, positions, hidden] -> logits; `cache` is a transformers cache, or None."""
+        if cache is None and use_cache:
+            cache = DynamicCache()
+        start = 0 if cache is None else cache.get_seq_length()
         rotary = rotary_table(self.config, start, start + inputs_embeds.shape[1])
         rows = inputs_embeds
         for index, layer in enumerate(self.transformer.layers):
-            rows = layer(rows, rotary, past_key_values, index)
+            rows = layer(rows, rotary, cache, index)
         rows = self.transformer.norm(rows)
         logits = nn.functional.linear(rows, self.transformer.token_embeddings.weight)
-        return CausalOutput(logits, past_key_values)
+        return CausalOutput(logits, cache)
 
 
 def rotary_table(config: LanguageConfig, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

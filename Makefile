@@ -8,6 +8,8 @@ OUT ?= demo-out
 # Elsewhere on Linux PyPI's torch is the CUDA build; TORCH can name another one.
 TORCH ?= torch==2.13.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
+# The version tested: each minor release of transformers renames something that a checkpoint depends on.
+TRANSFORMERS ?= transformers==5.24.0
 # What we use of llama.cpp is its library and mtmd; leaving the rest out saves minutes.
 export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TOOLS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF
@@ -18,7 +20,7 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq "$(TORCH)" "$(LLAMA_CPP)"
+	$(BIN)/python -m pip install -qq "$(TORCH)" "$(LLAMA_CPP)" "$(TRANSFORMERS)"
 	$(BIN)/python -m pip install -qq --editable '.[dev]'
 	touch $@
 

@@ -10,7 +10,16 @@
     |-- DataError                 training or evaluation data are wrong
     |-- ExportError               a part cannot be converted
     |-- BackendError              a runtime is not usable here
-    |   `-- MissingExtraError         ... because a package is not installed
+    |   |-- MissingExtraError         ... because a package is not installed
+    |   `-- TensorRTError             TensorRT is installed and fails; has its log messages
+    |       |-- TensorRTVersionError      a version that is not supported
+    |       |-- NoGpuError                no GPU, no driver, or a driver that is too old
+    |       |-- EngineLoadError           an engine of another GPU or version, or a damaged one
+    |       `-- EngineBuildError          an engine cannot be built
+    |           |-- UnsupportedGraphError     an operator, type or shape TensorRT does not know
+    |           |-- UnsupportedPrecisionError a precision the GPU does not have
+    |           |-- EngineMemoryError         memory or workspace did not suffice
+    |           `-- EnginePlanError           built, but not as it must be: attention is not fused
     |-- OutputExistsError         an output is there already, and --force was not given
     `-- UsageError                options that do not fit together
 
@@ -61,6 +70,50 @@ class BackendError(TinyLlavaEdgeError):
 
 class MissingExtraError(BackendError):
     """A runtime or stage needs a package that is not installed."""
+
+
+class TensorRTError(BackendError):
+    """TensorRT is installed, and something in it failed.
+
+    Attributes:
+        messages: what TensorRT logged about it, oldest first.
+    """
+
+    def __init__(self, message: str, messages: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.messages = messages
+
+
+class TensorRTVersionError(TensorRTError):
+    """The installed TensorRT is of a version that is not supported."""
+
+
+class NoGpuError(TensorRTError):
+    """No NVIDIA GPU, no driver, or a driver that is too old for this TensorRT."""
+
+
+class EngineLoadError(TensorRTError):
+    """An engine was built for another GPU or by another TensorRT, or its file is damaged."""
+
+
+class EngineBuildError(TensorRTError):
+    """TensorRT cannot build an engine from a graph."""
+
+
+class UnsupportedGraphError(EngineBuildError):
+    """The graph has an operator, type or shape that this TensorRT does not know."""
+
+
+class UnsupportedPrecisionError(EngineBuildError):
+    """The graph uses a precision that the GPU does not have."""
+
+
+class EngineMemoryError(EngineBuildError):
+    """The memory or the workspace did not suffice to build the engine."""
+
+
+class EnginePlanError(EngineBuildError):
+    """The engine was built, but is not as fast as it must be: attention is not fused, for one."""
 
 
 class OutputExistsError(TinyLlavaEdgeError):

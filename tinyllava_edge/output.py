@@ -49,11 +49,16 @@ def output_directory(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 def write_json(path: Path, value: object, *, mode: int = 0o644) -> None:
     """Write a JSON file that is complete whenever it is seen."""
+    write_bytes(path, json.dumps(value, indent=1, ensure_ascii=False).encode(), mode=mode)
+
+
+def write_bytes(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -> None:
+    """Write a file that is complete whenever it is seen."""
     # The suffix is kept: what a killed process leaves in a bundle's parity/ is allowed there.
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, ensure_ascii=False)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, mode)

@@ -352,7 +352,6 @@ def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> 
 
 def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:
     """TensorRT's progress monitor; what is raised in `on_progress` (Ctrl-C) stops the build, and is kept."""
-
     base: Any = binding.trt.IProgressMonitor
 
     class Monitor(base):  # type: ignore[misc]

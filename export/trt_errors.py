@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _WORKSPACE = r"within workspace limit|insufficient workspace|requested workspace size"
 _MEMORY = r"out of memory|OutOfMemory|bad_alloc|NvMapMemAlloc|cudaMalloc|allocation failed"
-_PRECISION = r"HW-specific datatypes?: *(?P<types>[\w, ]+)"
+# "contains HW-specific datatypes: fp8_e4m3"; "Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is ..."
+_PRECISION = r"HW-specific datatypes?: *(?P<types>[\w, ]+)|\(SM\d+\): (?P<operation>[\w ]+) is not supported"
 
 
 def parse_failure(binding: TensorRT, parser: "trt.OnnxParser", path: Path, log: MessageLog) -> TensorRTError:
@@ -45,10 +46,11 @@ def build_failure(
     said = "\n".join(log.errors())
     if found := re.search(_PRECISION, said):
         sms = f" of SM {', '.join(map(str, options.sms))}" if options.sms else ""
+        needed = (found["types"] or found["operation"]).strip()
         return binding.failure(
             UnsupportedPrecisionError,
-            f"the graph computes in {found['types'].strip()}, which a GPU{sms} does not have",
-            "Build the fp16 or int8 variant, or leave that GPU out",
+            f"the graph needs {needed}, which {binding.name} does not have for a GPU{sms}",
+            "Build the fp16 variant, or leave that GPU out",
             log,
         )
     if re.search(_WORKSPACE, said):
@@ -68,6 +70,6 @@ def build_failure(
     return binding.failure(
         EngineBuildError,
         f"{binding.name} did not build the engine",
-        "Try --vision fp32, or take --runtime onnxruntime+llamacpp",
+        "Build another variant with --vision, or take --runtime onnxruntime+llamacpp",
         log,
     )

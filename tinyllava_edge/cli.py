@@ -14,6 +14,7 @@ from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageEr
 COMMANDS = {
     "train": ("tinyllava_edge.train.cli", "train", "Train a model, or `nano` from nothing."),
     "export": ("tinyllava_edge.export.cli", "export", "Turn a checkpoint into a bundle, proven equal to it."),
+    "build": ("tinyllava_edge.build_cli", "build", "Build TensorRT engines from a bundle's vision graphs."),
     "verify": (
         "tinyllava_edge.benchmarks.cli",
         "verify",

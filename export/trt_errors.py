@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WORKSPACE = r"within workspace limit|insufficient workspace|requested workspace size"
 _MEMORY = r"out of memory|OutOfMemory|bad_alloc|NvMapMemAlloc|cudaMalloc|allocation failed"
-# "contains HW-specific datatypes: fp8_e4m3"; "Cannot compile operation 'x' for Turing (SM75): FP32 GEMM is ..."
+# "contains HW-specific datatypes: fp8_e4m3"; "Cannot compile ... (SM75): FP32 GEMM is not supported"
 _PRECISION = r"HW-specific datatypes?: *(?P<types>[\w, ]+)|\(SM\d+\): (?P<operation>[\w ]+) is not supported"
 
 

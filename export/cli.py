@@ -58,11 +58,16 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
 
     with progress() as bar:
         task = bar.add_task("export", total=count_steps(options), completed=-1)
+        step = bar.add_task("", total=None)
 
         def on_step(description: str) -> None:
-            bar.update(task, description=description, advance=1)
+            bar.advance(task)
+            bar.reset(step, description=description, total=None)
 
-        export_bundle(checkpoint, output, options, on_step=on_step)
+        def on_progress(done: int, total: int) -> None:
+            bar.update(step, completed=100 * done // total, total=100)
+
+        export_bundle(checkpoint, output, options, on_step=on_step, on_progress=on_progress)
     bundle = Bundle.open(output)
     report = json_module.loads((output / "parity" / "export.json").read_text(encoding="utf-8"))
     rows = [
@@ -81,10 +86,14 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
                 f"{row['name']}: {len(row['fallback'])} tensors have rows that are not a multiple of the "
                 f"type's block and were stored in a larger type, first {row['fallback'][0]}"
             )
+    peaks = report["peak_anonymous_bytes"]
     if json:
-        print_json({"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows})
+        facts = {"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows}
+        print_json({**facts, "peak_anonymous_bytes": peaks})
     else:
         _print_table(output, rows)
+        if known := [f"{part} {peak / 1e6:,.0f} MB" for part, peak in peaks.items() if peak is not None]:
+            stdout.print(f"peak anonymous memory: {', '.join(known)}")
 
 
 def _print_table(output: Path, rows: list[dict[str, Any]]) -> None:

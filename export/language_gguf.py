@@ -5,13 +5,12 @@ they come; the file is the same for every layout of the same weights. Vectors (n
 float32, as llama.cpp expects. Quantized types are made from this file by `quantize.py`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from tinyllava_edge.config import ModelConfig
@@ -25,6 +24,11 @@ from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary, chat_
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
 FLOAT16_MAX = 65504.0
 PREFIX = "language_model."
+OnProgress = Callable[[int, int], None]  # what is done, of how much
+
+
+def no_progress(done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +81,16 @@ class LanguageSource:
         self.vocabulary()
 
 
-def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> None:
-    """Write the language model.
+def write_language_gguf(
+    path: Path, source: LanguageSource, float_type: str, *, on_progress: OnProgress = no_progress
+) -> None:
+    """Write the language model, with a few rows of one tensor in memory at a time.
 
     Args:
         path: written.
         source: the checkpoint.
         float_type: of the matrices, one of `FILE_TYPES`.
+        on_progress: called with the tensors written, and all that there are.
 
     Raises:
         ExportError: a tensor is missing, left over, of another shape, not finite, or too large for float16;
@@ -97,8 +104,12 @@ def write_language_gguf(path: Path, source: LanguageSource, float_type: str) -> 
             rule = missing.pop(name, None)
             if rule is None:
                 raise ExportError(f"{source.checkpoint}: tensor {name!r} has no place in the GGUF file.")
+            _check_tensor(name, tensor, rule, float_type)
             file.seek(offsets[rule.name])
-            _file_array(name, tensor, rule, float_type).tofile(file)
+            for rows in rule.slices():
+                converted = rule.convert(tensor[rows].float()).contiguous().numpy()
+                converted.astype(_dtype(rule, float_type), copy=False).tofile(file)
+            on_progress(len(rules) - len(missing), len(rules))
         file.truncate(end)
     if missing:
         raise ExportError(
@@ -152,25 +163,20 @@ def _dtype(rule: TensorRule, float_type: str) -> np.dtype[np.floating]:
     return np.dtype(np.float16 if half else np.float32)
 
 
-def _file_array(
-    name: str, tensor: torch.Tensor, rule: TensorRule, float_type: str
-) -> npt.NDArray[np.floating]:
-    """The tensor as it lies in the file, after every check that can be made of it."""
+def _check_tensor(name: str, tensor: torch.Tensor, rule: TensorRule, float_type: str) -> None:
+    """Every check that can be made of a tensor before it is written."""
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ExportError(f"tensor {name!r} is {tensor.dtype}; expected float32, float16 or bfloat16.")
     if tuple(tensor.shape) != rule.shape:
         raise ExportError(
             f"tensor {name!r} has shape {list(tensor.shape)}, config.json asks for {list(rule.shape)}."
         )
-    values = tensor.float()
-    largest = float(values.abs().max()) if values.numel() else 0.0
+    lowest, highest = tensor.aminmax()  # takes no memory, and NaN goes through it
+    largest = max(-float(lowest), float(highest))
     if not np.isfinite(largest):
         raise ExportError(f"tensor {name!r} holds NaN or infinity. The checkpoint is damaged.")
-    dtype = _dtype(rule, float_type)
-    if dtype == np.float16 and largest > FLOAT16_MAX:
+    if _dtype(rule, float_type) == np.float16 and largest > FLOAT16_MAX:
         raise ExportError(
             f"tensor {name!r} has values up to {largest:.6g}, float16 ends at {FLOAT16_MAX:g}. Export "
             "--language without f16, or with bf16."
         )
-    converted: npt.NDArray[np.floating] = rule.convert(values).contiguous().numpy().astype(dtype)
-    return converted

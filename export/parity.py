@@ -18,7 +18,8 @@ import torch
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.vlm import TinyLlava
 
-from .language_gguf import LanguageSource
+from .gguf_arch import TensorRule
+from .language_gguf import LanguageSource, OnProgress, no_progress
 from .precision import FLOAT16_MAX, evaluate_rounded, measure_ranges, open_session
 from .quantize import block_size
 from .reference import Reference
@@ -129,7 +130,9 @@ def check_float16(proto: onnx.ModelProto, trial: VisionTrial) -> dict[str, Any]:
     }
 
 
-def check_language(path: Path, name: str, source: LanguageSource) -> dict[str, Any]:
+def check_language(
+    path: Path, name: str, source: LanguageSource, *, on_progress: OnProgress = no_progress
+) -> dict[str, Any]:
     """Read a GGUF file back, undo the conversion and compare every tensor with the checkpoint's.
 
     float32 must be bit-equal, float16 equal to the rounded source, other types above `MIN_SNR_DB`.
@@ -138,6 +141,7 @@ def check_language(path: Path, name: str, source: LanguageSource) -> dict[str, A
         path: the file.
         name: its type, one of `options.LANGUAGE_TYPES`.
         source: what it was made from.
+        on_progress: called with the tensors compared, and all that there are.
 
     Returns:
         counts: number of tensors of each type; fallback: tensors that could not have the type asked for;
@@ -149,20 +153,21 @@ def check_language(path: Path, name: str, source: LanguageSource) -> dict[str, A
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     report = _tensor_types(written.values(), name)
     rules = source.rules()
+    total = len(rules)
     worst: tuple[float, str | None] = (float("inf"), None)
     for tensor_name, tensor in source.tensors():
         rule = rules.pop(tensor_name)
         stored = written.pop(rule.name, None)
         if stored is None:
             raise ExportError(f"{path.name}: {rule.name} is missing.")
-        actual = rule.restore(torch.from_numpy(_dequantized(stored)))
-        snr_db = _tensor_snr_db(tensor.float(), actual, _type_of(stored), rule.tolerance)
+        snr_db = _tensor_snr_db(tensor, stored, rule)
         if not snr_db >= MIN_SNR_DB.get(_type_of(stored), float("inf")):
             raise ExportError(
                 f"{path.name}: {rule.name} ({_type_of(stored)}) is not equal to {tensor_name}: "
                 f"{snr_db:.1f} dB signal to noise."
             )
         worst = min(worst, (snr_db, rule.name), key=lambda found: found[0])
+        on_progress(total - len(rules), total)
     if odd := [*written, *rules]:
         raise ExportError(f"{path.name}: {odd[0]} is in only one of file and checkpoint.")
     report["lowest_snr_db"] = None if worst[1] is None or np.isinf(worst[0]) else worst[0]
@@ -186,19 +191,22 @@ def _tensor_types(tensors: Iterable[gguf.ReaderTensor], name: str) -> dict[str, 
     return {"counts": dict(sorted(counts.items())), "fallback": fallback}
 
 
-def _dequantized(stored: gguf.ReaderTensor) -> Floats:
-    values = gguf.quants.dequantize(stored.data, stored.tensor_type)
-    return np.array(values, dtype=np.float32)  # a copy: torch wants memory that it may write to
-
-
-def _tensor_snr_db(expected: torch.Tensor, actual: torch.Tensor, kind: str, tolerance: float) -> float:
+def _tensor_snr_db(tensor: torch.Tensor, stored: gguf.ReaderTensor, rule: TensorRule) -> float:
     """Infinity where the tensor is what its type makes of the source exactly, or within the tolerance."""
-    if actual.shape != expected.shape:
+    if tensor.shape != rule.shape or rule.shape != tuple(map(int, reversed(stored.shape))):
         return -float("inf")
-    exact = expected.half().float() if kind == "f16" else expected
-    if torch.equal(exact, actual) or float((exact - actual).abs().max()) <= tolerance:
+    kind, is_equal, energy, noise = _type_of(stored), True, 0.0, 0.0
+    for rows in rule.slices():
+        values = gguf.quants.dequantize(stored.data[rows], stored.tensor_type)
+        # A copy: torch wants memory that it may write to.
+        actual = rule.restore(torch.from_numpy(np.array(values, dtype=np.float32)))
+        expected = tensor[rows].float()
+        exact = expected.half().float() if kind == "f16" else expected
+        is_equal &= torch.equal(exact, actual) or float((exact - actual).abs().max()) <= rule.tolerance
+        energy += float(expected.double().square().sum())
+        noise += float((expected.double() - actual.double()).square().sum())
+    if is_equal:
         return float("inf")
     if kind in ("f32", "f16"):
         return -float("inf")
-    noise = float((expected.double() - actual.double()).square().sum())
-    return 10 * float(np.log10(max(float(expected.double().square().sum()), 1e-300) / noise))
+    return 10 * float(np.log10(max(energy, 1e-300) / noise))

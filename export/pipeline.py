@@ -1,7 +1,9 @@
 """Checkpoint -> bundle, step by step.
 
-The language model leaves memory once the reference is computed; its files are then streamed from the
-checkpoint's. So there are never two copies of it at once.
+The weights stay in the checkpoint's files and stream from there: through torch for the reference, and to
+the GGUF files. Only the vision graph is in memory, once. Anonymous memory stays below 1.5 GB and twice the
+largest tensor for the language model, twice the tower for the vision graph; `parity/export.json` has the
+figures.
 """
 
 import gc
@@ -13,6 +15,7 @@ from typing import Any
 import onnx
 import torch
 
+from tinyllava_edge.anonymous_memory import watched_memory
 from tinyllava_edge.bundle import (
     TOKENIZER_FILE,
     Bundle,
@@ -30,18 +33,19 @@ from tinyllava_edge.config import ModelConfig, read_model_config
 from tinyllava_edge.embedded import NANO, checkpoint_path
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets, read_assets
-from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors
-from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256
+from tinyllava_edge.model.streaming import stream_model
+from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.output import check_output
 from tinyllava_edge.prompt import template_fault
 
 from .gguf_arch import architecture_for
-from .language_gguf import FILE_TYPES, LanguageSource, write_language_gguf
+from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .options import ExportOptions
 from .parity import VisionTrial, check_float16, check_language, check_vision, vision_trial
 from .precision import to_float16
 from .quantize import quantize_gguf
-from .reference import write_reference
+from .reference import MAX_PASSES, write_reference
 from .vision_onnx import TOWER_OUTPUT, build_vision_graph, write_vision_graph
 
 __all__ = ["ExportOptions", "export_bundle"]
@@ -60,17 +64,23 @@ OnStep = Callable[[str], None]
 
 
 def export_bundle(
-    checkpoint: Path, out: Path, options: ExportOptions | None = None, *, on_step: OnStep = lambda step: None
+    checkpoint: Path,
+    out: Path,
+    options: ExportOptions | None = None,
+    *,
+    on_step: OnStep = lambda step: None,
+    on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Turn a checkpoint into a bundle; nothing is at `out` unless all of it was checked.
 
-    What was measured on the way (parity, ranges, tensor types) is in the bundle's `parity/export.json`.
+    What was measured on the way (parity, ranges, types, memory) is in the bundle's `parity/export.json`.
 
     Args:
         checkpoint: a TinyLLaVA checkpoint directory.
         out: the bundle's directory.
         options: what to make.
         on_step: called with a few words at the start of each step; there are `count_steps(options)`.
+        on_progress: called within a long step with what is done, of how much.
 
     Raises:
         OutputExistsError: `out` exists and `options.force` is false.
@@ -92,16 +102,22 @@ def export_bundle(
         allow_pickle=options.allow_pickle,
     )
     source.check()
-    dtypes = _check_weights(checkpoint, allow_pickle=options.allow_pickle)
-    model = load_model(
-        checkpoint, template=options.template, sources=options.sources, allow_pickle=options.allow_pickle
-    )
-    with create_bundle(out, force=options.force) as writer:
+    with watched_memory() as memory, create_bundle(out, force=options.force) as writer:
+        on_step("check every weight")
+        stored = _StoredWeights(on_progress)
+        model = stream_model(
+            checkpoint,
+            config,
+            writer.root,
+            allow_pickle=options.allow_pickle,
+            on_tensor=stored.see,
+            on_bytes=stored.see_read,
+        )
+        parts = _parts(model, stored.dtypes())
         on_step("reference tensors")
         reference = write_reference(writer.root, model, assets)
         (writer.root / TOKENIZER_FILE).write_text(assets.tokenizer.tokenizer_json, encoding="utf-8")
-        parts = _parts(model, dtypes)
-        del model.language_model  # most of the memory; its files stream from the checkpoint's
+        peaks = {"reference": memory.peak_bytes()}
         on_step("trace vision tower and connector")
         trial = vision_trial(model, reference)
         graph = build_vision_graph(model, reference.pixels.shape[-1])
@@ -109,19 +125,27 @@ def export_bundle(
         gc.collect()
         vision, vision_report = _export_vision(writer.root, graph, trial, options, on_step)
         del graph
+        peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
-        language, language_report = _export_language(writer.root, source, halves, options, on_step)
+        language, language_report = _export_language(
+            writer.root, source, halves, options, on_step, on_progress
+        )
+        peaks["language"] = memory.peak_bytes()
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
         manifest = _seal(writer, checkpoint, config, assets, parts, (*vision, *language), num_tokens)
-        report: dict[str, object] = {"vision": vision_report, "language": language_report}
+        report: dict[str, object] = {
+            "vision": vision_report,
+            "language": language_report,
+            "peak_anonymous_bytes": peaks,
+        }
         Bundle.open(writer.root).write_parity("export", report)
     return manifest
 
 
 def count_steps(options: ExportOptions) -> int:
     """Number of steps that `export_bundle` announces."""
-    return 4 + len(options.vision_variants()) + len(options.language_variants())
+    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants())
 
 
 def _export_vision(
@@ -147,7 +171,12 @@ def _export_vision(
 
 
 def _export_language(
-    root: Path, source: LanguageSource, halves: bool, options: ExportOptions, on_step: OnStep
+    root: Path,
+    source: LanguageSource,
+    halves: bool,
+    options: ExportOptions,
+    on_step: OnStep,
+    on_progress: OnProgress,
 ) -> tuple[list[Variant], dict[str, Any]]:
     """Write and check the language model's GGUF files."""
     folder = root / "language"
@@ -157,18 +186,19 @@ def _export_language(
     base = "f16" if halves else "f32"
     base_path = folder / f"{base}.gguf"
     report = {}
-    if base not in names:
-        write_language_gguf(base_path, source, base)
     for name in sorted(names, key=lambda name: name != base):  # the base first
-        on_step(f"language {name}")
+        on_step(f"language {name}: write")
         path = folder / f"{name}.gguf"
         if name in FILE_TYPES:
-            write_language_gguf(path, source, name)
+            write_language_gguf(path, source, name, on_progress=on_progress)
         else:
-            quantize_gguf(base_path, path, name)
-        report[name] = check_language(path, name, source)
+            if not base_path.exists():
+                write_language_gguf(base_path, source, base, on_progress=on_progress)
+            quantize_gguf(base_path, path, name, on_progress=on_progress)
+        on_step(f"language {name}: check")
+        report[name] = check_language(path, name, source, on_progress=on_progress)
     if base not in names:
-        base_path.unlink()
+        base_path.unlink(missing_ok=True)
     variants = [_variant("language", name, "gguf", [f"language/{name}.gguf"]) for name in names]
     return variants, report
 
@@ -177,16 +207,29 @@ def _variant(part: Any, name: str, target: Any, files: list[str]) -> Variant:
     return Variant(part=part, name=name, target=target, files=tuple(files), status="verified")
 
 
-def _check_weights(checkpoint: Path, *, allow_pickle: bool) -> dict[str, str]:
-    """Stored dtype of each part, once every value is known to be finite."""
-    dtypes: dict[str, set[str]] = {}
-    for name, tensor in iter_tensors(checkpoint, allow_pickle=allow_pickle):
-        if not torch.isfinite(tensor).all():
-            raise ExportError(
-                f"{checkpoint}: tensor {name!r} holds NaN or infinity. The checkpoint is damaged."
-            )
-        dtypes.setdefault(name.split(".")[0], set()).add(str(tensor.dtype).removeprefix("torch."))
-    return {part: "+".join(sorted(names)) for part, names in dtypes.items()}
+class _StoredWeights:
+    """What goes by while the weights are checked, and then read for the reference."""
+
+    def __init__(self, on_progress: OnProgress) -> None:
+        self._on_progress = on_progress
+        self._dtypes: dict[str, set[str]] = {}
+        self._language_bytes = 0
+        self._read_bytes = 0
+
+    def see(self, name: str, tensor: torch.Tensor) -> None:
+        """A tensor was checked."""
+        part = name.split(".")[0]
+        self._dtypes.setdefault(part, set()).add(str(tensor.dtype).removeprefix("torch."))
+        self._language_bytes += tensor.nbytes if part == "language_model" else 0
+
+    def see_read(self, count: int) -> None:
+        """Bytes of the language model were read again."""
+        self._read_bytes += count
+        self._on_progress(self._read_bytes, self._language_bytes * MAX_PASSES)
+
+    def dtypes(self) -> dict[str, str]:
+        """Stored dtypes of each part."""
+        return {part: "+".join(sorted(names)) for part, names in self._dtypes.items()}
 
 
 def _parts(model: TinyLlava, dtypes: dict[str, str]) -> dict[Any, Part]:

@@ -5,6 +5,7 @@ another type; `parity.py` reads back what it made and reports it.
 """
 
 import ctypes
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,14 @@ import llama_cpp
 
 from tinyllava_edge.errors import ExportError
 
+from .language_gguf import OnProgress, no_progress
 
-def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) -> None:
+_COUNT = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # in front of each tensor in llama.cpp's log
+
+
+def quantize_gguf(
+    source: Path, target: Path, name: str, *, threads: int = 0, on_progress: OnProgress = no_progress
+) -> None:
     """Quantize a float GGUF file.
 
     Args:
@@ -22,6 +29,7 @@ def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) ->
         target: written.
         name: one of `options.LANGUAGE_TYPES`.
         threads: 0 for as many as the machine has; the result does not depend on it.
+        on_progress: called with the tensors begun, and all that there are.
 
     Raises:
         ExportError: llama.cpp refused; its own last words are in the message.
@@ -29,7 +37,7 @@ def quantize_gguf(source: Path, target: Path, name: str, *, threads: int = 0) ->
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
     parameters.nthread = threads
-    with _captured_log() as log:
+    with _captured_log(on_progress) as log:
         result = llama_cpp.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(parameters)
         )
@@ -47,13 +55,15 @@ def block_size(name: str) -> int:
 
 
 @contextmanager
-def _captured_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log instead of printing it."""
+def _captured_log(on_progress: OnProgress) -> Iterator[list[str]]:
+    """Collect llama.cpp's log instead of printing it; it has a count of tensors in it."""
     lines: list[str] = []
 
     @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
         lines.append(text.decode("utf-8", errors="replace"))
+        if count := _COUNT.match(lines[-1]):
+            on_progress(int(count[1]), int(count[2]))
 
     before, before_data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
     llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(before_data))

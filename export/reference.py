@@ -38,6 +38,7 @@ PROMPTS: tuple[tuple[str, list[Turn], list[int]], ...] = (
     ("two_pictures", [("<image>\n<image>\nWhat is different?", None)], [2, 0]),
 )
 GREEDY_TOKENS = 16
+MAX_PASSES = GREEDY_TOKENS * len(PROMPTS)
 LOGIT_ROWS = 32  # of a prompt's last positions: a whole prompt of a large vocabulary would be 500 MB
 
 
@@ -51,7 +52,10 @@ class Reference:
 
 @torch.no_grad()
 def write_reference(root: Path, model: TinyLlava, assets: Assets) -> Reference:
-    """Compute and write the folder; returns what the vision parity check needs."""
+    """Compute and write the folder; returns what the vision parity check needs.
+
+    The language model runs once for each prompt and once for each further token: `MAX_PASSES` times at most.
+    """
     folder = root / REFERENCE_FOLDER
     folder.mkdir()
     for name in PICTURES:
@@ -97,8 +101,8 @@ def _continue(
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """Logits of the last `LOGIT_ROWS` positions, and the greedy answer up to a stop id (which is kept)."""
     cache = DynamicCache()
-    found = continued_logits(model.language_model, rows[None], cache)[0]
-    logits: npt.NDArray[np.float32] = found[-LOGIT_ROWS:].numpy()
+    found = continued_logits(model.language_model, rows[None], cache, keep=LOGIT_ROWS)[0]
+    logits: npt.NDArray[np.float32] = found.numpy()
     ids: list[int] = []
     margins: list[float] = []
     while True:

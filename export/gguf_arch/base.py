@@ -1,11 +1,14 @@
 """What a family's module says about its GGUF file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from tinyllava_edge.config import LanguageConfig
+
+SLICE_VALUES = 1 << 22
 
 
 def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
@@ -33,6 +36,14 @@ class TensorRule:
     convert: Callable[[torch.Tensor], torch.Tensor] = _unchanged
     restore: Callable[[torch.Tensor], torch.Tensor] = _unchanged
     tolerance: float = 0.0
+
+    def slices(self) -> Iterator[slice]:
+        """Rows that can be converted and restored at once: few, or all where the conversion moves rows."""
+        rows = self.shape[0]
+        if self.convert is _unchanged:
+            rows = max(1, SLICE_VALUES // prod(self.shape[1:]))
+        for start in range(0, self.shape[0], rows):
+            yield slice(start, start + rows)
 
 
 def _unscaled(config: LanguageConfig) -> float:

@@ -17,6 +17,7 @@ from tinyllava_edge.errors import CheckpointError, ExportError, OutputExistsErro
 from tinyllava_edge.export import pipeline
 from tinyllava_edge.export.cli import export as export_command
 from tinyllava_edge.export.gguf_arch import llama
+from tinyllava_edge.export.language_gguf import no_progress
 from tinyllava_edge.export.pipeline import ExportOptions, count_steps, export_bundle
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.checkpoint import checkpoint_sha256
@@ -128,7 +129,9 @@ def test_a_float16_checkpoint_is_quantized_from_float16_to_the_same_bytes(
     for stored, is_half in ((half, True), (whole, False)):
         root = tmp_path / f"bundle of {stored.name}"
         root.mkdir()
-        pipeline._export_language(root, language_source(stored), is_half, SMALL, lambda step: None)
+        pipeline._export_language(
+            root, language_source(stored), is_half, SMALL, lambda step: None, no_progress
+        )
         (path,) = (root / "language").iterdir()
         written.append(path.read_bytes())
     assert written[0] == written[1]
@@ -155,7 +158,7 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
     "step",
     [
         "read_assets",
-        "load_model",
+        "stream_model",
         "write_reference",
         "build_vision_graph",
         "write_vision_graph",
@@ -214,7 +217,7 @@ def test_a_bundle_that_fails_its_own_check_is_not_published(
 def test_a_weight_that_is_not_finite_is_named(checkpoint: Path, tmp_path: Path, name: str) -> None:
     spoilt = Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
     change_weights(spoilt, lambda tensors: tensors[name].view(-1)[:1].fill_(torch.nan))
-    with pytest.raises(ExportError, match=f"{name.split('.')[-2]}.*NaN"):
+    with pytest.raises(CheckpointError, match=f"{name.split('.')[-2]}.*NaN"):
         export_bundle(spoilt, tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
 

@@ -6,7 +6,8 @@ path names.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from .tensor_files import opened_safetensors, read_pickle, shards_of_index
 FLAT_FILE = "model.safetensors"
 FLAT_INDEX = "model.safetensors.index.json"
 PARTS = ("vision_tower", "connector", "language_model")
+TensorReader = Callable[[], torch.Tensor]
 
 FLAT = "flat safetensors"
 SHARDED = "sharded safetensors"
@@ -109,7 +111,8 @@ def iter_tensors(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (canonical name, tensor in its stored dtype), one at a time.
 
-    A LoRA adapter is merged on the way; a merged tensor is float32.
+    A LoRA adapter is merged on the way; a merged tensor is float32. Any other is a view of the file, whose
+    pages the system reads when they are used, and may forget again.
 
     Args:
         directory: the checkpoint.
@@ -119,9 +122,21 @@ def iter_tensors(
     Raises:
         CheckpointError: a file is missing, damaged or a pickle that was not allowed.
     """
+    for name, read in iter_readers(directory, part=part, allow_pickle=allow_pickle):
+        yield name, read()
+
+
+def iter_readers(
+    directory: Path, *, part: str | None = None, allow_pickle: bool = False
+) -> Iterator[tuple[str, TensorReader]]:
+    """Yield (canonical name, what reads the tensor), for tensors that are needed later or more than once.
+
+    Arguments and errors: as `iter_tensors`. A reader may be kept; it holds its file open.
+    """
     layout = checkpoint_layout(directory)
     if layout == FOLDERS:
-        yield from _from_folders(directory, part, allow_pickle)
+        for name, tensor in _from_folders(directory, part, allow_pickle):
+            yield name, partial(_itself, tensor)
     elif layout == LORA:
         adapter = Adapter.read(directory, UPSTREAM_PREFIXES, part)
         yield from adapter.merge(_from_folders(directory, part, allow_pickle))
@@ -132,7 +147,11 @@ def iter_tensors(
                 for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                     name = _canonical(key, prefixes, path)
                     if part is None or name.startswith(f"{part}."):
-                        yield name, file.get_tensor(key)
+                        yield name, partial(_itself, file.get_tensor(key))
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def tensor_facts(directory: Path, *, allow_pickle: bool = False) -> dict[str, tuple[tuple[int, ...], str]]:

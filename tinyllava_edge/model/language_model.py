@@ -34,14 +34,18 @@ def build_language_model(config: LanguageConfig) -> nn.Module:
     return FAMILIES[config.architecture](config)
 
 
-def continued_logits(model: nn.Module, rows: torch.Tensor, cache: transformers.DynamicCache) -> torch.Tensor:
+def continued_logits(
+    model: nn.Module, rows: torch.Tensor, cache: transformers.DynamicCache, *, keep: int = 0
+) -> torch.Tensor:
     """Logits [batch, positions, vocab] of rows [batch, positions, hidden] behind what `cache` holds.
 
-    The cache grows by the rows. transformers 5.24 calls the argument `cache`, before that it was `past_key_values`.
+    Those of the last `keep` positions only, where it is not 0.
+
+    The cache grows by the rows. transformers before 5.24 called the argument `past_key_values`.
     """
     parameters = inspect.signature(type(model).forward).parameters
     name = "cache" if "cache" in parameters else "past_key_values"
-    output = model(inputs_embeds=rows, use_cache=True, **{name: cache})
+    output = model(inputs_embeds=rows, use_cache=True, logits_to_keep=keep, **{name: cache})
     logits: torch.Tensor = output.logits
     return logits
 

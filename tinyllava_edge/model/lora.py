@@ -1,8 +1,9 @@
 """Merge a LoRA adapter while its base streams by: W + (alpha / r) B A (Hu et al., arXiv 2106.09685)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,10 @@ class Adapter:
                 raise CheckpointError(f"{path}: {module} has only one of lora_A and lora_B.")
         return cls(path, config, sides)
 
-    def merge(self, tensors: Iterator[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Strip `.base_layer` from names, and add each module's update to its weight.
+    def merge(
+        self, tensors: Iterator[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+        """Strip `.base_layer` from names; what is yielded beside one adds the module's update to its weight.
 
         Raises:
             CheckpointError: an adapter's module is not in the base, or shapes differ.
@@ -78,11 +81,13 @@ class Adapter:
                 )
             name = name.replace(".base_layer.", ".")
             pair = left.pop(name.removesuffix(".weight"), None) if name.endswith(".weight") else None
-            yield name, tensor if pair is None else self._merged(name, tensor, pair)
+            yield name, partial(self._merged, name, tensor, pair)
         if left:
             raise CheckpointError(f"{self.path}: {min(left)!r} is not a module of the base model.")
 
-    def _merged(self, name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _merged(self, name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor] | None) -> torch.Tensor:
+        if pair is None:
+            return weight
         update = pair["B"].float() @ pair["A"].float()
         if update.shape != weight.shape:
             raise CheckpointError(

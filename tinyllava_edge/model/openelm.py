@@ -31,15 +31,25 @@ class OpenElm(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = _Transformer(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head.weight = self.transformer.token_embeddings.weight
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding, as transformers' models name it."""
         return self.transformer.token_embeddings
 
     def forward(
-        self, inputs_embeds: torch.Tensor, cache: Any = None, use_cache: bool = False, **_: Any
+        self,
+        inputs_embeds: torch.Tensor,
+        cache: Any = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **_: Any,
     ) -> CausalOutput:
-        """[batch, positions, hidden] -> logits; `cache` is a transformers cache, or None."""
+        """[batch, positions, hidden] -> logits; `cache` is a transformers cache, or None.
+
+        Only of the last `logits_to_keep` positions, where it is not 0.
+        """
         if cache is None and use_cache:
             cache = DynamicCache()
         start = 0 if cache is None else cache.get_seq_length()
@@ -48,8 +58,7 @@ class OpenElm(nn.Module):
         for index, layer in enumerate(self.transformer.layers):
             rows = layer(rows, rotary, cache, index)
         rows = self.transformer.norm(rows)
-        logits = nn.functional.linear(rows, self.transformer.token_embeddings.weight)
-        return CausalOutput(logits, cache)
+        return CausalOutput(self.lm_head(rows[:, -logits_to_keep:]), cache)
 
 
 def rotary_table(config: LanguageConfig, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Open files of tensors: safetensors, its index of shards, and pickles that were allowed."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,7 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
 
 
 def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
-    """Read a `.bin` file with `weights_only`, so that no code in it runs.
+    """Read a `.bin` file with `weights_only`, so that no code in it runs; its tensors are views of the file.
 
     Raises:
         CheckpointError: pickles were not allowed, or the file is refused or damaged.
@@ -43,7 +44,8 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
             "--allow-pickle; it is then read with weights_only, which refuses code."
         )
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        # What torch < 1.6 wrote is no zip archive, and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types on damaged or refused pickles
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: refused or damaged ({reason[:200]}).") from None

@@ -1,6 +1,6 @@
 """The three parts joined, with upstream's splicing (spec/tinyllava.md section 1.5)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from tinyllava_edge.errors import CheckpointError, PromptError
 
 from .checkpoint import (
     BUFFERS,
-    FOLDERS,
     LORA,
     UPSTREAM_PREFIXES,
     checkpoint_layout,
@@ -97,14 +96,37 @@ def load_model(
         CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
     """
     config = read_model_config(directory, template=template, sources=sources)
-    with torch.device("meta"):
-        expected = {name: tuple(value.shape) for name, value in _canonical_items(TinyLlava(config))}
-    if checkpoint_layout(directory) not in (FOLDERS, LORA):
-        # From headers, before memory is taken for what a config.json only promises.
-        facts = tensor_facts(directory)
-        _check_shapes(directory, {name: shape for name, (shape, _) in facts.items()}, expected, config)
+    tensors = checked_tensors(directory, config, allow_pickle=allow_pickle)
     model = build_model(config)
-    parameters = dict(_canonical_items(model))
+    parameters = dict(canonical_parameters(model))
+    for name, tensor in tensors:
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+    return model
+
+
+def checked_tensors(
+    directory: Path, config: ModelConfig, *, allow_pickle: bool = False
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter of the model as a checkpoint stores it, by canonical name, once each, in file order.
+
+    What the headers tell is checked before this returns, the values on the way.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
+    """
+    with torch.device("meta"):
+        model = TinyLlava(config)
+    expected = {name: tuple(value.shape) for name, value in canonical_parameters(model)}
+    if checkpoint_layout(directory) != LORA:  # merging, to know the shapes, takes time
+        facts = tensor_facts(directory, allow_pickle=allow_pickle)
+        _check_shapes(directory, {name: shape for name, (shape, _) in facts.items()}, expected, config)
+    return _checked_values(directory, config, expected, allow_pickle)
+
+
+def _checked_values(
+    directory: Path, config: ModelConfig, expected: dict[str, tuple[int, ...]], allow_pickle: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
     found: dict[str, tuple[int, ...]] = {}
     for name, tensor in iter_tensors(directory, allow_pickle=allow_pickle):
         if name in found:
@@ -112,10 +134,8 @@ def load_model(
         found[name] = tuple(tensor.shape)
         if found[name] == expected.get(name):
             _check_values(directory, name, tensor)
-            with torch.no_grad():
-                parameters[name].copy_(tensor)
+            yield name, tensor
     _check_shapes(directory, found, expected, config)
-    return model
 
 
 def _check_shapes(
@@ -143,9 +163,12 @@ def _check_shapes(
 
 
 def _check_values(directory: Path, name: str, tensor: torch.Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{directory}: tensor {name!r} is {tensor.dtype}, a weight is floating point.")
-    if not torch.isfinite(tensor).all():
+    if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise CheckpointError(
+            f"{directory}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
+        )
+    lowest, highest = tensor.aminmax()  # takes no memory, and NaN goes through it
+    if not (lowest.isfinite() and highest.isfinite()):
         raise CheckpointError(f"{directory}: tensor {name!r} holds NaN or infinity: the file is damaged.")
 
 
@@ -153,13 +176,13 @@ def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:
     """Every parameter under the flat names that TinyLLaVA Factory saves and loads, a tied head once."""
     to_upstream = {ours: theirs for theirs, ours in UPSTREAM_PREFIXES.items()}
     state = {}
-    for name, parameter in _canonical_items(model):
+    for name, parameter in canonical_parameters(model):
         part = name.split(".", 1)[0] + "."
         state[to_upstream[part] + name[len(part) :]] = parameter.detach()
     return state
 
 
-def _canonical_items(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
+def canonical_parameters(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
     """Parameters by canonical name. named_parameters() lists a tied head once, as upstream's files do."""
     items = [(f"vision_tower.{name}", value) for name, value in model.vision_tower.upstream_items()]
     for part in ("connector", "language_model"):

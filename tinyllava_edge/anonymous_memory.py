@@ -1,0 +1,88 @@
+"""Peak anonymous memory of this process and its children, watched from a process of its own.
+
+Anonymous memory (Linux: RssAnon and RssShmem in /proc/PID/status, proc_pid_status(5)) is what a program took;
+pages of mapped files, which the system may drop and read again, do not count. The kernel keeps a peak only of
+both together (VmHWM), so the figure is sampled, and by another process: a thread would wait while a library
+that holds Python's lock takes its memory.
+"""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+INTERVAL_S = 0.01
+
+
+class Watch:
+    """What the watching process has seen so far."""
+
+    def __init__(self, process: "subprocess.Popen[str] | None") -> None:
+        self._process = process
+
+    def peak_bytes(self) -> int | None:
+        """The peak since the watch began, or since the last call; None where the system does not tell."""
+        if self._process is None:
+            return None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+
+@contextmanager
+def watched_memory() -> Iterator[Watch]:
+    """Watch this process until the block ends."""
+    if anonymous_bytes(os.getpid()) is None:
+        yield Watch(None)
+        return
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
+    # It ends when its standard input does.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield Watch(process)
+
+
+def anonymous_bytes(pid: int) -> int | None:
+    """What a process holds now; None where the system does not tell, or the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(int(words[1]) * 1024 for words in found) if found else None
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """A process and those it started, without the one that asks."""
+    yield pid
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = path.read_text(encoding="ascii").split()
+        except OSError:  # the thread has ended
+            continue
+        for child in map(int, children):
+            if child != os.getpid():
+                yield from _descendants(child)
+
+
+def _watch(pid: int) -> None:
+    """Sample until standard input ends; a line there asks for the peak."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is for the one that it watches
+    peak = 0
+    while True:
+        peak = max(peak, sum(anonymous_bytes(each) or 0 for each in _descendants(pid)))
+        if select.select([sys.stdin], [], [], INTERVAL_S)[0]:
+            if not sys.stdin.readline():
+                return
+            sys.stdout.write(f"{peak}\n")
+            sys.stdout.flush()
+            peak = 0
+
+
+if __name__ == "__main__":
+    _watch(int(sys.argv[1]))

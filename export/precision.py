@@ -122,6 +122,7 @@ def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceS
     options.log_severity_level = 3
     # In the order of the file where there is a choice, so that a value is not kept longer than it must be.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
     if not optimize:  # the optimizer would take a cast to float16 and back for nothing
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -31,7 +31,8 @@ OPSET = 18
 PIXELS = "pixels"
 EMBEDDINGS = "embeddings"
 TOWER_OUTPUT = "vision_tower_output"
-INLINE_LIMIT = 1_500_000_000  # bytes; protobuf itself ends at 2 GiB
+INLINE_LIMIT = 1 << 28  # bytes: a file with its weights inside is read and written as a whole
+PAGE = 4096  # bytes: weights that begin at one can be mapped
 DOMAINS = ("", "ai.onnx")  # the standard operators, of which every runtime has its own
 
 
@@ -84,15 +85,34 @@ def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
         files = [path]
     else:
         data = path.with_name(f"{path.name}.data")
-        copied = onnx.ModelProto()
-        copied.CopyFrom(proto)  # saving takes the weights out of what it saves
-        onnx.save_model(
-            copied, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data.name
-        )
-        data.chmod(path.stat().st_mode)  # onnx makes it unreadable for others
+        _write_apart(path, data, proto)
         files = [path, data]
     onnx.checker.check_model(str(path), full_check=True)
     return files
+
+
+def _write_apart(path: Path, data: Path, proto: onnx.ModelProto) -> None:
+    """Write the weights to `data`; onnx's own way to do so needs a second copy of them in memory."""
+    apart = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
+    apart.producer_version = proto.producer_version
+    apart.opset_import.extend(proto.opset_import)
+    apart.graph.name = proto.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(apart.graph, field).extend(getattr(proto.graph, field))
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if tensor.ByteSize() < PAGE:
+                apart.graph.initializer.append(tensor)
+                continue
+            file.seek(-(-file.tell() // PAGE) * PAGE)
+            place = {"location": data.name, "offset": file.tell(), "length": file.write(tensor.raw_data)}
+            pointer = apart.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
+            pointer.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in place.items():
+                pointer.external_data.add(key=key, value=str(value))
+    path.write_bytes(apart.SerializeToString())
 
 
 def check_domains(proto: onnx.ModelProto) -> None:

@@ -74,10 +74,10 @@ class LanguageSource:
         """Find what cannot be converted before any work is done.
 
         Raises:
-            UnsupportedModelError: the family has no converter.
+            UnsupportedModelError: the family has no converter, or llama.cpp no such variety of it.
             ExportError: the tokenizer has no counterpart in llama.cpp.
         """
-        self.architecture()
+        self.architecture().metadata(self.config.language)
         self.vocabulary()
 
 

@@ -6,7 +6,7 @@ from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
-from tinyllava_edge.families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, ONLY_SUPPORTED
+from tinyllava_edge.families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, ONLY_SUPPORTED, REFUSED_KEYS
 
 MAX_SIZE = 1 << 24  # of anything: what is larger is a lie, or meant to exhaust the memory
 MAX_LAYERS = 1 << 10
@@ -56,12 +56,20 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
             if value.get("rope_type", "default") != "default":
                 raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: RoPE scaling is unsupported.")
             values.update({k: v for k, v in value.items() if k in known})
-        elif value and name not in known | BOOKKEEPING_KEYS and value != NEUTRAL_VALUES.get(name):
-            raise UnsupportedModelError(
-                f"{where}.{name} = {shown(value)} is not known, so the model might be computed wrongly. "
-                "Remove the key if it has no effect."
+        elif name not in known | BOOKKEEPING_KEYS and not _is_neutral(name, value):
+            reason = REFUSED_KEYS.get(
+                name,
+                "it is not known, so the model might be computed wrongly. Remove the key if it has no effect",
             )
+            raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: {reason}.")
     return values
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Whether a key that no family knows changes nothing."""
+    if name == "layer_types" and isinstance(value, list):
+        value = [kind for kind in value if kind != "full_attention"]
+    return value in NEUTRAL_VALUES[name] if name in NEUTRAL_VALUES else not value
 
 
 def _is_possible(name: str, value: Any, default: Any) -> bool:

@@ -172,6 +172,21 @@ FAMILY_TEMPLATES = {
     "qwen2": "qwen2_base",
 }
 
+# Activations of a tower's feed-forward, by transformers' names.
+VISION_ACTIVATIONS = (
+    *("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "quick_gelu"),
+    *("relu", "silu", "swish"),
+)
+# Keys that would change what is computed, and the reason that the refusal gives.
+REFUSED_KEYS = {
+    "rope_scaling": "stretched RoPE positions are not supported",
+    "quantization_config": "weights quantized already are not supported: give the original checkpoint",
+    "use_swiglu_ffn": "DINOv2's SwiGLU feed-forward (its giant size) is not supported",
+    "num_register_tokens": "register tokens are not supported",
+    "layer_types": "attention over a sliding window is not supported",
+    "num_channels": "pictures have three channels",
+    "qkv_bias": "DINOv2 without biases on q, k and v is not supported",
+}
 # Keys that do not change what the model computes.
 BOOKKEEPING_KEYS = frozenset(
     (
@@ -181,24 +196,24 @@ BOOKKEEPING_KEYS = frozenset(
         *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
         *("use_cache", "vision_use_head"),
         # drop-out, and windows that `use_sliding_window: false` switches off
-        *(
-            "embd_pdrop",
-            "resid_pdrop",
-            "hidden_dropout",
-            "sliding_window",
-            "max_window_layers",
-            "layer_types",
-        ),
+        *("embd_pdrop", "resid_pdrop", "hidden_dropout", "sliding_window", "max_window_layers"),
         # DINOv2: start values, drop-out, and what only its backbone class uses
         *("apply_layernorm", "attention_probs_dropout_prob", "drop_path_rate", "hidden_dropout_prob"),
         *("layerscale_value", "out_features", "out_indices", "reshape_hidden_states", "stage_names"),
         # OpenELM: what the lists of heads were made from, and a table length
         *("qkv_multipliers", "num_gqa_groups", "rope_max_length"),
+        # transformers' PretrainedConfig, written out in full by some versions: sampling, labels, outputs
+        *("chunk_size_feed_forward", "id2label", "label2id", "length_penalty", "max_length", "num_beams"),
+        *("num_beam_groups", "num_return_sequences", "repetition_penalty", "return_dict", "temperature"),
+        *("top_k", "top_p", "typical_p", "tokenizer_class", "use_bfloat16", "tie_encoder_decoder"),
     )
 )
-# Keys that are harmless at this one value.
-NEUTRAL_VALUES = {
-    "num_channels": 3,
-    "qkv_bias": True,
-    "use_mask_token": True,  # of DINOv2: only its pre-training uses the token
+# Keys that are harmless at these values only.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "num_channels": (3,),
+    "qkv_bias": (True,),
+    "use_mask_token": (True,),  # of DINOv2: only its pre-training uses the token
+    "rotary_scaling_factor": (1.0,),  # StableLM, before it came to transformers
+    "rope_scaling": (None, {}, {"type": "default"}, {"rope_type": "default"}),
+    "layer_types": (None, []),  # also any number of "full_attention"
 }

@@ -23,6 +23,10 @@ def _metadata(config: LanguageConfig) -> dict[str, int | float]:
             f"{config.values['attention_bias']}; "
             "llama.cpp's gemma graph computes only gelu_pytorch_tanh without biases."
         )
+    if not config.tie_word_embeddings:
+        raise UnsupportedModelError(
+            "text_config: llama.cpp's gemma graph has no head of its own, only a tied one."
+        )
     return {
         **rms_metadata(config),
         "attention.key_length": config.head_dim,

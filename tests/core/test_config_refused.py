@@ -39,8 +39,14 @@ def short(value: Any) -> str:
         ("text_config.mlp_bias", True),
         ("text_config.hidden_act", "gelu"),
         ("text_config.some_new_switch", [1]),
+        ("text_config.quantization_config", {"load_in_8bit": True}),
+        ("text_config.layer_types", ["sliding_attention", "full_attention"]),
         ("vision_config.some_new_switch", "on"),
         ("vision_config.num_channels", 1),
+        ("vision_config.use_swiglu_ffn", True),
+        ("vision_config.qkv_bias", False),
+        ("vision_config.num_register_tokens", 4),
+        ("vision_config.hidden_act", "softsign"),
     ],
 )
 def test_a_key_that_might_change_the_maths_is_refused(tmp_path: Path, key: str, value: Any) -> None:
@@ -56,6 +62,9 @@ def test_a_key_that_might_change_the_maths_is_refused(tmp_path: Path, key: str, 
         ("text_config.model_type", "mamba", "llama"),
         ("text_config.model_type", ["llama"], "llama"),
         ("vision_config.model_type", "swin", "siglip_vision_model"),
+        ("vision_config.model_type", "siglip2_vision_model", "siglip_vision_model"),
+        ("vision_config.model_type", "dinov2_with_registers", "dinov2"),
+        ("connector_type", "mof_mlp", "two towers"),
         ("vision_config.model_type", None, "siglip_vision_model"),
         ("vision_feature_select_strategy", "cls", "patch, cls_patch"),
         ("image_aspect_ratio", "anyres", "square, pad"),
@@ -99,6 +108,7 @@ def test_a_size_that_lies_is_refused(tmp_path: Path, key: str, value: Any) -> No
         ("text_config.hidden_act", 3),
         ("text_config.attention_bias", 1),
         ("text_config.eos_token_id", -1),
+        ("text_config.eos_token_id", 450),
         ("text_config.eos_token_id", [2, 3]),
         ("text_config.hidden_size", 66),
         ("text_config.num_attention_heads", 3),
@@ -127,6 +137,46 @@ def test_a_size_that_lies_is_refused(tmp_path: Path, key: str, value: Any) -> No
 def test_a_value_that_cannot_be_is_refused(tmp_path: Path, key: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"config.json: "):
         read_changed(tmp_path, key, value)
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value"),
+    [
+        ("phi", "qk_layernorm", True),
+        ("phi", "hidden_act", "gelu"),
+        ("phi", "partial_rotary_factor", 2.0),  # more than a head
+        ("phi", "partial_rotary_factor", 0.01),  # nothing of it
+        ("phi", "partial_rotary_factor", 0.2),  # 3 of 16: no pairs
+        ("stablelm", "use_parallel_residual", True),
+        ("stablelm", "qk_layernorm", True),
+        ("qwen2", "use_sliding_window", True),
+        ("qwen2", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
+    ],
+)
+def test_a_variety_that_a_family_has_and_we_do_not_is_refused(
+    tmp_path: Path, family: str, key: str, value: Any
+) -> None:
+    config = tiny_config()
+    del config["text_config"]["rms_norm_eps"]
+    config["text_config"] |= {"model_type": family, key: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"config.json: text_config\.{key}"):
+        read_model_config(tmp_path)
+
+
+def test_two_towers_need_the_connector_that_joins_them(tmp_path: Path) -> None:
+    config = tiny_config() | {"vision_model_name_or_path2": "mof:facebook/dinov2-large"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="mlp2x_gelu"):
+        read_model_config(tmp_path)
+
+
+def test_two_towers_give_as_many_tokens_each(tmp_path: Path) -> None:
+    config = tiny_config(patch_size=7, connector="mof_mlp")
+    config["vision_model_name_or_path2"] = "mof:facebook/dinov2-large"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModelError, match="63 and 16 tokens"):
+        read_model_config(tmp_path)
 
 
 NO_OBJECTS = (b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"a":' * 100_000, b"[" * 100_000)

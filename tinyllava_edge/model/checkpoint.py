@@ -14,7 +14,10 @@ import torch
 
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.config import is_legacy, is_llava, read_json_object
+from tinyllava_edge.config_files import tokenizer_length
 from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.families import LANGUAGE_DEFAULTS
+from tinyllava_edge.legacy import LEGACY_FAMILIES
 
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from .tensor_files import opened_safetensors, read_pickle, shards_of_index
@@ -30,6 +33,9 @@ FOLDERS = "three sub-directories"
 LORA = "LoRA adapter over three sub-directories"
 LEGACY = "TinyLLaVABench (legacy)"
 LLAVA = "transformers LlavaForConditionalGeneration"
+
+# TinyLLaVABench's loader cuts these to the tokenizer's length.
+_ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 # Ends of the names of values that are computed, not learned; a file may hold them or not.
 BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
@@ -112,7 +118,8 @@ def iter_tensors(
     """Yield (canonical name, tensor in its stored dtype), one at a time.
 
     A LoRA adapter is merged on the way; a merged tensor is float32. Any other is a view of the file, whose
-    pages the system reads when they are used, and may forget again.
+    pages the system reads when they are used, and may forget again. The vocabulary of a legacy checkpoint
+    is cut to its tokenizer's length, as its own loader does.
 
     Args:
         directory: the checkpoint.
@@ -141,13 +148,17 @@ def iter_readers(
         adapter = Adapter.read(directory, UPSTREAM_PREFIXES, part)
         yield from adapter.merge(_from_folders(directory, part, allow_pickle))
     else:
+        rows = tokenizer_length(directory) if layout == LEGACY else None
         prefixes = _PREFIXES.get(layout, UPSTREAM_PREFIXES)
         for path in weight_files(directory):
             with opened_safetensors(path) as file:
                 for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                     name = _canonical(key, prefixes, path)
                     if part is None or name.startswith(f"{part}."):
-                        yield name, partial(_itself, file.get_tensor(key))
+                        tensor = file.get_tensor(key)
+                        yield name, partial(_itself, tensor[:rows] if name in _ROWS_OF_TOKENS else tensor)
+        if (extra := _missing_head_bias(directory, layout)) and part in (None, "language_model"):
+            yield extra[0], partial(torch.zeros, extra[1])
 
 
 def _itself(tensor: torch.Tensor) -> torch.Tensor:
@@ -161,14 +172,30 @@ def tensor_facts(directory: Path, *, allow_pickle: bool = False) -> dict[str, tu
         tensors = iter_tensors(directory, allow_pickle=allow_pickle)
         return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors}
     facts: dict[str, tuple[tuple[int, ...], str]] = {}
+    rows = tokenizer_length(directory) if layout == LEGACY else None
     prefixes = _PREFIXES.get(layout, UPSTREAM_PREFIXES)
     for path in weight_files(directory):
         with opened_safetensors(path) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 view = file.get_slice(key)
                 dtype = _DTYPE_NAMES.get(str(view.get_dtype()), str(view.get_dtype()))
-                facts[_canonical(key, prefixes, path)] = (tuple(view.get_shape()), dtype)
+                name, shape = _canonical(key, prefixes, path), tuple(view.get_shape())
+                if rows is not None and name in _ROWS_OF_TOKENS:
+                    shape = (min(rows, shape[0]), *shape[1:])
+                facts[name] = (shape, dtype)
+    if extra := _missing_head_bias(directory, layout):
+        facts[extra[0]] = ((extra[1],), "float32")
     return facts
+
+
+def _missing_head_bias(directory: Path, layout: str) -> tuple[str, int] | None:
+    """Name and length of the head's bias, which TinyLLaVABench's Phi does not have, and Phi elsewhere has."""
+    raw = read_json_object(directory / "config.json") if layout == LEGACY else {}
+    if LEGACY_FAMILIES.get(str(raw.get("model_type"))) != "phi":
+        return None
+    rows = tokenizer_length(directory)
+    stored = int(raw.get("vocab_size", LANGUAGE_DEFAULTS["phi"]["vocab_size"]))
+    return "language_model.lm_head.bias", stored if rows is None else min(rows, stored)
 
 
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -142,16 +142,21 @@ def checked_plan_facts(engine: BuiltEngine) -> dict[str, Any]:
         plan,
         attention_layers=engine.facts["softmax_layers"] if is_narrow else None,
         float32_gemms=0 if is_narrow else None,
-        inputs=_plan_tensors(engine.facts["inputs"]),
-        outputs=_plan_tensors(engine.facts["outputs"]),
+        inputs=_plan_tensors(engine.facts["inputs"], engine.facts["options"]),
+        outputs=_plan_tensors(engine.facts["outputs"], engine.facts["options"]),
     )
     return plan.facts()
 
 
-def _plan_tensors(tensors: list[dict[str, Any]]) -> list[PlanTensor]:
-    return [
-        PlanTensor(t["name"], _PLAN_TYPES.get(t["dtype"], t["dtype"]), tuple(t["shape"])) for t in tensors
-    ]
+def _plan_tensors(tensors: list[dict[str, Any]], options: dict[str, Any]) -> list[PlanTensor]:
+    """Tensors of a network as they are in a plan, where a profile of one batch size has fixed it."""
+    is_fixed = options["min_batch"] == options["max_batch"]
+    found = []
+    for tensor in tensors:
+        batch, *rest = tensor["shape"]
+        shape = (options["max_batch"] if batch < 0 and is_fixed else batch, *rest)
+        found.append(PlanTensor(tensor["name"], _PLAN_TYPES.get(tensor["dtype"], tensor["dtype"]), shape))
+    return found
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 # TINYLLAVA_EDGE_REQUIRE=tensorrt,jetson makes that skip a failure.
 PROBES: dict[str, Callable[[], bool]] = {
     "tensorrt": lambda: find_spec("tensorrt") is not None,
+    "tensorrt-rtx": lambda: find_spec("tensorrt_rtx") is not None,
     "cuda": lambda: Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists(),
     "jetson": lambda: Path("/etc/nv_tegra_release").exists(),
 }

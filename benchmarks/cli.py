@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.embedded import bundle_path, checkpoint_path
+from tinyllava_edge.embedded import bundle_path, checkpoint_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
@@ -20,7 +20,8 @@ def verify(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="The checkpoint it was made from, or 'nano': compare with torch float32 on it. Without it, "
+            help="The checkpoint it was made from (a directory, 'nano', or owner/name[@revision] of the "
+            "hub): compare with torch float32 on it. Without it, "
             "compare with the tensors stored in the bundle, which needs no torch and tells less."
         ),
     ] = None,
@@ -51,7 +52,12 @@ def verify(
     if quick and checkpoint is None:
         raise UsageError("--quick changes nothing without --checkpoint: leave it out, or give both.")
     opened = Bundle.open(bundle_path(bundle))
-    source = None if checkpoint is None else checkpoint_path(checkpoint)
+    source = None
+    if checkpoint is not None:
+        source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
+        sources, notes = fetch_sources(sources, source)
+        for text in notes:
+            note(text)
     amount = _QUICK if quick else _FULL
     ladder = Ladder(
         bundle=opened,

@@ -1,6 +1,7 @@
 """The command `tinyllava-edge export`."""
 
 import json as json_module
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,8 @@ import typer
 from rich.table import Table
 
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.embedded import checkpoint_path
+from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
+from tinyllava_edge.output import check_output
 
 from .options import LANGUAGE_TYPES, VISION_PRECISIONS, ExportOptions, parse_names
 
@@ -16,7 +18,10 @@ _DEFAULTS = ExportOptions()
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="TinyLLaVA checkpoint directory, or 'nano'.")],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="TinyLLaVA checkpoint directory, 'nano', or owner/name[@revision] of the hub."),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write.")],
     vision: Annotated[
         str, typer.Option(help=f"Vision precisions, comma-separated: {', '.join(VISION_PRECISIONS)}.")
@@ -26,7 +31,9 @@ def export(
     ] = ",".join(_DEFAULTS.language),
     sources: Annotated[
         Path | None,
-        typer.Option(help="Where tokenizer and processor files are that the checkpoint only names."),
+        typer.Option(
+            help="Where tokenizer and processor files are that the checkpoint only names; 'hub' fetches them."
+        ),
     ] = None,
     template: Annotated[
         str | None, typer.Option(help="Prompt template, instead of the one stored or inferred.")
@@ -41,19 +48,22 @@ def export(
     options = ExportOptions(
         vision=parse_names(vision),
         language=parse_names(language),
-        sources=sources,
         template=template,
         force=force,
         allow_pickle=allow_pickle,
     )
-    _export(checkpoint_path(checkpoint), output, options, json=json)
+    check_output(output, force=force)
+    place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
+    folder, notes = fetch_sources(sources, place.path)
+    for text in notes:
+        note(text)
+    options = replace(options, sources=folder, repository=place.repository, commit=place.commit)
+    _export(place.path, output, options, json=json)
 
 
 def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
     from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.output import check_output
 
-    check_output(output, force=options.force)
     from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check
 
     with progress() as bar:

@@ -35,6 +35,8 @@ class ExportOptions:
         template: name of the prompt template, instead of the checkpoint's own.
         force: replace an existing output.
         allow_pickle: read `.bin` weights.
+        repository: of the hub, where the checkpoint was downloaded from one.
+        commit: the repository's, likewise.
 
     Raises:
         UsageError: a name is not known, is refused, or a part has none.
@@ -46,6 +48,8 @@ class ExportOptions:
     template: str | None = None
     force: bool = False
     allow_pickle: bool = False
+    repository: str = ""
+    commit: str = ""
 
     def __post_init__(self) -> None:
         for part, names, known in (

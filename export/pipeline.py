@@ -98,7 +98,7 @@ def export_bundle(
         checkpoint=checkpoint,
         config=config,
         assets=assets,
-        name=checkpoint.resolve().name,
+        name=options.repository.partition("/")[2] or checkpoint.resolve().name,
         allow_pickle=options.allow_pickle,
     )
     source.check()
@@ -133,7 +133,8 @@ def export_bundle(
         peaks["language"] = memory.peak_bytes()
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
-        manifest = _seal(writer, checkpoint, config, assets, parts, (*vision, *language), num_tokens)
+        origin = _source(checkpoint, options)
+        manifest = _seal(writer, origin, config, assets, parts, (*vision, *language), num_tokens)
         report: dict[str, object] = {
             "vision": vision_report,
             "language": language_report,
@@ -250,9 +251,21 @@ def _parts(model: TinyLlava, dtypes: dict[str, str]) -> dict[Any, Part]:
     }
 
 
+def _source(checkpoint: Path, options: ExportOptions) -> Source:
+    """Where the bundle comes from, under the name that finds it again."""
+    name = f"{options.repository}@{options.commit}" if options.repository else str(checkpoint)
+    return Source(
+        name=NANO if checkpoint == checkpoint_path(NANO) else name,
+        checkpoint_sha256=checkpoint_sha256(checkpoint),
+        layout=checkpoint_layout(checkpoint),
+        repository=options.repository,
+        revision=options.commit,
+    )
+
+
 def _seal(
     writer: BundleWriter,
-    checkpoint: Path,
+    source: Source,
     config: ModelConfig,
     assets: Assets,
     parts: dict[Any, Part],
@@ -261,7 +274,6 @@ def _seal(
 ) -> Manifest:
     """Write the manifest."""
     language = config.language
-    is_nano = checkpoint == checkpoint_path(NANO)
     return writer.seal(
         parts=parts,
         prompt=PromptSpec(
@@ -291,10 +303,6 @@ def _seal(
             embedding_scale=architecture_for(language.architecture).embedding_scale(language),
         ),
         variants=variants,
-        source=Source(
-            name=NANO if is_nano else str(checkpoint),
-            checkpoint_sha256=checkpoint_sha256(checkpoint),
-            layout=checkpoint_layout(checkpoint),
-        ),
+        source=source,
         versions={package: version(package) for package in PACKAGES},
     )

@@ -41,6 +41,7 @@ EXTRAS = {
     "transformers": "torch",
     "safetensors": "torch",
     "sentencepiece": "torch",
+    "huggingface_hub": "torch",
     "onnx": "export",
     "onnxscript": "export",
     "gguf": "export",

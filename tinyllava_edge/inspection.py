@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllava_edge import console
-from tinyllava_edge.embedded import NANO, bundle_path
+from tinyllava_edge.embedded import NANO, bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
 
 
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint or bundle directory, a GGUF file, or nano.")],
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint or bundle directory, a GGUF file, nano, or owner/name[@revision] of the hub."
+        ),
+    ],
     sources: Annotated[
         Path | None, typer.Option(help="Where files are that a checkpoint only names, as for export.")
     ] = None,
@@ -30,6 +35,8 @@ def inspect(
 ) -> None:
     """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory."""
     place = bundle_path(path)
+    if not place.exists():
+        place = fetch_checkpoint(path, allow_pickle=allow_pickle).path
     if place.is_file() and place.suffix == ".gguf":
         facts = inspect_gguf(place)
     elif not place.is_dir():
@@ -39,6 +46,9 @@ def inspect(
     elif (place / "manifest.json").exists():
         facts = inspect_bundle(place)
     else:
+        sources, notes = fetch_sources(sources, place)
+        for text in notes:
+            console.note(text)
         facts = inspect_checkpoint(place, sources=sources, allow_pickle=allow_pickle)
     if json:
         console.print_json(facts)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast, get_args
 import typer
 
 from tinyllava_edge.console import note, print_json
-from tinyllava_edge.embedded import checkpoint_path
+from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
 
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
@@ -29,7 +29,8 @@ def train(
         typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Checkpoint to start from: a directory, or 'nano'.")
+        str | None,
+        typer.Option("--from", help="Checkpoint to start from: a directory, 'nano', or a hub's owner/name."),
     ] = None,
     tower: Annotated[Path | None, typer.Option(help="In place of --from: directory of a tower.")] = None,
     llm: Annotated[Path | None, typer.Option(help="With --tower: directory of a language model.")] = None,
@@ -93,10 +94,16 @@ def train(
             "data; or `train nano`."
         )
     parts = None if tower is None or llm is None else Parts(tower=tower, connector=connector, llm=llm)
+    start = parts_directory(out)
+    if source is not None:
+        start = fetch_checkpoint(source, allow_pickle=allow_pickle).path
+        sources, notes = fetch_sources(sources, start)
+        for text in notes:
+            note(text)
     options = FinetuneOptions(
         data=data,
         images=images or data.parent,
-        source=checkpoint_path(source) if source is not None else parts_directory(out),
+        source=start,
         parts=parts,
         recipe=cast(RecipeName, recipe),
         tune=parse_tune(tune),

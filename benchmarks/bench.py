@@ -1,189 +1,228 @@
-"""`tinyllava-edge bench`: the same request on torch and on every variant of a bundle; time, parity, size.
+"""Run a comparison, and make the record that everything printed or drawn is derived from.
 
-What is compared, in which order, and the record that comes of it. docs/measuring.md has the definitions.
+docs/measuring.md has the definitions.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle, Variant
-from tinyllava_edge.embedded import checkpoint_path
+from tinyllava_edge.bundle import Bundle, sha256_of_file
+from tinyllava_edge.image import open_picture
 
-from .compare import median, median_deviation, percentile_90, speed_ratio
-from .environment import load_marks, machine_card
-from .measure import CellResult, measure_cells
-from .worker import Cell, Request
+from .bench_quality import Quality
+from .environment import machine_card
+from .machine_load import busy_line, watch
+from .measure import CellSession, Session, measure_cells
+from .parity import read_parity
+from .plan import Plan, cell_bytes, cell_files
+from .ratios import Ratio, median, median_deviation, paired_ratio, percentile_90
+from .worker import Cell
 
-SCHEMA_VERSION = 1
-CONTROL = "again"  # suffix of the A/A control's name
+SCHEMA_VERSION = 2
+STATES = ("cold", "warm", "cached")  # the first request of a process, later ones, a second question
 STAGES = ("tokenize", "preprocess", "vision", "prefill", "decode")
 UNSTABLE = 0.1  # median deviation over median, from which on a row is marked
-_TIMES = ("total_ms", "first_token_ms")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a comparison does.
-
-    Attributes:
-        cells: the first one is what the others are compared with; the last one is the first one again.
-        request: what every run does.
-        num_blocks: two runs of each cell in each.
-    """
-
-    cells: tuple[Cell, ...]
-    request: Request
-    num_blocks: int
-
-
-def plan_cells(
-    bundle: Bundle,
-    *,
-    runtime: str,
-    vision: Variant,
-    language: tuple[Variant, ...],
-    checkpoint: Path | None,
-    sources: Path | None = None,
-    allow_pickle: bool = False,
-    threads: int | None,
-) -> tuple[Cell, ...]:
-    """Torch float32 where there is a checkpoint, every language variant, and the first cell once more."""
-    source: dict[str, Any] = {
-        "checkpoint": None if checkpoint is None else str(checkpoint),
-        "sources": None if sources is None else str(sources),
-        "allow_pickle": allow_pickle,
-    }
-
-    def cell(name: str, runtime: str, language: str | None) -> Cell:
-        return Cell(
-            name=name,
-            runtime=runtime,
-            bundle=str(bundle.root),
-            vision=None if language is None else vision.name,
-            language=language,
-            threads=threads,
-            **(source if runtime == "torch" else {}),
-        )
-
-    cells = [cell("torch fp32", "torch", None)] if checkpoint is not None else []
-    cells += [cell(f"{vision.name} + {variant.name}", runtime, variant.name) for variant in language]
-    first = cells[0]
-    return (*cells, cell(f"{first.name} {CONTROL}", first.runtime, first.language))
-
-
-def find_checkpoint(bundle: Bundle) -> Path | None:
-    """The checkpoint that the bundle says it came from, where it is here and torch is installed."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        return None
-    from tinyllava_edge.errors import CheckpointError
-    from tinyllava_edge.model.checkpoint import checkpoint_sha256
-
-    path = checkpoint_path(bundle.manifest.source.name)
-    try:
-        matches = checkpoint_sha256(path) == bundle.manifest.source.checkpoint_sha256
-    except (CheckpointError, OSError):
-        return None
-    return path if matches else None
-
-
-def default_picture(bundle: Bundle) -> Path:
-    """The first picture of the bundle's reference."""
-    reference = json.loads(bundle.path(f"{REFERENCE_FOLDER}/reference.json").read_text(encoding="utf-8"))
-    return bundle.path(f"{REFERENCE_FOLDER}/{reference['pictures'][0]}")
+METRICS = {"total_ms": "end to end", "first_token_ms": "first token"}
+Record = dict[str, Any]
 
 
 def run_plan(
-    bundle: Bundle, plan: Plan, parity: dict[str, Any] | None, on_run: Callable[[str], None]
-) -> dict[str, Any]:
-    """Measure, and make the record that everything printed or drawn is derived from."""
-    card = machine_card()
-    before = load_marks()
-    results = measure_cells(plan.cells, plan.request, plan.num_blocks, on_run)
-    record: dict[str, Any] = {
+    plan: Plan,
+    quality: Quality | None = None,
+    on_run: Callable[[str], None] = lambda name: None,
+    on_answer: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Record:
+    """Measure everything, and derive the figures.
+
+    Args:
+        plan: what to do.
+        quality: questions to score every cell with, or None.
+        on_run: called with a cell's name before each of its visits.
+        on_answer: called after each answer to a question.
+        warn: called with what makes the figures doubtful, as soon as it is known.
+    """
+    asked, card, before = _request_record(plan), machine_card(), watch()
+    if line := busy_line(before):
+        warn(f"the machine is busy, so these figures will not be worth much: {line}")
+    files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
+    sessions = measure_cells(plan.cells, plan.request, plan.amount, files, on_run)
+    after = watch()
+    if line := busy_line(after):
+        warn(f"the machine is busy now: {line}")
+    record: Record = {
         "schema_version": SCHEMA_VERSION,
-        "bundle": {"name": bundle.manifest.source.name, "manifest_sha256": bundle.manifest_sha256},
-        "request": asdict(plan.request),
-        "num_blocks": plan.num_blocks,
+        "bundles": [_bundle_record(name, bundle) for name, bundle in plan.bundles.items()],
+        "request": asked,
+        "amount": {**asdict(plan.amount), "runs": plan.amount.runs},
         "machine": card,
-        "load": {"before": before, "after": load_marks()},
-        "parity_passed": None if parity is None else parity["passed"],
-        "cells": [_cell_record(result, bundle, parity) for result in results],
+        "load": {"before": before, "after": after, "blocks": [session.blocks for session in sessions]},
+        "baseline": plan.cells[0].name,
+        "control": plan.cells[-1].name,
+        "cells": [_cell_record(index, plan, sessions) for index in range(len(plan.cells))],
     }
-    baseline = results[0]
-    record["ratios"] = [
-        {
-            "cell": result.cell.name,
-            "baseline": baseline.cell.name,
-            "metric": metric,
-            **asdict(ratio := speed_ratio(_blocks(baseline, metric), _blocks(result, metric))),
-            "verdict": ratio.verdict,
-        }
-        for result in results[1:]
-        for metric in _TIMES
-    ]
-    control = [ratio for ratio in record["ratios"] if ratio["cell"] == results[-1].cell.name]
-    record["control_passed"] = all(ratio["low"] <= 1 <= ratio["high"] for ratio in control)
+    record["ratios"] = _ratios(record["cells"])
+    record["control_passed"] = {
+        ratio["metric"]: ratio["low"] <= 1 <= ratio["high"]
+        for ratio in record["ratios"]
+        if ratio["cell"] == record["control"]
+    }
+    record["questions"] = None
+    if quality is not None:
+        record["questions"] = quality.about()
+        scores = quality.score_cells(plan.cells[:-1], plan.request, on_answer)
+        for cell in record["cells"]:
+            cell["quality"] = scores.get(cell["name"])
     return record
 
 
-def _blocks(result: CellResult, metric: str) -> list[tuple[float, float]]:
-    return [(one[metric], other[metric]) for one, other in result.blocks]
-
-
-def _cell_record(result: CellResult, bundle: Bundle, parity: dict[str, Any] | None) -> dict[str, Any]:
-    samples = result.samples
-    totals = [sample["total_ms"] for sample in samples]
-    deviation = median_deviation(totals)
-    tokens = [ms for sample in samples for ms in sample["next_token_ms"]]
+def _bundle_record(name: str, bundle: Bundle) -> Record:
+    manifest = bundle.manifest
     return {
-        **asdict(result.cell),
-        "size_bytes": _size_bytes(result.cell, bundle),
-        "parity": _cell_parity(result.cell, parity),
-        "load_s": result.load_s,
-        "first_run_ms": result.warm_up[0]["total_ms"],
-        "runs": len(samples),
-        "total_ms": median(totals),
-        "total_ms_deviation": deviation,
-        "total_ms_p90": percentile_90(totals),
-        "first_token_ms": median([sample["first_token_ms"] for sample in samples]),
-        "next_token_ms": median(tokens),
-        "tokens_per_second": 1000 / median(tokens),
-        "stages_ms": {stage: median([_stage_ms(sample, stage) for sample in samples]) for stage in STAGES},
-        "peak_memory_bytes": max(sample["peak_memory_bytes"] for sample in samples),
-        "unstable": deviation > UNSTABLE * median(totals),
-        "same_answer_every_run": len({sample["answer_sha256"] for sample in samples}) == 1,
-        "warm_up": result.warm_up,
-        "blocks": result.blocks,
+        "name": name,
+        "manifest_sha256": bundle.manifest_sha256,
+        "checkpoint_sha256": manifest.source.checkpoint_sha256,
+        "parameters": {part: value.parameters for part, value in manifest.parts.items()},
+        "image_size": manifest.vision.image_size,
+        "tokens_per_picture": manifest.vision.num_tokens,
     }
 
 
-def _stage_ms(sample: dict[str, Any], stage: str) -> float:
+def _request_record(plan: Plan) -> Record:
+    """What is asked; a picture is known by its content.
+
+    Raises:
+        ImageError: the picture cannot be read.
+    """
+    picture = Path(plan.request.picture)
+    width, height = open_picture(picture).size
+    return {
+        **asdict(plan.request),
+        "picture": {
+            "name": picture.name,
+            "sha256": sha256_of_file(picture),
+            "width": width,
+            "height": height,
+        },
+        "threads": plan.cells[0].threads,
+    }
+
+
+def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
+    cell = plan.cells[index]
+    bundle = plan.bundles[cell.model]
+    found = [session.cells[index] for session in sessions]
+    warm = _samples(found, "warm")
+    totals = [sample["total_ms"] for sample in warm]
+    parity = read_parity(bundle, cell.runtime)
+    cold_loads = [session.load_cold_s for session in found if session.load_cold_s is not None]
+    return {
+        **{key: getattr(cell, key) for key in ("name", "model", "runtime", "vision", "language", "threads")},
+        **found[0].facts,
+        "size_bytes": cell_bytes(cell, bundle),
+        "parity": None if parity is None else _cell_parity(cell, parity),
+        "parity_passed": None if parity is None else parity["passed"],
+        "quality": None,
+        "load_cold_s": median(cold_loads) if cold_loads else None,
+        "load_warm_s": median([session.load_warm_s for session in found]),
+        "cold": _figures([session.warm_up[0]["warm"] for session in found]),
+        "warm": _figures(warm),
+        "cached": _figures(_samples(found, "cached")),
+        "raw": _raw_figures(found),
+        "stitching": _stitching(found),
+        "peak_memory_bytes": max(session.peak_memory_bytes for session in found),
+        "unstable": median_deviation(totals) > UNSTABLE * median(totals),
+        "same_answer_every_run": all(
+            len({sample["answer_sha256"] for sample in _samples(found, kind)}) == 1
+            for kind in ("warm", "cached")
+        ),
+        "sessions": [asdict(session) for session in found],
+    }
+
+
+def _samples(sessions: Sequence[CellSession], kind: str) -> list[Record]:
+    return [sample[kind] for session in sessions for pair in session.requests for sample in pair]
+
+
+def _figures(samples: Sequence[Mapping[str, Any]]) -> Record:
+    """Medians of one kind of run; definitions of section B2."""
+    totals, firsts = ([sample[metric] for sample in samples] for metric in METRICS)
+    per_token = [(s["total_ms"] - s["first_token_ms"]) / (s["generated_tokens"] - 1) for s in samples]
+    stages = {stage: median([_stage_ms(sample, stage) for sample in samples]) for stage in STAGES}
+    evaluated = samples[0]["prompt_tokens"] - samples[0]["reused_tokens"]
+    return {
+        "runs": len(samples),
+        "total_ms": median(totals),
+        "total_ms_deviation": median_deviation(totals),
+        "total_ms_p90": percentile_90(totals),
+        "first_token_ms": median(firsts),
+        "first_token_ms_p90": percentile_90(firsts),
+        "token_ms": median(per_token),
+        "tokens_per_second": 1000 / median(per_token),
+        "prefill_tokens_per_second": 1000 * evaluated / stages["prefill"],
+        "stages_ms": stages,
+        "prompt_tokens": samples[0]["prompt_tokens"],
+        "reused_tokens": samples[0]["reused_tokens"],
+    }
+
+
+def _stage_ms(sample: Mapping[str, Any], stage: str) -> float:
     if stage == "decode":
-        return float(sum(sample["next_token_ms"]))
+        return float(sample["total_ms"] - sample["first_token_ms"])
     return float(sample[f"{stage}_ms"])
 
 
-def _size_bytes(cell: Cell, bundle: Bundle) -> int:
-    """What must be on the device: the two variants, or the checkpoint's weights."""
-    if cell.language is None:
-        from tinyllava_edge.model.checkpoint import weight_files
-
-        assert cell.checkpoint is not None
-        return sum(path.stat().st_size for path in weight_files(Path(cell.checkpoint)))
-    vision, language = bundle.variant("vision", cell.vision), bundle.variant("language", cell.language)
-    return bundle.variant_bytes(vision) + bundle.variant_bytes(language)
+def _raw_figures(sessions: Sequence[CellSession]) -> Record | None:
+    samples = [sample for session in sessions for pair in session.raw for sample in pair]
+    return {name: median([sample[name] for sample in samples]) for name in samples[0]} if samples else None
 
 
-def _cell_parity(cell: Cell, parity: dict[str, Any] | None) -> dict[str, float] | None:
-    """Distance of the next token's distribution from torch float32, from `verify`; torch itself has none."""
-    if cell.language is None or parity is None:
+def _stitching(sessions: Sequence[CellSession]) -> Record | None:
+    """End to end over the sum of the request's own backend calls."""
+    if not sessions[0].raw:
         return None
-    labels = (cell.language, f"{cell.language}, vision {cell.vision}")
+    raw = [[[sample["total_ms"] for sample in pair] for pair in session.raw] for session in sessions]
+    return _ratio_record(paired_ratio(_times(sessions, "total_ms"), raw))
+
+
+def _times(sessions: Sequence[CellSession], metric: str) -> list[list[list[float]]]:
+    return [[[s["warm"][metric] for s in pair] for pair in session.requests] for session in sessions]
+
+
+def _ratios(cells: Sequence[Record]) -> list[Record]:
+    """Of every cell but the first, how much faster it is than the first."""
+    return [
+        {
+            "cell": cell["name"],
+            "baseline": cells[0]["name"],
+            "metric": metric,
+            **_ratio_record(ratio := paired_ratio(times_of(cells[0], metric), times_of(cell, metric))),
+            "verdict": ratio.verdict,
+        }
+        for cell in cells[1:]
+        for metric in METRICS
+    ]
+
+
+def times_of(cell: Record, metric: str, kind: str = "warm") -> list[list[list[float]]]:
+    """Raw times of a cell in a record: sessions, blocks, two runs."""
+    return [[[s[kind][metric] for s in pair] for pair in session["requests"]] for session in cell["sessions"]]
+
+
+def _ratio_record(ratio: Ratio) -> Record:
+    return asdict(ratio)
+
+
+def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:
+    """Distance of the next token's distribution from torch float32, from `verify`; torch itself has none.
+
+    `verify` runs every language variant with its first vision variant, and names the others.
+    """
+    is_first = cell.vision == parity["variants"]["vision"][0]
+    label = cell.language if is_first else f"{cell.language}, vision {cell.vision}"
     for stage in parity["stages"]:
-        if stage["stage"] == "teacher_forced" and stage["variant"] in labels:
+        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage["checks"]:
             return {check["metric"]: check["value"] for check in stage["checks"]}
     return None

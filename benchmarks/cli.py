@@ -1,4 +1,4 @@
-"""The commands `tinyllava-edge verify` and `tinyllava-edge bench`."""
+"""The command `tinyllava-edge verify`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -93,74 +93,3 @@ def verify(
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
-
-
-def bench(
-    bundle: Annotated[str, typer.Argument(help="Bundle directory, or 'nano'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the report to write.")],
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(help="For the torch float32 row; by default where the bundle says it came from."),
-    ] = None,
-    sources: Annotated[
-        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
-    ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
-    runtime: Annotated[str, typer.Option(help="Runtime of the other rows.")] = DEFAULT_RUNTIME,
-    vision: Annotated[
-        str | None, typer.Option(help="Vision variant; the most precise one by default.")
-    ] = None,
-    language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
-    picture: Annotated[
-        Path | None, typer.Option(help="Picture to ask about; one of the bundle's own by default.")
-    ] = None,
-    question: Annotated[str, typer.Option(help="What to ask.")] = "What is this?",
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 32,
-    runs: Annotated[
-        int, typer.Option(min=2, help="Runs of each row; 64 or more give a 90th percentile.")
-    ] = 20,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
-) -> None:
-    """Compare torch and every language variant on the same request: time, parity, size."""
-    from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.output import check_output, output_directory
-    from tinyllava_edge.runtimes.registry import choose_runtime
-
-    from .bench import Plan, default_picture, find_checkpoint, plan_cells, run_plan
-    from .measure import count_runs
-    from .parity import read_parity
-    from .report import table_lines, write_report
-    from .verify import chosen_variants
-    from .worker import Request
-
-    check_output(output, force=force)
-    opened = Bundle.open(bundle_path(bundle))
-    runtime = choose_runtime(runtime)
-    cells = plan_cells(
-        opened,
-        runtime=runtime,
-        vision=opened.variant("vision", vision),
-        language=chosen_variants(opened, "language", _names(language)),
-        checkpoint=find_checkpoint(opened) if checkpoint is None else checkpoint_path(checkpoint),
-        sources=sources,
-        allow_pickle=allow_pickle,
-        threads=threads,
-    )
-    asked = Request(picture=str(picture or default_picture(opened)), question=question, num_tokens=tokens)
-    plan = Plan(cells=cells, request=asked, num_blocks=(runs + 1) // 2)
-    parity = read_parity(opened, runtime)
-    if parity is None:
-        note(f"no parity figures: run `tinyllava-edge verify {bundle}` first to have them beside the times")
-    with output_directory(output, force=force) as folder, progress() as bar:
-        task = bar.add_task("bench", total=count_runs(len(cells), plan.num_blocks))
-        on_run = lambda name: bar.update(task, advance=1, description=f"bench {name}")  # noqa: E731
-        record = run_plan(opened, plan, parity, on_run)
-        write_report(folder, record)
-    if json:
-        print_json(record)
-    else:
-        for line in table_lines(record):
-            stdout.print(line, markup=False, highlight=False, soft_wrap=True)
-        note(f"written to {output}")

@@ -1,81 +1,159 @@
-"""Ratios of two cells' times with an interval, and what may be claimed from them.
+"""`tinyllava-edge bench compare`: two reports against each other, cell by cell.
 
-Source: spec/reliability_bench_parity.md section B7. On a simulated noisy machine, comparing block after block
-called equal programs different in 89 % of trials; interleaved pairs with this interval in 7.5 %.
+They were not measured in turns, so whatever changed between them on the machine is in the ratios: unlike
+environments are refused, and nothing is claimed that the intervals of both do not carry.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from tinyllava_edge.errors import DataError
 
-RESAMPLES = 10_000
-PRACTICAL_MARGIN = 0.03  # a difference below 3 % is not worth a claim
-Blocks = Sequence[tuple[float, float]]  # times in ms, two of each block
+from .bench import METRICS, SCHEMA_VERSION, Record, times_of
+from .ratios import Ratio, unpaired_ratio
 
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times faster a cell is than the one it is compared with, with a 95 % interval."""
-
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """faster, slower, equivalent or inconclusive.
-
-        A difference is claimed only where the interval excludes 1 and the ratio is off by the margin.
-        """
-        matters = abs(self.ratio - 1) >= PRACTICAL_MARGIN
-        if matters and self.low > 1:
-            return "faster"
-        if matters and self.high < 1:
-            return "slower"
-        if self.low >= 1 - PRACTICAL_MARGIN and self.high <= 1 + PRACTICAL_MARGIN:
-            return "equivalent"
-        return "inconclusive"
-
-    @property
-    def contains_one(self) -> bool:
-        """Whether the interval includes 1, as a control of a cell against itself must."""
-        return self.low <= 1 <= self.high
+REPORT_FILE = "report.json"
+# What decides how fast the same program is. Free memory, the time and our own source are not of these.
+_MACHINE = (
+    *("system", "python", "cpu", "gpus", "jetson", "distribution", "virtualization", "cpu_settings"),
+    *("memory_settings", "variables"),
+)
+_OWN_PACKAGE = "tinyllava-edge"
+Key = tuple[str, str, str | None, str | None]  # model, runtime, vision, language
 
 
-def speed_ratio(baseline: Blocks, cell: Blocks, *, seed: int = 0) -> Ratio:
-    """exp(median(log(baseline / cell))) over neighbouring pairs, with a block bootstrap's percentiles.
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Something that is not the same in the two reports."""
 
-    Args:
-        baseline: times of the cell compared with, block by block.
-        cell: times of the other one in the same blocks.
-        seed: of the bootstrap.
+    what: str
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        return f"{self.what}: {_short(self.first)} / {_short(self.second)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellComparison:
+    """One cell that both reports have: how many times faster it is in the second one."""
+
+    name: str
+    metric: str
+    first_ms: float
+    second_ms: float
+    ratio: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """As the command prints it."""
+        return {**asdict(self), "ratio": asdict(self.ratio), "verdict": self.ratio.verdict}
+
+
+def read_report(path: Path) -> Record:
+    """Read a report.json, or the one in a directory.
+
+    Raises:
+        DataError: there is none, or it is of another version or form.
     """
-    assert len(baseline) == len(cell) > 0, "the cells were not measured in the same blocks"
-    logs = np.log(np.array(baseline, dtype=np.float64)) - np.log(np.array(cell, dtype=np.float64))
-    draws = np.random.default_rng(seed).integers(len(logs), size=(RESAMPLES, len(logs)))
-    medians = np.median(logs[draws].reshape(RESAMPLES, -1), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return Ratio(*(float(np.exp(value)) for value in (np.median(logs), low, high)))
+    file = path / REPORT_FILE if path.is_dir() else path
+    try:
+        record: Any = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}). Give the directory of a bench."
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error}).") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION or "cells" not in record:
+        raise DataError(
+            f"{file}: expected a bench report of schema version {SCHEMA_VERSION}, found {version!r}. "
+            "Measure again."
+        )
+    return dict(record)
 
 
-def median(values: Sequence[float]) -> float:
-    """The middle value: what a typical run took."""
-    return float(np.median(np.asarray(values, dtype=np.float64)))
+def differences(first: Record, second: Record) -> list[Difference]:
+    """What makes the times of two reports incomparable: machine, versions, request, models."""
+    return list(_different("", _conditions(first), _conditions(second)))
 
 
-def median_deviation(values: Sequence[float]) -> float:
-    """Median absolute deviation from the median."""
-    array: npt.NDArray[np.float64] = np.asarray(values, dtype=np.float64)
-    return float(np.median(np.abs(array - np.median(array))))
-
-
-def percentile_90(values: Sequence[float]) -> float | None:
-    """The 90th percentile, or None for fewer than 64 runs, of which it could not be told.
-
-    Source: MLPerf's early-stopping rule at 99 % confidence; spec section B3.
-    """
-    if len(values) < 64:
+def source_difference(first: Record, second: Record) -> Difference | None:
+    """Our own version and commit: the difference that a comparison usually is about."""
+    states = [
+        {"version": record["machine"]["versions"][_OWN_PACKAGE], **(record["machine"]["source"] or {})}
+        for record in (first, second)
+    ]
+    if states[0] == states[1]:
         return None
-    return float(np.percentile(np.asarray(values, dtype=np.float64), 90, method="higher"))
+    return Difference(what="tinyllava-edge", first=states[0], second=states[1])
+
+
+def compare_cells(first: Record, second: Record) -> list[CellComparison]:
+    """Every cell that both have, for each metric."""
+    others = {_key(cell): cell for cell in _measured(second)}
+    return [
+        CellComparison(
+            name=cell["name"],
+            metric=metric,
+            first_ms=cell["warm"][metric],
+            second_ms=other["warm"][metric],
+            ratio=unpaired_ratio(times_of(cell, metric), times_of(other, metric)),
+        )
+        for cell in _measured(first)
+        if (other := others.get(_key(cell))) is not None
+        for metric in METRICS
+    ]
+
+
+def unmatched(first: Record, second: Record) -> list[str]:
+    """Names of the cells that only one of the reports has."""
+    keys = [{_key(cell) for cell in _measured(record)} for record in (first, second)]
+    both = keys[0] & keys[1]
+    return [
+        cell["name"] for record in (first, second) for cell in _measured(record) if _key(cell) not in both
+    ]
+
+
+def _measured(record: Record) -> list[Record]:
+    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
+
+
+def _key(cell: Record) -> Key:
+    return (cell["model"], cell["runtime"], cell["vision"], cell["language"])
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    machine = record["machine"]
+    memory = machine["memory"] or {}
+    return {
+        "machine": {
+            **{name: machine[name] for name in _MACHINE},
+            "memory_total_bytes": memory.get("total_bytes"),
+        },
+        "versions": {name: value for name, value in machine["versions"].items() if name != _OWN_PACKAGE},
+        "request": record["request"],
+        "model": {
+            bundle["name"]: {
+                "checkpoint_sha256": bundle["checkpoint_sha256"],
+                "manifest_sha256": bundle["manifest_sha256"],
+            }
+            for bundle in record["bundles"]
+        },
+    }
+
+
+def _different(where: str, first: Any, second: Any) -> Iterator[Difference]:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for name in dict.fromkeys([*first, *second]):
+            yield from _different(f"{where}{' ' if where else ''}{name}", first.get(name), second.get(name))
+    elif first != second:
+        yield Difference(what=where, first=first, second=second)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."

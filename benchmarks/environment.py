@@ -1,10 +1,13 @@
-"""What a measurement depends on beside the bundle: machine, its load, versions. spec section B4.
+"""What a measurement depends on beside the bundle: machine, versions, this source. spec section B4.
 
 What cannot be found is None, never guessed.
 """
 
 import os
 import platform
+import re
+import shutil
+import subprocess
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -14,11 +17,18 @@ from typing import Any
 from tinyllava_edge.device import read_machine
 
 PACKAGES = (
-    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "llama-cpp-python"),
-    *("torch", "transformers", "onnx", "gguf"),
+    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt"),
+    *("llama-cpp-python", "torch", "transformers", "onnx", "gguf"),
 )
-# Variables that decide how many threads work, and how they wait.
-_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "MKL_NUM_THREADS")
+# Variables that decide how many threads work, how they wait, and which device they see.
+_VARIABLES = (
+    *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "MKL_NUM_THREADS"),
+    *("OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_PRELOAD", "MALLOC_ARENA_MAX"),
+)
+_GPU_FIELDS = (
+    *("name", "driver_version", "compute_cap", "memory.total", "pstate", "temperature.gpu"),
+    *("clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "ecc.mode.current"),
+)
 
 
 def package_versions() -> dict[str, str | None]:
@@ -32,32 +42,94 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
-def machine_card() -> dict[str, Any]:
-    """Everything about this machine that a reader of the numbers must know."""
+def machine_card(root: Path = Path("/")) -> dict[str, Any]:
+    """Everything about this machine that a reader of the numbers must know.
+
+    Args:
+        root: where `proc` and `sys` are; tests have their own.
+    """
     return {
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
-        **asdict(read_machine()),
-        "frequency_governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        **asdict(read_machine(root)),
+        "distribution": _distribution(root),
+        "virtualization": _output("systemd-detect-virt", codes=(0, 1)),
+        "cpu_settings": _cpu_settings(root),
+        "memory_settings": _memory_settings(root),
+        "gpu_settings": _gpu_settings(),
         "variables": {name: os.environ.get(name) for name in _VARIABLES},
         "versions": package_versions(),
+        "source": source_state(),
     }
 
 
-def load_marks() -> dict[str, Any]:
-    """How busy the machine is now: taken before and after a measurement."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"load_average_1_min": load, "steal_jiffies": _steal_jiffies()}
+def source_state() -> dict[str, Any] | None:
+    """Commit of the source tree that this code runs from, and whether it was changed; None outside one."""
+    folder = Path(__file__).resolve().parent
+    commit = _output("git", "-C", str(folder), "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changed = _output("git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if changed is None else bool(changed)}
 
 
-def _steal_jiffies() -> int | None:
-    """Time that a hypervisor gave to others, since boot, in hundredths of a second."""
-    fields = (_read("/proc/stat") or "").split("\n")[0].split()
-    return int(fields[8]) if len(fields) > 8 else None
+def _distribution(root: Path) -> str | None:
+    found = re.search(r'^PRETTY_NAME="?(.*?)"?$', read_text(root, "etc/os-release") or "", flags=re.MULTILINE)
+    return found[1] if found else None
 
 
-def _read(path: str) -> str | None:
+def _cpu_settings(root: Path) -> dict[str, Any]:
+    """What decides how fast the cores run; names of files below sys/devices/system/cpu."""
+    cpu = "sys/devices/system/cpu"
+    microcode = re.search(
+        r"^microcode\s*:\s*(\S+)", read_text(root, "proc/cpuinfo") or "", flags=re.MULTILINE
+    )
+    no_turbo, boost = read_text(root, f"{cpu}/intel_pstate/no_turbo"), read_text(root, f"{cpu}/cpufreq/boost")
+    return {
+        "microcode": microcode[1] if microcode else None,
+        "frequency_governor": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_governor"),
+        "frequency_driver": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_driver"),
+        "min_khz": read_text(root, f"{cpu}/cpu0/cpufreq/cpuinfo_min_freq"),
+        "max_khz": read_text(root, f"{cpu}/cpu0/cpufreq/cpuinfo_max_freq"),
+        "turbo": no_turbo == "0" if no_turbo is not None else boost == "1" if boost is not None else None,
+        "smt": read_text(root, f"{cpu}/smt/active"),
+        "numa_nodes": read_text(root, "sys/devices/system/node/online"),
+    }
+
+
+def _memory_settings(root: Path) -> dict[str, Any]:
+    swap = re.search(r"^SwapTotal:\s*(\d+)", read_text(root, "proc/meminfo") or "", flags=re.MULTILINE)
+    huge = read_text(root, "sys/kernel/mm/transparent_hugepage/enabled")
+    chosen = re.search(r"\[(\w+)\]", huge or "")
+    return {
+        "swap_bytes": int(swap[1]) << 10 if swap else None,
+        "transparent_hugepage": chosen[1] if chosen else None,
+    }
+
+
+def _gpu_settings() -> list[dict[str, str]] | None:
+    """What nvidia-smi says of each GPU, or None where there is none."""
+    text = _output("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader")
+    if not text:
+        return None
+    rows = [[value.strip() for value in line.split(",")] for line in text.splitlines()]
+    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
+
+
+def _output(*command: str, codes: tuple[int, ...] = (0,)) -> str | None:
+    """What a program prints, or None where it is missing or ends with another code."""
+    if shutil.which(command[0]) is None:
+        return None
     try:
-        return Path(path).read_text(encoding="utf-8").strip()
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode in codes else None
+
+
+def read_text(root: Path, path: str) -> str | None:
+    """A small file of the kernel, without its last line feed; None where it cannot be read."""
+    try:
+        return (root / path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None

@@ -1,16 +1,21 @@
 """The command `tinyllava-edge eval`."""
 
 import json as json_module
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.embedded import bundle_path
-from tinyllava_edge.output import check_output
+from tinyllava_edge.embedded import bundle_path, checkpoint_path
+from tinyllava_edge.output import check_output, write_bytes
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+
+if TYPE_CHECKING:
+    from .questions import Question
+    from .worker import Cell
 
 
 def evaluate(
@@ -19,12 +24,17 @@ def evaluate(
         Path, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
     ],
     images: Annotated[Path, typer.Option(help="Folder that the image paths are relative to.")],
-    runtime: Annotated[str, typer.Option(help="Runtime.")] = DEFAULT_RUNTIME,
-    vision: Annotated[str | None, typer.Option(help="Vision variant.")] = None,
-    language: Annotated[
-        str, typer.Option(help="Language variants, comma-separated; the best by default.")
+    runtime: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = DEFAULT_RUNTIME,
+    vision: Annotated[
+        str, typer.Option(help="Vision variants, comma-separated, or 'all'; the most precise one by default.")
     ] = "",
-    checkpoint: Annotated[str | None, typer.Option(help="Where the weights are, for runtime torch.")] = None,
+    language: Annotated[
+        str, typer.Option(help="Language variants, likewise; the first row is what the others differ from.")
+    ] = "",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="For runtime torch; by default where the bundle says it came from."),
+    ] = None,
     sources: Annotated[
         Path | None, typer.Option(help="Where files are that the checkpoint only names, for runtime torch.")
     ] = None,
@@ -38,78 +48,116 @@ def evaluate(
 ) -> None:
     """Score short answers by exact match, with the blind score beside; the last line is JSON."""
     from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.runtimes.engine import open_bundle
 
-    from .quality import ask_all, compare, score
+    from .plan import Wish, plan_cells
+    from .quality import summarize
     from .questions import read_questions
 
     if answers is not None:
         check_output(answers, force=force)
     asked = read_questions(questions, images)
     opened = Bundle.open(bundle_path(bundle))
-    names = [name.strip() for name in language.split(",") if name.strip()]
-    variants = [opened.variant("language", name or None).name for name in names or [""]]
-    runs = [(name, shown) for name in variants for shown in ((True,) if blind else (False, True))]
-    found: dict[tuple[str, bool], list[str]] = {}
+    wish = Wish(
+        runtimes=_names(runtime),
+        vision=_names(vision),
+        language=_names(language) or (opened.variant("language").name,),
+        checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
+        sources=sources,
+        allow_pickle=allow_pickle,
+        threads=threads,
+    )
+    cells = plan_cells({opened.manifest.source.name: opened}, wish)[:-1]
+    ways = (True,) if blind else (False, True)
+    found = _ask(cells, asked, ways, max_tokens)
+    results = [
+        {
+            "name": cell.name,
+            "runtime": cell.runtime,
+            "vision": cell.vision,
+            "language": cell.language,
+            **summarize(
+                asked,
+                found[cell.name, blind],
+                found[cell.name, True],
+                found[cells[0].name, blind] if cell is not cells[0] else None,
+            ),
+        }
+        for cell in cells
+    ]
+    summary = {
+        **{key: value for key, value in results[0].items() if key != "name"},
+        "bundle": str(bundle),
+        "manifest_sha256": opened.manifest_sha256,
+        "blind": blind,
+        "images": len({question.image for question in asked}),
+        "variants": results,
+    }
+    if answers is not None:
+        lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(cells, asked, found))
+        write_bytes(answers, "".join(f"{line}\n" for line in lines).encode())
+    if not json:
+        _print(results)
+        note(f"{len(asked)} questions about {summary['images']} pictures; 95 % intervals over pictures")
+    print_json(summary)
+
+
+Answers = dict[tuple[str, bool], list[str]]  # by the cell's name, and whether it was blind
+
+
+def _ask(
+    cells: "Sequence[Cell]", asked: "Sequence[Question]", ways: Sequence[bool], max_tokens: int
+) -> Answers:
+    """Ask every cell all the questions in each way, one cell after the other."""
+    from tinyllava_edge.runtimes.engine import open_bundle
+
+    from .quality import ask_all
+
+    found: Answers = {}
     with progress() as bar:
-        task = bar.add_task("eval", total=len(asked) * len(runs))
-        for name in variants:
+        task = bar.add_task("eval", total=len(asked) * len(cells) * len(ways))
+        for cell in cells:
             with open_bundle(
-                bundle,
-                runtime=runtime,
-                vision=vision,
-                language=name,
-                checkpoint=checkpoint,
-                sources=sources,
-                allow_pickle=allow_pickle,
-                threads=threads,
+                cell.bundle,
+                runtime=cell.runtime,
+                vision=cell.vision,
+                language=cell.language,
+                checkpoint=cell.checkpoint,
+                sources=cell.sources,
+                allow_pickle=cell.allow_pickle,
+                threads=cell.threads,
             ) as model:
-                for _, is_blind in (run for run in runs if run[0] == name):
-                    found[name, is_blind] = ask_all(
+                for is_blind in ways:
+                    found[cell.name, is_blind] = ask_all(
                         model,
                         asked,
                         blind=is_blind,
                         max_tokens=max_tokens,
                         on_answer=lambda: bar.advance(task),
                     )
-    results = []
-    for name in variants:
-        scores = score(asked, found[name, blind])
-        blind_scores = score(asked, found[name, True])
-        result: dict[str, Any] = {"language": name, **scores.pop("all").to_json()}
-        result["types"] = {kind: value.to_json() for kind, value in scores.items()}
-        result["blind_accuracy"] = blind_scores.pop("all").accuracy
-        result["blind_types"] = {kind: value.accuracy for kind, value in blind_scores.items()}
-        if name != variants[0]:
-            result["against_first"] = compare(asked, found[variants[0], blind], found[name, blind])
-        results.append(result)
-    summary = {
-        **{key: value for key, value in results[0].items() if key != "against_first"},
-        "bundle": str(bundle),
-        "runtime": runtime,
-        "vision": vision or opened.variant("vision").name,
-        "blind": blind,
-        "images": len({question.image for question in asked}),
-        "variants": results,
-    }
-    if answers is not None:
-        lines = [
-            {
-                "id": q.id,
-                "type": q.type,
-                "question": q.text,
-                "expected": q.answer,
-                "language": name,
-                "answer": a,
+    return found
+
+
+def _answer_lines(
+    cells: "Sequence[Cell]", asked: "Sequence[Question]", found: Answers
+) -> Iterator[dict[str, Any]]:
+    """Every answer with the keys of LLaVA's answer files, and what was expected."""
+    from .quality import is_right
+
+    for (name, is_blind), answers in found.items():
+        for index, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+            yield {
+                "question_id": question.id,
+                "prompt": question.text,
+                "text": answer,
+                "answer_id": f"{name}{' blind' if is_blind else ''} {index}",
+                "model_id": name,
+                "metadata": {
+                    "type": question.type,
+                    "expected": question.answer,
+                    "right": is_right(question, answer),
+                    "blind": is_blind,
+                },
             }
-            for name in variants
-            for q, a in zip(asked, found[name, blind], strict=True)
-        ]
-        answers.write_text("".join(json_module.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    if not json:
-        _print(results)
-        note(f"{len(asked)} questions about {summary['images']} pictures; 95 % intervals over pictures")
-    print_json(summary)
 
 
 def _print(results: list[dict[str, Any]]) -> None:
@@ -118,16 +166,22 @@ def _print(results: list[dict[str, Any]]) -> None:
     for result in results:
         against = result.get("against_first")
         table.add_row(
-            result["language"],
-            _interval(result),
-            *(f"{_interval(result['types'][k])} blind {result['blind_types'][k]:.3f}" for k in kinds),
+            result["name"],
+            _interval(result["accuracy"], result["ci95"]),
+            *(
+                f"{_interval(value['accuracy'], value['ci95'])} blind {result['blind_types'][kind]:.3f}"
+                for kind, value in result["types"].items()
+            ),
             f"{result['blind_accuracy']:.3f}",
             "" if against is None else f"{against['agreement']:.3f}",
-            "" if against is None else f"{against['difference']:+.3f}",
+            "" if against is None else _interval(against["difference"], against["difference_ci95"], "+.3f"),
         )
     stdout.print(table)
 
 
-def _interval(value: dict[str, Any]) -> str:
-    low, high = value["ci95"]
-    return f"{value['accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip().lower() for name in text.split(",") if name.strip())

@@ -98,6 +98,27 @@ def compare(questions: Sequence[Question], base: Sequence[str], other: Sequence[
     }
 
 
+def summarize(
+    questions: Sequence[Question], answers: Sequence[str], blind: Sequence[str], first: Sequence[str] | None
+) -> dict[str, Any]:
+    """Scores as they stand in a result: overall, by type, blind beside them, and against another variant.
+
+    Args:
+        questions: what was asked.
+        answers: what was answered.
+        blind: what was answered without seeing.
+        first: answers of the variant that this one is compared with, or None.
+    """
+    scores, blind_scores = score(questions, answers), score(questions, blind)
+    result: dict[str, Any] = scores.pop("all").to_json()
+    result["types"] = {kind: value.to_json() for kind, value in scores.items()}
+    result["blind_accuracy"] = blind_scores.pop("all").accuracy
+    result["blind_types"] = {kind: value.accuracy for kind, value in blind_scores.items()}
+    if first is not None:
+        result["against_first"] = compare(questions, first, answers)
+    return result
+
+
 def _clusters(questions: Sequence[Question], indices: Iterable[int]) -> list[str]:
     return [str(questions[index].image or questions[index].id) for index in indices]
 

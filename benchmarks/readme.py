@@ -1,6 +1,6 @@
 """Fill README's measured block: `python -m tinyllava_edge.benchmarks.readme`.
 
-From benchmarks/results/*.json, each the report.json of one `bench`, so that no figure is typed by hand.
+From benchmarks/results/*/report.json, each of one `bench`, so that no figure is typed by hand.
 """
 
 import json
@@ -8,24 +8,38 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.output import write_bytes
+
 from .report import markdown_lines
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
+
+
+def find_reports(root: Path = ROOT) -> list[Path]:
+    """The committed reports, in the order of their names."""
+    return sorted((root / RESULTS).glob("*/report.json"))
 
 
 def measured_block(reports: Sequence[Path]) -> str:
     """Markdown of every report, in the order of the paths."""
+    if not reports:
+        return f"No result is committed. `make bench` measures, and writes {RESULTS}/ and this part.\n"
     return "\n".join(line for path in reports for line in _lines(path)) + "\n"
 
 
 def _lines(path: Path) -> Iterator[str]:
     record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    title, *rest = markdown_lines(record)
+    title, *rest = markdown_lines(record, stages=False)
+    folder = f"{RESULTS}/{path.parent.name}"
     yield f"#{title}"  # below README's own title
     yield from rest
-    yield f"- Raw samples: benchmarks/results/{path.name}"
+    yield f"- Every stage: [{folder}/report.md]({folder}/report.md), raw samples: {folder}/{path.name}"
     yield ""
+    if (path.parent / "report.png").exists():
+        yield f"![Stages, distribution of the runs, and speed with its interval]({folder}/report.png)"
+        yield ""
 
 
 def filled(readme: str, block: str) -> str:
@@ -37,8 +51,8 @@ def filled(readme: str, block: str) -> str:
 def write_readme(root: Path = ROOT) -> None:
     """Rewrite README.md of the source tree."""
     path = root / "README.md"
-    block = measured_block(sorted((root / "benchmarks" / "results").glob("*.json")))
-    path.write_text(filled(path.read_text(encoding="utf-8"), block), encoding="utf-8")
+    block = measured_block(find_reports(root))
+    write_bytes(path, filled(path.read_text(encoding="utf-8"), block).encode())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,16 @@ COMMANDS = {
         "evaluate",
         "Score short answers, with the blind score beside.",
     ),
-    "bench": ("tinyllava_edge.benchmarks.cli", "bench", "Compare runtimes: time, parity, size."),
+    "bench": (
+        "tinyllava_edge.benchmarks.bench_cli",
+        "bench",
+        "Compare runtimes and variants: time, parity, accuracy, size.",
+    ),
+    "bench compare": (
+        "tinyllava_edge.benchmarks.bench_cli",
+        "bench_compare",
+        "Compare two reports of bench.",
+    ),
     "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "doctor": (
         "tinyllava_edge.runtimes.cli",
@@ -68,6 +77,13 @@ class _LazyGroup(TyperGroup):
         command_app = typer.Typer(add_completion=False)
         command_app.command(cmd_name, help=help_text)(callback)
         return typer.main.get_command(command_app)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """A command may have two words; its first one is then a command too (`bench`, `bench compare`)."""
+        name = " ".join(args[:2])
+        if len(args) > 1 and name in COMMANDS:
+            return name, self.get_command(ctx, name), args[2:]
+        return super().resolve_command(ctx, args)
 
 
 def _only_listing() -> bool:

@@ -113,27 +113,48 @@ def test_a_changed_file_is_refused_before_anything_is_compared(bundle: Path, tmp
     assert "f32.gguf" in result.stderr
 
 
-def bench(bundle: Path, output: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    few = ("--language", "f32", "--runs", "2", "--tokens", "2", "--threads", "1", "--runtime", "scripted")
-    return run("bench", bundle, "-o", output, *few, *more)
+def bench(bundle: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]":
+    few = ("--language", "f32", "--runs", "2", "--sessions", "1", "--tokens", "2", "--threads", "1")
+    return run("bench", bundle, *few, "--runtimes", "scripted", *more)
 
 
-def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, honest: Honest, tmp_path: Path) -> None:
-    moved = honest.checkpoint.rename(honest.checkpoint.with_name("moved"))  # no torch row
-    try:
-        result = bench(bundle, tmp_path / "out", "--json")
-    finally:
-        moved.rename(honest.checkpoint)
+def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, tmp_path: Path) -> None:
+    result = bench(bundle, "-o", tmp_path / "out", "--json")
     assert result.returncode == 0, result.stderr
     printed: dict[str, Any] = json.loads(result.stdout)
     assert [cell["name"] for cell in printed["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
     assert printed == json.loads((tmp_path / "out" / "report.json").read_text())
-    assert (tmp_path / "out" / "report.md").exists()
-    assert (tmp_path / "out" / "report.png").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.png"}
 
 
-def test_bench_refuses_an_existing_report_before_any_work(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    result = bench(bundle, tmp_path / "out")
+def test_bench_without_an_output_prints_both_tables_and_what_they_mean(bundle: Path) -> None:
+    result = bench(bundle)
+    assert result.returncode == 0, result.stderr
+    assert "| cell | MB |" in result.stdout
+    assert "| stitching |" in result.stdout
+    assert "A/A control" in result.stdout
+    assert "give -o DIR" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--runtimes", "tensorflow"), "no runtime 'tensorflow'"),
+        (("--vision", "int8"), "no vision variant 'int8'"),
+        (("--questions", "q.json"), "--questions and --images go together"),
+        (("-o", "."), "--force"),
+        (("--checkpoint", "."), "is not the checkpoint"),
+    ],
+)
+def test_bench_refuses_before_any_work(bundle: Path, more: tuple[str, ...], said: str) -> None:
+    result = bench(bundle, *more)
     assert result.returncode == 2
-    assert "--force" in result.stderr
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_bench_compare_is_a_command_of_two_words_and_listed() -> None:
+    listed = run("--help").stdout
+    assert "bench compare" in listed
+    assert "bench compare" in run("bench", "compare", "--help").stdout
+    assert "BUNDLE..." in run("bench", "--help").stdout

@@ -1,56 +1,145 @@
-"""Ratios and their intervals on times whose truth is known. CPU only, numpy only."""
+"""`bench compare` on two reports of which one was changed by hand. No model."""
 
-import numpy as np
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from tinyllava_edge.benchmarks.compare import Ratio, median_deviation, percentile_90, speed_ratio
-
-Blocks = list[tuple[float, float]]
-
-
-def test_a_cell_that_takes_half_the_time_is_twice_as_fast() -> None:
-    ratio = speed_ratio([(10.0, 12.0), (11.0, 10.0)], [(5.0, 6.0), (5.5, 5.0)])
-    assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
-    assert ratio.verdict == "faster"
-
-
-def noisy_blocks(rng: np.random.Generator, num_blocks: int) -> tuple[Blocks, Blocks]:
-    """Two equal cells in A B B A order on a machine that slows down by 6 % and has bursts (spec B7)."""
-    times = 10 * np.linspace(1, 1.06, 4 * num_blocks)
-    times *= 1 + 0.02 * rng.standard_normal(len(times))
-    times *= np.where(rng.random(len(times)) < 0.08, 1.35, 1.0)
-    in_blocks = times.reshape(num_blocks, 4)
-    return [(b[0], b[3]) for b in in_blocks], [(b[1], b[2]) for b in in_blocks]
+from tinyllava_edge.benchmarks.compare import (
+    compare_cells,
+    differences,
+    read_report,
+    source_difference,
+    unmatched,
+)
+from tinyllava_edge.errors import DataError
 
 
-def test_equal_cells_on_a_drifting_machine_are_seldom_called_different() -> None:
-    rng = np.random.default_rng(0)
-    ratios = [speed_ratio(*noisy_blocks(rng, 10)) for _ in range(100)]
-    assert sum(not ratio.contains_one for ratio in ratios) <= 12  # nominally 5
-    assert sum(ratio.verdict in ("faster", "slower") for ratio in ratios) <= 3
+def cell(name: str, language: str | None, total_ms: float) -> dict[str, Any]:
+    """Three blocks of a session, within 1 % of `total_ms`."""
+    runs = [
+        {"total_ms": total_ms * factor, "first_token_ms": total_ms / 2 * factor} for factor in (0.99, 1, 1.01)
+    ]
+    requests = [[{"warm": run}, {"warm": run}] for run in runs]
+    return {
+        "name": name,
+        "model": "m",
+        "runtime": "torch" if language is None else "onnxruntime+llamacpp",
+        "vision": None if language is None else "fp32",
+        "language": language,
+        "warm": {"total_ms": total_ms, "first_token_ms": total_ms / 2},
+        "sessions": [{"requests": requests}],
+    }
+
+
+@pytest.fixture
+def record() -> dict[str, Any]:
+    machine: dict[str, Any] = dict.fromkeys(
+        ["python", "gpus", "jetson", "distribution", "virtualization", "cpu_settings", "memory_settings"]
+    )
+    machine |= {"system": "Linux 6", "cpu": {"model": "EPYC", "usable_cores": 2}, "variables": {}}
+    machine["memory"] = {"total_bytes": 8, "available_bytes": 4}
+    machine |= {"versions": {"tinyllava-edge": "0.1.0", "numpy": "2.4.6"}, "source": {"commit": "a" * 40}}
+    return {
+        "schema_version": 2,
+        "bundles": [{"name": "m", "manifest_sha256": "1" * 64, "checkpoint_sha256": "2" * 64}],
+        "request": {"question": "?", "num_tokens": 64, "picture": {"name": "a.png", "sha256": "3" * 64}},
+        "machine": machine,
+        "control": "torch fp32 again",
+        "cells": [
+            cell("torch fp32", None, 100.0),
+            cell("fp32 + q8_0", "q8_0", 40.0),
+            cell("torch fp32 again", None, 100.0),
+        ],
+    }
+
+
+def test_what_is_slower_now_is_found(record: dict[str, Any]) -> None:
+    later = copy.deepcopy(record)
+    later["cells"][1] = cell("renamed since", "q8_0", 50.0)
+    later["machine"]["memory"]["available_bytes"] = 1  # changes all the time
+    assert differences(record, later) == []
+    torch_total, _, q8_0_total, _ = compare_cells(record, later)
+    assert torch_total.ratio.verdict == "equivalent"
+    assert q8_0_total.ratio.ratio == pytest.approx(0.8)
+    assert q8_0_total.ratio.verdict == "slower"
 
 
 @pytest.mark.parametrize(
-    ("ratio", "verdict"),
+    ("place", "value", "said"),
     [
-        (Ratio(1.2, 1.1, 1.3), "faster"),
-        (Ratio(0.8, 0.7, 0.9), "slower"),
-        (Ratio(1.2, 0.9, 1.5), "inconclusive"),
-        (Ratio(1.02, 1.01, 1.025), "equivalent"),  # excludes 1, but 2 % is not worth a claim
-        (Ratio(1.0, 0.98, 1.02), "equivalent"),
-        (Ratio(1.02, 1.01, 1.05), "inconclusive"),
+        (("machine", "cpu", "model"), "Xeon", "machine cpu model: EPYC / Xeon"),
+        (("machine", "versions", "numpy"), "2.5", "versions numpy: 2.4.6 / 2.5"),
+        (("request", "num_tokens"), 32, "request num_tokens: 64 / 32"),
+        (("request", "picture", "sha256"), "4" * 64, "request picture sha256: "),
+        (("bundles", 0, "manifest_sha256"), "5" * 64, "model m manifest_sha256: "),
     ],
 )
-def test_a_claim_needs_an_interval_without_1_and_a_difference_that_matters(
-    ratio: Ratio, verdict: str
+def test_unlike_environments_are_named(
+    record: dict[str, Any], place: tuple[Any, ...], value: Any, said: str
 ) -> None:
-    assert ratio.verdict == verdict
+    other = copy.deepcopy(record)
+    part: Any = other
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    (difference,) = differences(record, other)
+    assert str(difference).startswith(said)
 
 
-def test_a_90th_percentile_needs_64_runs() -> None:
-    assert percentile_90(list(range(63))) is None
-    assert percentile_90([float(value) for value in range(1, 101)]) == 91  # the next higher one
+def test_our_own_version_is_what_a_comparison_is_about(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    other["machine"]["versions"]["tinyllava-edge"] = "0.2.0"
+    assert differences(record, other) == []
+    assert "0.2.0" in str(source_difference(record, other))
+    assert source_difference(record, record) is None
 
 
-def test_the_median_deviation_is_of_the_middle() -> None:
-    assert median_deviation([1.0, 2.0, 3.0, 100.0, 2.0]) == 1.0
+def test_a_cell_that_one_report_has_not_is_listed(record: dict[str, Any]) -> None:
+    other = copy.deepcopy(record)
+    del other["cells"][1]
+    assert unmatched(record, other) == ["fp32 + q8_0"]
+    assert {compared.name for compared in compare_cells(record, other)} == {"torch fp32"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1, "cells": []}', '{"schema_version": 2}'])
+def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(DataError):
+        read_report(tmp_path)
+
+
+def compare(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tinyllava_edge", "bench", "compare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_refuses_unlike_reports_until_it_is_forced(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    for name, model in (("a", "EPYC"), ("b", "Xeon")):
+        record["machine"]["cpu"]["model"] = model
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(record))
+    both = (tmp_path / "a", tmp_path / "b" / "report.json")
+    refused = compare(*both)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "machine cpu model: EPYC / Xeon" in refused.stderr
+    forced = compare(*both, "--force", "--json")
+    assert forced.returncode == 0, forced.stderr
+    printed = json.loads(forced.stdout)
+    assert printed["unlike"] == [{"what": "machine cpu model", "first": "EPYC", "second": "Xeon"}]
+    assert [cell["verdict"] for cell in printed["cells"]] == ["equivalent"] * 4
+    table = compare(*both, "--force")
+    assert "unlike: machine cpu model: EPYC / Xeon" in table.stdout
+    assert table.stdout.count("equivalent") == 4
+
+
+def test_a_missing_report_is_one_line(tmp_path: Path) -> None:
+    result = compare(tmp_path / "a", tmp_path / "b")
+    assert result.returncode == 2
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -92,3 +92,29 @@ def test_both_forms_of_question_files_are_read_alike(tmp_path: Path) -> None:
 def test_a_damaged_question_file_is_refused(tmp_path: Path, records: Any, named: str) -> None:
     with pytest.raises(DataError, match=named):
         read_questions(_write(tmp_path, records), tmp_path)
+
+
+def test_pope_and_llava_question_files_are_read_by_their_own_keys(tmp_path: Path) -> None:
+    """One record a line, with other names for the same things (spec C3); a `.json` name says nothing."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    lines = [
+        {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "no"},
+        {"question_id": 2, "image": "a.png", "text": "What?", "label": "dog", "category": "kind"},
+    ]
+    path = tmp_path / "coco_pope_random.json"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read_questions(path, tmp_path)
+    assert [(q.id, q.text, q.answer, q.type) for q in found] == [
+        ("1", "Is there a cat?", "no", "all"),
+        ("2", "What?", "dog", "kind"),
+    ]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.json"
+    path.write_bytes(b"\xff\xfe[")
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_questions(path, tmp_path)
+    path.write_text("[1, 2")
+    with pytest.raises(DataError, match="neither JSON nor one record a line"):
+        read_questions(path, tmp_path)

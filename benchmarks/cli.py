@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.embedded import bundle_path, checkpoint_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.embedded import bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 

@@ -230,21 +230,26 @@ def _parse(binding: TensorRT, network: "trt.INetworkDefinition", path: Path, log
 
 
 def _network_facts(binding: TensorRT, network: "trt.INetworkDefinition") -> dict[str, Any]:
-    """Inputs and outputs, the types used, and how many attention blocks (softmax layers) there are."""
+    """Inputs and outputs, types, attention blocks (softmax layers), and products in float32 by node name."""
     inputs = [_tensor_facts(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor_facts(network.get_output(i)) for i in range(network.num_outputs)]
+    products = (binding.trt.LayerType.MATRIX_MULTIPLY, binding.trt.LayerType.CONVOLUTION)
     types: set[str] = set()
+    float32_products = []
     num_softmax = 0
     for layer in _layers(network):
         num_softmax += layer.type == binding.trt.LayerType.SOFTMAX
         for index in range(layer.num_outputs):
             tensor: trt.ITensor = layer.get_output(index)
             types.add(tensor.dtype.name)
+            if layer.type in products and tensor.dtype == binding.trt.DataType.FLOAT:
+                float32_products.append(layer.name)
     return {
         "inputs": inputs,
         "outputs": outputs,
         "types": sorted(types),
         "softmax_layers": num_softmax,
+        "float32_products": float32_products,
     }
 
 

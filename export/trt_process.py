@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ def build_engine_apart(
     on_progress: OnProgress = lambda phase, done, total: None,
     *,
     plan_rules: bool = False,
+    islands: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Build an engine in a process of its own and write its plan to a file.
 
@@ -45,7 +46,8 @@ def build_engine_apart(
         plan_path: the engine's file, which appears whole or not at all.
         on_progress: called with a phase, the steps it has done and how many it has.
         plan_rules: read the engine's plan and refuse an engine that lost what makes it fast
-            (`trt_plan.check_plan`); known to work for TensorRT-RTX.
+            (`checked_plan_facts`); known to work for TensorRT-RTX.
+        islands: what the export kept in float32 on purpose (`islands` in the bundle's parity/export.json).
 
     Returns:
         The facts of `build_engine`, `peak_memory_bytes` of the process, and `plan` where `plan_rules`.
@@ -58,6 +60,7 @@ def build_engine_apart(
         "options": {**asdict(options), "timing_cache": options.timing_cache and str(options.timing_cache)},
         "plan": str(plan_path),
         "plan_rules": plan_rules,
+        "islands": [dict(island) for island in islands],
     }
     command = [sys.executable, "-m", __spec__.name, json.dumps(task)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -117,7 +120,7 @@ def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         engine = build_engine(Path(task["onnx"]), options, on_progress, verbose=task["plan_rules"])
         facts = dict(engine.facts)
         if task["plan_rules"]:
-            facts["plan"] = checked_plan_facts(engine)
+            facts["plan"] = checked_plan_facts(engine, task["islands"])
         write_bytes(Path(task["plan"]), engine.plan)
     except TinyLlavaEdgeError as error:
         messages = getattr(error, "messages", ())
@@ -127,21 +130,29 @@ def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
     say({"facts": facts})
 
 
-def checked_plan_facts(engine: BuiltEngine) -> dict[str, Any]:
+def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Figures of an engine's plan, once it is what its graph asks for.
 
     A graph with float16 or bfloat16 in it must have every attention layer (softmax) fused and no matrix
-    multiplication in float32; of a float32 graph TensorRT fuses none.
+    multiplication in float32, but for the islands that its export kept there; of a float32 graph TensorRT
+    fuses none.
+
+    Args:
+        engine: of a verbose build.
+        islands: each with its `nodes` by name, and whether it is `in_attention`.
 
     Raises:
         EnginePlanError: it is not.
     """
     plan = parse_plan(engine.log)
     is_narrow = bool(_NARROW_TYPES & set(engine.facts["types"]))
+    declared = {node for island in islands for node in island["nodes"]}
+    unfused = sum(island["in_attention"] for island in islands)
+    kept = sum(name in declared for name in engine.facts["float32_products"])
     check_plan(
         plan,
-        attention_layers=engine.facts["softmax_layers"] if is_narrow else None,
-        float32_gemms=0 if is_narrow else None,
+        attention_layers=engine.facts["softmax_layers"] - unfused if is_narrow else None,
+        float32_gemms=kept if is_narrow else None,
         inputs=_plan_tensors(engine.facts["inputs"], engine.facts["options"]),
         outputs=_plan_tensors(engine.facts["outputs"], engine.facts["options"]),
     )

@@ -4,6 +4,7 @@ With `-o` the engines are written to a directory, with a table of what is in the
 for that. They are not run, and say so. An engine never goes into a bundle: it is code, for one kind of GPU.
 """
 
+import json as json_module
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.bundle import PARITY_FOLDER, Bundle, Variant
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path
 from tinyllava_edge.errors import BundleError, UsageError
@@ -33,6 +34,7 @@ class Job:
     onnx: Path
     variant: str
     options: EngineOptions
+    islands: tuple[dict[str, Any], ...] = ()  # what the export kept in float32 on purpose
 
 
 def build(
@@ -97,10 +99,11 @@ def plan_jobs(bundle: Bundle, vision: str | None, options: EngineOptions) -> lis
     jobs = []
     for variant in (bundle.variant("vision", name) for name in asked):
         path = _onnx_path(bundle, variant)
+        islands = _islands(bundle, variant)
         for sm in options.sms or (None,):
             single = options if sm is None else replace(options, sms=(sm,))
             name = variant.name if sm is None else f"{variant.name}_sm{sm}"
-            jobs.append(Job(name=name, onnx=path, variant=variant.name, options=single))
+            jobs.append(Job(name=name, onnx=path, variant=variant.name, options=single, islands=islands))
     return jobs
 
 
@@ -146,6 +149,7 @@ def _build(job: Job, folder: Path, bar: Progress) -> dict[str, Any]:
         folder / f"{job.name}.engine",
         on_progress,
         plan_rules=job.options.target == "tensorrt-rtx",
+        islands=job.islands,
     )
     bar.remove_task(task)
     return facts
@@ -159,6 +163,16 @@ def _onnx_path(bundle: Bundle, variant: Variant) -> Path:
     if variant.target != "onnx":
         raise BundleError(f"{bundle.root}: vision variant {variant.name} is {variant.target}, not ONNX.")
     return bundle.path(variant.files[0])
+
+
+def _islands(bundle: Bundle, variant: Variant) -> tuple[dict[str, Any], ...]:
+    """Operations that the export kept in float32 in a narrower graph, as its report says."""
+    path = bundle.root / PARITY_FOLDER / "export.json"
+    try:
+        report = json_module.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}).") from None
+    return tuple(report.get("vision", {}).get(variant.name, {}).get("islands", ()))
 
 
 def _markdown(report: dict[str, Any]) -> str:

@@ -129,6 +129,18 @@ def test_a_planted_regression_is_refused(
     assert "0 of 5 attention layers" in str(error.value)
 
 
+def test_an_island_in_float32_is_allowed_where_the_export_says_so(
+    nano: onnx.ModelProto, tmp_path: Path
+) -> None:
+    """The same graph that is refused above, once its attention is declared as kept in float32."""
+    engine = build(saved(with_float32_attention(nano), tmp_path))
+    products = engine.facts["float32_products"]
+    islands = [{"nodes": products[i : i + 2], "in_attention": True} for i in range(0, 10, 2)]
+    assert checked_plan_facts(engine, islands)["float32_gemms"] == len(products) == 10
+    with pytest.raises(EnginePlanError, match="10 matrix multiplications are in float32, expected 8"):
+        checked_plan_facts(engine, islands[1:])
+
+
 def test_other_names_or_types_are_refused(plan: EnginePlan) -> None:
     with pytest.raises(EnginePlanError, match=r"it reads pixels Float .*, expected pictures Half \[1\]"):
         check_plan(plan, attention_layers=5, inputs=[PlanTensor("pictures", "Half", (1,))])

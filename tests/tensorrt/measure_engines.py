@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.tensorrt.graphs import write_dinov2_graph, write_tower_graph
-from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.embedded import bundle_path
@@ -46,44 +45,47 @@ GRAPHS: dict[str, tuple[str, Callable[[Path], Path]]] = {
 
 
 def measure(folder: Path, names: list[str]) -> None:
-    """Build every named graph for every GPU and write the record; rows of other graphs stay."""
+    """Build every named graph for every GPU; each row is recorded at once, in the place of its older self."""
+    for name in names:
+        weights, make = GRAPHS[name]
+        path = folder / name / "fp16.onnx"
+        if not path.is_file():
+            note(f"{name}: making the graph")
+            make(path.parent)
+        for sm in SMS:
+            note(f"{name}: SM {sm}")
+            _record({"graph": name, "weights": weights, **_row(path, name, sm)})
+
+
+def _row(path: Path, name: str, sm: int) -> dict[str, Any]:
+    options = EngineOptions(target="tensorrt-rtx", sms=(sm,), max_batch=MAX_BATCH, workspace_bytes=WORKSPACE)
+    engine = path.with_suffix(".engine")
+    facts = build_engine_apart(path, options, engine, plan_rules=True)
+    engine.unlink()
+    row = engine_row(name, sm, facts)
+    del row["trtexec"]  # names this machine's folder
+    return row
+
+
+def _record(row: dict[str, Any]) -> None:
     record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    kept = [row for row in record.get("engines", []) if row["graph"] not in names]
-    rows = [row for name in names for row in _rows(folder, name)]
+    others = [
+        other
+        for other in record.get("engines", [])
+        if (other["graph"], other["sm"]) != (row["graph"], row["sm"])
+    ]
     order = list(GRAPHS)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     machine = read_machine()
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "kind": "engines",
         "status": STATUS,
         "tensorrt": open_tensorrt("tensorrt-rtx").version_text,
         "processor": machine.cpu.model,
         "usable_cores": machine.cpu.usable_cores,
-        "engines": sorted([*kept, *rows], key=lambda row: (order.index(row["graph"]), row["sm"])),
+        "engines": sorted([*others, row], key=lambda row: (order.index(row["graph"]), row["sm"])),
     }
     write_json(RESULTS, record)
-
-
-def _rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    weights, make = GRAPHS[name]
-    path = folder / name / "fp16.onnx"
-    if not path.is_file():
-        note(f"{name}: making the graph")
-        make(path.parent)
-    digest = sha256_of_file(path)
-    rows = []
-    for sm in SMS:
-        note(f"{name}: SM {sm}")
-        options = EngineOptions(
-            target="tensorrt-rtx", sms=(sm,), max_batch=MAX_BATCH, workspace_bytes=4 << 30
-        )
-        engine = path.with_suffix(".engine")
-        facts = build_engine_apart(path, options, engine, plan_rules=True)
-        engine.unlink()
-        row = {"graph": name, "weights": weights, "onnx_sha256": digest, **engine_row(name, sm, facts)}
-        del row["trtexec"]  # names this machine's folder
-        rows.append(row)
-    return rows
 
 
 if __name__ == "__main__":

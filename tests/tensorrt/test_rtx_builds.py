@@ -108,6 +108,17 @@ def test_a_profile_of_one_picture_is_smaller(plan: EnginePlan) -> None:
     assert single.scratch_bytes <= plan.scratch_bytes
 
 
+def test_weights_beside_the_graph_are_found(
+    nano: onnx.ModelProto, engine: BuiltEngine, tmp_path: Path
+) -> None:
+    """As large towers have them: the engine has the same kernels and as many bytes of weights."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(nano)
+    onnx.save_model(proto, tmp_path / "nano.onnx", save_as_external_data=True, location="nano.onnx.data")
+    assert (tmp_path / "nano.onnx").stat().st_size < 500_000
+    assert parse_plan(build(tmp_path / "nano.onnx").log).facts() == parse_plan(engine.log).facts()
+
+
 def test_int8_of_the_linear_layers_keeps_attention_fused(nano: onnx.ModelProto, tmp_path: Path) -> None:
     engine = build(saved(with_quantized_linears(nano), tmp_path))
     assert checked_plan_facts(engine)["gemms"] == {"Half": 1, "Int8": 22}

@@ -21,7 +21,7 @@ SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
 RESULTS ?= benchmarks/results
 
-.PHONY: demo bench smollm2 test check format nano-bundle clean
+.PHONY: demo bench smollm2 test check format hub-check nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -73,6 +73,11 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# For who has a network: the released checkpoints of the hub, from download to score.
+# EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
+hub-check: $(VENV)/ready
+	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready

@@ -37,6 +37,11 @@ COMMANDS = {
         "bench_compare",
         "Compare two reports of bench.",
     ),
+    "hub-check": (
+        "tinyllava_edge.benchmarks.hub_check_cli",
+        "hub_check",
+        "Download, export, verify and score the released checkpoints.",
+    ),
     "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "doctor": (
         "tinyllava_edge.runtimes.cli",

@@ -188,12 +188,13 @@ def _gemma(rng: random.Random) -> Values:
 
 
 def _phi(rng: random.Random) -> Values:
+    even, factors = rng.choice([(8, [0.25, 0.5, 0.75, 1.0]), (20, [0.4])])  # RoPE turns pairs
     return {
-        **_attention(rng, even=8),
+        **_attention(rng, even=even),
         "hidden_act": "gelu_new",
         "vocab_size": _vocabulary(rng, True),
         "layer_norm_eps": rng.choice([1e-5, 1e-6]),
-        "partial_rotary_factor": rng.choice([0.25, 0.4, 0.5, 0.75, 1.0]),
+        "partial_rotary_factor": rng.choice(factors),
         "eos_token_id": 450,
         "bos_token_id": 450,
     }

@@ -1,0 +1,116 @@
+"""TextVQA: short answers about text in pictures, against ten people's (Singh et al. 2019, arXiv 1904.08920).
+
+Files as TinyLLaVA's scripts have them: `llava_textvqa_val_v051_ocr.jsonl` (its question_id is the picture's
+id), `TextVQA_0.5.1_val.json` and `train_images/`. An answer counts as in the VQA challenge: what three people
+said is right, one or two give thirds, each person's vote left out in turn; after a normalisation of spelling.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import DataError
+
+from .benchmark_files import image_in, read_json_lines, unlabelled
+from .questions import Question
+
+PEOPLE = 10
+_NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(max(index - 1, 0)) for index, word in enumerate(_NUMBERS)}
+_ARTICLES = {"a", "an", "the"}
+# Contractions without their apostrophe are given it back, as the challenge's own table does.
+_CONTRACTIONS = {
+    text.replace("'", ""): text
+    for text in (
+        *(
+            "aren't",
+            "can't",
+            "couldn't",
+            "didn't",
+            "doesn't",
+            "don't",
+            "hadn't",
+            "hasn't",
+            "haven't",
+            "isn't",
+        ),
+        *("mightn't", "mustn't", "needn't", "shouldn't", "wasn't", "weren't", "won't", "wouldn't", "ain't"),
+        *("could've", "might've", "must've", "should've", "would've", "they've", "you've", "we've", "i've"),
+        *("he'd", "he's", "how'd", "how's", "i'm", "it'd", "it'll", "let's", "she's", "somebody's", "that's"),
+        *(
+            "there's",
+            "they'd",
+            "they'll",
+            "they're",
+            "what's",
+            "where's",
+            "who'd",
+            "who's",
+            "you'd",
+            "you'll",
+        ),
+        *("you're", "o'clock", "ma'am", "y'all"),
+    )
+}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_POINT = re.compile(r"\.(?!\d)")
+
+
+def read_textvqa(folder: Path) -> tuple[list[Question], list[tuple[str, ...]]]:
+    """Questions, and what people answered to each.
+
+    Raises:
+        DataError: a file is missing or of another form, or a question has no annotation.
+    """
+    path = folder / "TextVQA_0.5.1_val.json"
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["data"]
+        said = {(r["image_id"], r["question"].lower()): tuple(r["answers"]) for r in records}
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError(f"{path}: expected TextVQA's 'data' with image_id, question and answers.") from None
+    questions, people = [], []
+    asked_in = folder / "llava_textvqa_val_v051_ocr.jsonl"
+    for line in read_json_lines(asked_in, ("question_id", "image", "text")):
+        first_line = line["text"].split("\n")[0].strip()
+        answers = said.get((line["question_id"], first_line.lower()))
+        if answers is None or len(answers) != PEOPLE:
+            raise unlabelled(asked_in, line["question_id"])
+        image = image_in(folder / "train_images", line["image"])
+        questions.append(
+            Question(id=str(line["question_id"]), image=image, text=line["text"], answer="", type="all")
+        )
+        people.append(answers)
+    return questions, people
+
+
+def normalised(text: str) -> str:
+    """An answer in the spelling in which the challenge compares."""
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    original = text
+    for mark in _PUNCTUATION:
+        at_a_space = f"{mark} " in original or f" {mark}" in original
+        text = text.replace(mark, "" if at_a_space else " ")
+    text = _POINT.sub("", text)
+    words = [_DIGITS.get(word, word) for word in text.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def answer_score(answer: str, people: Sequence[str]) -> float:
+    """Between 0 and 1: for each person, how many of the others said the same, three being enough."""
+    own, others = normalised(answer), [normalised(text) for text in people]
+    if own not in others:
+        return 0.0
+    agreeing = others.count(own)
+    without_one = [agreeing - (text == own) for text in others]
+    return sum(min(1.0, count / 3) for count in without_one) / len(others)
+
+
+def score_textvqa(people: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, Any]:
+    """`score` is the mean over the questions, in per cent."""
+    scores = [answer_score(a, said) for a, said in zip(answers, people, strict=True)]
+    return {"score": 100 * sum(scores) / len(scores), "questions": len(scores)}

@@ -49,7 +49,7 @@ def evaluate(
     """Score short answers by exact match, with the blind score beside; the last line is JSON."""
     from tinyllava_edge.bundle import Bundle
 
-    from .plan import Wish, plan_cells
+    from .plan import Wish, named_bundles, plan_cells
     from .quality import summarize
     from .questions import read_questions
 
@@ -66,7 +66,7 @@ def evaluate(
         allow_pickle=allow_pickle,
         threads=threads,
     )
-    cells = plan_cells({opened.manifest.source.name: opened}, wish)[:-1]
+    cells = plan_cells(named_bundles([opened]), wish)[:-1]
     ways = (True,) if blind else (False, True)
     found = _ask(cells, asked, ways, max_tokens)
     results = [

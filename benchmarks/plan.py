@@ -70,7 +70,7 @@ def named_bundles(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
         UsageError: one is given twice.
     """
     for names in (
-        [bundle.manifest.source.name for bundle in bundles],
+        [Path(bundle.manifest.source.name).name for bundle in bundles],
         [bundle.root.name for bundle in bundles],
         [str(bundle.root) for bundle in bundles],
     ):
@@ -160,8 +160,8 @@ def _check_installed(runtime: str) -> None:
     for entry in runtime_entries(runtime):
         if not entry.is_installed:
             raise MissingExtraError(
-                f"runtime {runtime} needs the package {entry.package}: {entry.install_line}, or leave the "
-                "runtime out of --runtimes."
+                f"runtime {runtime} needs the package {entry.package}: {entry.install_line}, or leave that "
+                "runtime out."
             )
 
 

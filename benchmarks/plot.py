@@ -1,5 +1,6 @@
 """A comparison's picture: stages of every cell, distribution of its runs, speed with an interval."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ def draw_report(path: Path, record: Record) -> None:
     from matplotlib.figure import Figure
 
     cells = [cell for cell in record["cells"] if cell["name"] != record["control"]]
-    height = 2.2 + 0.55 * len(cells)
-    figure = Figure(figsize=(12, height + 3.6), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(height, 3.6))
+    heights = (2.2 + 0.55 * len(cells), 2.6 + 0.28 * len(cells))
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
     top, bottom = parts
     _draw_stages(top.subplots(), cells)
     distribution, speeds = bottom.subplots(1, 2, width_ratios=(1, 1))
@@ -67,7 +68,7 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
                 left += width
             said = f" {cell[kind]['total_ms']:.1f}" + (" cached" if kind == "cached" else "")
             axes.annotate(said, (left, centre), va="center", fontsize="small")
-    axes.set_yticks(range(len(cells)), [cell["name"] for cell in cells])
+    axes.set_yticks(range(len(cells)), [_label(cell["name"]) for cell in cells])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(
@@ -88,7 +89,7 @@ def _draw_distributions(axes: Any, cells: list[Record]) -> None:
             where="post",
             color=_CELL_COLOURS[index % len(_CELL_COLOURS)],
             linestyle=_LINES[index // len(_CELL_COLOURS) % len(_LINES)],
-            label=cell["name"],
+            label=_label(cell["name"]),
         )
     axes.set_xscale("log")
     _plain_log_axis(axes)
@@ -117,15 +118,20 @@ def _draw_speeds(axes: Any, record: Record) -> None:
             fontsize="small",
             color=colour,
         )
-    axes.set_yticks(range(len(ratios)), [ratio["cell"] for ratio in ratios])
+    axes.set_yticks(range(len(ratios)), [_label(ratio["cell"]) for ratio in ratios])
     axes.set_ylim(len(ratios) - 0.5, -0.7)
     axes.set_xscale("log")
     _plain_log_axis(axes)
     axes.axvline(1, linestyle=":", color="grey")
-    claim = "" if record["control_passed"]["total_ms"] else "; THE CONTROL FAILED, NO CLAIM IS VALID"
-    axes.set_xlabel(f"times faster than {record['baseline']}, 95 % interval{claim}")
+    claim = "" if record["control_passed"]["total_ms"] else ": THE CONTROL FAILED, NO CLAIM IS VALID"
+    axes.set_xlabel(f"times faster than {record['baseline']}\n95 % interval{claim}")
     axes.margins(x=0.12)
     _plain(axes)
+
+
+def _label(name: str) -> str:
+    """A cell's name in lines that leave room for the bars."""
+    return textwrap.fill(name, 26, break_long_words=False, break_on_hyphens=False)
 
 
 def _plain_log_axis(axes: Any) -> None:

@@ -94,7 +94,7 @@ def test_a_file_that_was_read_leaves_the_page_cache(tmp_path: Path) -> None:
         assert resident_share(file.fileno()) == 1
         if not evict([path]):
             pytest.skip("the pages of this file system stay in memory")
-        assert resident_share(file.fileno()) == 0
+        assert resident_share(file.fileno()) <= 0.02
 
 
 def test_a_file_that_is_mapped_is_not_called_cold(tmp_path: Path) -> None:

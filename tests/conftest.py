@@ -4,18 +4,34 @@ import os
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from tests.runtimes.fake_gpu import FakeGpu
 
 # A test marked `device("tensorrt")` is skipped where its probe says no. On a machine that is there to run it,
 # TINYLLAVA_EDGE_REQUIRE=tensorrt,jetson makes that skip a failure.
 PROBES: dict[str, Callable[[], bool]] = {
     "tensorrt": lambda: find_spec("tensorrt") is not None,
     "tensorrt-rtx": lambda: find_spec("tensorrt_rtx") is not None,
+    "onnxruntime-cuda": lambda: "CUDAExecutionProvider" in _onnxruntime_providers(),
     "cuda": lambda: Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists(),
     "jetson": lambda: Path("/etc/nv_tegra_release").exists(),
 }
+
+
+def _onnxruntime_providers() -> list[str]:
+    if find_spec("onnxruntime") is None:
+        return []
+    import onnxruntime
+
+    providers: list[str] = onnxruntime.get_available_providers()
+    return providers
+
+
 REQUIRED = set(filter(None, os.environ.get("TINYLLAVA_EDGE_REQUIRE", "").split(",")))
 
 hypothesis.settings.register_profile("tinyllava-edge", deadline=None, derandomize=True, max_examples=100)
@@ -47,3 +63,15 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[FakeGpu]":
+    """A fake GPU with an engine cache of its own; what a test did not free of the GPU fails it."""
+    from tests.runtimes.fake_gpu import FakeGpu
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fake = FakeGpu(monkeypatch)
+    before = fake.live
+    yield fake
+    assert fake.live == before, f"{fake.live - before} allocations, streams, events or graphs were not freed"

@@ -11,6 +11,9 @@
     |-- ExportError               a part cannot be converted
     |-- BackendError              a runtime is not usable here
     |   |-- MissingExtraError         ... because a package is not installed
+    |   |-- NoEngineError             no engine was built on this machine, or it is damaged
+    |   |-- CudaError                 the CUDA runtime reports a failure
+    |   |   `-- CudaMemoryError           not enough memory left
     |   `-- TensorRTError             TensorRT is installed and fails; has its log messages
     |       |-- TensorRTVersionError      a version that is not supported
     |       |-- NoGpuError                no GPU, no driver, or a driver that is too old
@@ -20,6 +23,7 @@
     |           |-- UnsupportedPrecisionError a precision the GPU does not have
     |           |-- EngineMemoryError         memory or workspace did not suffice
     |           `-- EnginePlanError           built, but not as it must be: attention is not fused
+    |-- PackError                 an engine pack is damaged, or not signed by the owner's key
     |-- OutputExistsError         an output is there already, and --force was not given
     `-- UsageError                options that do not fit together
 
@@ -72,6 +76,18 @@ class MissingExtraError(BackendError):
     """A runtime or stage needs a package that is not installed."""
 
 
+class NoEngineError(BackendError):
+    """No TensorRT engine of a variant was built on this machine, or it is damaged."""
+
+
+class CudaError(BackendError):
+    """The CUDA runtime reports a failure."""
+
+
+class CudaMemoryError(CudaError):
+    """The GPU has not enough memory left."""
+
+
 class TensorRTError(BackendError):
     """TensorRT is installed, and something in it failed.
 
@@ -114,6 +130,10 @@ class EngineMemoryError(EngineBuildError):
 
 class EnginePlanError(EngineBuildError):
     """The engine was built, but is not as fast as it must be: attention is not fused, for one."""
+
+
+class PackError(TinyLlavaEdgeError):
+    """An engine pack is damaged, not signed by the owner's key, or for another board."""
 
 
 class OutputExistsError(TinyLlavaEdgeError):

@@ -1,0 +1,373 @@
+"""The CUDA runtime library through ctypes: what an engine needs of it, and no package beside it.
+
+Signatures: cuda_runtime_api.h and driver_types.h of CUDA 12.9 and 13.5, which agree in all of these.
+"""
+
+import ctypes
+import importlib.util
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError
+
+# Another library than the one found, for boards where it is elsewhere.
+LIBRARY_VARIABLE = "TINYLLAVA_EDGE_CUDART"
+MAJORS = (13, 12)
+_SUCCESS, _OUT_OF_MEMORY = 0, 2
+# No driver or one too old; no GPU; library and kernel part differ; no forward compatibility on this GPU.
+_UNUSABLE = (35, 100, 803, 804)
+_DRIVER_TOO_OLD = (35, 803, 804)
+_MULTIPROCESSORS, _INTEGRATED, _MAPS_HOST_MEMORY, _MAJOR, _MINOR = 16, 18, 19, 75, 76  # cudaDevAttr...
+_PROPERTIES_BYTES = 8192  # cudaDeviceProp: some 1 KB, by release; a name of 256 bytes comes first in all
+_NAME_BYTES = 256
+_HOST_DEFAULT, _HOST_MAPPED = 0, 2
+_TO_DEVICE, _TO_HOST = 1, 2
+_NON_BLOCKING = 1
+_CAPTURE_THREAD_LOCAL = 1
+
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cudaDriverGetVersion": (POINTER(c_int),),
+    "cudaRuntimeGetVersion": (POINTER(c_int),),
+    "cudaGetDeviceCount": (POINTER(c_int),),
+    "cudaSetDevice": (c_int,),
+    "cudaGetDeviceProperties": (c_void_p, c_int),
+    "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
+    "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
+    "cudaMalloc": (POINTER(c_void_p), c_size_t),
+    "cudaFree": (c_void_p,),
+    "cudaHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
+    "cudaFreeHost": (c_void_p,),
+    "cudaHostGetDevicePointer": (POINTER(c_void_p), c_void_p, c_uint),
+    "cudaMemcpyAsync": (c_void_p, c_void_p, c_size_t, c_int, c_void_p),
+    "cudaStreamCreateWithFlags": (POINTER(c_void_p), c_uint),
+    "cudaStreamSynchronize": (c_void_p,),
+    "cudaStreamDestroy": (c_void_p,),
+    "cudaEventCreate": (POINTER(c_void_p),),
+    "cudaEventRecord": (c_void_p, c_void_p),
+    "cudaEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
+    "cudaEventDestroy": (c_void_p,),
+    "cudaStreamBeginCapture": (c_void_p, c_int),
+    "cudaStreamEndCapture": (c_void_p, POINTER(c_void_p)),
+    "cudaGraphInstantiateWithFlags": (POINTER(c_void_p), c_void_p, c_ulonglong),
+    "cudaGraphDestroy": (c_void_p,),
+    "cudaGraphLaunch": (c_void_p, c_void_p),
+    "cudaGraphExecDestroy": (c_void_p,),
+    "cudaGetLastError": (),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A CUDA device.
+
+    Attributes:
+        name: as the driver spells it.
+        sm: compute capability without its point: 87 for 8.7.
+        multiprocessors: how many there are; boards of one name differ in it.
+        integrated: whether it shares the main memory, as on a Jetson.
+        maps_host_memory: whether it can read pinned host memory in place.
+        driver_cuda: newest CUDA that the driver knows: "12.6".
+        runtime_cuda: version of the library that was loaded, likewise.
+    """
+
+    name: str
+    sm: int
+    multiprocessors: int
+    integrated: bool
+    maps_host_memory: bool
+    driver_cuda: str
+    runtime_cuda: str
+
+
+class Cudart:
+    """A loaded libcudart, with its first device.
+
+    Args:
+        path: of the library, or its name for the loader.
+
+    Raises:
+        OSError: there is no such library, or it is not of this machine.
+        NoGpuError: it lacks a function, so it is not what it is called.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._library = ctypes.CDLL(path)
+        for name, arguments in _SIGNATURES.items():
+            try:
+                function = getattr(self._library, name)
+            except AttributeError:
+                raise NoGpuError(f"{path}: has no {name}, so it is no CUDA runtime of ours.") from None
+            function.argtypes, function.restype = arguments, c_int
+        self._library.cudaGetErrorString.argtypes = (c_int,)
+        self._library.cudaGetErrorString.restype = c_char_p
+
+    def call(self, name: str, *arguments: Any) -> None:
+        """Call a function that returns a code.
+
+        Raises:
+            NoGpuError: no driver, one that is too old, or no device.
+            CudaMemoryError: not enough memory.
+            CudaError: anything else; all three with CUDA's own words.
+        """
+        code = getattr(self._library, name)(*arguments)
+        if code == _SUCCESS:
+            return
+        self._library.cudaGetLastError()  # the next call is not to report this one
+        said = f"{name}: {self._library.cudaGetErrorString(code).decode()} (CUDA error {code})"
+        if code in _UNUSABLE:
+            raise NoGpuError(self._why_unusable(code, said))
+        if code == _OUT_OF_MEMORY:
+            raise CudaMemoryError(
+                f"the GPU has not enough memory left ({said}). Close other programs that use it; on a "
+                "Jetson it shares the main memory."
+            )
+        raise CudaError(f"the GPU failed ({said}).")
+
+    def read_gpu(self) -> Gpu:
+        """Make the first device the current one, and read what it is; raises as `call` does."""
+        count = self._integer("cudaGetDeviceCount")
+        if count == 0:
+            raise NoGpuError(f"{self.path}: there is no CUDA device. See tinyllava-edge doctor.")
+        self.call("cudaSetDevice", 0)
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        self.call("cudaGetDeviceProperties", properties, 0)
+        return Gpu(
+            name=properties.raw[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace"),
+            sm=10 * self._attribute(_MAJOR) + self._attribute(_MINOR),
+            multiprocessors=self._attribute(_MULTIPROCESSORS),
+            integrated=bool(self._attribute(_INTEGRATED)),
+            maps_host_memory=bool(self._attribute(_MAPS_HOST_MEMORY)),
+            driver_cuda=_version(self._integer("cudaDriverGetVersion")),
+            runtime_cuda=_version(self._integer("cudaRuntimeGetVersion")),
+        )
+
+    def read_memory(self) -> tuple[int, int]:
+        """Bytes free and in all; on a Jetson prefer the kernel's MemAvailable, which counts page cache."""
+        free, total = c_size_t(), c_size_t()
+        self.call("cudaMemGetInfo", byref(free), byref(total))
+        return free.value, total.value
+
+    def pointer(self, name: str, *arguments: Any) -> int:
+        """Call a function whose first argument receives a pointer or handle."""
+        found = c_void_p()
+        self.call(name, byref(found), *arguments)
+        return found.value or 0
+
+    def _integer(self, name: str) -> int:
+        found = c_int()
+        self.call(name, byref(found))
+        return found.value
+
+    def _attribute(self, attribute: int) -> int:
+        found = c_int()
+        self.call("cudaDeviceGetAttribute", byref(found), attribute, 0)
+        return found.value
+
+    def _why_unusable(self, code: int, said: str) -> str:
+        driver = c_int()
+        self._library.cudaDriverGetVersion(byref(driver))
+        if driver.value == 0:
+            return f"there is no NVIDIA driver ({said}). Install it, or take --runtime onnxruntime+llamacpp."
+        if code in _DRIVER_TOO_OLD:
+            runtime = c_int()
+            self._library.cudaRuntimeGetVersion(byref(runtime))
+            return (
+                f"the NVIDIA driver is too old: it knows CUDA {_version(driver.value)}, {self.path} is CUDA "
+                f"{_version(runtime.value)} ({said}). Install a newer driver, or the packages for that CUDA."
+            )
+        return (
+            f"there is a driver but no GPU ({said}). Is it hidden by CUDA_VISIBLE_DEVICES, or not given to "
+            "the container?"
+        )
+
+
+class Stream:
+    """An order of work on the device; `handle` is what other libraries take."""
+
+    def __init__(self, cuda: Cudart) -> None:
+        self._cuda = cuda
+        self.handle = cuda.pointer("cudaStreamCreateWithFlags", _NON_BLOCKING)
+
+    def synchronize(self) -> None:
+        """Wait until everything enqueued is done; reports what failed in it."""
+        self._cuda.call("cudaStreamSynchronize", self.handle)
+
+    def begin_capture(self) -> None:
+        """From here to `end_capture` work is recorded, and not done."""
+        self._cuda.call("cudaStreamBeginCapture", self.handle, _CAPTURE_THREAD_LOCAL)
+
+    def end_capture(self) -> int:
+        """The recorded graph, which the caller destroys."""
+        found = c_void_p()
+        self._cuda.call("cudaStreamEndCapture", self.handle, byref(found))
+        return found.value or 0
+
+    def abandon_capture(self) -> None:
+        """End a capture that failed, and throw away what it recorded."""
+        if recorded := self.end_capture():
+            self._cuda.call("cudaGraphDestroy", recorded)
+
+    def close(self) -> None:
+        """Destroy it."""
+        handle, self.handle = self.handle, 0
+        if handle:
+            self._cuda.call("cudaStreamDestroy", handle)
+
+
+class Event:
+    """A mark in a stream, which says when it was reached."""
+
+    def __init__(self, cuda: Cudart) -> None:
+        self._cuda = cuda
+        self._handle = cuda.pointer("cudaEventCreate")
+
+    def record(self, stream: Stream) -> None:
+        """Put the mark behind what is enqueued."""
+        self._cuda.call("cudaEventRecord", self._handle, stream.handle)
+
+    def ms_since(self, start: "Event") -> float:
+        """Milliseconds on the device since another mark; both must have been reached."""
+        found = c_float()
+        self._cuda.call("cudaEventElapsedTime", byref(found), start._handle, self._handle)
+        return found.value
+
+    def close(self) -> None:
+        """Destroy it."""
+        handle, self._handle = self._handle, 0
+        if handle:
+            self._cuda.call("cudaEventDestroy", handle)
+
+
+class Graph:
+    """Work recorded on a stream, to be launched again by one call."""
+
+    def __init__(self, cuda: Cudart, stream: Stream) -> None:
+        """End the stream's capture and make what was recorded launchable."""
+        self._cuda = cuda
+        self._stream = stream
+        recorded = stream.end_capture()
+        try:
+            self._handle = cuda.pointer("cudaGraphInstantiateWithFlags", recorded, 0)
+        finally:
+            cuda.call("cudaGraphDestroy", recorded)
+
+    def launch(self) -> None:
+        """Enqueue all of it."""
+        self._cuda.call("cudaGraphLaunch", self._handle, self._stream.handle)
+
+    def close(self) -> None:
+        """Destroy it."""
+        handle, self._handle = self._handle, 0
+        if handle:
+            self._cuda.call("cudaGraphExecDestroy", handle)
+
+
+class Buffer:
+    """Host memory that the device reads in place (mapped), or that has a twin on the device (pinned).
+
+    Attributes:
+        array: the host memory [nbytes] uint8; not to be used after `close`.
+        address: where the device finds it.
+        device_bytes: what it takes of the device's own memory.
+    """
+
+    def __init__(self, cuda: Cudart, nbytes: int, *, mapped: bool) -> None:
+        self._cuda = cuda
+        self._host = cuda.pointer("cudaHostAlloc", nbytes, _HOST_MAPPED if mapped else _HOST_DEFAULT)
+        self._device = 0
+        try:
+            if mapped:
+                self.address = cuda.pointer("cudaHostGetDevicePointer", self._host, 0)
+            else:
+                self.address = self._device = cuda.pointer("cudaMalloc", nbytes)
+        except BackendError:
+            self.close()
+            raise
+        self.device_bytes = 0 if mapped else nbytes
+        memory = (ctypes.c_uint8 * nbytes).from_address(self._host)
+        self.array: npt.NDArray[np.uint8] = np.ctypeslib.as_array(memory)
+
+    def enqueue_upload(self, nbytes: int, stream: Stream) -> None:
+        """Host to device; nothing to do where the memory is mapped."""
+        if self._device:
+            arguments = (self._device, self._host, nbytes, _TO_DEVICE, stream.handle)
+            self._cuda.call("cudaMemcpyAsync", *arguments)
+
+    def enqueue_download(self, nbytes: int, stream: Stream) -> None:
+        """Device to host, likewise."""
+        if self._device:
+            arguments = (self._host, self._device, nbytes, _TO_HOST, stream.handle)
+            self._cuda.call("cudaMemcpyAsync", *arguments)
+
+    def close(self) -> None:
+        """Free both."""
+        host, device, self._host, self._device = self._host, self._device, 0, 0
+        if device:
+            self._cuda.call("cudaFree", device)
+        if host:
+            self._cuda.call("cudaFreeHost", host)
+
+
+def open_cudart() -> Cudart:
+    """The first CUDA runtime that finds a device; where none does, what the first one says of it.
+
+    Raises:
+        NoGpuError: no library, no driver, one that is too old for each, or no device.
+    """
+    refused: NoGpuError | None = None
+    tried = []
+    for path in _candidates():
+        tried.append(path)
+        try:
+            cuda = Cudart(path)
+            cuda.read_gpu()
+        except OSError:
+            continue
+        except NoGpuError as error:  # a driver too old for CUDA 13 may do for 12
+            refused = refused or error
+        else:
+            return cuda
+    raise refused or NoGpuError(
+        f"no CUDA runtime library was found; tried {', '.join(tried)}. On a Jetson: sudo apt install "
+        "cuda-cudart-12-6 (JetPack 6) or cuda-cudart-13-0 (7); elsewhere: pip install nvidia-cuda-runtime. "
+        f"{LIBRARY_VARIABLE} can name its path."
+    )
+
+
+def _candidates() -> Iterator[str]:
+    """Where libcudart may be, best first: named by the user, known to the loader, in packages, in JetPack."""
+    if named := os.environ.get(LIBRARY_VARIABLE):
+        yield named
+        return
+    for major in MAJORS:
+        yield f"libcudart.so.{major}"
+    spec = importlib.util.find_spec("nvidia")
+    packages = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    folders = ["cu13/lib", "cuda_runtime/lib"]
+    yield from _existing([package / folder for package in packages for folder in folders])
+    roots = [*sorted(Path("/usr/local").glob("cuda*"), reverse=True)]
+    target = "aarch64-linux" if platform.machine() == "aarch64" else "x86_64-linux"
+    yield from _existing([root / f"targets/{target}/lib" for root in roots])
+    yield from _existing([root / "lib64" for root in roots])
+
+
+def _existing(folders: Sequence[Path]) -> Iterator[str]:
+    for major in MAJORS:
+        for folder in folders:
+            path = folder / f"libcudart.so.{major}"
+            if path.exists():
+                yield str(path)
+
+
+def _version(number: int) -> str:
+    """12060 -> "12.6"."""
+    return f"{number // 1000}.{number % 1000 // 10}"

@@ -34,6 +34,9 @@ MAX_MANIFEST_BYTES = 8 << 20
 # No `..`, no absolute, hidden or drive name, no backslash, no control character.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")
 
+# Code is never in a bundle, whatever a manifest says; engines are built on the device (docs/jetson.md).
+_CODE_SUFFIXES = (".plan", ".engine", ".trt", ".so", ".dll", ".dylib", ".exe", ".sh", ".py", ".pyc", ".pkl")
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -321,6 +324,8 @@ def _check_listed_names(root: Path, manifest: Manifest) -> None:
         folded = name.casefold()  # two names that differ by case only are one file on some disks
         if folded in seen:
             raise BundleError(f"{root}: the manifest lists {name!r} twice.")
+        if folded.endswith(_CODE_SUFFIXES):
+            raise BundleError(f"{root}: the manifest lists {name!r}; a bundle never holds code or engines.")
         if folded == MANIFEST_FILE or folded.split("/")[0] == PARITY_FOLDER:
             raise BundleError(f"{root}: the manifest lists {name!r}, which no manifest may list.")
         seen.add(folded)

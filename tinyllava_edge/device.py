@@ -53,6 +53,17 @@ JETPACKS = {
     "38.4.0": "7.1",
     "39.2.0": "7.2",
 }
+# JetPack -> the TensorRT of its apt packages; the source is the same. That of 6.0 is too old for our engines.
+JETPACK_TENSORRT = {
+    "6.0": "8.6.2",
+    "6.1": "10.3.0",
+    "6.2": "10.3.0.30",
+    "6.2.1": "10.3.0.30",
+    "6.2.2": "10.3.0.30",
+    "7.0": "10.13.3.9",
+    "7.1": "10.13.3.9",
+    "7.2": "10.16.2.10",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +95,9 @@ class Jetson:
     l4t: str | None
     jetpack: str | None  # None: a release that is not in the table
     power_mode: str | None
+    module: str | None = None  # "p3767-0005": which of the modules that share a model's name
+    tensorrt: str | None = None  # what this JetPack brings
+    cma_bytes: int | None = None  # contiguous memory, which JetPack 6 takes GPU allocations from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +120,17 @@ def read_machine(root: Path = Path("/")) -> Machine:
         gpus=_nvidia_gpus(),
         jetson=_read_jetson(root),
     )
+
+
+def has_nvidia_gpu(root: Path = Path("/")) -> bool:
+    """Whether the kernel shows an NVIDIA GPU; says nothing of the libraries that are needed to use it."""
+    return any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu/igpu0"))
+
+
+def read_driver(root: Path = Path("/")) -> str | None:
+    """Version of NVIDIA's kernel driver, or None where it does not say."""
+    found = re.search(r"Kernel Module\s.*?(\d+\.\d+(?:\.\d+)?)", _read(root / "proc/driver/nvidia/version"))
+    return found[1] if found else None
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
@@ -185,12 +210,23 @@ def _read_jetson(root: Path) -> Jetson | None:
         return None
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     l4t = f"{found[1]}.{found[2]}" if found else None
+    jetpack = JETPACKS.get(l4t or "")
+    cma = _field(_read(root / "proc/meminfo"), "CmaTotal").split()
     return Jetson(
         model=_read(root / "proc/device-tree/model").rstrip("\0\n") or "unknown",
         l4t=l4t,
-        jetpack=JETPACKS.get(l4t or ""),
+        jetpack=jetpack,
         power_mode=_power_mode(root),
+        module=_module(compatible),
+        tensorrt=JETPACK_TENSORRT.get(jetpack or ""),
+        cma_bytes=int(cma[0]) << 10 if cma else None,
     )
+
+
+def _module(compatible: str) -> str | None:
+    """Number of the module: the entry that names it alone, behind the one that names the carrier too."""
+    found = re.search(r"(?:^|\0)nvidia,(p\d{4}-\d{4})(?=[^+\0]*(?:\0|$))", compatible)
+    return found[1] if found else None
 
 
 def _power_mode(root: Path) -> str | None:

@@ -13,7 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.small_bundle import FILES, seal, tree, write_files, write_small_bundle
+from tests.core.small_bundle import (
+    FILES,
+    change_manifest,
+    file_entry,
+    seal,
+    tree,
+    write_files,
+    write_small_bundle,
+)
 from tinyllava_edge.bundle import Bundle, create_bundle
 from tinyllava_edge.errors import BundleError, OutputExistsError
 from tinyllava_edge.output import check_output, output_directory, write_json
@@ -138,6 +146,15 @@ def test_a_name_that_opening_would_refuse_is_not_sealed(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="not a plain path"):
         write_bad_name()
     assert_only(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fp16.plan", "vision/fp16.ENGINE", "custom_op.so", "model.trt", "run.py"])
+def test_an_engine_or_other_code_is_never_in_a_bundle(tmp_path: Path, name: str) -> None:
+    root = write_small_bundle(tmp_path / "bundle")
+    (root / name).write_bytes(b"code")
+    change_manifest(root, lambda manifest: manifest["files"].append(file_entry(name, b"code")))
+    with pytest.raises(BundleError, match="never holds code or engines"):
+        Bundle.open(root)
 
 
 @pytest.mark.parametrize("failure", [OSError("no space"), KeyboardInterrupt()], ids=["disk", "ctrl-c"])

@@ -93,7 +93,50 @@ def test_a_jetson_is_named_with_its_jetpack_and_power_mode(tmp_path: Path) -> No
         l4t="36.4.3",
         jetpack="6.2",
         power_mode="MAXN_SUPER",
+        module="p3767-0005",
+        tensorrt="10.3.0.30",
     )
+
+
+@pytest.mark.parametrize(
+    ("compatible", "module"),
+    [
+        ("nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0", "p3767-0005"),
+        ("nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264", "p3834-0008"),
+        ("nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0", None),
+        ("nvidia,tegra234\0", None),
+    ],
+)
+def test_the_module_is_told_from_its_carrier_board(
+    tmp_path: Path, compatible: str, module: str | None
+) -> None:
+    jetson = device.read_machine(write_tree(tmp_path, {"proc/device-tree/compatible": compatible})).jetson
+    assert jetson is not None
+    assert jetson.module == module
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19 18:56:32 UTC 2023",
+            "535.129.03",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release Build",
+            "540.4.0",
+        ),
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build", "580.82.07"),
+        ("", None),
+    ],
+)
+def test_the_kernels_driver_has_its_version(tmp_path: Path, line: str, version: str | None) -> None:
+    assert device.read_driver(write_tree(tmp_path, {"proc/driver/nvidia/version": line})) == version
+
+
+def test_a_gpu_shows_by_its_device_file(tmp_path: Path) -> None:
+    assert not device.has_nvidia_gpu(tmp_path)
+    assert device.has_nvidia_gpu(write_tree(tmp_path, {"dev/nvhost-gpu": ""}))
 
 
 def test_an_unknown_l4t_release_has_an_unknown_jetpack(tmp_path: Path) -> None:

@@ -14,7 +14,12 @@ from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageEr
 COMMANDS = {
     "train": ("tinyllava_edge.train.cli", "train", "Train a model, or `nano` from nothing."),
     "export": ("tinyllava_edge.export.cli", "export", "Turn a checkpoint into a bundle, proven equal to it."),
-    "build": ("tinyllava_edge.build_cli", "build", "Build TensorRT engines from a bundle's vision graphs."),
+    "build": (
+        "tinyllava_edge.build_cli",
+        "build",
+        "Build TensorRT engines from a bundle's vision graphs, for this machine or others.",
+    ),
+    "keygen": ("tinyllava_edge.build_cli", "keygen", "Make the key that signs engine packs."),
     "verify": (
         "tinyllava_edge.benchmarks.cli",
         "verify",
@@ -65,6 +70,7 @@ EXTRAS = {
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "matplotlib": "bench",
+    "cryptography": "packs",
 }
 
 

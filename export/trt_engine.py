@@ -303,6 +303,7 @@ def _configure(
     """Set memory, search and compatibility."""
     config.set_memory_pool_limit(binding.trt.MemoryPoolType.WORKSPACE, workspace)
     config.profiling_verbosity = binding.trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(binding.trt.BuilderFlag.TF32)  # a graph in float32 is what is left when float16 differs
     config.max_aux_streams = 0  # one stream: less memory, and a graph that can be captured
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level

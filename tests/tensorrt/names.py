@@ -23,12 +23,18 @@ MODULES = (
     "tinyllava_edge/tensorrt_binding.py",
     "export/trt_engine.py",
     "export/trt_errors.py",
+    "runtimes/trt.py",
 )
 # Names that not every version has: versions without it -> what keeps the code from it there.
 _PLAIN = ("10.3.0", "10.7.0", "10.13.3.9", "10.14.1.48.post1", "10.16.1.11", "11.0.0.114", "11.4.0.106")
 CONDITIONAL = {
     "ComputeCapability": (_PLAIN, "EngineOptions refuses `sms` for the target tensorrt"),
     "IBuilderConfig.num_compute_capabilities": (_PLAIN, "likewise"),
+    "CudaGraphStrategy": (_PLAIN, "TensorRTVision asks for it where the target is tensorrt-rtx only"),
+    "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE": (_PLAIN, "likewise"),
+    "IRuntimeConfig.cuda_graph_strategy": (_PLAIN, "likewise"),
+    "ICudaEngine.create_runtime_config": (("10.3.0", "10.7.0"), "likewise"),
+    "IRuntimeConfig": (("10.3.0", "10.7.0"), "likewise"),
     "IBuilderConfig.set_compute_capability": (_PLAIN, "likewise"),
 }
 # What Python itself gives an enum or a class.

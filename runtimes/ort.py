@@ -1,5 +1,11 @@
-"""Vision tower and connector through ONNX Runtime, on the CPU."""
+"""Vision tower and connector through ONNX Runtime, on the CPU or, built and not run, on a CUDA GPU.
 
+ONNX Runtime lists CUDA as available where there is no driver, and takes the CPU where a session cannot have
+it, with a warning only. So the provider that a session really has is compared with what was asked for.
+"""
+
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,19 @@ from tinyllava_edge.errors import BackendError, BundleError
 from .base import BackendOptions, check_open, check_pixels
 from .threads import thread_budget
 
-PROVIDERS = ["CPUExecutionProvider"]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+PROVIDERS = [CPU]
+# Every option that changes memory, speed or numbers, none left to a default that differs between versions.
+CUDA_OPTIONS = {
+    "device_id": "0",
+    "arena_extend_strategy": "kSameAsRequested",  # a vision graph asks once; no doubling
+    "cudnn_conv_algo_search": "HEURISTIC",  # one convolution, for which a long search at the start is no gain
+    "use_tf32": "0",  # float32 is float32
+    "enable_cuda_graph": "0",  # needs every node on the GPU, and shape nodes are computed on the CPU
+    "do_copy_in_default_stream": "1",
+}
+_CUDA_MEMORY_SHARE = 4  # of the variant's size: weights, activations, cuDNN's scratch
+_CUDA_MEMORY_LEAST = 1 << 30
 INPUT, OUTPUT = "pixels", "embeddings"
 _ERRORS_ONLY = 3
 
@@ -34,6 +52,26 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
     )
 
 
+def open_vision_cuda(bundle: Bundle, options: BackendOptions) -> "OnnxCudaVision":
+    """Open a bundle's ONNX variant on the first CUDA GPU.
+
+    Raises:
+        BundleError: as for `open_vision`.
+        BackendError: the installed ONNX Runtime has no CUDA, or could not use it and took the CPU.
+    """
+    variant = bundle.variant("vision", options.vision)
+    if variant.target != "onnx":
+        raise BundleError(f"vision variant {variant.name} is {variant.target}; onnxruntime runs onnx.")
+    limit = max(_CUDA_MEMORY_LEAST, _CUDA_MEMORY_SHARE * bundle.variant_bytes(variant))
+    return OnnxCudaVision(
+        bundle.path(variant.files[0]),
+        bundle.manifest.vision,
+        name=f"onnxruntime-cuda {variant.name}",
+        threads=options.threads,
+        memory_limit_bytes=limit,
+    )
+
+
 class OnnxVision:
     """One ONNX Runtime session.
 
@@ -49,11 +87,12 @@ class OnnxVision:
         self._image_size = spec.image_size
         self._output_shape = (spec.num_tokens, spec.hidden_size)
         options = session_options(thread_budget(threads))
+        providers = self._providers()
         try:
-            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+            self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
-        self._check_providers(path)
+        self._check_providers(path, [p if isinstance(p, str) else p[0] for p in providers])
         self._check_shapes(path)
 
     def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -61,7 +100,7 @@ class OnnxVision:
         check_open(self.name, self._session is not None)
         check_pixels(self.name, pixels, self._image_size)
         try:
-            [embeddings] = self._session.run([OUTPUT], {INPUT: pixels})
+            embeddings = self._run(pixels)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{self.name}: ONNX Runtime failed ({_first_line(error)}).") from None
         if embeddings.shape != (len(pixels), *self._output_shape) or embeddings.dtype != np.float32:
@@ -76,12 +115,21 @@ class OnnxVision:
         """See `VisionBackend`."""
         self._session = None
 
-    def _check_providers(self, path: Path) -> None:
+    def _providers(self) -> list[Any]:
+        return list(PROVIDERS)
+
+    def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        [embeddings] = self._session.run([OUTPUT], {INPUT: pixels})
+        rows: npt.NDArray[np.float32] = embeddings
+        return rows
+
+    def _check_providers(self, path: Path, wanted: list[str]) -> None:
         """ONNX Runtime takes the CPU silently where it cannot have what was asked for."""
         obtained = self._session.get_providers()
-        if obtained != PROVIDERS:
+        if obtained != wanted:
             raise BackendError(
-                f"{path}: asked ONNX Runtime for {PROVIDERS}, it took {obtained}. See tinyllava-edge doctor."
+                f"{path}: asked ONNX Runtime for {wanted}, it took {obtained}. Is there a driver, and the "
+                "CUDA and cuDNN that this ONNX Runtime was made for? See tinyllava-edge doctor."
             )
 
     def _check_shapes(self, path: Path) -> None:
@@ -94,6 +142,70 @@ class OnnxVision:
                 f"{path}: expected {wanted_inputs} -> {wanted_outputs}, found {inputs} -> {outputs}. "
                 "Export the bundle again."
             )
+
+
+class OnnxCudaVision(OnnxVision):
+    """A session on the first CUDA GPU, with its output bound there and copied once.
+
+    Args:
+        path, spec, name, threads: as for `OnnxVision`.
+        memory_limit_bytes: of the session's memory on the GPU.
+
+    Attributes:
+        device: where the output is bound.
+    """
+
+    device = "cuda"
+
+    def __init__(
+        self,
+        path: Path,
+        spec: VisionSpec,
+        *,
+        name: str,
+        threads: int | None = None,
+        memory_limit_bytes: int = _CUDA_MEMORY_LEAST,
+    ) -> None:
+        self._memory_limit_bytes = memory_limit_bytes
+        check_cuda_offered()
+        if hasattr(
+            onnxruntime, "preload_dlls"
+        ):  # finds CUDA and cuDNN where pip put them; says what it misses
+            with redirect_stdout(StringIO()):
+                onnxruntime.preload_dlls()
+        super().__init__(path, spec, name=name, threads=threads)
+
+    def _providers(self) -> list[Any]:
+        limit = str(self._memory_limit_bytes)
+        return [(CUDA, {**CUDA_OPTIONS, "gpu_mem_limit": limit}), CPU]  # the CPU for the nodes of shapes
+
+    def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        binding = self._session.io_binding()
+        binding.bind_cpu_input(INPUT, np.ascontiguousarray(pixels))
+        binding.bind_output(OUTPUT, self.device)
+        self._session.run_with_iobinding(binding)
+        [rows] = binding.copy_outputs_to_cpu()
+        found: npt.NDArray[np.float32] = rows
+        return found
+
+
+def offered_providers() -> tuple[str, ...]:
+    """What this ONNX Runtime was built with; a session may still not get it."""
+    return tuple(name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers())
+
+
+def check_cuda_offered() -> None:
+    """Refuse an ONNX Runtime that was built without CUDA.
+
+    Raises:
+        BackendError: says which package to install, and what to remove first.
+    """
+    if CUDA not in onnxruntime.get_available_providers():
+        raise BackendError(
+            f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. pip uninstall -y onnxruntime "
+            "onnxruntime-gpu && pip install 'tinyllava-edge[gpu]': the two overwrite each other's files. On "
+            "a Jetson see docs/jetson.md."
+        )
 
 
 def session_options(num_threads: int) -> Any:

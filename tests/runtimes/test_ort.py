@@ -1,7 +1,11 @@
 """The vision half on ONNX Runtime."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -74,3 +78,78 @@ def test_a_failing_run_is_reported(graph: Path, pixels: npt.NDArray[np.float32])
     backend._output_shape = (9, 9)
     with pytest.raises(BackendError, match="vision of the test: expected embeddings"):
         backend.encode(pixels)
+
+
+def test_cuda_that_the_wheel_does_not_have_is_an_error(graph: Path) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("needs an onnxruntime without CUDA")
+    with pytest.raises(
+        BackendError, match=r"has no CUDA\. pip uninstall -y onnxruntime onnxruntime-gpu && pip"
+    ):
+        ort.OnnxCudaVision(graph, bundles.vision_spec(), name="x", threads=1)
+
+
+class _CpuInstead(ort.OnnxCudaVision):
+    """A CUDA session whose provider is replaced by the CPU, which has the same way of binding."""
+
+    device = "cpu"
+    asked: ClassVar[list[Any]] = []
+
+    def _providers(self) -> list[Any]:
+        self.asked.append(super()._providers())
+        return [ort.CPU]
+
+
+def test_what_is_bound_to_the_device_comes_back(
+    graph: Path, pixels: npt.NDArray[np.float32], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "check_cuda_offered", lambda: None)
+    backend = _CpuInstead(graph, bundles.vision_spec(), name="x", threads=1, memory_limit_bytes=5 << 30)
+    plain = ort.OnnxVision(graph, bundles.vision_spec(), name="x", threads=1)
+    for value in (pixels, pixels[:1], np.asfortranarray(pixels)):
+        np.testing.assert_array_equal(backend.encode(value), plain.encode(value))
+    (cuda, options), cpu = _CpuInstead.asked.pop()
+    assert (cuda, cpu) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert options == {
+        "device_id": "0",
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "use_tf32": "0",
+        "enable_cuda_graph": "0",
+        "do_copy_in_default_stream": "1",
+        "gpu_mem_limit": str(5 << 30),
+    }
+
+
+ON_GPU_WHEEL = """
+import sys
+from pathlib import Path
+import onnxruntime
+from tests.runtimes import bundles
+from tinyllava_edge.errors import BackendError
+from tinyllava_edge.runtimes import ort
+print("offers", *ort.offered_providers())
+try:
+    ort.OnnxCudaVision(Path(sys.argv[1]), bundles.vision_spec(), name="x", threads=1)
+except BackendError as error:
+    print(error)
+"""
+
+
+@pytest.mark.network
+def test_the_genuine_gpu_wheel_takes_the_cpu_silently_and_we_do_not(graph: Path, tmp_path: Path) -> None:
+    if Path("/dev/nvidiactl").exists() or sys.version_info < (3, 11):
+        pytest.skip("needs a machine without an NVIDIA driver, and Python 3.11")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "gpu")]
+    subprocess.run([*pip, "onnxruntime-gpu"], check=True)
+    root = Path(__file__).parents[2]
+    path = os.pathsep.join([str(tmp_path / "gpu"), str(root), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-c", ON_GPU_WHEEL, str(graph)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    offers, error = result.stdout.splitlines()
+    assert "CUDA" in offers.split()
+    assert "asked ONNX Runtime for ['CUDAExecutionProvider', 'CPUExecutionProvider'], it took ['CPU" in error

@@ -5,7 +5,7 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -122,6 +122,10 @@ class BackendOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more.")
+
+    def with_vision(self, vision: str | None) -> "BackendOptions":
+        """The same, with another vision variant; None changes nothing."""
+        return self if vision is None else replace(self, vision=vision)
 
     def positions(self, spec: LanguageSpec) -> int:
         """Positions of the context to make.

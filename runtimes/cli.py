@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or nano.")]
 RuntimeOption = Annotated[
-    str, typer.Option("--runtime", help="onnxruntime+llamacpp, torch, scripted, or auto.")
+    str,
+    typer.Option(
+        "--runtime",
+        help="onnxruntime+llamacpp, tensorrt+llamacpp, tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, "
+        "torch, scripted, or auto: what build chose here, else the best that opens.",
+    ),
 ]
 VisionOption = Annotated[
     str | None, typer.Option("--vision", help="Vision variant.", show_default="the most precise verified one")
@@ -246,6 +251,8 @@ def _open(
         sources=sources,
         allow_pickle=allow_pickle,
     )
+    if model.runtime_reason:
+        note(f"runtime: {model.runtime} ({model.runtime_reason})")
     note(f"vision: {model.vision.name}; language: {model.language.name}")
     return model
 
@@ -301,6 +308,8 @@ def _answer(
                 "answer": "".join(pieces),
                 "bundle": str(model.bundle.root),
                 "manifest_sha256": model.bundle.manifest_sha256,
+                "runtime": model.runtime,
+                "runtime_reason": model.runtime_reason,
                 "vision": model.vision.name,
                 "language": model.language.name,
                 "timings": asdict(timings),

@@ -25,11 +25,12 @@ from tinyllava_edge.prompt import TextTokenizer, Turn, place_markers
 from tinyllava_edge.sampling import Sampler, Sampling
 
 from .answer_text import AnswerText
+from .auto import open_runtime
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .context import Context, Element, PictureRows, count_positions
 from .conversation import Conversation, Prompt
 from .pictures import PictureEncoder
-from .registry import DEFAULT_RUNTIME, choose_runtime, open_backends
+from .registry import DEFAULT_RUNTIME
 from .timings import Finish, Stopwatch, Timings
 
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
@@ -52,7 +53,8 @@ def open_bundle(  # noqa: PLR0913 - one argument per setting a user may give
 
     Args:
         path: a bundle's directory, "nano", or a bundle that is open already.
-        runtime: "onnxruntime+llamacpp", "torch", "scripted", or "auto".
+        runtime: one of `registry.RUNTIMES`, such as "onnxruntime+llamacpp" or "tensorrt+llamacpp", or "auto":
+            what `tinyllava-edge build` chose here, else the best that opens; `Model.runtime_reason` says why.
         vision: variant of the vision part, or None for the most precise verified one.
         language: variant of the language model, likewise.
         kv_type: type of the KV cache: "f16", "f32" (conformance) or "q8_0"; None for the runtime's own,
@@ -79,13 +81,15 @@ def open_bundle(  # noqa: PLR0913 - one argument per setting a user may give
         allow_pickle=allow_pickle,
     )
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
-    vision_backend, language_backend = open_backends(choose_runtime(runtime), bundle, options)
+    opened = open_runtime(runtime, bundle, options)
     try:
-        return Model(bundle, vision_backend, language_backend)
+        model = Model(bundle, opened.vision, opened.language)
     except BaseException:
-        vision_backend.close()
-        language_backend.close()
+        opened.vision.close()
+        opened.language.close()
         raise
+    model.runtime, model.runtime_reason = opened.runtime, opened.reason
+    return model
 
 
 @dataclass
@@ -107,6 +111,8 @@ class Model:
     Attributes:
         vision: the vision backend, for measuring and verifying.
         language: the language backend, likewise; call `forget()` after evaluating with it directly.
+        runtime: name of the runtime that `open_bundle` opened, "" where the backends were given.
+        runtime_reason: why "auto" took it, "" where it was asked for.
         last_timings: of the last turn that gave a token, or None.
     """
 
@@ -115,6 +121,7 @@ class Model:
         self.bundle = bundle
         self.vision = vision
         self.language = language
+        self.runtime = self.runtime_reason = ""
         self.last_timings: Timings | None = None
         self._closed = False
         self._template = manifest.prompt.template

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import MissingExtraError, UsageError
+from tinyllava_edge.tensorrt_binding import INSTALL
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -23,12 +24,18 @@ class Entry:
         package: the vendor's package as it is imported, or "" for none.
         extra: our extra that installs the package.
         reads_checkpoint: whether it computes from the checkpoint, and not from the bundle's files.
+        needs_gpu: whether it computes on a CUDA GPU.
+        has_run: whether it was ever run on its hardware; where not, it is called "built, not run".
+        install: what to do where the package is missing, if it is more than our extra.
     """
 
     target: str
     package: str = ""
     extra: str = ""
     reads_checkpoint: bool = False
+    needs_gpu: bool = False
+    has_run: bool = True
+    install: str = ""
 
     @property
     def is_installed(self) -> bool:
@@ -38,10 +45,33 @@ class Entry:
     @property
     def install_line(self) -> str:
         """The command that installs the package."""
-        return f"pip install 'tinyllava-edge[{self.extra}]'"
+        return self.install or f"pip install 'tinyllava-edge[{self.extra}]'"
 
 
 VISION_BACKENDS = {
+    "tensorrt": Entry(
+        "tinyllava_edge.runtimes.trt:open_vision",
+        "tensorrt",
+        "tensorrt",
+        needs_gpu=True,
+        has_run=False,
+        install=INSTALL["tensorrt"],
+    ),
+    "tensorrt-rtx": Entry(
+        "tinyllava_edge.runtimes.trt:open_vision_rtx",
+        "tensorrt_rtx",
+        "tensorrt-rtx",
+        needs_gpu=True,
+        has_run=False,
+    ),
+    "onnxruntime-cuda": Entry(
+        "tinyllava_edge.runtimes.ort:open_vision_cuda",
+        "onnxruntime",
+        "gpu",
+        needs_gpu=True,
+        has_run=False,
+        install="pip install 'tinyllava-edge[gpu]'; on a Jetson: see docs/jetson.md",
+    ),
     "onnxruntime": Entry("tinyllava_edge.runtimes.ort:open_vision", "onnxruntime", "ort"),
     "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_vision", "torch", "torch", True),
     "scripted": Entry("tinyllava_edge.runtimes.scripted:open_vision"),
@@ -53,26 +83,36 @@ LANGUAGE_BACKENDS = {
 }
 # name -> (vision backend, language backend)
 RUNTIMES = {
+    "tensorrt+llamacpp": ("tensorrt", "llamacpp"),
+    "tensorrt-rtx+llamacpp": ("tensorrt-rtx", "llamacpp"),
+    "onnxruntime-cuda+llamacpp": ("onnxruntime-cuda", "llamacpp"),
     "onnxruntime+llamacpp": ("onnxruntime", "llamacpp"),
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
 DEFAULT_RUNTIME = "onnxruntime+llamacpp"
-AUTO_ORDER = (DEFAULT_RUNTIME, "torch")  # scripted answers without looking
+# Where nothing was built for a GPU (`auto.py`); scripted answers without looking.
+AUTO_ORDER = (DEFAULT_RUNTIME, "torch")
 
 
 def choose_runtime(name: str) -> str:
     """The runtime's name; "auto" becomes the first one whose packages are installed, or the first of all.
 
+    What was built for one bundle on this machine counts only where the bundle is opened (`auto.py`).
+
     Raises:
         UsageError: there is no such runtime; the message lists those there are.
     """
     if name == "auto":
-        complete = [known for known in AUTO_ORDER if all(e.is_installed for e in runtime_entries(known))]
-        return (*complete, *AUTO_ORDER)[0]
+        return next(filter(is_complete, AUTO_ORDER), AUTO_ORDER[0])
     if name not in RUNTIMES:
         raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(RUNTIMES)}.")
     return name
+
+
+def is_complete(runtime: str) -> bool:
+    """Whether the packages of a runtime in `RUNTIMES` are installed."""
+    return all(entry.is_installed for entry in runtime_entries(runtime))
 
 
 def runtime_entries(runtime: str) -> tuple[Entry, Entry]:

@@ -1,0 +1,80 @@
+"""What `--runtime auto` takes: what `build` chose for the bundle on this machine, else the best that opens.
+
+It says what it took and why. A runtime that was asked for by name is never replaced by another.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.device import has_nvidia_gpu
+from tinyllava_edge.engine_cache import Choice, EngineCache, cache_folder
+from tinyllava_edge.errors import BackendError
+
+from .base import BackendOptions, LanguageBackend, VisionBackend
+from .registry import AUTO_ORDER, RUNTIMES, VISION_BACKENDS, choose_runtime, is_complete, open_backends
+
+CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
+
+
+class Candidate(NamedTuple):
+    """A runtime that may do, and why it is tried."""
+
+    runtime: str
+    vision: str | None  # variant, or None for what the user or the runtime chooses
+    reason: str
+
+
+class Opened(NamedTuple):
+    """Both backends of a runtime, and why it is this one ("" where it was asked for)."""
+
+    runtime: str
+    vision: VisionBackend
+    language: LanguageBackend
+    reason: str
+
+
+def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
+    """Open a runtime by name, for "auto" the first candidate that opens; raises as `open_backends` does."""
+    if name != "auto":
+        return Opened(name, *open_backends(choose_runtime(name), bundle, options), "")
+    failed: list[str] = []
+    *others, last = candidates(bundle, options)
+    for candidate in others:
+        try:
+            return _open(candidate, bundle, options, failed)
+        except BackendError as error:
+            failed.append(f"{candidate.runtime} does not open ({error})")
+    return _open(last, bundle, options, failed)
+
+
+def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
+    """Runtimes to try for a bundle, best first; at least one, which may be not installed."""
+    found = [candidate for candidate in _preferred(bundle, options) if is_complete(candidate.runtime)]
+    for runtime in AUTO_ORDER:
+        if is_complete(runtime) and runtime not in [candidate.runtime for candidate in found]:
+            found.append(Candidate(runtime, None, "the first that is installed"))
+    return found or [Candidate(AUTO_ORDER[0], None, "none is installed")]
+
+
+def _preferred(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:
+    choice = _stored_choice(bundle)
+    if choice is not None and options.vision in (None, choice.vision):
+        yield Candidate(choice.runtime, choice.vision, f"chosen by build here: {choice.steps[-1].reason}")
+    elif has_nvidia_gpu():
+        built = [name for name in ("tensorrt", "tensorrt-rtx") if VISION_BACKENDS[name].is_installed]
+        hint = f"; tinyllava-edge build {bundle.root} --target {built[0]} may make it faster" if built else ""
+        yield Candidate(CUDA_RUNTIME, None, f"there is a GPU, and nothing was built for it{hint}")
+
+
+def _stored_choice(bundle: Bundle) -> Choice | None:
+    if not cache_folder().is_dir():
+        return None
+    choice = EngineCache().choice(bundle.manifest_sha256)
+    return choice if choice is not None and choice.runtime in RUNTIMES else None
+
+
+def _open(candidate: Candidate, bundle: Bundle, options: BackendOptions, failed: list[str]) -> Opened:
+    chosen = options.with_vision(candidate.vision)
+    reason = "; ".join([*failed, candidate.reason])
+    return Opened(candidate.runtime, *open_backends(candidate.runtime, bundle, chosen), reason)

@@ -8,20 +8,25 @@ from importlib.metadata import PackageNotFoundError, version
 
 from tinyllava_edge.device import Machine, read_machine
 
+from .doctor_gpu import GpuReport, examine_gpu, gpu_lines, gpu_problems
 from .registry import RUNTIMES, Entry, runtime_entries
 
 PACKAGES = (
     "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu llama-cpp-python torch "
-    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt"
+    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt tensorrt-rtx cryptography"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RuntimeState:
-    """Whether a runtime can be opened here; `mend` is what to do where it cannot."""
+    """Whether a runtime can be opened here; `mend` is what to do where it cannot.
+
+    `status` is "built, not run" for one that was never run on its hardware.
+    """
 
     name: str
     usable: bool
+    status: str = ""
     reason: str = ""
     mend: str = ""
 
@@ -33,6 +38,7 @@ class Report:
     python: str
     packages: dict[str, str | None]
     machine: Machine
+    gpu: GpuReport
     runtimes: tuple[RuntimeState, ...]
     problems: tuple[str, ...]
 
@@ -40,12 +46,14 @@ class Report:
 def examine() -> Report:
     """Look at the machine, the packages and every runtime; each runtime's packages are really imported."""
     packages = {name: _version(name) for name in PACKAGES.split()}
+    machine, gpu = read_machine(), examine_gpu()
     return Report(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         packages=packages,
-        machine=read_machine(),
-        runtimes=tuple(_examine_runtime(name) for name in RUNTIMES),
-        problems=tuple(_find_problems(packages)),
+        machine=machine,
+        gpu=gpu,
+        runtimes=tuple(_examine_runtime(name, gpu) for name in RUNTIMES),
+        problems=(*_find_problems(packages), *gpu_problems(gpu, machine)),
     )
 
 
@@ -66,14 +74,18 @@ def lines(report: Report) -> Iterator[str]:
     if jetson is not None:
         l4t, jetpack, mode = (x or "unknown" for x in (jetson.l4t, jetson.jetpack, jetson.power_mode))
         yield f"Jetson       {jetson.model}, L4T {l4t}, JetPack {jetpack}, power mode {mode}"
+        module, tensorrt = jetson.module or "unknown", jetson.tensorrt or "unknown"
+        yield f"             module {module}, expected TensorRT {tensorrt}"
+    yield from gpu_lines(report.gpu)
     yield ""
     for name, found in report.packages.items():
         yield f"{name:16} {found or '-'}"
     yield ""
     for state in report.runtimes:
-        yield f"{state.name:22} {'usable' if state.usable else f'not usable: {state.reason}'}"
+        status = f" ({state.status})" if state.status else ""
+        yield f"{state.name:25} {'usable' if state.usable else f'not usable: {state.reason}'}{status}"
         if state.mend:
-            yield f"{'':22} {state.mend}"
+            yield f"{'':25} {state.mend}"
     for problem in report.problems:
         yield f"problem: {problem}"
 
@@ -85,16 +97,31 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _examine_runtime(name: str) -> RuntimeState:
-    for entry in runtime_entries(name):
-        if not entry.is_installed:
-            reason = f"{entry.package} is not installed"
-            return RuntimeState(name=name, usable=False, reason=reason, mend=entry.install_line)
-        if failure := _import_failure(entry):
-            reason = f"{entry.package} does not load ({failure})"
-            mend = entry.install_line.replace("install", "install --force-reinstall", 1)
-            return RuntimeState(name=name, usable=False, reason=reason, mend=mend)
-    return RuntimeState(name=name, usable=True)
+def _examine_runtime(name: str, gpu: GpuReport) -> RuntimeState:
+    entries = runtime_entries(name)
+    status = "" if all(entry.has_run for entry in entries) else "built, not run"
+    for entry in entries:
+        reason, mend = _fault(entry, gpu)
+        if reason:
+            return RuntimeState(name=name, usable=False, status=status, reason=reason, mend=mend)
+    return RuntimeState(name=name, usable=True, status=status)
+
+
+def _fault(entry: Entry, gpu: GpuReport) -> tuple[str, str]:
+    """Why a backend cannot be used, and what mends it; both empty where it can."""
+    if not entry.is_installed:
+        return f"{entry.package} is not installed", entry.install_line
+    if failure := _import_failure(entry):
+        mend = entry.install_line.replace("install", "install --force-reinstall", 1)
+        return f"{entry.package} does not load ({failure})", mend
+    if entry.needs_gpu and entry.package == "onnxruntime" and "CUDA" not in gpu.providers:
+        return (
+            "the installed onnxruntime has no CUDA",
+            f"pip uninstall -y onnxruntime && {entry.install_line}",
+        )
+    if entry.needs_gpu and gpu.gpu is None:
+        return gpu.problem, ""
+    return "", ""
 
 
 def _import_failure(entry: Entry) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from tinyllava_edge.device import Cpu, Jetson, Machine, Memory
 from tinyllava_edge.runtimes import doctor
+from tinyllava_edge.runtimes.doctor_gpu import CacheState, GpuReport
 
 
 def install_only(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -59,10 +60,25 @@ def test_a_jetson_and_a_gpu_have_their_lines() -> None:
         gpus=("Orin, 540.4.0",),
         jetson=Jetson(model="Jetson Orin Nano", l4t="36.4.3", jetpack="6.2", power_mode=None),
     )
-    report = doctor.Report(python="3.10", packages={"torch": None}, machine=machine, runtimes=(), problems=())
+    report = doctor.Report(
+        python="3.10",
+        packages={"torch": None},
+        machine=machine,
+        gpu=GpuReport(
+            gpu=None,
+            problem="no driver",
+            driver=None,
+            libraries={},
+            providers=(),
+            cache=CacheState(folder="engines"),
+        ),
+        runtimes=(),
+        problems=(),
+    )
     text = "\n".join(doctor.lines(report))
     assert "Jetson       Jetson Orin Nano, L4T 36.4.3, JetPack 6.2, power mode unknown" in text
     assert "GPU          Orin, 540.4.0" in text
+    assert "CUDA         none: no driver" in text
     assert "2 of 6 (6 CPUs, quota 2.5 CPUs)" in text
     assert "6.0 of 8.0 GiB available" in text
     assert "torch            -" in text

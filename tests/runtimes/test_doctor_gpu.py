@@ -1,0 +1,118 @@
+"""What `doctor` says of GPUs, their libraries and the engine cache."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.core.test_engine_cache import make_key, store
+from tests.runtimes.fake_gpu import RTX_3060, FakeGpu
+from tinyllava_edge.device import Cpu, Jetson, Machine
+from tinyllava_edge.engine_cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes import doctor, doctor_gpu
+
+ORIN_NANO = Jetson(
+    model="Jetson Orin Nano",
+    l4t="36.4.3",
+    jetpack="6.2",
+    power_mode="MAXN_SUPER",
+    module="p3767-0005",
+    tensorrt="10.3.0.30",
+    cma_bytes=950 << 20,
+)
+
+
+def machine(jetson: Jetson | None, gpus: tuple[str, ...] = ()) -> Machine:
+    cpu = Cpu(
+        model="x",
+        architecture="aarch64",
+        logical_cpus=6,
+        physical_cores=6,
+        quota=None,
+        usable_cores=6,
+        features=(),
+    )
+    return Machine(system="Linux", cpu=cpu, memory=None, gpus=gpus, jetson=jetson)
+
+
+def test_gpu_libraries_and_engines_have_their_lines(gpu: FakeGpu) -> None:
+    gpu.be(RTX_3060)
+    cache = EngineCache()
+    store(cache, make_key(), b"plan")
+    (cache.folder / f"{'f' * 64}.json").write_text("{")
+    text = "\n".join(doctor_gpu.gpu_lines(doctor_gpu.examine_gpu()))
+    assert "CUDA         Fake RTX 3060, SM 86, 28 multiprocessors, memory of its own; driver" in text
+    assert "(CUDA 12.6), runtime 12.6" in text
+    assert "tensorrt     10.3.0" in text
+    assert "tensorrt-rtx 1.7.1.116" in text
+    assert "CPU" in text
+    assert f"engine cache 1 engines, 1 damaged, 0 MiB, {cache.folder}" in text
+    assert "fp16: built, not run, tensorrt 10.3.0, Fake Orin SM 87, 0 MiB, built here" in text
+
+
+def test_without_a_gpu_its_runtimes_are_not_usable_and_say_why(gpu: FakeGpu) -> None:
+    gpu.be("none")
+    report = doctor.examine()
+    states = {state.name: state for state in report.runtimes}
+    for name in ("tensorrt+llamacpp", "tensorrt-rtx+llamacpp"):
+        assert not states[name].usable
+        assert states[name].reason.startswith("there is no NVIDIA driver")
+    assert not states["onnxruntime-cuda+llamacpp"].usable
+    assert states["onnxruntime+llamacpp"].usable
+    assert not cache_folder().exists(), "looking makes nothing"
+
+
+def test_with_a_gpu_its_runtimes_are_usable_and_called_built_not_run(gpu: FakeGpu) -> None:
+    report = doctor.examine()
+    state = next(state for state in report.runtimes if state.name == "tensorrt+llamacpp")
+    assert state.usable
+    assert any(line.endswith("usable (built, not run)") for line in doctor.lines(report))
+
+
+def test_a_wheel_without_cuda_is_told_from_a_missing_gpu(gpu: FakeGpu) -> None:
+    report = replace(doctor_gpu.examine_gpu(), providers=("CPU",))
+    state = doctor._examine_runtime("onnxruntime-cuda+llamacpp", report)
+    assert state.reason == "the installed onnxruntime has no CUDA"
+    assert state.mend.startswith("pip uninstall -y onnxruntime && pip install 'tinyllava-edge[gpu]'")
+    report = replace(report, providers=("CUDA", "CPU"))
+    assert doctor._examine_runtime("onnxruntime-cuda+llamacpp", report).usable
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, ""),
+        (
+            {"cma_bytes": 256 << 20},
+            "CmaTotal is 256 MiB: on JetPack 6 large engines fail with NvMap error 12",
+        ),
+        ({"cma_bytes": 256 << 20, "jetpack": "7.2", "tensorrt": "10.3.0"}, ""),
+        (
+            {"tensorrt": "10.16.2.10", "jetpack": "7.2"},
+            "TensorRT 10.3.0 is installed, JetPack 7.2 has 10.16.2.10",
+        ),
+        ({"jetpack": "6.0", "tensorrt": "8.6.2"}, "JetPack 6.0 has TensorRT 8.6, engines need 10.3"),
+        ({"jetpack": None, "tensorrt": None}, ""),
+        ({"power_mode": "15W"}, "power mode is 15W: for full speed"),
+    ],
+)
+def test_what_a_jetson_needs_is_said(gpu: FakeGpu, change: dict[str, object], problem: str) -> None:
+    jetson = replace(ORIN_NANO, **change)  # type: ignore[arg-type]  # fields of several types
+    found = list(doctor_gpu.gpu_problems(doctor_gpu.examine_gpu(), machine(jetson)))
+    assert len(found) == bool(problem)
+    assert not problem or problem in found[0]
+
+
+def test_a_cache_that_others_may_enter_is_a_problem(gpu: FakeGpu) -> None:
+    EngineCache().folder.chmod(0o755)
+    report = doctor_gpu.examine_gpu()
+    [problem] = doctor_gpu.gpu_problems(report, machine(None))
+    assert "chmod 700" in problem
+
+
+def test_a_gpu_that_cuda_does_not_find_is_a_problem(gpu: FakeGpu, tmp_path: Path) -> None:
+    gpu.be("Fake RTX,86,28,0,11040")
+    [problem] = doctor_gpu.gpu_problems(doctor_gpu.examine_gpu(), machine(None, ("RTX 3060, 470.1",)))
+    assert problem.startswith(
+        "nvidia-smi shows RTX 3060, 470.1, but CUDA does not start: the NVIDIA driver is too"
+    )

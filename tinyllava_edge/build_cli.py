@@ -1,40 +1,18 @@
-"""The command `tinyllava-edge build`: engines from a bundle's vision graphs.
+"""The commands `build` and `keygen`: engines from a bundle's vision graphs, and the key that signs packs.
 
-With `-o` the engines are written to a directory, with a table of what is in them; TensorRT-RTX needs no GPU
-for that. They are not run, and say so. An engine never goes into a bundle: it is code, for one kind of GPU.
+Without `-o` an engine is built for this machine, compared and kept in the private cache (`build_here.py`);
+with it engines are written to a directory and not run (`build_files.py`).
 """
 
-import json as json_module
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import Progress
-from rich.table import Table
 
-from tinyllava_edge.bundle import PARITY_FOLDER, Bundle, Variant
-from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.console import print_json, stdout
 from tinyllava_edge.embedded import bundle_path
-from tinyllava_edge.errors import BundleError, UsageError
-from tinyllava_edge.export.trt_engine import MIB, EngineOptions
-from tinyllava_edge.export.trt_process import build_engine_apart
-from tinyllava_edge.export.trt_table import SHORT, STATUS, engine_row, row_cells, table_lines
-from tinyllava_edge.output import check_output, output_directory, write_json
-from tinyllava_edge.tensorrt_binding import open_tensorrt
-
-DEFAULT_VARIANT = "fp16"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One engine to build."""
-
-    name: str  # of its file, without suffix
-    onnx: Path
-    variant: str
-    options: EngineOptions
-    islands: tuple[dict[str, Any], ...] = ()  # what the export kept in float32 on purpose
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.output import check_output
 
 
 def build(
@@ -56,12 +34,36 @@ def build(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for engines and table.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    pack: Annotated[
+        Path | None, typer.Option(help="Engine pack to write, for boards identical to this one; needs --key.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Your private key, which signs the pack; see keygen.")
+    ] = None,
+    install: Annotated[
+        Path | None, typer.Option(help="Engine pack to take instead of building; needs --trust.")
+    ] = None,
+    trust: Annotated[
+        Path | None, typer.Option(help="The public key that the pack must be signed by.")
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Replace an existing output; without -o build what was built again."),
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Build TensorRT engines from a bundle's vision graphs."""
-    if output is None:
-        raise UsageError("name a directory for the engines with -o.")
+    """Build TensorRT engines from a bundle's vision graphs.
+
+    Without -o: for this machine's GPU, into your private cache, and compared here with the bundle's reference
+    tensors. What differs is not used: fp16, bf16, fp32, then ONNX Runtime on the GPU, then on the CPU are
+    tried, and every step says why. --runtime auto takes what was chosen.
+    """
+    from tinyllava_edge.build_files import plan_jobs, print_engines, write_engines
+    from tinyllava_edge.build_here import PackOptions, build_here, print_choice
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.export.trt_engine import MIB, EngineOptions
+
+    packs = PackOptions(pack=pack, key=key, install=install, trust=trust, force=force)
     options = EngineOptions(
         target=target,
         max_batch=max_batch,
@@ -69,117 +71,41 @@ def build(
         sms=tuple(dict.fromkeys(sm or ())),
     )
     root = bundle_path(bundle)
+    if output is None:
+        _check_here(vision, sm, {"--pack": pack, "--key": key, "--install": install, "--trust": trust})
+        result = build_here(Bundle.open(root), vision, options, packs)
+        print_json(result) if json else print_choice(result)
+        return
+    if pack or install or key or trust:
+        raise UsageError(
+            "packs are of the private cache: leave -o out, or --pack, --install, --key and --trust."
+        )
     if output.resolve().is_relative_to(root.resolve()):
         raise UsageError(f"{output} is inside the bundle, which never holds engines. Choose another place.")
     check_output(output, force=force)
     opened = Bundle.open(root)
-    jobs = plan_jobs(opened, vision, options)
-    report = write_engines(opened, jobs, output, force=force)
-    if json:
-        print_json(report)
-        return
-    table = Table(*SHORT, title=f"{output}: {STATUS}", title_justify="left")
-    for row in report["engines"]:
-        cells = row_cells(row)
-        table.add_row(*(cells[heading] for heading in SHORT))
-    stdout.print(table)
-    for row in report["engines"]:
-        note(f"{row['engine']}, the same by NVIDIA's own tool: {row['trtexec']}")
+    report = write_engines(opened, plan_jobs(opened, vision, options), output, force=force)
+    print_json(report) if json else print_engines(report, output)
 
 
-def plan_jobs(bundle: Bundle, vision: str | None, options: EngineOptions) -> list[Job]:
-    """One engine a variant and compute capability.
+def keygen(
+    path: Annotated[
+        Path, typer.Argument(help="File of the private key; the public one is beside it, with .pub.")
+    ],
+) -> None:
+    """Make the key that signs your engine packs: keep the first file, give boards the second."""
+    from tinyllava_edge.engine_pack import write_key_pair
 
-    Raises:
-        BundleError: the bundle has no such variant.
-    """
-    names = [variant.name for variant in bundle.manifest.variants if variant.part == "vision"]
-    default = DEFAULT_VARIANT if DEFAULT_VARIANT in names else None
-    asked = [default] if vision is None else [name.strip() for name in vision.split(",") if name.strip()]
-    jobs = []
-    for variant in (bundle.variant("vision", name) for name in asked):
-        path = _onnx_path(bundle, variant)
-        islands = _islands(bundle, variant)
-        for sm in options.sms or (None,):
-            single = options if sm is None else replace(options, sms=(sm,))
-            name = variant.name if sm is None else f"{variant.name}_sm{sm}"
-            jobs.append(Job(name=name, onnx=path, variant=variant.name, options=single, islands=islands))
-    return jobs
+    public = write_key_pair(path)
+    stdout.print(f"{path}: private, keep it\n{public}: for the boards", markup=False, highlight=False)
 
 
-def write_engines(bundle: Bundle, jobs: list[Job], output: Path, *, force: bool = False) -> dict[str, Any]:
-    """Build every engine in a process of its own; the directory appears when all of them are there.
-
-    Returns:
-        what `report.json` in the directory says.
-
-    Raises:
-        as `build_engine_apart` does.
-    """
-    target = jobs[0].options.target
-    version = open_tensorrt(target).version_text  # not installed: said before anything is built
-    rows = []
-    with output_directory(output, force=force) as folder, progress() as bar:
-        for job in jobs:
-            facts = _build(job, folder, bar)
-            rows.append({"variant": job.variant, **engine_row(job.name, _sm(job), facts)})
-        report = {
-            "kind": "engines",
-            "status": STATUS,
-            "target": target,
-            "tensorrt": version,
-            "bundle": str(bundle.root),
-            "manifest_sha256": bundle.manifest_sha256,
-            "engines": rows,
-        }
-        write_json(folder / "report.json", report)
-        (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
-    return report
-
-
-def _build(job: Job, folder: Path, bar: Progress) -> dict[str, Any]:
-    task = bar.add_task(job.name)
-
-    def on_progress(phase: str, done: int, total: int) -> None:
-        bar.update(task, description=f"{job.name}: {phase}", completed=done, total=total)
-
-    facts = build_engine_apart(
-        job.onnx,
-        job.options,
-        folder / f"{job.name}.engine",
-        on_progress,
-        plan_rules=job.options.target == "tensorrt-rtx",
-        islands=job.islands,
-    )
-    bar.remove_task(task)
-    return facts
-
-
-def _sm(job: Job) -> int | None:
-    return job.options.sms[0] if job.options.sms else None
-
-
-def _onnx_path(bundle: Bundle, variant: Variant) -> Path:
-    if variant.target != "onnx":
-        raise BundleError(f"{bundle.root}: vision variant {variant.name} is {variant.target}, not ONNX.")
-    return bundle.path(variant.files[0])
-
-
-def _islands(bundle: Bundle, variant: Variant) -> tuple[dict[str, Any], ...]:
-    """Operations that the export kept in float32 in a narrower graph, as its report says."""
-    path = bundle.root / PARITY_FOLDER / "export.json"
-    try:
-        report = json_module.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error}).") from None
-    return tuple(report.get("vision", {}).get(variant.name, {}).get("islands", ()))
-
-
-def _markdown(report: dict[str, Any]) -> str:
-    head = [
-        f"# Engines of {report['bundle']}",
-        "",
-        f"{report['target']} {report['tensorrt']}, {report['status']}: no engine here has computed anything.",
-        "",
-    ]
-    return "\n".join([*head, *table_lines(report["engines"]), ""])
+def _check_here(vision: str | None, sm: list[int] | None, packs: dict[str, Path | None]) -> None:
+    """Refuse what only goes together with -o, and halves of pairs."""
+    if sm:
+        raise UsageError("--sm builds for other GPUs than this machine's: name a directory for them with -o.")
+    if vision is not None and "," in vision:
+        raise UsageError(f"--vision {vision}: one variant for this machine, or several with -o.")
+    for one, other in (("--pack", "--key"), ("--install", "--trust")):
+        if (packs[one] is None) != (packs[other] is None):
+            raise UsageError(f"{one} and {other} go together.")

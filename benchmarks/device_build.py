@@ -55,10 +55,12 @@ class Outcome:
     Attributes:
         step: for the record.
         engine: digest of its key where it has an engine.
+        error: why it was not possible, where it was not.
     """
 
     step: Step
     engine: str | None = None
+    error: BackendError | BundleError | None = None
 
 
 class DeviceBuild:
@@ -108,13 +110,16 @@ class DeviceBuild:
 
         Raises:
             BundleError: the bundle has no such variant, or no reference tensors.
-            BackendError: no step passes; the message says why each was left.
+            BackendError: no step passes; the message says why each was left. Of a variant that was asked for:
+                what kept its engine from being built, `TensorRTError` and its children.
         """
         self.bundle.variant("vision", vision)
         StoredReference(self.bundle)  # before minutes go into engines that nothing could judge
         steps: list[Step] = []
         for attempt in self._attempts(vision):
             outcome = attempt()
+            if vision is not None and outcome.error is not None:
+                raise outcome.error
             steps.append(outcome.step)
             self._say(
                 f"{outcome.step.runtime} {outcome.step.vision}: {outcome.step.outcome}, {outcome.step.reason}"
@@ -222,7 +227,8 @@ class DeviceBuild:
             with self.cache.lock(key, lambda: self._say("another process is building this engine: waiting")):
                 record = self._checked(variant, key)
         except (BackendError, BundleError) as error:
-            return Outcome(step=Step(runtime=runtime, vision=name, outcome="not possible", reason=str(error)))
+            step = Step(runtime=runtime, vision=name, outcome="not possible", reason=str(error))
+            return Outcome(step=step, error=error)
         step = Step(
             runtime=runtime,
             vision=name,
@@ -287,7 +293,7 @@ class DeviceBuild:
             parity = self._onnxruntime_parity(runtime, name)
             fault = parity.fault(name)
         except (BackendError, BundleError) as error:
-            return Outcome(step=step(outcome="not possible", reason=str(error)))
+            return Outcome(step=step(outcome="not possible", reason=str(error)), error=error)
         reason = fault or f"equal within the gates ({parity})"
         return Outcome(
             step=step(outcome="refused" if fault else "chosen", reason=reason, parity=parity.to_json())

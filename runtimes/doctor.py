@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from tinyllava_edge.device import Machine, read_machine
 
 from .doctor_gpu import GpuReport, examine_gpu, gpu_lines, gpu_problems
-from .registry import RUNTIMES, Entry, runtime_entries
+from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 
 PACKAGES = (
     "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu llama-cpp-python torch "
@@ -136,7 +136,4 @@ def _import_failure(entry: Entry) -> str:
 
 def _find_problems(packages: dict[str, str | None]) -> Iterator[str]:
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
-        yield (
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-        )
+        yield TWO_ONNXRUNTIMES

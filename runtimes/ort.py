@@ -5,6 +5,7 @@ it, with a warning only. So the provider that a session really has is compared w
 """
 
 from contextlib import redirect_stdout
+from importlib.metadata import PackageNotFoundError, distribution
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.errors import BackendError, BundleError
 
 from .base import BackendOptions, check_open, check_pixels
+from .registry import TWO_ONNXRUNTIMES
 from .threads import thread_budget
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -195,11 +197,13 @@ def offered_providers() -> tuple[str, ...]:
 
 
 def check_cuda_offered() -> None:
-    """Refuse an ONNX Runtime that was built without CUDA.
+    """Refuse an ONNX Runtime that was built without CUDA, and two that lie over each other.
 
     Raises:
         BackendError: says which package to install, and what to remove first.
     """
+    if all(map(_is_distributed, ("onnxruntime", "onnxruntime-gpu"))):
+        raise BackendError(f"{TWO_ONNXRUNTIMES}.")
     if CUDA not in onnxruntime.get_available_providers():
         raise BackendError(
             f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. pip uninstall -y onnxruntime "
@@ -218,6 +222,14 @@ def session_options(num_threads: int) -> Any:
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads.py has the figures
     return options
+
+
+def _is_distributed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _first_line(error: Exception) -> str:

@@ -91,6 +91,10 @@ RUNTIMES = {
     "scripted": ("scripted", "scripted"),
 }
 DEFAULT_RUNTIME = "onnxruntime+llamacpp"
+TWO_ONNXRUNTIMES = (
+    "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
+    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+)
 # Where nothing was built for a GPU (`auto.py`); scripted answers without looking.
 AUTO_ORDER = (DEFAULT_RUNTIME, "torch")
 

@@ -63,8 +63,9 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
         raise NoEngineError(f"no engine of vision {variant.name} was built for this machine{built}. {line}")
     record = _best(fitting, choice.engine if choice else None)
     if record.status != "verified":
+        force = " --force" if record.status == "refused" else ""
         why = record.reason or "it was not checked on this device"
-        raise NoEngineError(f"the engine of vision {variant.name} is not to be used: {why}. {line} --force")
+        raise NoEngineError(f"the engine of vision {variant.name} is not to be used: {why}. {line}{force}")
     try:
         return cache.find(record.key)
     except NoEngineError as error:

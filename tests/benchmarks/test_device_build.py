@@ -1,6 +1,7 @@
 """The ladder of `build` on a device, with engines that are made to be wrong."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,18 @@ from tinyllava_edge.benchmarks import gates
 from tinyllava_edge.benchmarks.device_build import DeviceBuild
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.engine_cache import EngineCache
-from tinyllava_edge.errors import BackendError, BundleError, MissingExtraError, NoEngineError, NoGpuError
+from tinyllava_edge.errors import (
+    BackendError,
+    BundleError,
+    EngineBuildError,
+    EngineMemoryError,
+    MissingExtraError,
+    NoEngineError,
+    NoGpuError,
+    TensorRTVersionError,
+    UnsupportedGraphError,
+    UnsupportedPrecisionError,
+)
 from tinyllava_edge.export.trt_engine import EngineOptions, OnProgress, build_engine
 from tinyllava_edge.runtimes.auto import candidates
 from tinyllava_edge.runtimes.base import BackendOptions
@@ -116,15 +128,97 @@ def test_a_variant_that_was_asked_for_is_not_replaced(gpu: FakeGpu, bundle: Bund
         device(bundle, Builds()).choose("fp8")
 
 
-def test_what_the_gpu_lacks_is_no_step_for_it(gpu: FakeGpu, bundle: Bundle) -> None:
-    path = bundle.root / "vision/bf16.onnx"
+def add_to_graph(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> None:
+    """Change the fp16 variant's graph, behind the opened bundle's back."""
+    path = bundle.root / "vision/fp16.onnx"
     model = onnx.load(path)
-    bf16 = onnx.helper.make_tensor("in_bf16", onnx.TensorProto.BFLOAT16, [1], [1.0])
-    model.graph.initializer.append(bf16)
+    change(model.graph)
     onnx.save(model, path)
-    gpu.be("Fake RTX 2080,75,46,0,12060")
-    with pytest.raises(BackendError, match=r"BF16, which GPUs have from compute capability 80 on"):
-        device(bundle, Builds()).choose("bf16")
+
+
+def constant(kind: int) -> Callable[[onnx.GraphProto], object]:
+    return lambda graph: graph.initializer.append(onnx.helper.make_tensor("odd", kind, [1], [1.0]))
+
+
+@pytest.mark.parametrize(
+    ("device_name", "kind", "message"),
+    [
+        (
+            "Fake RTX 2080,75,46,0,12060",
+            onnx.TensorProto.BFLOAT16,
+            "BF16, which GPUs have from compute capability 80",
+        ),
+        (
+            "Fake Orin,87,8,1,12060",
+            onnx.TensorProto.FLOAT8E4M3FN,
+            "FP8, which GPUs have from compute capability 89",
+        ),
+    ],
+)
+def test_a_precision_that_the_gpu_lacks_is_told_before_the_build(
+    gpu: FakeGpu, bundle: Bundle, device_name: str, kind: int, message: str
+) -> None:
+    gpu.be(device_name)
+    add_to_graph(bundle, constant(kind))
+    with pytest.raises(UnsupportedPrecisionError, match=rf"{message}.*Build the fp16 or int8 variant"):
+        device(bundle, Builds()).choose("fp16")
+    assert device(bundle, Builds()).choose().vision != "fp16"  # the ladder goes on
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "next_step"),
+    [
+        ("build: CUDA error: out of memory", EngineMemoryError, "Close other programs, give a smaller"),
+        (
+            "build: NvMapMemAllocInternalTagged: 1075072515 error 12",
+            EngineMemoryError,
+            "Close other programs",
+        ),
+        (
+            "build: no tactics to implement the operation within workspace limit",
+            EngineMemoryError,
+            "--workspace",
+        ),
+        ("build: something else", EngineBuildError, "onnxruntime"),
+    ],
+)
+def test_a_build_that_fails_is_a_typed_error_with_the_next_step(
+    gpu: FakeGpu, bundle: Bundle, fault: str, error: type[Exception], next_step: str
+) -> None:
+    gpu.spoil(fp16=fault)
+    with pytest.raises(error, match=next_step):
+        device(bundle, Builds()).choose("fp16")
+    assert list(EngineCache().folder.glob("*.plan")) == []
+
+
+def test_an_operator_that_tensorrt_does_not_know_is_named(gpu: FakeGpu, bundle: Bundle) -> None:
+    node = onnx.helper.make_node("Strange", ["pixels"], ["nothing"])
+    add_to_graph(bundle, lambda graph: graph.node.append(node))
+    with pytest.raises(UnsupportedGraphError, match=r"no importer registered for Strange.*Export it again"):
+        device(bundle, Builds()).choose("fp16")
+
+
+@pytest.mark.parametrize("version", ["8.6.2", "12.0.0"])
+def test_tensorrt_of_another_major_is_refused(gpu: FakeGpu, bundle: Bundle, version: str) -> None:
+    gpu.be_version(version)
+    with pytest.raises(
+        TensorRTVersionError, match=rf"tensorrt {version} is installed .* supported are 10.3 to 11.x"
+    ):
+        device(bundle, Builds())
+    with pytest.raises(TensorRTVersionError):
+        open_bundle(bundle, runtime="tensorrt+llamacpp")
+
+
+def test_an_engine_that_was_never_compared_is_not_used(bundle: Bundle) -> None:
+    """As one is whose build was killed before the comparison."""
+    choice = device(bundle, Builds()).choose()
+    assert choice.engine is not None
+    record = EngineCache().record(choice.engine)
+    EngineCache().update(record.model_copy(update={"status": "built, not run", "reason": ""}))
+    with pytest.raises(
+        NoEngineError, match=r"it was not checked on this device. tinyllava-edge build .*fp16$"
+    ):
+        open_bundle(bundle, runtime="tensorrt+llamacpp")
 
 
 def test_an_engine_is_built_once_and_again_when_it_must_be(gpu: FakeGpu, bundle: Bundle) -> None:

@@ -89,6 +89,15 @@ def test_cuda_that_the_wheel_does_not_have_is_an_error(graph: Path) -> None:
         ort.OnnxCudaVision(graph, bundles.vision_spec(), name="x", threads=1)
 
 
+def test_two_wheels_that_overwrite_each_other_are_an_error_for_cuda(
+    graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "distribution", lambda name: name)
+    with pytest.raises(BackendError, match="both installed and overwrite each other"):
+        ort.OnnxCudaVision(graph, bundles.vision_spec(), name="x", threads=1)
+    ort.OnnxVision(graph, bundles.vision_spec(), name="x", threads=1)  # either has the CPU
+
+
 class _CpuInstead(ort.OnnxCudaVision):
     """A CUDA session whose provider is replaced by the CPU, which has the same way of binding."""
 
@@ -129,6 +138,7 @@ from tests.runtimes import bundles
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.runtimes import ort
 print("offers", *ort.offered_providers())
+ort._is_distributed = lambda name: name.endswith("gpu")  # the environment of the tests has the other one too
 try:
     ort.OnnxCudaVision(Path(sys.argv[1]), bundles.vision_spec(), name="x", threads=1)
 except BackendError as error:

@@ -16,16 +16,8 @@ from typing import Any
 import numpy as np
 
 from tinyllava_edge.bundle import Bundle, Variant
-from tinyllava_edge.engine_cache import (
-    Board,
-    Choice,
-    EngineCache,
-    EngineKey,
-    EngineRecord,
-    Step,
-    StoredEngine,
-    new_record,
-)
+from tinyllava_edge.engine_cache import EngineCache, StoredEngine
+from tinyllava_edge.engine_record import Board, Choice, EngineKey, EngineRecord, Step, new_record
 from tinyllava_edge.errors import BackendError, BundleError, NoEngineError, PackError
 from tinyllava_edge.export.trt_engine import EngineOptions, OnProgress
 from tinyllava_edge.export.trt_process import build_engine_apart

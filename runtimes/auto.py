@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
-from tinyllava_edge.engine_cache import Choice, EngineCache, cache_folder
+from tinyllava_edge.engine_cache import EngineCache, cache_folder
+from tinyllava_edge.engine_record import Choice
 from tinyllava_edge.errors import BackendError
 
 from .base import BackendOptions, LanguageBackend, VisionBackend

@@ -20,7 +20,8 @@ from tinyllava_edge.errors import BackendError, CudaError, EngineLoadError
 from tinyllava_edge.tensorrt_binding import TensorRT, open_tensorrt
 
 from .base import BackendOptions, check_open, check_pixels
-from .cudart import Buffer, Cudart, Event, Graph, Stream, open_cudart
+from .cuda_objects import Buffer, Event, Graph, Stream
+from .cudart import Cudart, open_cudart
 from .trt_engines import find_engine, read_board
 
 if TYPE_CHECKING:

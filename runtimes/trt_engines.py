@@ -2,7 +2,8 @@
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.device import read_driver, read_machine
-from tinyllava_edge.engine_cache import Board, EngineCache, EngineRecord, StoredEngine
+from tinyllava_edge.engine_cache import EngineCache, StoredEngine
+from tinyllava_edge.engine_record import Board, EngineRecord
 from tinyllava_edge.errors import NoEngineError
 from tinyllava_edge.tensorrt_binding import TensorRT
 

@@ -12,8 +12,8 @@ from rich.progress import Progress
 from tinyllava_edge.benchmarks.device_build import DeviceBuild
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress, stdout
-from tinyllava_edge.engine_cache import Choice, EngineRecord
 from tinyllava_edge.engine_pack import open_pack, write_pack
+from tinyllava_edge.engine_record import Choice, EngineRecord
 from tinyllava_edge.errors import BackendError, PackError
 from tinyllava_edge.export.trt_engine import EngineOptions
 from tinyllava_edge.output import check_output

@@ -20,7 +20,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tinyllava_edge.engine_cache import MAX_RECORD_BYTES, EngineRecord, StoredEngine
+from tinyllava_edge.engine_cache import MAX_RECORD_BYTES, StoredEngine
+from tinyllava_edge.engine_record import EngineRecord
 from tinyllava_edge.errors import OutputExistsError, PackError
 from tinyllava_edge.output import check_output, fsync
 

@@ -8,16 +8,8 @@ from typing import Any
 
 import pytest
 
-from tinyllava_edge.engine_cache import (
-    Board,
-    Choice,
-    EngineCache,
-    EngineKey,
-    EngineRecord,
-    Step,
-    cache_folder,
-    new_record,
-)
+from tinyllava_edge.engine_cache import EngineCache, cache_folder
+from tinyllava_edge.engine_record import Board, Choice, EngineKey, EngineRecord, Step, new_record
 from tinyllava_edge.errors import BackendError, NoEngineError
 
 BOARD = Board(

@@ -11,7 +11,8 @@ import pytest
 from tests.runtimes.fake_gpu import RTX_3060, FakeGpu
 from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError
 from tinyllava_edge.runtimes import cudart
-from tinyllava_edge.runtimes.cudart import Buffer, Cudart, Event, Graph, Stream, open_cudart
+from tinyllava_edge.runtimes.cuda_objects import Buffer, Event, Graph, Stream
+from tinyllava_edge.runtimes.cudart import Cudart, open_cudart
 
 
 def test_a_gpu_is_read(gpu: FakeGpu) -> None:

@@ -10,7 +10,8 @@ import pytest
 from tests.runtimes import bundles
 from tests.runtimes.contract import VisionContract
 from tests.runtimes.fake_gpu import ORIN, RTX_3060, FakeGpu
-from tinyllava_edge.engine_cache import EngineCache, EngineKey, StoredEngine, new_record
+from tinyllava_edge.engine_cache import EngineCache, StoredEngine
+from tinyllava_edge.engine_record import EngineKey, new_record
 from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, EngineLoadError, NoGpuError
 from tinyllava_edge.export.trt_engine import EngineOptions, build_engine
 from tinyllava_edge.runtimes.cudart import open_cudart

@@ -8,7 +8,7 @@ from typing import Any
 from tinyllava_edge.bundle import sha256_of_file
 
 from .measure import opened_worker
-from .quality import summarize
+from .quality import count_pictures, summarize
 from .questions import Question, read_questions
 from .worker import Cell, Request
 
@@ -44,7 +44,7 @@ class Quality:
             "file": self.path.name,
             "sha256": sha256_of_file(self.path),
             "questions": len(self.questions),
-            "pictures": len({question.image for question in self.questions}),
+            "pictures": count_pictures(self.questions),
             "max_tokens": MAX_TOKENS,
         }
 

@@ -50,7 +50,7 @@ def evaluate(
     from tinyllava_edge.bundle import Bundle
 
     from .plan import Wish, named_bundles, plan_cells
-    from .quality import summarize
+    from .quality import count_pictures, summarize
     from .questions import read_questions
 
     if answers is not None:
@@ -89,7 +89,7 @@ def evaluate(
         "bundle": str(bundle),
         "manifest_sha256": opened.manifest_sha256,
         "blind": blind,
-        "images": len({question.image for question in asked}),
+        "images": count_pictures(asked),
         "variants": results,
     }
     if answers is not None:

@@ -66,6 +66,11 @@ def ask_all(
     return answers
 
 
+def count_pictures(questions: Sequence[Question]) -> int:
+    """Different pictures that questions are about."""
+    return len({question.image for question in questions} - {None})
+
+
 def is_right(question: Question, answer: str) -> bool:
     """Whether an answer is the expected one."""
     return _folded(answer) == _folded(question.answer)

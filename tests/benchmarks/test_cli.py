@@ -119,9 +119,13 @@ def bench(bundle: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]"
 
 
 def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, tmp_path: Path) -> None:
-    result = bench(bundle, "-o", tmp_path / "out", "--json")
+    (tmp_path / "q.json").write_text(json.dumps([{"question": "What is this?", "answer": "nothing"}]))
+    scored = ("--questions", tmp_path / "q.json", "--images", tmp_path)
+    result = bench(bundle, "-o", tmp_path / "out", *scored, "--json")
     assert result.returncode == 0, result.stderr
     printed: dict[str, Any] = json.loads(result.stdout)
+    assert printed["cells"][0]["quality"]["questions"] == printed["questions"]["questions"] == 1
+    assert printed["questions"]["pictures"] == 0
     assert [cell["name"] for cell in printed["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
     assert printed == json.loads((tmp_path / "out" / "report.json").read_text())
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.png"}

@@ -51,7 +51,7 @@ MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE TACTIC_DRAM TACTIC_SHARED_ME
 ProfilingVerbosity = _enum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED")
 BuilderFlag = _enum("BuilderFlag", "TF32 REFIT VERSION_COMPATIBLE")
 HardwareCompatibilityLevel = _enum("HardwareCompatibilityLevel", "NONE AMPERE_PLUS")
-LayerType = _enum("LayerType", "SOFTMAX CONVOLUTION")
+LayerType = _enum("LayerType", "CONVOLUTION SOFTMAX MATRIX_MULTIPLY")
 DataType = _enum("DataType", "FLOAT HALF INT8 INT32 BOOL UINT8 FP8 BF16 INT64 INT4")
 TensorIOMode = _enum("TensorIOMode", "NONE INPUT OUTPUT")
 TensorLocation = _enum("TensorLocation", "DEVICE HOST")
@@ -70,7 +70,8 @@ class ITensor:
 
 class ILayer:
     def __init__(self, tensors: list[ITensor]) -> None:
-        self.type, self.num_outputs, self._tensors = LayerType.CONVOLUTION, len(tensors), tensors
+        self.name, self.type = "layer", LayerType.CONVOLUTION
+        self.num_outputs, self._tensors = len(tensors), tensors
 
     def get_output(self, index: int) -> ITensor:
         return self._tensors[index]

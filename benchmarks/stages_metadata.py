@@ -1,5 +1,6 @@
 """Ladder stage 2: what the manifest and the GGUF files say of the model, against the resolved config."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -66,6 +67,7 @@ def _difference(key: str, found: Any, expected: Any) -> str:
 
 def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
     vision, language = config.vision, config.language
+    is_gemma = language.architecture == "gemma"
     return {
         "vision.image_size": side,  # the processor's: DINOv2 takes other sizes than its config's
         "vision.feature_layer": vision.feature_layer,
@@ -80,6 +82,8 @@ def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
         "language.num_key_value_heads": language.num_key_value_heads,
         "language.head_dim": language.head_dim,
         "language.context_length": language.max_position_embeddings,
+        # Gemma multiplies every row that comes in, picture rows too; llama.cpp's graph does it itself.
+        "language.embedding_scale": math.sqrt(language.hidden_size) if is_gemma else 1.0,
     }
 
 

@@ -17,6 +17,10 @@ from .tensor_files import opened_safetensors
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
+EIGHT_BITS = (
+    "int8 without its scale, as a QLoRA run saves its base. Merge the adapter into the original base model "
+    "and export that."
+)
 # PEFT variants whose merge is another one.
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication")
 
@@ -75,10 +79,7 @@ class Adapter:
         left = dict(self.sides)
         for name, tensor in tensors:
             if tensor.dtype == torch.int8:
-                raise UnsupportedModelError(
-                    f"{self.path.parent}: {name!r} is int8 without its scale, as a QLoRA run saves its base. "
-                    "Merge the adapter into the original base model and export that."
-                )
+                raise UnsupportedModelError(f"{self.path.parent}: {name!r} is {EIGHT_BITS}")
             name = name.replace(".base_layer.", ".")
             pair = left.pop(name.removesuffix(".weight"), None) if name.endswith(".weight") else None
             yield name, partial(self._merged, name, tensor, pair)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tinyllava_edge.config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
-from tinyllava_edge.errors import CheckpointError, PromptError
+from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
 
 from .checkpoint import (
     BUFFERS,
@@ -19,6 +19,7 @@ from .checkpoint import (
 )
 from .connector import build_connector
 from .language_model import build_language_model
+from .lora import EIGHT_BITS
 from .vision_tower import build_vision_tower
 
 
@@ -163,6 +164,8 @@ def _check_shapes(
 
 
 def _check_values(directory: Path, name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype == torch.int8:
+        raise UnsupportedModelError(f"{directory}: tensor {name!r} is {EIGHT_BITS}")
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(
             f"{directory}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."

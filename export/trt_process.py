@@ -6,6 +6,7 @@ of the build alone, and where the system kills a build for want of memory, it is
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -126,8 +127,18 @@ def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         messages = getattr(error, "messages", ())
         say({"error": type(error).__name__, "message": str(error), "messages": messages})
         return
-    facts["peak_memory_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    facts["peak_memory_bytes"] = _peak_memory_bytes()
     say({"facts": facts})
+
+
+def _peak_memory_bytes() -> int:
+    """Most memory this process had at once; ru_maxrss would count its parent's, which it was forked from."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024
 
 
 def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

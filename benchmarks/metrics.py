@@ -37,11 +37,12 @@ def snr_db(expected: Array, actual: Array) -> float:
 
 def min_token_cosine(expected: Array, actual: Array) -> float:
     """Cosine between the rows [..., hidden] of both, the worst row; one bad token cannot hide in a mean."""
-    expected, actual = _pair(expected, actual)
-    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
-    products = np.sum(expected * actual, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return float(np.min(np.where(norms == 0, 1.0, products / norms)))
+    return float(np.min(_token_cosines(expected, actual)))
+
+
+def mean_token_cosine(expected: Array, actual: Array) -> float:
+    """Cosine between the rows [..., hidden] of both, their mean."""
+    return float(np.mean(_token_cosines(expected, actual)))
 
 
 def max_abs_difference(expected: Array, actual: Array) -> float:
@@ -104,3 +105,12 @@ def log_softmax(logits: Array) -> npt.NDArray[np.float64]:
 def _pair(expected: Array, actual: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     assert expected.shape == actual.shape, f"shapes differ: {expected.shape} and {actual.shape}"
     return expected.astype(np.float64), actual.astype(np.float64)
+
+
+def _token_cosines(expected: Array, actual: Array) -> npt.NDArray[np.float64]:
+    expected, actual = _pair(expected, actual)
+    norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
+    products = np.sum(expected * actual, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines: npt.NDArray[np.float64] = np.where(norms == 0, 1.0, products / norms)
+    return cosines

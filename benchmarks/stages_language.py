@@ -19,6 +19,7 @@ from .gates import at_least, at_most, gates_of, largest_logit_error, least_snr_d
 from .ladder import Ladder, StageResult, judge, refused
 from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
 from .reference import PromptCase
+from .stages_vision import is_run
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
 Floats = npt.NDArray[np.float32]
@@ -34,10 +35,13 @@ class _Pair:
     language: Variant
     label: str
     gates: str
+    is_first_vision: bool
 
 
 def check_language(ladder: Ladder) -> Iterator[StageResult]:
-    """Stages 7 to 10 of every language variant, and of every further vision variant."""
+    """Stages 7 to 10 of every language variant, and of every further vision variant that can be run."""
+    if not any(map(is_run, ladder.vision)):
+        yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
     for pair in _pairs(ladder):
         stage = "splice"
         try:
@@ -51,7 +55,7 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
                 **ladder.source,
             ) as model:
                 run = _Run(ladder, pair, model)
-                if pair.vision is ladder.vision[0]:
+                if pair.is_first_vision:
                     yield run.check_splice()
                 stage = "logits"
                 logits, forced = run.check_logits(), run.check_teacher_forced()
@@ -62,14 +66,18 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
 
 
 def _pairs(ladder: Ladder) -> Iterator[_Pair]:
-    first_vision, first_language = ladder.vision[0], ladder.language[0]
-    for language in ladder.language:
-        # A float16 vision tower costs about what a float16 language model does.
-        lossy = language.name == "f32" and first_vision.name != "fp32"
-        yield _Pair(first_vision, language, language.name, "f16" if lossy else language.name)
-    for vision in ladder.vision[1:]:
-        gates = "f16" if first_language.name == "f32" else first_language.name
-        yield _Pair(vision, first_language, f"{first_language.name}, vision {vision.name}", gates)
+    vision = [variant for variant in ladder.vision if is_run(variant)]
+    for index, one in enumerate(vision):
+        for language in ladder.language if index == 0 else ladder.language[:1]:
+            label = language.name if index == 0 else f"{language.name}, vision {one.name}"
+            yield _Pair(one, language, label, _gates_with(one.name, language.name), index == 0)
+
+
+def _gates_with(vision: str, language: str) -> str:
+    """Whose gates count: a lossy vision tower costs about what a lossy language model does."""
+    if language == "f32" and vision != "fp32":
+        language = "f16"
+    return "q8_0" if vision == "int8" and language == "f16" else language
 
 
 class _Run:

@@ -20,11 +20,16 @@ from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 from .checkpoint_reference import CheckpointReference
 from .gates import gates_of
 from .ladder import Ladder, StageResult, judge
-from .metrics import min_token_cosine, nmse, snr_db
+from .metrics import mean_token_cosine, min_token_cosine, nmse, snr_db
 from .reference import Reference
 
 Floats = npt.NDArray[np.float32]
-AUDITS = ("max_activation", "rounded_snr_db", "connector_nmse")  # not always possible
+AUDITS = {  # not always possible, and what they need
+    "max_activation": "an ONNX runtime",
+    "rounded_snr_db": "an ONNX runtime",
+    "connector_nmse": "--checkpoint",
+}
+_IN_FLOAT16 = ("fp16", "int8_fp16")
 _BATCH = 2  # and one left over, so that both a batch and a single picture are run
 
 
@@ -41,8 +46,8 @@ def check_tower(ladder: Ladder) -> Iterator[StageResult]:
     for variant in ladder.vision:
         found = tap_tower(ladder, variant, pixels)
         audit = {}
-        if variant.name == "fp16" and (graph := _float32_graph(ladder)) is not None:
-            audit["max_activation"] = _max_activation(graph, pixels)
+        if variant.name in _IN_FLOAT16:
+            audit["max_activation"] = _max_activation(ladder, variant, pixels)
         yield _judge_features("tower", variant, expected, found, audit, partial(_tower_cause, reference))
 
 
@@ -50,23 +55,40 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
     """Embeddings as the runtime's vision backend gives them."""
     reference, pixels = ladder.reference, _pixels(ladder)
     expected = [reference.embeddings(index) for index in range(len(pixels))]
-    open_vision = vision_opener(RUNTIMES[ladder.runtime][0])
+    has_onnx = ladder.reads_onnx and find_spec("onnx") is not None
     for variant in ladder.vision:
-        options = BackendOptions(vision=ladder.option(variant), threads=ladder.threads, **ladder.source)
-        backend = open_vision(ladder.bundle, options)
-        try:
-            found = _in_batches(backend.encode, pixels)
-        finally:
-            backend.close()
+        if not is_run(variant) and not has_onnx:
+            reason = f"no runtime here runs {variant.name}, and its evaluation needs the package onnx"
+            yield StageResult(stage="connector", variant=variant.name, skipped=reason)
+            continue
+        found = _embeddings(ladder, variant, pixels)
         features, audit = None, {}
-        if ladder.reads_onnx and isinstance(reference, CheckpointReference):
+        if has_onnx and isinstance(reference, CheckpointReference):
             features = tap_tower(ladder, variant, pixels)
             if variant.name == "fp32":
                 audit["connector_nmse"] = _connector_nmse(reference, features, found)
-        if variant.name == "fp16" and (graph := _float32_graph(ladder)) is not None:
-            audit["rounded_snr_db"] = _rounded_snr_db(graph, pixels, expected)
+        if has_onnx and variant.name == "fp16":
+            rounded = _rounded(ladder, variant, pixels)
+            audit["rounded_snr_db"] = snr_db(np.stack(expected), np.stack(rounded))
         cause = partial(_connector_cause, reference, features)
         yield _judge_features("connector", variant, expected, found, audit, cause)
+
+
+def is_run(variant: Variant) -> bool:
+    """Whether a runtime here can compute a variant; the others are evaluated with every value rounded."""
+    return variant.status == "verified"
+
+
+def _embeddings(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> list[Floats]:
+    if not is_run(variant):
+        return _rounded(ladder, variant, pixels)
+    open_vision = vision_opener(RUNTIMES[ladder.runtime][0])
+    options = BackendOptions(vision=ladder.option(variant), threads=ladder.threads, **ladder.source)
+    backend = open_vision(ladder.bundle, options)
+    try:
+        return _in_batches(backend.encode, pixels)
+    finally:
+        backend.close()
 
 
 def _pixels(ladder: Ladder) -> list[Floats]:
@@ -93,17 +115,19 @@ def _judge_features(
     gates = gates_of(stage, variant.name)
     unmeasured = [gate.metric for gate in gates if gate.metric in AUDITS and gate.metric not in audit]
     detail = f"{len(expected)} pictures"
-    if unmeasured:
-        detail += f"; {', '.join(unmeasured)} needs --checkpoint"
+    if not is_run(variant):
+        detail += "; not run, but evaluated with every value rounded to its type"
+    detail += "".join(f"; {metric} needs {AUDITS[metric]}" for metric in unmeasured)
     pairs = list(zip(expected, found, strict=True))
     worst = 0
-    values = {"nmse": np.nan, "min_token_cosine": np.nan, "snr_db": np.nan}
+    values = dict.fromkeys(("nmse", "min_token_cosine", "mean_token_cosine", "snr_db"), np.nan)
     if all(one.shape == other.shape for one, other in pairs):
         errors = [nmse(*pair) for pair in pairs]
         worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
         values = {
             "nmse": errors[worst],
             "min_token_cosine": min(min_token_cosine(*pair) for pair in pairs),
+            "mean_token_cosine": min(mean_token_cosine(*pair) for pair in pairs),
             "snr_db": min(snr_db(*pair) for pair in pairs),
         }
     return judge(
@@ -118,40 +142,36 @@ def _judge_features(
 
 def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> list[Floats]:
     """The value between tower and connector of a bundle's graph."""
+    name = ladder.bundle.manifest.vision.tower_output
+    if not is_run(variant):
+        return _rounded(ladder, variant, pixels, name)
     from .onnx_tap import tapped
 
-    path = ladder.bundle.path(variant.files[0])
-    with tapped(path, ladder.bundle.manifest.vision.tower_output, ladder.threads) as run:
+    with tapped(ladder.bundle.path(variant.files[0]), name, ladder.threads) as run:
         return _in_batches(run, pixels)
 
 
-def _float32_graph(ladder: Ladder) -> Any | None:
-    """The bundle's float32 graph, or one made of the checkpoint where it has none; None without torch."""
-    if not isinstance(ladder.reference, CheckpointReference):
-        return None
+def _graph(ladder: Ladder, variant: Variant) -> Any:
     import onnx
 
-    from tinyllava_edge.export.vision_onnx import build_vision_graph
-
-    for variant in ladder.bundle.manifest.variants:
-        if variant.part == "vision" and variant.name == "fp32":
-            return onnx.load(ladder.bundle.path(variant.files[0]))
-    return build_vision_graph(ladder.reference.model, ladder.bundle.manifest.vision.image_size)
+    return onnx.load(ladder.bundle.path(variant.files[0]))
 
 
-def _max_activation(graph: Any, pixels: Sequence[Floats]) -> float:
-    """Largest magnitude of any value in the graph that an overflow would spoil."""
-    from tinyllava_edge.export.precision import measure_ranges
+def _rounded(
+    ladder: Ladder, variant: Variant, pixels: Sequence[Floats], name: str = "embeddings"
+) -> list[Floats]:
+    """Embeddings, or an inner value, of a bundle's graph with every weight and value rounded to its type."""
+    from tinyllava_edge.export.rounding import evaluate_rounded
 
-    ranges = measure_ranges(graph, np.stack(pixels))
-    return max(value.largest for value in ranges if not value.harmless)
+    return list(evaluate_rounded(_graph(ladder, variant), np.stack(pixels), name))
 
 
-def _rounded_snr_db(graph: Any, pixels: Sequence[Floats], expected: Sequence[Floats]) -> float:
-    """Embeddings computed with every value rounded to float16."""
-    from tinyllava_edge.export.precision import evaluate_rounded
+def _max_activation(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> float:
+    """Largest magnitude of any value that is stored in float16, if an overflow of it would do harm."""
+    from tinyllava_edge.export.rounding import measure_ranges
 
-    return snr_db(np.stack(expected), evaluate_rounded(graph, np.stack(pixels)))
+    ranges = measure_ranges(_graph(ladder, variant), np.stack(pixels))
+    return float(np.max([value.largest for value in ranges if not value.harmless]))
 
 
 def _tower_cause(reference: Reference, picture: int, found: Floats) -> str:

@@ -1,6 +1,7 @@
 """The command `tinyllava-edge export`."""
 
 import json as json_module
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +39,10 @@ def export(
     template: Annotated[
         str | None, typer.Option(help="Prompt template, instead of the one stored or inferred.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Directory of pictures that int8 is fitted to; nine of the package's without."),
+    ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
     ] = False,
@@ -49,6 +54,7 @@ def export(
         vision=parse_names(vision),
         language=parse_names(language),
         template=template,
+        calibration=calibration,
         force=force,
         allow_pickle=allow_pickle,
     )
@@ -91,11 +97,8 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
         for variant in bundle.manifest.variants
     ]
     for row in rows:
-        if row.get("fallback"):
-            note(
-                f"{row['name']}: {len(row['fallback'])} tensors have rows that are not a multiple of the "
-                f"type's block and were stored in a larger type, first {row['fallback'][0]}"
-            )
+        for line in _remarks(row):
+            note(f"{row['name']}: {line}")
     peaks = report["peak_anonymous_bytes"]
     if json:
         facts = {"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows}
@@ -104,6 +107,26 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
         _print_table(output, rows)
         if known := [f"{part} {peak / 1e6:,.0f} MB" for part, peak in peaks.items() if peak is not None]:
             stdout.print(f"peak anonymous memory: {', '.join(known)}")
+
+
+def _remarks(row: dict[str, Any]) -> Iterator[str]:
+    """What differs from what was asked for, and why."""
+    if fallback := row.get("fallback"):
+        yield (
+            f"{len(fallback)} tensors have rows that are not a multiple of the type's block and were stored "
+            f"in a larger type, first {fallback[0]}"
+        )
+    for island in row.get("islands", ()):
+        yield (
+            f"{len(island['nodes'])} operations stay in float32, as {island['at']} reaches "
+            f"{island['largest']:.6g}"
+            + ("; this attention cannot be fused" if island["in_attention"] else "")
+        )
+    if kept := row.get("kept_layers"):
+        yield (
+            f"{len(kept)} of {row['linear_layers']} linear layers are not int8, which would cost their input "
+            f"too much, first {kept[0]}"
+        )
 
 
 def _print_table(output: Path, rows: list[dict[str, Any]]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from tinyllava_edge.errors import UsageError
 
 # Most precise first: the order of a manifest's variants, of which the first is a runtime's default.
-VISION_PRECISIONS = ("fp32", "fp16")
+# int8: linear layers in int8, the rest float32, for the CPU. int8_fp16: the rest float16, for TensorRT.
+VISION_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_fp16")
+CALIBRATED = ("fp16", "int8", "int8_fp16")  # those that look at pictures to decide something
 # Names of llama.cpp's file types (enum llama_ftype in llama.h), without LLAMA_FTYPE_MOSTLY_.
 LANGUAGE_TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_k_s", "q5_0", "q4_k_m", "q4_1", "q4_k_s",
@@ -33,6 +35,7 @@ class ExportOptions:
         language: names from `LANGUAGE_TYPES`.
         sources: where tokenizer and processor files are that the checkpoint only names.
         template: name of the prompt template, instead of the checkpoint's own.
+        calibration: directory of pictures for int8 and for float16's range; the package's own without.
         force: replace an existing output.
         allow_pickle: read `.bin` weights.
         repository: of the hub, where the checkpoint was downloaded from one.
@@ -46,6 +49,7 @@ class ExportOptions:
     language: tuple[str, ...] = ("f32", "f16", "q8_0", "q4_k_m")
     sources: Path | None = None
     template: str | None = None
+    calibration: Path | None = None
     force: bool = False
     allow_pickle: bool = False
     repository: str = ""

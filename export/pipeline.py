@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 
 from tinyllava_edge.anonymous_memory import watched_memory
@@ -39,14 +38,16 @@ from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.output import check_output
 from tinyllava_edge.prompt import template_fault
 
+from .calibration import calibration_pixels
 from .gguf_arch import architecture_for
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
+from .onnx_file import TOWER_OUTPUT
 from .options import ExportOptions
-from .parity import VisionTrial, check_float16, check_language, check_vision, vision_trial
-from .precision import to_float16
+from .parity import check_language, vision_trial
 from .quantize import quantize_gguf
 from .reference import MAX_PASSES, write_reference
-from .vision_onnx import TOWER_OUTPUT, build_vision_graph, write_vision_graph
+from .vision_onnx import build_vision_graph
+from .vision_variants import VisionSource, write_variant
 
 __all__ = ["ExportOptions", "export_bundle"]
 
@@ -102,6 +103,7 @@ def export_bundle(
         allow_pickle=options.allow_pickle,
     )
     source.check()
+    calibration = calibration_pixels(options.calibration, assets.preprocessing)
     with watched_memory() as memory, create_bundle(out, force=options.force) as writer:
         on_step("check every weight")
         stored = _StoredWeights(on_progress)
@@ -123,8 +125,10 @@ def export_bundle(
         graph = build_vision_graph(model, reference.pixels.shape[-1])
         del model
         gc.collect()
-        vision, vision_report = _export_vision(writer.root, graph, trial, options, on_step)
+        vision_source = VisionSource(graph, trial, calibration)
         del graph
+        vision, vision_report = _export_vision(writer.root, vision_source, options, on_step)
+        del vision_source
         peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(
@@ -150,7 +154,7 @@ def count_steps(options: ExportOptions) -> int:
 
 
 def _export_vision(
-    root: Path, graph: onnx.ModelProto, trial: VisionTrial, options: ExportOptions, on_step: OnStep
+    root: Path, source: VisionSource, options: ExportOptions, on_step: OnStep
 ) -> tuple[list[Variant], dict[str, Any]]:
     """Write and check the vision graphs."""
     (root / "vision").mkdir()
@@ -158,16 +162,9 @@ def _export_vision(
     report: dict[str, dict[str, Any]] = {}
     for name in options.vision_variants():
         on_step(f"vision {name}")
-        report[name] = {}
-        proto = to_float16(graph) if name == "fp16" else graph
-        files = write_vision_graph(root / "vision" / f"{name}.onnx", proto)
-        del proto
-        if name == "fp16":
-            report[name] = check_float16(graph, trial)
-        report[name]["onnxruntime"] = check_vision(files[0], name, trial)
-        variants.append(
-            _variant("vision", name, "onnx", [path.relative_to(root).as_posix() for path in files])
-        )
+        paths, status, report[name] = write_variant(name, root / "vision" / f"{name}.onnx", source)
+        files = tuple(path.relative_to(root).as_posix() for path in paths)
+        variants.append(Variant(part="vision", name=name, target="onnx", files=files, status=status))
     return variants, report
 
 
@@ -200,12 +197,12 @@ def _export_language(
         report[name] = check_language(path, name, source, on_progress=on_progress)
     if base not in names:
         base_path.unlink(missing_ok=True)
-    variants = [_variant("language", name, "gguf", [f"language/{name}.gguf"]) for name in names]
-    return variants, report
+    return [_language_variant(name) for name in names], report
 
 
-def _variant(part: Any, name: str, target: Any, files: list[str]) -> Variant:
-    return Variant(part=part, name=name, target=target, files=tuple(files), status="verified")
+def _language_variant(name: str) -> Variant:
+    files = (f"language/{name}.gguf",)
+    return Variant(part="language", name=name, target="gguf", files=files, status="verified")
 
 
 class _StoredWeights:

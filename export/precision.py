@@ -1,224 +1,210 @@
-"""Float16 of a vision graph, judged by arithmetic that really rounds.
+"""A float32 vision graph in float16 or bfloat16, with float32 islands where float16 would overflow.
 
-ONNX Runtime's CPU provider computes float16 nodes in float32, and torch's half kernels compute GELU and
-attention in float32 inside: both hide an overflow that a GPU would have. So the graph itself is evaluated
-with every value rounded to float16, and the largest magnitude of every value is measured in float32.
+Types are in the graph itself, because TensorRT 11 has no other way to be told, and TensorRT 10 honours them
+in a strongly typed network. bfloat16 has float32's range and needs no island.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, MutableSequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
-import numpy.typing as npt
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from tinyllava_edge.errors import ExportError
 
-from .vision_onnx import EMBEDDINGS, PIXELS, write_vision_graph
+from .onnx_file import EMBEDDINGS, PIXELS, element_types, replace_nodes, without_weights
+from .rounding import FLOAT16_MAX, ValueRange
 
-FLOAT16_MAX = 65504.0
-# Operators that can carry an infinity on unharmed, towards ...
-_CARRY = ("Add", "Div", "Mul", "Pow")
-# ... these, which turn it into their exact limit: the inner values of GELU.
-_SATURATE = ("Erf", "Tanh")
+# An activation may double, on pictures that were not tried, before it overflows.
+FLOAT16_LIMIT = FLOAT16_MAX / 2
+_SUFFIX: dict[int, str] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+}
+_UNTYPED = ("Shape", "Size")  # their result does not depend on their input's type
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValueRange:
-    """The largest magnitude a value of the graph reached."""
+class Island:
+    """Operations that stay in float32 between casts, because a value between them needs its range.
 
-    name: str  # of the node that makes it: module path / value
-    largest: float
-    harmless: bool  # an infinity here would not reach the output
-
-    @property
-    def margin(self) -> float:
-        """How many times larger it could be before float16 overflows."""
-        return FLOAT16_MAX / self.largest if self.largest else float("inf")
-
-
-def to_float16(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with weights and operations in float16; input and output stay float32.
-
-    Raises:
-        ExportError: a weight is too large for float16, or an operator has a fixed float32 inside.
+    Attributes:
+        nodes: names, in the graph's order.
+        largest: the largest magnitude that asked for it: of a value, or of a weight.
+        at: name of the node that makes the value or has the weight.
+        in_attention: whether it is part of a MatMul-Softmax-MatMul, which TensorRT then cannot fuse.
     """
-    half = _without_weights(proto)
-    graph = half.graph
-    for tensor in proto.graph.initializer:
-        is_float = tensor.data_type == TensorProto.FLOAT
-        graph.initializer.append(_float16_tensor(tensor) if is_float else tensor)
-    for node in graph.node:
-        if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
-            raise ExportError(f"fp16: node {node.name} is a {node.op_type}, which fixes a type.")
-        _rename(node.input, PIXELS, f"{PIXELS}_fp16")
-        _rename(node.input, EMBEDDINGS, f"{EMBEDDINGS}_fp16")
-        _rename(node.output, EMBEDDINGS, f"{EMBEDDINGS}_fp16")
-    for value in graph.value_info:
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT16
-    first = helper.make_node("Cast", [PIXELS], [f"{PIXELS}_fp16"], "fp16/in", to=TensorProto.FLOAT16)
-    last = helper.make_node("Cast", [f"{EMBEDDINGS}_fp16"], [EMBEDDINGS], "fp16/out", to=TensorProto.FLOAT)
-    _replace_nodes(graph, [first, *graph.node, last])
-    return half
+
+    nodes: tuple[str, ...]
+    largest: float
+    at: str
+    in_attention: bool
 
 
-def evaluate_rounded(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Embeddings of a float32 graph in which every weight and every value is rounded to float16."""
-    with opened_graph(proto, _round_everything, optimize=False) as session:
-        rows = [session.run([EMBEDDINGS], {PIXELS: picture[None]})[0] for picture in pixels]
-    return np.concatenate(rows)
-
-
-def measure_ranges(proto: onnx.ModelProto, pixels: npt.NDArray[np.float32]) -> list[ValueRange]:
-    """The largest magnitude of every value of a float32 graph, in the graph's order."""
-    with opened_graph(proto, _output_magnitudes) as session:
-        largest = np.max([session.run(None, {PIXELS: picture[None]}) for picture in pixels], axis=0)
-    floats = _float_values(proto.graph)
-    nodes = [node for node in proto.graph.node if node.output[0] in floats]
-    consumers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in proto.graph.node:
-        for name in node.input:
-            consumers[name].append(node)
-    return [
-        ValueRange(name=node.name, largest=float(value), harmless=_saturates(node.output[0], consumers))
-        for node, value in zip(nodes, largest, strict=True)
-    ]
-
-
-@contextmanager
-def opened_graph(
-    proto: onnx.ModelProto,
-    change: Callable[[onnx.GraphProto], None] | None = None,
-    *,
-    optimize: bool = True,
-) -> Iterator[onnxruntime.InferenceSession]:
-    """Open a graph on ONNX Runtime's CPU provider, through a temporary file.
+def find_islands(proto: onnx.ModelProto, ranges: Sequence[ValueRange]) -> tuple[Island, ...]:
+    """Where float16 has not the range: a value over half of it, makers and users; a weight over all of it.
 
     Args:
-        proto: left as it is.
-        change: changes nodes and outputs of what is opened; large weights stay in their own file meanwhile.
-        optimize: let ONNX Runtime rewrite the graph.
+        proto: the graph.
+        ranges: of its float32 form, measured on real pictures.
     """
-    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
-        path = Path(folder) / "graph.onnx"
-        write_vision_graph(path, proto)
-        if change is not None:
-            without_weights = onnx.load(path, load_external_data=False)
-            change(without_weights.graph)
-            path.write_bytes(without_weights.SerializeToString())
-        yield open_session(path, optimize=optimize)
-
-
-def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:
-    """Open a graph's file on ONNX Runtime's CPU provider."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # In the order of the file where there is a choice, so that a value is not kept longer than it must be.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
-    if not optimize:  # the optimizer would take a cast to float16 and back for nothing
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with no initializers."""
-    copied = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
-    copied.producer_version = proto.producer_version
-    copied.opset_import.extend(proto.opset_import)
-    copied.graph.name = proto.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(copied.graph, field).extend(getattr(proto.graph, field))
-    return copied
-
-
-def _float16_tensor(tensor: TensorProto) -> TensorProto:
-    values = numpy_helper.to_array(tensor)
-    largest = float(np.abs(values).max(initial=0.0))
-    if not largest <= FLOAT16_MAX:
-        raise ExportError(
-            f"fp16: weight {tensor.name!r} has values up to {largest:.6g}, float16 ends at {FLOAT16_MAX:g}. "
-            "Export --vision fp32."
-        )
-    return numpy_helper.from_array(values.astype(np.float16), tensor.name)
-
-
-def _round_everything(graph: onnx.GraphProto) -> None:
-    """Send the input, every weight and every value through float16."""
-    floats = _float_values(graph)
-    weights = [tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    waiting = {name: f"{name}_rounded" for name in (PIXELS, *weights)}
-    rounded: dict[str, str] = {}
-    nodes = []
-    for node in graph.node:
-        for name in node.input:
-            if name in waiting:  # right before its first use: weights are large
-                rounded[name] = waiting.pop(name)
-                nodes += _rounding(name, rounded[name])
-        node.input[:] = [rounded.get(name, name) for name in node.input]
-        nodes.append(node)
-        name = node.output[0]
-        if name in floats:
-            node.output[0] = f"{name}_exact"
-            nodes += _rounding(f"{name}_exact", name)
-    _replace_nodes(graph, nodes)
-
-
-def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
-    return [
-        helper.make_node("Cast", [source], [f"{target}_fp16"], to=TensorProto.FLOAT16),
-        helper.make_node("Cast", [f"{target}_fp16"], [target], to=TensorProto.FLOAT),
-    ]
-
-
-def _output_magnitudes(graph: onnx.GraphProto) -> None:
-    """Make the largest magnitude of every value an output, in the place of the embeddings.
-
-    Each is computed right behind its value: at the end, every value would have to be kept until then.
-    """
-    floats = _float_values(graph)
-    nodes = []
-    del graph.output[:]
-    for node in graph.node:
-        nodes.append(node)
-        name = node.output[0]
-        if name in floats:
-            nodes.append(helper.make_node("Abs", [name], [f"{name}_abs"]))
-            nodes.append(helper.make_node("ReduceMax", [f"{name}_abs"], [f"{name}_max"], keepdims=0))
-            graph.output.append(helper.make_tensor_value_info(f"{name}_max", TensorProto.FLOAT, []))
-    _replace_nodes(graph, nodes)
-
-
-def _replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _rename(names: MutableSequence[str], old: str, new: str) -> None:
-    for index, name in enumerate(names):
-        if name == old:
-            names[index] = new
-
-
-def _float_values(graph: onnx.GraphProto) -> set[str]:
-    return {
-        value.name
-        for value in (*graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    large = {r.value: r.largest for r in ranges if not r.harmless and not r.largest <= FLOAT16_LIMIT}
+    weights = {
+        tensor.name: magnitude
+        for tensor in proto.graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and (magnitude := _largest(tensor)) > FLOAT16_MAX
     }
+    # Nodes that touch the same large value belong together.
+    groups: list[list[onnx.NodeProto]] = []
+    for node in proto.graph.node:
+        touched = {name for name in (*node.input, *node.output) if name in large or name in weights}
+        if not touched or node.op_type in _UNTYPED:
+            continue
+        joined = [g for g in groups if any(touched & {*n.input, *n.output} & large.keys() for n in g)]
+        groups = [group for group in groups if group not in joined]
+        groups.append([*(member for group in joined for member in group), node])
+    attention = attention_nodes(proto.graph)
+    order = {node.name: index for index, node in enumerate(proto.graph.node)}
+    islands = []
+    for group in groups:
+        found = [
+            (value, node.name)
+            for node in group
+            for name in (*node.output, *node.input)
+            if (value := {**weights, **large}.get(name)) is not None
+        ]
+        largest, at = max(found, key=lambda one: np.nan_to_num(one[0], nan=np.inf))
+        names = tuple(sorted((node.name for node in group), key=order.__getitem__))
+        in_attention = any(name in attention for name in names)
+        islands.append(Island(nodes=names, largest=largest, at=at, in_attention=in_attention))
+    return tuple(islands)
 
 
-def _saturates(name: str, consumers: dict[str, list[onnx.NodeProto]]) -> bool:
-    """Whether every way on from a value ends in an operator with a limit."""
-    return bool(consumers[name]) and all(
-        node.op_type in _SATURATE or (node.op_type in _CARRY and _saturates(node.output[0], consumers))
-        for node in consumers[name]
-    )
+def attention_nodes(graph: onnx.GraphProto) -> set[str]:
+    """Names of the nodes of every MatMul-Softmax-MatMul."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found = set()
+    for node in graph.node:
+        before = makers.get(node.input[0]) if node.input else None
+        if node.op_type == "Softmax" and before is not None:
+            found |= {node.name, before.name}
+        elif node.op_type == "MatMul" and before is not None and before.op_type == "Softmax":
+            found.add(node.name)
+    return found
+
+
+def to_float16(proto: onnx.ModelProto, islands: Iterable[Island] = ()) -> onnx.ModelProto:
+    """The same graph in float16 but for the islands; input and output stay float32.
+
+    Raises:
+        ExportError: a weight outside of an island is too large, or an operator has a fixed type inside.
+    """
+    kept = {name: TensorProto.FLOAT for island in islands for name in island.nodes}
+    return _typed(proto, TensorProto.FLOAT16, kept)
+
+
+def to_bfloat16(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph in bfloat16; input and output stay float32.
+
+    The convolution that cuts the picture into patches is float16: opset 18 has none in bfloat16 (torch's own
+    export of a bfloat16 model writes one, which onnx's checker refuses), and pixels are small.
+    """
+    kept = {node.name: TensorProto.FLOAT16 for node in proto.graph.node if node.op_type == "Conv"}
+    return _typed(proto, TensorProto.BFLOAT16, kept)
+
+
+def _typed(proto: onnx.ModelProto, low: int, kept: Mapping[str, int]) -> onnx.ModelProto:
+    """The graph in the type `low`; `kept` has the types of nodes that are to have another."""
+    typed = without_weights(proto)
+    retyping = _Retyping(typed.graph, {tensor.name: tensor for tensor in proto.graph.initializer})
+    kinds = element_types(typed.graph)
+    for node in typed.graph.node:
+        if node.op_type in ("Cast", "Constant", "ConstantOfShape"):
+            raise ExportError(f"{_SUFFIX[low]}: node {node.name} is a {node.op_type}, which fixes a type.")
+        own = kept.get(node.name, low)
+        if node.op_type not in _UNTYPED:
+            node.input[:] = [retyping.input_as(name, own, is_low=own == low) for name in node.input]
+        retyping.nodes.append(node)
+        retyping.homes |= {name: own for name in node.output if kinds.get(name) == TensorProto.FLOAT}
+    retyping.finish()
+    return typed
+
+
+class _Retyping:
+    """A graph whose nodes get types one by one, in their order.
+
+    Attributes:
+        homes: the type that a float value is made in.
+        nodes: those that are done, with the casts between them.
+    """
+
+    def __init__(self, graph: onnx.GraphProto, weights: Mapping[str, TensorProto]) -> None:
+        self.homes: dict[str, int] = {PIXELS: TensorProto.FLOAT}
+        self.nodes: list[onnx.NodeProto] = []
+        self._graph = graph
+        self._weights = weights
+        self._known = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
+        self._there: set[str] = set()  # weights and casts
+
+    def input_as(self, name: str, kind: int, *, is_low: bool) -> str:
+        """Name of a float value or weight in a type, made where it is not there yet."""
+        weight = self._weights.get(name)
+        if weight is not None:
+            new = name if is_low or weight.data_type != TensorProto.FLOAT else f"{name}_{_SUFFIX[kind]}"
+            if new not in self._there:
+                is_float = weight.data_type == TensorProto.FLOAT
+                self._graph.initializer.append(_weight_as(weight, new, kind) if is_float else weight)
+        elif self.homes.get(name, kind) == kind:
+            return name
+        else:
+            new = f"{name}_{_SUFFIX[kind]}"
+            if new not in self._there:
+                self._cast(name, new, kind)
+        self._there.add(new)
+        return new
+
+    def finish(self) -> None:
+        """Cast the embeddings, so that what leaves the graph is what llama.cpp takes; list every type."""
+        home = self.homes[EMBEDDINGS]
+        if home != TensorProto.FLOAT:
+            inner = f"{EMBEDDINGS}_{_SUFFIX[home]}"
+            for node in self.nodes:
+                for names in (node.input, node.output):
+                    names[:] = [inner if name == EMBEDDINGS else name for name in names]
+            self._list_as(EMBEDDINGS, inner, home)
+            cast = helper.make_node("Cast", [inner], [EMBEDDINGS], f"cast/{EMBEDDINGS}", to=TensorProto.FLOAT)
+            self.nodes.append(cast)
+        inner_values = [value for value in self._graph.value_info if value.name not in self._weights]
+        for value in inner_values:
+            value.type.tensor_type.elem_type = self.homes.get(value.name, value.type.tensor_type.elem_type)
+        del self._graph.value_info[:]
+        self._graph.value_info.extend(inner_values)
+        replace_nodes(self._graph, self.nodes)
+
+    def _cast(self, name: str, new: str, kind: int) -> None:
+        self.nodes.append(helper.make_node("Cast", [name], [new], f"cast/{new}", to=kind))
+        self._list_as(name, new, kind)
+
+    def _list_as(self, name: str, new: str, kind: int) -> None:
+        listed = onnx.ValueInfoProto()
+        listed.CopyFrom(self._known[name])
+        listed.name = new
+        listed.type.tensor_type.elem_type = kind
+        self._graph.value_info.append(listed)
+
+
+def _weight_as(tensor: TensorProto, name: str, kind: int) -> TensorProto:
+    """A float32 weight under a name, in a type."""
+    values = numpy_helper.to_array(tensor)
+    if kind == TensorProto.FLOAT16 and not _largest(tensor) <= FLOAT16_MAX:
+        raise ExportError(
+            f"fp16: weight {tensor.name!r} has values up to {_largest(tensor):.6g}, float16 ends at "
+            f"{FLOAT16_MAX:g}. Export --vision fp32."
+        )
+    return numpy_helper.from_array(values.astype(helper.tensor_dtype_to_np_dtype(kind)), name)
+
+
+def _largest(tensor: TensorProto) -> float:
+    return float(np.abs(numpy_helper.to_array(tensor)).max(initial=0.0))

@@ -1,15 +1,9 @@
-"""Vision tower and connector of a checkpoint, as one ONNX graph (opset 18).
-
-Inputs
-    pixels               [batch, 3, image_size, image_size]  float32, batch is dynamic
-Outputs
-    embeddings           [batch, num_tokens, hidden]         float32, hidden is the language model's
-Inner value, listed in the graph's value_info
-    vision_tower_output  [batch, num_tokens, vision_hidden]  float32 or float16: between tower and connector
+"""Vision tower and connector of a checkpoint, as one ONNX graph (opset 18). Names: `onnx_file.py`.
 
 Holds only the encoder layers that the feature layer needs, and drops token 0 where upstream does. Opset 18
 keeps LayerNormalization whole and has no Gelu or Attention op, so that TensorRT 10.3 to 11 read one file
-(spec/tensorrt_jetson.md section 2). A float16 graph casts its input and output inside.
+(spec/tensorrt_jetson.md section 2). The scale of attention is on the query alone, before the first product,
+as TensorRT's fused attention asks for; torch's own translation spreads it over query and key.
 """
 
 import ast
@@ -17,23 +11,29 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
+from onnxscript import opset18 as op
 from torch import nn
 
-from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.vision_tower import VisionTower
 from tinyllava_edge.model.vlm import TinyLlava
 
+from .onnx_file import EMBEDDINGS, PIXELS, TOWER_OUTPUT, check_domains, write_vision_graph
+
+__all__ = [
+    "EMBEDDINGS",
+    "OPSET",
+    "PIXELS",
+    "TOWER_OUTPUT",
+    "VisionGraph",
+    "build_vision_graph",
+    "write_vision_graph",
+]
+
 OPSET = 18
-PIXELS = "pixels"
-EMBEDDINGS = "embeddings"
-TOWER_OUTPUT = "vision_tower_output"
-INLINE_LIMIT = 1 << 28  # bytes: a file with its weights inside is read and written as a whole
-PAGE = 4096  # bytes: weights that begin at one can be mapped
-DOMAINS = ("", "ai.onnx")  # the standard operators, of which every runtime has its own
 
 
 class VisionGraph(nn.Module):
@@ -59,77 +59,47 @@ def build_vision_graph(model: TinyLlava, size: int) -> onnx.ModelProto:
     """
     graph = VisionGraph(model.vision_tower.folded(size), model.connector).eval()
     with torch.no_grad(), _quiet_exporter():
-        program = torch.onnx.export(
-            graph,
-            (torch.zeros(2, 3, size, size),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[PIXELS],
-            output_names=[EMBEDDINGS, TOWER_OUTPUT],
-            dynamic_shapes={PIXELS: {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    assert program is not None
-    proto = program.model_proto
-    _hide_tower_output(proto)
+        proto = _traced(graph, torch.zeros(2, 3, size, size))
     _name_nodes(proto)
     _remove_traces(proto)
     check_domains(proto)
     return proto
 
 
-def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
-    """Write a graph, its weights beside it in one `.data` file where they are large; returns the files."""
-    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= INLINE_LIMIT:
-        onnx.save_model(proto, path)
-        files = [path]
-    else:
-        data = path.with_name(f"{path.name}.data")
-        _write_apart(path, data, proto)
-        files = [path, data]
-    onnx.checker.check_model(str(path), full_check=True)
-    return files
+def _traced(graph: VisionGraph, pixels: torch.Tensor) -> onnx.ModelProto:
+    """Torch's export, of whatever type the model and its pixels have."""
+    program = torch.onnx.export(
+        graph,
+        (pixels,),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[PIXELS],
+        output_names=[EMBEDDINGS, TOWER_OUTPUT],
+        dynamic_shapes={PIXELS: {0: torch.export.Dim("batch", min=1)}},
+        custom_translation_table={torch.ops.aten.scaled_dot_product_attention.default: _attention},
+        verbose=False,
+    )
+    assert program is not None
+    proto = program.model_proto
+    _hide_tower_output(proto)
+    return proto
 
 
-def _write_apart(path: Path, data: Path, proto: onnx.ModelProto) -> None:
-    """Write the weights to `data`; onnx's own way to do so needs a second copy of them in memory."""
-    apart = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
-    apart.producer_version = proto.producer_version
-    apart.opset_import.extend(proto.opset_import)
-    apart.graph.name = proto.graph.name
-    for field in ("node", "input", "output", "value_info"):
-        getattr(apart.graph, field).extend(getattr(proto.graph, field))
-    with data.open("wb") as file:
-        for tensor in proto.graph.initializer:
-            if tensor.ByteSize() < PAGE:
-                apart.graph.initializer.append(tensor)
-                continue
-            file.seek(-(-file.tell() // PAGE) * PAGE)
-            place = {"location": data.name, "offset": file.tell(), "length": file.write(tensor.raw_data)}
-            pointer = apart.graph.initializer.add(
-                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
-            )
-            pointer.data_location = onnx.TensorProto.EXTERNAL
-            for key, value in place.items():
-                pointer.external_data.add(key=key, value=str(value))
-    path.write_bytes(apart.SerializeToString())
-
-
-def check_domains(proto: onnx.ModelProto) -> None:
-    """Refuse a graph that needs operators from elsewhere.
-
-    Raises:
-        ExportError: it does; the message names one.
-    """
-    for node in proto.graph.node:
-        if node.domain not in DOMAINS:
-            raise ExportError(
-                f"the vision graph needs operator {node.domain}::{node.op_type}, which is not standard."
-            )
-    if proto.functions:
-        raise ExportError(
-            f"the vision graph needs the function {proto.functions[0].name}, which is not standard."
-        )
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """MatMul-Softmax-MatMul on [batch, heads, rows, width]: `scaled_dot_product_attention` in opset 18."""
+    assert (attn_mask, is_causal, enable_gqa) == (None, False, False), "pictures have no mask"
+    factor: Any = query.shape[-1] ** -0.5 if scale is None else scale
+    scores = op.MatMul(op.Mul(query, op.CastLike(factor, query)), op.Transpose(key, perm=[0, 1, 3, 2]))
+    return op.MatMul(op.Softmax(scores, axis=-1), value)
 
 
 def _hide_tower_output(proto: onnx.ModelProto) -> None:

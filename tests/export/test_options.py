@@ -15,7 +15,7 @@ from tinyllava_edge.export.options import (
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"vision": ("fp8",)}, ["'fp8' is not known", "fp32, fp16"]),
+        ({"vision": ("fp8",)}, ["'fp8' is not known", "fp32, fp16, bf16, int8, int8_fp16"]),
         ({"language": ("q4_x",)}, ["'q4_x' is not known", "q4_k_m", "iq4_xs"]),
         ({"language": ("iq2_xs",)}, ["iq2_xs", "importance matrix"]),
         ({"language": ("mxfp4_moe",)}, ["experts"]),
@@ -33,8 +33,10 @@ def test_a_name_that_cannot_be_exported_is_refused_with_the_reason(
 
 
 def test_variants_come_once_each_and_most_precise_first() -> None:
-    options = ExportOptions(vision=("fp16", "fp32", "fp16"), language=("q4_k_m", "f16", "q8_0", "f32"))
-    assert options.vision_variants() == ["fp32", "fp16"]
+    options = ExportOptions(
+        vision=("int8", "fp16", "fp32", "bf16", "fp16"), language=("q4_k_m", "f16", "q8_0", "f32")
+    )
+    assert options.vision_variants() == ["fp32", "fp16", "bf16", "int8"]
     assert options.language_variants() == ["f32", "f16", "q8_0", "q4_k_m"]
 
 

@@ -14,7 +14,7 @@ from tests.export.conftest import Exported
 from tests.export.gguf_files import change_weights, language_source
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import CheckpointError, ExportError, OutputExistsError
-from tinyllava_edge.export import pipeline
+from tinyllava_edge.export import pipeline, vision_variants
 from tinyllava_edge.export.cli import export as export_command
 from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import no_progress
@@ -161,10 +161,12 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
         "stream_model",
         "write_reference",
         "build_vision_graph",
-        "write_vision_graph",
-        "check_float16",
-        "to_float16",
-        "check_vision",
+        "calibration_pixels",
+        "write_variant",
+        "vision_variants.write_vision_graph",
+        "vision_variants.check_rounded",
+        "vision_variants.to_float16",
+        "vision_variants.check_vision",
         "write_language_gguf",
         "quantize_gguf",
         "check_language",
@@ -183,7 +185,8 @@ def test_a_failure_at_any_step_leaves_nothing_and_an_older_bundle_untouched(
         raise KeyboardInterrupt  # what a user's Ctrl-C raises
 
     owner, _, name = step.rpartition(".")
-    monkeypatch.setattr(getattr(pipeline, owner) if owner else pipeline, name, fail)
+    owners = {"": pipeline, "vision_variants": vision_variants, "Bundle": Bundle}
+    monkeypatch.setattr(owners[owner], name, fail)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(checkpoint, out, ExportOptions(vision=("fp16",), language=("q8_0",), force=True))
     assert list(tmp_path.rglob("*")) == [out, out / "manifest.json"]

@@ -14,9 +14,10 @@ from onnx import TensorProto
 
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.export import vision_onnx
-from tinyllava_edge.export.precision import open_session, opened_graph, to_float16
-from tinyllava_edge.export.vision_onnx import build_vision_graph, check_domains, write_vision_graph
+from tinyllava_edge.export import onnx_file
+from tinyllava_edge.export.onnx_file import check_domains, open_session, opened_graph, write_vision_graph
+from tinyllava_edge.export.precision import to_float16
+from tinyllava_edge.export.vision_onnx import build_vision_graph
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 
 # Operators of ONNX that TensorRT 10.1's parser does not list, or that break its fused attention
@@ -140,7 +141,7 @@ def test_large_weights_lie_beside_the_graph(
     vision_graph: onnx.ModelProto, model: TinyLlava, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = vision_graph.SerializeToString()
-    monkeypatch.setattr(vision_onnx, "INLINE_LIMIT", 1000)
+    monkeypatch.setattr(onnx_file, "INLINE_LIMIT", 1000)
     files = write_vision_graph(tmp_path / "fp32.onnx", vision_graph)
     assert [path.name for path in files] == ["fp32.onnx", "fp32.onnx.data"]
     assert len({path.stat().st_mode for path in files}) == 1  # onnx writes the second for its owner only

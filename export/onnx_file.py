@@ -1,0 +1,137 @@
+"""A vision graph as a file: its names, writing it, and running it on the CPU. No torch.
+
+Inputs
+    pixels               [batch, 3, image_size, image_size]  float32, batch is dynamic
+Outputs
+    embeddings           [batch, num_tokens, hidden]         float32, hidden is the language model's
+Inner value, listed in the graph's value_info
+    vision_tower_output  [batch, tokens, vision_hidden]      between tower and connector, the graph's type
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnxruntime
+
+from tinyllava_edge.errors import ExportError
+
+PIXELS = "pixels"
+EMBEDDINGS = "embeddings"
+TOWER_OUTPUT = "vision_tower_output"
+INLINE_LIMIT = 1 << 28  # bytes: a file with its weights inside is read and written as a whole
+PAGE = 4096  # bytes: weights that begin at one can be mapped
+DOMAINS = ("", "ai.onnx")  # the standard operators, of which every runtime has its own
+
+
+def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
+    """Write a graph, its weights beside it in one `.data` file where they are large; returns the files."""
+    if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= INLINE_LIMIT:
+        onnx.save_model(proto, path)
+        files = [path]
+    else:
+        data = path.with_name(f"{path.name}.data")
+        _write_apart(path, data, proto)
+        files = [path, data]
+    onnx.checker.check_model(str(path), full_check=True)
+    return files
+
+
+def _write_apart(path: Path, data: Path, proto: onnx.ModelProto) -> None:
+    """Write the weights to `data`; onnx's own way to do so needs a second copy of them in memory."""
+    apart = without_weights(proto)
+    with data.open("wb") as file:
+        for tensor in proto.graph.initializer:
+            if tensor.ByteSize() < PAGE:
+                apart.graph.initializer.append(tensor)
+                continue
+            file.seek(-(-file.tell() // PAGE) * PAGE)
+            place = {"location": data.name, "offset": file.tell(), "length": file.write(tensor.raw_data)}
+            pointer = apart.graph.initializer.add(
+                name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
+            )
+            pointer.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in place.items():
+                pointer.external_data.add(key=key, value=str(value))
+    path.write_bytes(apart.SerializeToString())
+
+
+def check_domains(proto: onnx.ModelProto) -> None:
+    """Refuse a graph that needs operators from elsewhere.
+
+    Raises:
+        ExportError: it does; the message names one.
+    """
+    for node in proto.graph.node:
+        if node.domain not in DOMAINS:
+            raise ExportError(
+                f"the vision graph needs operator {node.domain}::{node.op_type}, which is not standard."
+            )
+    if proto.functions:
+        raise ExportError(
+            f"the vision graph needs the function {proto.functions[0].name}, which is not standard."
+        )
+
+
+@contextmanager
+def opened_graph(
+    proto: onnx.ModelProto,
+    change: Callable[[onnx.GraphProto], None] | None = None,
+    *,
+    optimize: bool = True,
+) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a graph on ONNX Runtime's CPU provider, through a temporary file.
+
+    Args:
+        proto: left as it is.
+        change: changes nodes and outputs of what is opened; large weights stay in their own file meanwhile.
+        optimize: let ONNX Runtime rewrite the graph.
+    """
+    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
+        path = Path(folder) / "graph.onnx"
+        write_vision_graph(path, proto)
+        if change is not None:
+            without_weights = onnx.load(path, load_external_data=False)
+            change(without_weights.graph)
+            path.write_bytes(without_weights.SerializeToString())
+        yield open_session(path, optimize=optimize)
+
+
+def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:
+    """Open a graph's file on ONNX Runtime's CPU provider."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # In the order of the file where there is a choice, so that a value is not kept longer than it must be.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
+    # Some x86 processors saturate sums of int8; the runtime (runtimes/ort.py) has this too.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimize:  # the optimizer would take a cast to float16 and back for nothing
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with no initializers."""
+    copied = onnx.ModelProto(ir_version=proto.ir_version, producer_name=proto.producer_name)
+    copied.producer_version = proto.producer_version
+    copied.opset_import.extend(proto.opset_import)
+    copied.graph.name = proto.graph.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(copied.graph, field).extend(getattr(proto.graph, field))
+    return copied
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put these nodes in the place of the graph's."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def element_types(graph: onnx.GraphProto) -> dict[str, int]:
+    """Element type of every input, output and listed inner value."""
+    values = (*graph.input, *graph.output, *graph.value_info)
+    return {value.name: value.type.tensor_type.elem_type for value in values}

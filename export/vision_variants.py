@@ -1,0 +1,134 @@
+"""Each precision of the vision graph: how it is made, and what it is held against before it is published."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from . import int8
+from .onnx_file import write_vision_graph
+from .parity import VisionTrial, check_rounded, check_vision
+from .precision import Island, find_islands, to_bfloat16, to_float16
+from .rounding import Floats, ValueRange, measure_ranges
+
+Status = Literal["verified", "built, not run"]
+
+
+@dataclass
+class VisionSource:
+    """What every precision is made from.
+
+    Attributes:
+        graph: float32, as traced.
+        trial: pictures that no precision is fitted to, with torch's embeddings.
+        calibration: pixels [pictures, 3, h, w].
+    """
+
+    graph: onnx.ModelProto
+    trial: VisionTrial
+    calibration: Floats
+
+    @cached_property
+    def ranges(self) -> list[ValueRange]:
+        """How large every value gets, on all the pictures there are."""
+        return measure_ranges(self.graph, np.concatenate([self.calibration, self.trial.pixels]))
+
+    @cached_property
+    def islands(self) -> tuple[Island, ...]:
+        """What stays in float32 where the rest is float16."""
+        return find_islands(self.graph, self.ranges)
+
+    @cached_property
+    def linear_inputs(self) -> dict[str, int8.InputRange]:
+        """What int8 is fitted to."""
+        return int8.measure_inputs(self.graph, self.calibration)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A graph, and what its making decided."""
+
+    proto: onnx.ModelProto
+    decisions: dict[str, Any]
+
+
+def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Path], Status, dict[str, Any]]:
+    """Write one of `options.VISION_PRECISIONS` and hold it against torch.
+
+    Returns:
+        its files, what it was found to be, and the report that goes to `parity/export.json`.
+
+    Raises:
+        ExportError: it cannot be made, or is too far from torch.
+    """
+    built = _BUILDERS[name](source)
+    files = write_vision_graph(path, built.proto)
+    report = dict(built.decisions)
+    if name in ROUNDED:
+        report |= check_rounded(built.proto, name, source.trial)
+    if name in NOT_RUN:
+        return files, "built, not run", report
+    del built
+    report["onnxruntime"] = check_vision(files[0], name, source.trial)
+    return files, "verified", report
+
+
+def _float32(source: VisionSource) -> Built:
+    return Built(source.graph, {})
+
+
+def _float16(source: VisionSource) -> Built:
+    return Built(to_float16(source.graph, source.islands), {"islands": _listed(source.islands)})
+
+
+def _bfloat16(source: VisionSource) -> Built:
+    return Built(to_bfloat16(source.graph), {})
+
+
+def _int8(source: VisionSource) -> Built:
+    kept = int8.kept_layers(source.graph, source.linear_inputs, int8.CPU)
+    proto = int8.to_int8(source.graph, source.linear_inputs, int8.CPU, kept)
+    return Built(proto, _int8_decisions(source, kept))
+
+
+def _int8_float16(source: VisionSource) -> Built:
+    in_islands = {name for island in source.islands for name in island.nodes}
+    kept = int8.kept_layers(source.graph, source.linear_inputs, int8.TENSORRT, in_islands)
+    proto = int8.to_int8(source.graph, source.linear_inputs, int8.TENSORRT, kept)
+    decisions = {**_int8_decisions(source, kept), "islands": _listed(source.islands)}
+    return Built(int8.with_typed_scales(to_float16(proto, source.islands)), decisions)
+
+
+def _listed(islands: tuple[Island, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "nodes": list(island.nodes),
+            "largest": island.largest,
+            "at": island.at,
+            "in_attention": island.in_attention,
+        }
+        for island in islands
+    ]
+
+
+def _int8_decisions(source: VisionSource, kept: list[str]) -> dict[str, Any]:
+    return {
+        "calibration_pictures": len(source.calibration),
+        "linear_layers": len(int8.linear_layers(source.graph.graph)),
+        "kept_layers": kept,
+    }
+
+
+_BUILDERS: dict[str, Callable[[VisionSource], Built]] = {
+    "fp32": _float32,
+    "fp16": _float16,
+    "bf16": _bfloat16,
+    "int8": _int8,
+    "int8_fp16": _int8_float16,
+}
+ROUNDED = ("fp16", "bf16", "int8_fp16")  # ONNX Runtime's CPU provider does not round as these say
+NOT_RUN = ("bf16", "int8_fp16")  # for TensorRT; the CPU provider has no kernels for them

@@ -28,6 +28,8 @@ def test_the_limits_are_those_of_the_specification() -> None:
     assert limits("connector", "fp32") == {**limits("tower", "fp32"), "connector_nmse": 1e-11}
     assert limits("connector", "fp16")["snr_db"] == 40
     assert limits("connector", "fp16")["min_token_cosine"] == 0.999
+    assert limits("connector", "bf16") == {"snr_db": 30, "min_token_cosine": 0.997}
+    assert limits("connector", "int8") == {"snr_db": 20, "mean_token_cosine": 0.99}
     assert limits("logits", "f32") == {"nmse": 1e-10}
     assert limits("logits", "f16") == {"nmse": 1e-4}
     assert limits("teacher_forced", "f16")["mean_kld"] == 1e-3

@@ -10,13 +10,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge import open_bundle
 from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
 from tinyllava_edge.benchmarks.gates import STAGES, at_most
 from tinyllava_edge.benchmarks.ladder import Check, Report, StageResult, judge
 from tinyllava_edge.benchmarks.stored_reference import StoredReference
 from tinyllava_edge.benchmarks.verify import open_reference
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 
 from .conftest import Honest, climb_quickly, write_decided_checkpoint
@@ -40,6 +41,32 @@ def test_the_stored_tensors_pass_and_skip_only_what_needs_the_checkpoint(honest:
     report = climb_quickly(bundle, StoredReference(bundle))
     assert report.passed, report.verdict
     assert {result.stage for result in report.results if result.skipped} == {"weights", "metadata", "splice"}
+
+
+def test_int8_is_run_and_what_only_tensorrt_runs_is_evaluated(honest: Honest, tmp_path: Path) -> None:
+    options = ExportOptions(vision=("bf16", "int8", "int8_fp16"), language=("f32",))
+    export_bundle(honest.checkpoint, tmp_path / "bundle", options)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert {variant.name: variant.status for variant in bundle.manifest.variants} == {
+        "bf16": "built, not run",
+        "int8": "verified",
+        "int8_fp16": "built, not run",
+        "f32": "verified",
+    }
+    assert bundle.variant("vision").name == "int8"  # the most precise one that was run
+    report = climb_quickly(bundle, honest.reference)
+    assert report.passed, report.verdict
+    details = {(result.stage, result.variant): result.detail for result in report.results}
+    for stage in ("tower", "connector"):
+        assert "not run" in details[stage, "bf16"]
+        assert "not run" in details[stage, "int8_fp16"]
+        assert "not run" not in details[stage, "int8"]
+    assert ("logits", "f32") in details  # with int8, the only one that a runtime has
+    assert not any("bf16" in variant or "fp16" in variant for stage, variant in details if stage == "logits")
+    with open_bundle(bundle.root, vision="int8") as model:
+        assert "".join(model.chat("What is this?", ["docs/pictures/cat.jpg"], max_tokens=4))
+    with pytest.raises(BackendError, match=r"bf16\.onnx: ONNX Runtime cannot load it"):
+        open_bundle(bundle.root, vision="bf16")
 
 
 def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:

@@ -48,6 +48,7 @@ COMMANDS = {
         "Download, export, verify and score the released checkpoints.",
     ),
     "inspect": ("tinyllava_edge.inspection", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
+    "prune": ("tinyllava_edge.pruning", "prune", "Write a smaller bundle with some variants only."),
     "doctor": (
         "tinyllava_edge.runtimes.cli",
         "doctor",

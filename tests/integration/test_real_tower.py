@@ -3,7 +3,9 @@
 pytest -m network -s tests/integration/test_real_tower.py
 """
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +19,6 @@ from tinyllava_edge.export.options import VISION_PRECISIONS
 from tinyllava_edge.model.vlm import load_model
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
-LAST_NORM = "/backbone/layernorm/LayerNormalization_output_0"
 
 
 @pytest.fixture(scope="module")
@@ -28,23 +29,16 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_lifted_tower_computes_what_the_package_computes(original: Path, tmp_path: Path) -> None:
     """The last norm's output, tapped inside their graph."""
     proto = onnx.load(original)
-    (last,) = [n for n in proto.graph.node if "backbone.layernorm.bias" in n.input]
+    (last,) = [node for node in proto.graph.node if "backbone.layernorm.bias" in node.input]
     proto.graph.output.append(onnx.helper.make_tensor_value_info(last.output[0], 1, None))
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     (expected,) = session.run([last.output[0]], {"input_image": pixels.numpy()})
-    tower = load_model(write_checkpoint(original, tmp_path / "checkpoint")).vision_tower
+    tower: Any = load_model(write_checkpoint(original, tmp_path / "checkpoint")).vision_tower
+    tower.config = replace(tower.config, feature_layer=-1, select_strategy="cls_patch")
     with torch.no_grad():
-        rows = tower.model.layernorm(tower.model.encoder(_embedded(tower, pixels)).last_hidden_state)
+        rows = tower.model.layernorm(tower(pixels))
     np.testing.assert_allclose(rows.numpy(), expected, atol=5e-3)
-
-
-def _embedded(tower: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Patches with our interpolation of the position table."""
-    embeddings = tower.model.embeddings
-    patches = embeddings.patch_embeddings(pixels)
-    rows = torch.cat([embeddings.cls_token.expand(len(patches), -1, -1), patches], dim=1)
-    return rows + tower._positions(pixels.shape[2] // 14)
 
 
 def test_every_precision_passes_its_gate_on_pictures_that_it_was_not_fitted_to(original: Path) -> None:

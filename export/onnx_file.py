@@ -106,7 +106,7 @@ def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceS
     # In the order of the file where there is a choice, so that a value is not kept longer than it must be.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.add_session_config_entry("session.disable_prepacking", "1")  # a second copy of every weight
-    # Some x86 processors saturate sums of int8; the runtime (runtimes/ort.py) has this too.
+    # Right on every processor, where int8 sums of some saturate; slower than what runtimes/ort.py does.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if not optimize:  # the optimizer would take a cast to float16 and back for nothing
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

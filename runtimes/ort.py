@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from tinyllava_edge.bundle import Bundle, VisionSpec
+from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
 
 from .base import BackendOptions, check_open, check_pixels
@@ -221,8 +222,8 @@ def session_options(num_threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = _ERRORS_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads.py has the figures
-    # Some x86 processors (AVX2 without VNNI) saturate sums of uint8 x int8: weights become uint8 there.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if read_cpu().saturates_int8:  # weights become uint8, whose sums are not cut off: slower, and right
+        options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 
 

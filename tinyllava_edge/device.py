@@ -78,6 +78,12 @@ class Cpu:
     usable_cores: int
     features: tuple[str, ...]
 
+    @property
+    def saturates_int8(self) -> bool:
+        """Whether sums of uint8 x int8 products are cut off at 16 bits: x86 without VNNI (vpmaddubsw)."""
+        is_x86 = self.architecture.lower() in ("x86_64", "amd64")
+        return is_x86 and not {"avx_vnni", "avx512_vnni"} & set(self.features)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ import pytest
 
 from tests.runtimes import bundles
 from tests.runtimes.contract import VisionContract
+from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.runtimes import ort
 
@@ -163,3 +165,27 @@ def test_the_genuine_gpu_wheel_takes_the_cpu_silently_and_we_do_not(graph: Path,
     offers, error = result.stdout.splitlines()
     assert "CUDA" in offers.split()
     assert "asked ONNX Runtime for ['CUDAExecutionProvider', 'CPUExecutionProvider'], it took ['CPU" in error
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "saturates"),
+    [
+        ("x86_64", ("avx2",), True),
+        ("AMD64", ("avx2", "avx512f"), True),
+        ("x86_64", ("avx2", "avx_vnni"), False),
+        ("x86_64", ("avx512_vnni",), False),
+        ("aarch64", ("asimddp",), False),
+    ],
+)
+def test_int8_is_computed_without_saturation_where_the_processor_has_no_vnni(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, features: tuple[str, ...], saturates: bool
+) -> None:
+    cpu = replace(read_cpu(), architecture=architecture, features=features)
+    assert cpu.saturates_int8 is saturates
+    monkeypatch.setattr(ort, "read_cpu", lambda: cpu)
+    options = ort.session_options(1)
+    if saturates:
+        assert options.get_session_config_entry("session.x64quantprecision") == "1"
+    else:
+        with pytest.raises(RuntimeError, match="x64quantprecision"):
+            options.get_session_config_entry("session.x64quantprecision")

@@ -71,7 +71,7 @@ def _recolour(ink: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def _tint(count: int, generator: torch.Generator) -> torch.Tensor:
-    """[count, 3, 1, 1]: coloured light on three pictures in ten, which colours their background."""
+    """[count, 3, 1, 1]: coloured light on one picture in ten, which colours their background."""
     colour = _uniform(0.5, 1.0, generator, count, 3, 1, 1)
-    tinted = torch.rand(count, 1, 1, 1, generator=generator) < 0.3
+    tinted = torch.rand(count, 1, 1, 1, generator=generator) < 0.1
     return torch.where(tinted, colour, torch.ones(()))

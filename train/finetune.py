@@ -24,7 +24,7 @@ from tinyllava_edge.prompt import template_named
 from .assemble import assemble
 from .curve import write_curve
 from .data import Conversation, PictureReader, read_conversations, read_lines
-from .loop import TrainingLog, choose_precision, conversation_loss, optimise, parameter_groups
+from .loop import TrainingLog, adamw, choose_precision, conversation_loss, optimise, parameter_groups
 from .lora import add_lora, merge_lora, save_adapter
 from .options import PRETRAIN, FinetuneOptions
 from .run import LOG_FILE, is_finished, open_run, remove_work, truncate_log
@@ -207,7 +207,7 @@ def _optimise(
     model.train()
     optimise(
         "finetune",
-        parameter_groups([(model.get_submodule(part), options.rate) for part in options.tune], 0.0),
+        [adamw(parameter_groups([(model.get_submodule(part), options.rate) for part in options.tune], 0.0))],
         _losses(model, samples, range(snapshots.step, num_steps)),
         num_steps=num_steps,
         warmup_ratio=_WARMUP_RATIO,

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +63,36 @@ def parameter_groups(modules: Iterable[tuple[nn.Module, float]], weight_decay: f
     return groups
 
 
+def adamw(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """AdamW with the memory of second moments that short runs need."""
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98))
+
+
+def muon_and_adamw(
+    modules: Sequence[tuple[nn.Module, float]], *, muon_rate: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside of transformer layers, AdamW for all else.
+
+    From random weights Muon needs about a third of AdamW's steps here. Source: Jordan 2024, "Muon: an
+    optimizer for hidden layers in neural networks"; embeddings, first and last layers stay with AdamW.
+    """
+    matrices = [
+        parameter
+        for module, _ in modules
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and parameter.ndim == 2 and ".layers." in f".{name}"
+    ]
+    hidden = {id(parameter) for parameter in matrices}
+    groups = parameter_groups(modules, weight_decay)
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in hidden]
+    rest = adamw([group for group in groups if group["params"]])
+    return [torch.optim.Muon(matrices, lr=muon_rate, weight_decay=weight_decay), rest] if matrices else [rest]
+
+
 def optimise(
     name: str,
-    groups: list[dict[str, Any]],
+    optimizers: Sequence[torch.optim.Optimizer],
     losses: Iterable[Callable[[], torch.Tensor]],
     *,
     num_steps: int,
@@ -75,17 +101,17 @@ def optimise(
     accelerator: Accelerator,
     log: TrainingLog,
 ) -> None:
-    """Take one optimiser step for each loss: AdamW, linear warm-up, cosine to zero.
+    """Take one step of all optimizers for each loss: linear warm-up, cosine to zero.
 
     Starts from the newest of the log's snapshots; `losses` are those after it.
 
     Raises:
         DataError: a loss is not finite.
     """
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    schedule = get_cosine_schedule_with_warmup(optimizer, int(num_steps * warmup_ratio), num_steps)
-    parameters = [p for group in groups for p in group["params"]]
-    done = log.snapshots.restore(optimizer, schedule) if log.snapshots else 0
+    warmup = int(num_steps * warmup_ratio)
+    schedules = [get_cosine_schedule_with_warmup(optimizer, warmup, num_steps) for optimizer in optimizers]
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    done = log.snapshots.restore(optimizers, schedules) if log.snapshots else 0
     started, recent = time.monotonic(), 0.0
     with progress() as bar:
         task = bar.add_task(name, total=num_steps, completed=done)
@@ -95,9 +121,10 @@ def optimise(
                 loss = compute()
             accelerator.backward(loss)
             torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
             recent += float(loss.detach())
             if not math.isfinite(recent):
                 raise DataError(f"{name}: the loss of step {step} is not finite. Lower the learning rate.")
@@ -105,33 +132,32 @@ def optimise(
             if step % log.every == 0 or step == num_steps:
                 count = (step - 1) % log.every + 1
                 seconds = round(log.seconds_before + time.monotonic() - started, 1)
-                rate = max(schedule.get_last_lr())
+                rate = max(rate for schedule in schedules for rate in schedule.get_last_lr())
                 log.write(stage=name, step=step, loss=recent / count, learning_rate=rate, seconds=seconds)
                 recent = 0.0
             if log.snapshots:
-                log.snapshots.save_if_due(step, optimizer, schedule)
+                log.snapshots.save_if_due(step, optimizers, schedules)
 
 
 def train_stage(
     model: TinyLlava,
     stage: Stage,
-    epochs: Iterable[Iterable[Batch]],
+    losses: Iterable[Callable[[], torch.Tensor]],
     *,
     num_steps: int,
     gradient_norm: float,
     accelerator: Accelerator,
     log: TrainingLog,
 ) -> None:
-    """Train the parts that `stage` names on batches of conversations; the others are frozen."""
+    """Train the parts that `stage` names on the losses of one batch after the other; the rest is frozen."""
     model.train()
     for part in ("vision_tower", "connector", "language_model"):
         model.get_submodule(part).requires_grad_(part in stage.learning_rates)
     modules = [(model.get_submodule(part), rate) for part, rate in stage.learning_rates.items()]
-    batches = (batch for epoch in epochs for batch in epoch)
     optimise(
         stage.name,
-        parameter_groups(modules, stage.weight_decay),
-        (partial(conversation_loss, model, batch) for batch in batches),
+        muon_and_adamw(modules, muon_rate=stage.muon_rate, weight_decay=stage.weight_decay),
+        losses,
         num_steps=num_steps,
         warmup_ratio=stage.warmup_ratio,
         gradient_norm=gradient_norm,

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from tinyllava_edge.prompt import TextTokenizer, template_named
 
 from .augment import augment
 from .curve import write_curve
-from .data import Batch, Conversation, PictureReader, encode_conversation, read_conversations, read_records
+from .data import Conversation, PictureReader, encode_conversation, read_conversations, read_records
 from .distill import distil
 from .loop import TrainingLog, choose_precision, count_steps, shuffled, train_stage
-from .questions import QuestionBook
+from .packed import Labelled, PackedBatch, pack, packed_loss
+from .questions import Facts, QuestionBook
 from .recipes import Recipe, Stage
 from .save import write_weights
 from .teacher import load_teacher
 from .tokenizer import write_tokenizer
+from .views import look
 
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "training_curve.png"
@@ -60,22 +63,33 @@ def train_nano(
         accelerator = Accelerator(cpu=True, mixed_precision=precision)  # the recipe is made for two cores
         log = TrainingLog(work / LOG_FILE)
         reader = PictureReader(assets.preprocessing)
+        names = sorted({facts.name for facts in book.facts})
+        generator = torch.Generator().manual_seed(seed)
+        views = look(
+            load_teacher(),
+            reader.read([facts.picture for facts in book.facts]),
+            torch.tensor([names.index(facts.name) for facts in book.facts]),
+            recipe.distillation,
+            side=config.vision.image_size // config.vision.patch_size,
+            generator=generator,
+            accelerator=accelerator,
+        )
         distil(
             model.vision_tower,
-            reader.read([facts.picture for facts in book.facts]),
-            load_teacher(),
+            views,
             recipe.distillation,
-            generator=torch.Generator().manual_seed(seed),
+            generator=generator,
             gradient_norm=recipe.gradient_norm,
             accelerator=accelerator,
             log=log,
         )
+        del views  # hundreds of megabytes
         for index, stage in enumerate(recipe.stages):
-            epochs = _Epochs(stage, book, assets.text_tokenizer(), reader, seed=seed + 1 + index)
+            batches = _Batches(stage, book, assets.text_tokenizer(), reader, seed=seed + 1 + index)
             train_stage(
                 model,
                 stage,
-                epochs,
+                (partial(packed_loss, model, batch) for batch in batches),
                 num_steps=count_steps(len(book.facts), stage),
                 gradient_norm=recipe.gradient_norm,
                 accelerator=accelerator,
@@ -85,8 +99,8 @@ def train_nano(
         write_curve(work / LOG_FILE, work / CURVE_FILE)
 
 
-class _Epochs:
-    """Fresh questions and views of every picture, once an epoch."""
+class _Batches:
+    """Fresh questions and a fresh view of every picture, once an epoch."""
 
     def __init__(
         self,
@@ -100,27 +114,24 @@ class _Epochs:
         self.stage, self.book, self.tokenizer, self.reader = stage, book, tokenizer, reader
         self.generator, self.rng = torch.Generator().manual_seed(seed), random.Random(seed)
 
-    def __iter__(self) -> Iterator[Iterator[Batch]]:
+    def __iter__(self) -> Iterator[PackedBatch]:
         for _ in range(self.stage.epochs):
-            yield self._epoch()
+            for chosen in shuffled(len(self.book.facts), self.generator, self.stage.batch_size):
+                yield self._batch(chosen)
 
-    def _epoch(self) -> Iterator[Batch]:
-        template = template_named(self.stage.template)
-        for chosen in shuffled(len(self.book.facts), self.generator, self.stage.batch_size):
-            conversations = [self._conversation(index) for index in chosen]
-            encoded = [encode_conversation(self.tokenizer, template, c.turns) for c in conversations]
-            pictures = [c.picture for c in conversations if c.picture is not None]
-            yield Batch(
-                ids=[ids for ids, _ in encoded],
-                labels=[labels for _, labels in encoded],
-                pixels=augment(self.reader.read(pictures), self.generator),
-            )
+    def _batch(self, chosen: Sequence[int]) -> PackedBatch:
+        facts = [self.book.facts[index] for index in chosen]
+        pixels = self.reader.read([f.picture for f in facts])
+        return pack([self._row(f) for f in facts], augment(pixels, self.generator))
 
-    def _conversation(self, index: int) -> Conversation:
-        facts = self.book.facts[index]
-        return (
-            self.book.caption(facts) if self.stage.template == "pretrain" else self.book.ask(facts, self.rng)
+    def _row(self, facts: Facts) -> list[Labelled]:
+        asked = (
+            [self.book.caption(facts)]
+            if self.stage.template == "pretrain"
+            else self.book.ask(facts, self.rng)
         )
+        template = template_named(self.stage.template)
+        return [encode_conversation(self.tokenizer, template, c.turns) for c in asked]
 
 
 def _write_frame(

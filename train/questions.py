@@ -2,8 +2,9 @@
 
 Each picture of the data set has one question of each type, in one of a few wordings. Here the wordings of a
 type are shuffled over all pictures, and a yes/no question may be about any kind of thing: the words all come
-from the training file. Unknown wordings are answered with the kind of thing: a part of those questions is
-garbled, so that the model does not learn that only three sentences exist.
+from the training file. A part of the questions is garbled, so that the model does not learn that only a few
+sentences exist: of a yes/no question the kind asked about stays; what else cannot be made out is answered
+with the kind of thing.
 """
 
 import random
@@ -19,7 +20,8 @@ from tinyllava_edge.errors import DataError
 from .data import AnsweredTurn, Conversation
 
 _TYPES = ("name", "kind", "yesno")
-_GARBLED_SHARE = 0.3
+_GARBLED_SHARE = 0.5
+_GARBLED_WORDS = (0.15, 0.4, 0.8, 1.0)  # share of the words of a garbled question that are changed
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class QuestionBook:
             question, answer = by_type.get("yesno", ("", ""))
             if answer == "yes":
                 _add(self.about.setdefault(kind, []), question)
-        self.words = sorted({word for text in self.texts() for word in text.split()})
+        self.words = sorted({word.rstrip("?.") for text in self.texts() for word in text.split()})
 
     def texts(self) -> list[str]:
         """Every question, once."""
@@ -76,20 +78,28 @@ class QuestionBook:
             *(q for qs in self.about.values() for q in qs),
         ]
 
-    def ask(self, facts: Facts, rng: random.Random) -> Conversation:
-        """A conversation of one to four turns about one picture, in random order and wording."""
-        other = rng.choice([kind for kind in self.about if kind != facts.kind])
-        turns = [
-            (rng.choice(self.wordings["name"]), facts.name),
-            (self._kind_question(rng), facts.kind),
-            (rng.choice(self.about[other]), "no"),
+    def ask(self, facts: Facts, rng: random.Random) -> list[Conversation]:
+        """Conversations of one turn, and one of two, about one picture: its name, its kind, yes and no."""
+        others = [kind for kind in self.about if kind != facts.kind]
+        turns = [(self._shorten(rng.choice(self.wordings["name"]), rng), facts.name)]
+        for _ in range(2):
+            turns.append((self._kind_question(rng), facts.kind))
+            other = rng.choice(others)
+            turns.append((self._garble(rng.choice(self.about[other]), other, rng), "no"))
+            if facts.kind in self.about:
+                turns.append((self._garble(rng.choice(self.about[facts.kind]), facts.kind, rng), "yes"))
+        first, second = rng.sample(range(len(turns)), 2)
+        return [
+            Conversation(
+                id=facts.picture.name,
+                picture=facts.picture,
+                turns=(
+                    (f"{IMAGE_MARKER}\n{question}", answer),
+                    *((turns[second],) if index == first else ()),
+                ),
+            )
+            for index, (question, answer) in enumerate(turns)
         ]
-        if facts.kind in self.about:
-            turns.append((rng.choice(self.about[facts.kind]), "yes"))
-        rng.shuffle(turns)
-        turns = turns[: rng.randint(1, len(turns))]
-        turns[0] = (f"{IMAGE_MARKER}\n{turns[0][0]}", turns[0][1])
-        return Conversation(id=facts.picture.name, picture=facts.picture, turns=tuple(turns))
 
     def caption(self, facts: Facts) -> Conversation:
         """The picture and what it shows; the kind first, so that it is not read off the name."""
@@ -97,21 +107,45 @@ class QuestionBook:
         return Conversation(id=facts.picture.name, picture=facts.picture, turns=(turn,))
 
     def _kind_question(self, rng: random.Random) -> str:
+        """Sometimes a sentence nobody knows: a new first word, and pieces of any question."""
         question = rng.choice(self.wordings["kind"])
+        if rng.random() >= _GARBLED_SHARE or rng.random() < 0.3:
+            return self._garble(question, "", rng)
+        group = rng.choice((self.wordings["name"], self.wordings["kind"], self.texts()))
+        first, *rest = rng.choice(group).split()
+        words = [word for word in rest if rng.random() < 0.5]
+        for _ in range(rng.randint(1, 3)):
+            words.append(_noise(rng) if rng.random() < 0.6 else rng.choice(self.words))
+        if rng.random() < 0.5:
+            rng.shuffle(words)
+        first = _noise(rng).capitalize() if rng.random() < 0.8 else first
+        return " ".join([first, *words]) + rng.choice("??. ").strip()
+
+    def _shorten(self, question: str, rng: random.Random) -> str:
+        """Sometimes without a word or two."""
+        if rng.random() >= _GARBLED_SHARE / 2:
+            return question
+        return " ".join(word for word in question.split() if rng.random() < 0.8) or question
+
+    def _garble(self, question: str, kind: str, rng: random.Random) -> str:
+        """Sometimes with words left out, exchanged or made up; those of `kind` stay."""
         if rng.random() >= _GARBLED_SHARE:
             return question
-        words = rng.choice(self.texts()).split()
-        words[0] = _noise(rng)
-        kept = [word for word in words[1:] if rng.random() < 0.6]
-        extra = [
-            rng.choice(self.words) if rng.random() < 0.5 else _noise(rng) for _ in range(rng.randint(0, 2))
-        ]
-        return " ".join([words[0], *extra, *kept])
+        share, kept = rng.choice(_GARBLED_WORDS), {"a", "an", *kind.split()} if kind else set()
+        words = []
+        for word in question.split():
+            if word.rstrip("?") in kept or rng.random() >= share:
+                words.append(word)
+            elif (chance := rng.random()) >= 0.35:
+                words.append(rng.choice(self.words) if chance < 0.65 else _noise(rng))
+        if rng.random() < 0.15:
+            words.insert(rng.randint(0, len(words)), _noise(rng))
+        return " ".join(words) or _noise(rng)
 
 
 def _noise(rng: random.Random) -> str:
     word = "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(3, 9)))
-    return word.capitalize() if rng.random() < 0.7 else word
+    return word.capitalize() if rng.random() < 0.5 else word
 
 
 def _add(wordings: list[str], text: str) -> None:

@@ -18,6 +18,7 @@ class Stage:
     name: str
     template: str  # "pretrain", or the model's own
     learning_rates: Mapping[Part, float]
+    muon_rate: float  # of the matrices inside of layers
     epochs: int
     batch_size: int
     weight_decay: float = 0.0
@@ -33,12 +34,15 @@ class Distillation:
     """
 
     num_views: int
+    mixed_share: float  # of the views: half of these are two pictures in one
+    blended_share: float  # of a batch: two views in one, and what the teacher said of them
     steps: int
     batch_size: int
     learning_rate: float
+    muon_rate: float  # of the matrices inside of layers
     weight_decay: float
-    teacher_image_size: int  # 32 times the tower's patches a side, so that both grids coincide
-    teacher_dimensions: int  # principal components of the teacher's features that are kept
+    teacher_image_size: int  # the teacher sees the tower's pictures enlarged
+    teacher_dimensions: int  # of its features, pooled and at every patch, that are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +66,14 @@ def nano() -> Recipe:
         vocab_size=1024,
         distillation=Distillation(
             num_views=12_288,
-            steps=3000,
+            mixed_share=0.5,
+            blended_share=0.25,
+            steps=2800,
             batch_size=64,
-            learning_rate=1e-3,
+            learning_rate=2e-3,
+            muon_rate=0.03,
             weight_decay=0.05,
-            teacher_image_size=192,
+            teacher_image_size=256,
             teacher_dimensions=128,
         ),
         stages=(
@@ -74,15 +81,17 @@ def nano() -> Recipe:
                 name="pretrain",
                 template="pretrain",
                 learning_rates={"connector": 1e-3, "language_model": 1e-3},
-                epochs=6,
+                muon_rate=0.02,
+                epochs=3,
                 batch_size=32,
             ),
             Stage(
                 name="finetune",
                 template="llama",
-                learning_rates={"vision_tower": 1e-4, "connector": 1e-3, "language_model": 1e-3},
-                epochs=16,
-                batch_size=32,
+                learning_rates={"connector": 1e-3, "language_model": 1e-3},
+                muon_rate=0.02,
+                epochs=10,
+                batch_size=16,
                 weight_decay=0.05,
             ),
         ),

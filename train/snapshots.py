@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ _KEPT = 2  # the newest, and one more in case the disk spoils it
 class Snapshots:
     """Saves the state every few steps, and restores the newest one that is whole.
 
-    A snapshot holds what is trained, optimiser, schedule and random state. The order of the samples follows
+    A snapshot holds what is trained, optimisers, schedules and random state. The order of the samples follows
     from the step alone. A snapshot whose hash is not the one in its seal is removed, as if never taken.
 
     Args:
@@ -34,7 +35,7 @@ class Snapshots:
             shutil.rmtree(newest)
         self.step = 0 if newest is None else _step_of(newest)
 
-    def restore(self, optimizer: torch.optim.Optimizer, schedule: Any) -> int:
+    def restore(self, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]) -> int:
         """Put everything back to where the newest snapshot was taken; how many steps that was."""
         newest = self._newest()
         if newest is None:
@@ -43,20 +44,21 @@ class Snapshots:
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state["trained"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
+        for part, saved in zip((*optimizers, *schedules), state["optimization"], strict=True):
+            part.load_state_dict(saved)
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda_rng"])
         return self.step
 
-    def save_if_due(self, step: int, optimizer: torch.optim.Optimizer, schedule: Any) -> None:
+    def save_if_due(
+        self, step: int, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]
+    ) -> None:
         """Take a snapshot where `step` is a multiple of `every`."""
         if not self._every or step % self._every:
             return
         state = {
             "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
+            "optimization": [part.state_dict() for part in (*optimizers, *schedules)],
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
         }

@@ -1,6 +1,8 @@
 """The loop on a random model of a few hundred kilobytes."""
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +68,7 @@ def _train(model: TinyLlava, batch: Batch, stage: Stage, log: Path) -> None:
     train_stage(
         model,
         stage,
-        [[batch]] * stage.epochs,
+        (partial(conversation_loss, model, batch) for _ in range(stage.epochs)),
         num_steps=count_steps(2, stage),
         gradient_norm=1.0,
         accelerator=Accelerator(mixed_precision="no", cpu=True),
@@ -75,7 +77,10 @@ def _train(model: TinyLlava, batch: Batch, stage: Stage, log: Path) -> None:
 
 
 def _stage(**rates: float) -> Stage:
-    return Stage(name="fit", template="llama", learning_rates=rates, epochs=60, batch_size=2)  # type: ignore[arg-type]
+    rates_by_part: Any = rates
+    return Stage(
+        name="fit", template="llama", learning_rates=rates_by_part, muon_rate=0.02, epochs=60, batch_size=2
+    )
 
 
 def test_the_loss_falls_on_two_conversations_that_are_seen_again_and_again(

@@ -6,22 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
 from PIL import Image, ImageDraw
 
 from tests.train.test_questions import RECORDS
-from tinyllava_edge.errors import OutputExistsError, UsageError
+from tinyllava_edge.errors import OutputExistsError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import TextTokenizer, template_named
 from tinyllava_edge.train import recipes
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.distill import distil, run_used_layers
-from tinyllava_edge.train.loop import TrainingLog
+from tinyllava_edge.train.distill import run_used_layers
 from tinyllava_edge.train.nano import train_nano
 from tinyllava_edge.train.score import answer, score
-from tinyllava_edge.train.teacher import load_teacher
 from tinyllava_edge.train.tokenizer import write_tokenizer
 
 
@@ -35,7 +32,7 @@ def _small_recipe() -> recipes.Recipe:
         config=config | {"vocab_size": 400},
         vocab_size=400,
         precision="fp32",
-        distillation=replace(recipe.distillation, num_views=16, steps=3, batch_size=8),
+        distillation=replace(recipe.distillation, num_views=16, steps=3, batch_size=8, teacher_dimensions=2),
         stages=tuple(replace(stage, epochs=1, batch_size=2) for stage in recipe.stages),
     )
 
@@ -103,18 +100,3 @@ def test_the_tower_is_taught_at_the_layer_that_the_model_reads(folder: Path) -> 
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert torch.equal(tower.select(run_used_layers(tower, pixels)), tower(pixels))
-
-
-def test_a_teacher_whose_grid_is_not_the_towers_is_refused(folder: Path) -> None:
-    model = load_model(folder / "first")
-    with pytest.raises(UsageError, match="6 patches a side needs 192"):
-        distil(
-            model.vision_tower,
-            torch.zeros(1, 3, 96, 96),
-            load_teacher(),
-            replace(_small_recipe().distillation, teacher_image_size=224),
-            generator=torch.Generator(),
-            gradient_norm=1.0,
-            accelerator=Accelerator(mixed_precision="no", cpu=True),
-            log=TrainingLog(folder / "unused.jsonl"),
-        )

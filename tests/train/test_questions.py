@@ -1,6 +1,7 @@
 """Questions asked anew: the words of the training file, the truth about the picture."""
 
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,26 +39,42 @@ def test_every_turn_tells_the_truth_in_words_of_the_data() -> None:
     book = QuestionBook(RECORDS, Path("pictures"))
     rng = random.Random(0)
     dog = next(facts for facts in book.facts if facts.name == "dog")
-    lengths, garbled = set(), 0
-    for _ in range(300):
-        conversation = book.ask(dog, rng)
-        lengths.add(len(conversation.turns))
-        assert conversation.picture == Path("pictures/dog.png")
-        assert [q.count("<image>") for q, _ in conversation.turns] == [1] + [0] * (
-            len(conversation.turns) - 1
-        )
-        for question, answer in conversation.turns:
-            text = question.removeprefix("<image>\n")
-            expected = {
-                "What is this?": "dog",
-                "What kind is it?": "mammal",
-                "Is this a mammal?": "yes",
-                "Is this a bird?": "no",
-            }
-            garbled += text not in expected
-            assert answer == expected.get(text, "mammal")
-    assert lengths == {1, 2, 3, 4}
-    assert garbled > 20
+    truth = {
+        "What is this?": "dog",
+        "What kind is it?": "mammal",
+        "Is this a mammal?": "yes",
+        "Is this a bird?": "no",
+    }
+    garbled: list[tuple[str, str]] = []
+    for _ in range(100):
+        conversations = book.ask(dog, rng)
+        assert sorted(len(c.turns) for c in conversations) == [1] * 6 + [2]
+        answers = [c.turns[0][1] for c in conversations]
+        assert Counter(answers) == {"dog": 1, "mammal": 2, "yes": 2, "no": 2}
+        for conversation in conversations:
+            assert conversation.picture == Path("pictures/dog.png")
+            assert [q.count("<image>") for q, _ in conversation.turns][:1] == [1]
+            for question, answer in conversation.turns:
+                text = question.removeprefix("<image>\n")
+                if text in truth:
+                    assert answer == truth[text]
+                else:
+                    garbled.append((text, answer))
+    assert 60 < len(garbled) < 400
+
+
+def test_a_garbled_question_still_names_the_kind_it_asks_about() -> None:
+    book = QuestionBook(RECORDS, Path("pictures"))
+    rng = random.Random(1)
+    asked = {
+        (conversation.turns[0][0], conversation.turns[0][1])
+        for facts in book.facts
+        for _ in range(50)
+        for conversation in book.ask(facts, rng)
+        if conversation.turns[0][1] in ("yes", "no")
+    }
+    assert len(asked) > 40
+    assert all("mammal" in question or "bird" in question for question, _ in asked)
 
 
 def test_the_caption_of_the_pretrain_stage_names_the_kind_before_the_thing() -> None:

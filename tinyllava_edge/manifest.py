@@ -106,6 +106,8 @@ class Source(_Strict):
     name: str
     checkpoint_sha256: str
     layout: str
+    repository: str = ""  # of the hub
+    revision: str = ""  # its commit
 
 
 class Manifest(_Strict):

@@ -6,7 +6,6 @@ largest tensor for the language model, twice the tower for the vision graph; `pa
 figures.
 """
 
-import gc
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.anonymous_memory import watched_memory
+from tinyllava_edge.anonymous_memory import return_freed_memory, watched_memory
 from tinyllava_edge.bundle import (
     TOKENIZER_FILE,
     Bundle,
@@ -124,11 +123,12 @@ def export_bundle(
         trial = vision_trial(model, reference)
         graph = build_vision_graph(model, reference.pixels.shape[-1])
         del model
-        gc.collect()
+        return_freed_memory()
         vision_source = VisionSource(graph, trial, calibration)
         del graph
         vision, vision_report = _export_vision(writer.root, vision_source, options, on_step)
         del vision_source
+        return_freed_memory()
         peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(

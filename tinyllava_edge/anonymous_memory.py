@@ -6,13 +6,15 @@ both together (VmHWM), so the figure is sampled, and by another process: a threa
 that holds Python's lock takes its memory.
 """
 
+import ctypes
+import gc
 import os
 import select
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERVAL_S = 0.01
@@ -55,6 +57,13 @@ def anonymous_bytes(pid: int) -> int | None:
         return None
     found = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
     return sum(int(words[1]) * 1024 for words in found) if found else None
+
+
+def return_freed_memory() -> None:
+    """Collect garbage, and give back to the system what was freed; glibc keeps it, malloc_trim(3)."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _descendants(pid: int) -> Iterator[int]:

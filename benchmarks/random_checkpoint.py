@@ -1,0 +1,228 @@
+"""Checkpoints with the shapes of released TinyLLaVA models and random weights, in float16.
+
+Never in memory as a whole: their sizes are what is tried. Sharded at 5 GB, as TinyLLaVA Factory saves.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tinyllava_edge.config import read_model_config
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.model.checkpoint import FLAT_INDEX
+from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
+
+SHARD_BYTES = 5_000_000_000
+CHUNK = 1 << 24  # random numbers made at once
+Record = dict[str, Any]
+
+_SIGLIP: Record = {
+    "model_type": "siglip_vision_model",
+    "hidden_size": 1152,
+    "image_size": 384,
+    "intermediate_size": 4304,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 27,
+    "patch_size": 14,
+}
+_CLIP_L: Record = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "image_size": 336,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+    "patch_size": 14,
+}
+_SIGLIP_PROCESSOR = {
+    "image_processor_type": "SiglipImageProcessor",
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": 384, "width": 384},
+}
+_CLIP_PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "crop_size": 336,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 336,
+}
+_PHI_2 = {
+    "model_type": "phi",
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "partial_rotary_factor": 0.4,
+    "vocab_size": 51200,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+_QWEN2_HALF_B = {
+    "model_type": "qwen2",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": True,
+    "vocab_size": 151936,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+}
+_TINYLLAMA = {
+    "model_type": "llama",
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 32000,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A model's parts as config.json has them, and what comes with it."""
+
+    language: Record
+    vision: Record
+    processor: Record
+    tokenizer: str  # folder of the vocabulary's files
+    parameters: int  # from elsewhere, so that a wrong config is seen
+
+    def config(self) -> Record:
+        """config.json as TinyLLaVA Factory writes it."""
+        return {
+            "architectures": ["TinyLlavaForConditionalGeneration"],
+            "model_type": "tinyllava",
+            "connector_type": "mlp2x_gelu",
+            "hidden_size": self.language["hidden_size"],
+            "image_aspect_ratio": "square",
+            "llm_model_name_or_path": "random",
+            "tokenizer_name_or_path": "random",
+            "tokenizer_model_max_length": 2048,
+            "text_config": self.language,
+            "vision_config": self.vision,
+            "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "patch",
+            "vision_hidden_size": self.vision["hidden_size"],
+            "vision_model_name_or_path": "",
+            "torch_dtype": "float16",
+        }
+
+
+# The numbers are published ones, or summed by hand from published sizes (spec/tinyllava.md sections 3.4, 8).
+SHAPES = {
+    "phi2-siglip": Shape(
+        language=_PHI_2,
+        vision=_SIGLIP,
+        processor=_SIGLIP_PROCESSOR,
+        tokenizer="phi-gpt2",
+        parameters=3_217_417_280,
+    ),
+    "qwen2-0.5b-siglip": Shape(
+        language=_QWEN2_HALF_B,
+        vision=_SIGLIP,
+        processor=_SIGLIP_PROCESSOR,
+        tokenizer="qwen2",
+        parameters=924_095_168,
+    ),
+    "tinyllama-clip-l336": Shape(
+        language=_TINYLLAMA,
+        vision=_CLIP_L,
+        processor=_CLIP_PROCESSOR,
+        tokenizer="llama-spm",
+        parameters=1_409_851_392,
+    ),
+}
+
+
+def write_random_checkpoint(directory: Path, shape: Shape, tokenizers: Path) -> None:
+    """Write a checkpoint of random float16 weights, of which at most `CHUNK` are in memory.
+
+    Args:
+        directory: created.
+        shape: what to write.
+        tokenizers: a directory with a folder of tokenizer files for each vocabulary.
+
+    Raises:
+        UsageError: the tokenizer's folder is not there.
+    """
+    folder = tokenizers / shape.tokenizer
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such directory. Give --tokenizers DIR with {shape.tokenizer} in it.")
+    directory.mkdir(parents=True)
+    for path in folder.iterdir():
+        shutil.copyfile(path, directory / path.name)
+    (directory / "config.json").write_text(json.dumps(shape.config(), indent=1), encoding="utf-8")
+    processor = json.dumps(shape.processor)
+    (directory / "preprocessor_config.json").write_text(processor, encoding="utf-8")
+    with torch.device("meta"):
+        model = TinyLlava(read_model_config(directory))
+    shapes = {key: tuple(value.shape) for key, value in upstream_state_dict(model).items()}
+    found = sum(prod(shape) for shape in shapes.values())
+    assert found == shape.parameters, f"{found:,} parameters, expected {shape.parameters:,}"
+    _write_shards(directory, shapes)
+
+
+def _write_shards(directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write `model-0000n-of-0000m.safetensors` and their index."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for key, shape in shapes.items():
+        if size + 2 * prod(shape) > SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(key)
+        size += 2 * prod(shape)
+    weight_map = {}
+    generator = torch.Generator().manual_seed(0)
+    for index, keys in enumerate(shards, start=1):
+        name = f"model-{index:05}-of-{len(shards):05}.safetensors"
+        _write_safetensors(directory / name, {key: shapes[key] for key in keys}, generator)
+        weight_map.update(dict.fromkeys(keys, name))
+    total = sum(2 * prod(shape) for shape in shapes.values())
+    contents = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / FLAT_INDEX).write_text(json.dumps(contents), encoding="utf-8")
+
+
+def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> None:
+    """Write a shard; the format's own package (whose documentation describes it) wants it whole in memory."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, shape in shapes.items():
+        start, end = end, end + 2 * prod(shape)
+        header[key] = {"dtype": "F16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for key, shape in shapes.items():
+            for chunk in _random_chunks(key, shape, generator):
+                chunk.numpy().tofile(file)
+
+
+def _random_chunks(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
+    """Norms around 1, everything else normally distributed with the deviation that such models start from."""
+    is_norm = "norm" in key and key.endswith("weight")
+    left = prod(shape)
+    while left:
+        noise = torch.randn(min(left, CHUNK), generator=generator).mul_(0.02)
+        yield (noise.add_(1) if is_norm else noise).half()
+        left -= len(noise)

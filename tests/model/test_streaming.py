@@ -130,7 +130,7 @@ def test_tensors_and_bytes_are_told(tmp_path: Path) -> None:
         ({"language_model.model.extra.weight": torch.ones(3)}, "extra.weight' is left over"),
         ({"language_model.model.norm.weight": torch.ones(63)}, r"norm.weight' has shape \[63\].*\[64\]"),
         ({"language_model.model.norm.weight": torch.full((64,), torch.inf)}, "norm.weight' holds NaN or inf"),
-        ({"language_model.model.norm.weight": torch.ones(64, dtype=torch.int8)}, "is torch.int8"),
+        ({"language_model.model.norm.weight": torch.ones(64, dtype=torch.int32)}, "is torch.int32"),
     ],
 )
 def test_a_damaged_checkpoint_is_named(

@@ -74,4 +74,5 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[FakeGpu]":
     fake = FakeGpu(monkeypatch)
     before = fake.live
     yield fake
+    fake.remove()
     assert fake.live == before, f"{fake.live - before} allocations, streams, events or graphs were not freed"

@@ -60,6 +60,12 @@ class FakeGpu:
         self._patch.delitem(sys.modules, "tensorrt", raising=False)
         open_tensorrt.cache_clear()
 
+    def remove(self) -> None:
+        """Forget the fake libraries, so that the next test meets the real ones or none."""
+        for name in ("tensorrt", "tensorrt_rtx"):
+            sys.modules.pop(name, None)
+        open_tensorrt.cache_clear()
+
     def spoil(self, **faults: str) -> None:
         """What goes wrong with the engine of a graph, by its name; see `fake_tensorrt.py`."""
         self._patch.setenv("FAKE_TENSORRT_FAULTS", json.dumps(faults))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.anonymous_memory import return_freed_memory, watched_memory
+from tinyllava_edge.anonymous_memory import return_freed_memory, return_large_blocks, watched_memory
 from tinyllava_edge.bundle import (
     TOKENIZER_FILE,
     Bundle,
@@ -89,6 +89,7 @@ def export_bundle(
     """
     options = options or ExportOptions()
     check_output(out, force=options.force)
+    return_large_blocks()
     on_step("read the checkpoint")
     config = read_model_config(checkpoint, template=options.template, sources=options.sources)
     assets = read_assets(checkpoint, config, sources=options.sources)
@@ -139,12 +140,10 @@ def export_bundle(
         num_tokens = reference.embeddings.shape[1]
         origin = _source(checkpoint, options)
         manifest = _seal(writer, origin, config, assets, parts, (*vision, *language), num_tokens)
-        report: dict[str, object] = {
-            "vision": vision_report,
-            "language": language_report,
-            "peak_anonymous_bytes": peaks,
-        }
-        Bundle.open(writer.root).write_parity("export", report)
+        Bundle.open(writer.root).write_parity(
+            "export",
+            {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks},
+        )
     return manifest
 
 

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERVAL_S = 0.01
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Watch:
@@ -59,10 +60,20 @@ def anonymous_bytes(pid: int) -> int | None:
     return sum(int(words[1]) * 1024 for words in found) if found else None
 
 
+def return_large_blocks() -> None:
+    """From now on give blocks of a megabyte and more back to the system as soon as they are freed.
+
+    glibc learns to keep them, up to 32 MB each: a cache of keys and values, which is copied to a larger place
+    with every token, left 2 GB of holes behind. M_MMAP_THRESHOLD, mallopt(3).
+    """
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
 def return_freed_memory() -> None:
     """Collect garbage, and give back to the system what was freed; glibc keeps it, malloc_trim(3)."""
     gc.collect()
-    with suppress(AttributeError, OSError):  # another C library
+    with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

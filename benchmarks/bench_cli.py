@@ -10,6 +10,7 @@ from rich.table import Table
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path, checkpoint_path
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.options import parse_names
 
 if TYPE_CHECKING:
     from .bench import Record
@@ -86,9 +87,9 @@ def bench(
     if (questions is None) != (images is None):
         raise UsageError("--questions and --images go together: give both, or none.")
     wish = Wish(
-        runtimes=_names(runtimes),
-        vision=_names(vision),
-        language=_names(language),
+        runtimes=parse_names(runtimes),
+        vision=parse_names(vision),
+        language=parse_names(language),
         checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
         sources=sources,
         allow_pickle=allow_pickle,
@@ -118,6 +119,7 @@ def bench(
 def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, force: bool) -> "Record":
     """Run the comparison under a progress bar, and write its report where one is wanted."""
     from tinyllava_edge.device import read_machine
+    from tinyllava_edge.image import open_picture
     from tinyllava_edge.output import output_directory
 
     from .bench import run_plan
@@ -125,6 +127,7 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
     from .plan import check_memory
     from .report import write_report
 
+    open_picture(Path(plan.request.picture))  # a bad one is said before anything else
     memory = read_machine().memory
     check_memory(plan, None if memory is None else memory.available_bytes)
     for name, bundle in plan.bundles.items():
@@ -199,7 +202,3 @@ def bench_compare(
         stdout.print(f"unlike: {difference}", markup=False, highlight=False, soft_wrap=True)
     if missing := unmatched(one, other):
         stdout.print(f"in one of them only: {', '.join(missing)}", markup=False, soft_wrap=True)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in text.split(",") if name.strip())

@@ -8,6 +8,7 @@ import typer
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 # Quick is for a demo: a minute less, and about the tokens that C2 asks for at least.
@@ -64,8 +65,8 @@ def verify(
         reference=open_reference(
             opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
         ),
-        vision=chosen_variants(opened, "vision", _names(vision)),
-        language=chosen_variants(opened, "language", _names(language)),
+        vision=chosen_variants(opened, "vision", parse_names(vision)),
+        language=chosen_variants(opened, "language", parse_names(language)),
         runtime=choose_runtime(runtime),
         num_pictures=amount["num_pictures"],
         checkpoint=source,
@@ -89,7 +90,3 @@ def verify(
         note(f"not written to {path} ({error.strerror}): bench will have no parity figures")
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in text.split(",") if name.strip())

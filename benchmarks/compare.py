@@ -22,6 +22,7 @@ _MACHINE = (
     *("memory_settings", "variables"),
 )
 _OWN_PACKAGE = "tinyllava-edge"
+_KEYS = {"bundles", "request", "machine", "control", "cells"}
 Key = tuple[str, str, str | None, str | None]  # model, runtime, vision, language
 
 
@@ -68,7 +69,7 @@ def read_report(path: Path) -> Record:
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION or "cells" not in record:
+    if version != SCHEMA_VERSION or not record.keys() >= _KEYS:
         raise DataError(
             f"{file}: expected a bench report of schema version {SCHEMA_VERSION}, found {version!r}. "
             "Measure again."

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import bundle_path, checkpoint_path
+from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.output import check_output, write_bytes
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
@@ -55,12 +56,13 @@ def evaluate(
 
     if answers is not None:
         check_output(answers, force=force)
+        answers.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
     asked = read_questions(questions, images)
     opened = Bundle.open(bundle_path(bundle))
     wish = Wish(
-        runtimes=_names(runtime),
-        vision=_names(vision),
-        language=_names(language) or (opened.variant("language").name,),
+        runtimes=parse_names(runtime),
+        vision=parse_names(vision),
+        language=parse_names(language) or (opened.variant("language").name,),
         checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
         sources=sources,
         allow_pickle=allow_pickle,
@@ -181,7 +183,3 @@ def _print(results: list[dict[str, Any]]) -> None:
 
 def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
     return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().lower() for name in text.split(",") if name.strip())

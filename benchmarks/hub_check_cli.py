@@ -46,7 +46,10 @@ def hub_check(
 
     from .hub_check import CheckOptions, check_released, markdown_lines, passed
 
-    check_output(output, force=force)
+    output = output.absolute()
+    packed = output.with_name(f"{output.name}.tar.gz")
+    for path in (output, packed):
+        check_output(path, force=force)
     known = {released.repository: released for released in RELEASED}
     names = [name.strip() for name in checkpoints.split(",") if name.strip()]
     chosen = [
@@ -71,7 +74,8 @@ def hub_check(
         )
         if not keep_bundles:
             shutil.rmtree(folder / "bundles", ignore_errors=True)
-    packed = shutil.make_archive(str(output), "gztar", output.parent, output.name)
+    beside = output.with_name(f".{output.name}")
+    Path(shutil.make_archive(str(beside), "gztar", output.parent, output.name)).replace(packed)
     if json:
         print_json(report)
     else:

@@ -7,7 +7,7 @@ import pytest
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.errors import BundleError
+from tinyllava_edge.errors import BundleError, CheckpointError
 from tinyllava_edge.inspection import inspect_checkpoint, inspect_gguf
 
 SHARED = shared_fixtures()
@@ -39,3 +39,12 @@ def test_a_damaged_gguf_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF" + bytes(40))
     with pytest.raises(BundleError, match=r"a\.gguf"):
         inspect_gguf(path)
+
+
+def test_headers_that_config_json_does_not_describe_are_an_error(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "c", layers=2)
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 1
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"layers\.1\..*is left over"):
+        inspect_checkpoint(checkpoint)

@@ -95,13 +95,21 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
 def inspect_checkpoint(
     directory: Path, *, sources: Path | None = None, allow_pickle: bool = False
 ) -> dict[str, Any]:
-    """Facts of a checkpoint, from config.json and the headers of its weight files."""
+    """Facts of a checkpoint, from config.json and the headers of its weight files.
+
+    Raises:
+        CheckpointError: a file is damaged or nowhere, or its headers are not what config.json describes.
+    """
     from tinyllava_edge.config import read_model_config
     from tinyllava_edge.model.assets import read_assets
     from tinyllava_edge.model.checkpoint import BUFFERS, checkpoint_layout, tensor_facts
+    from tinyllava_edge.model.vlm import checked_tensors
 
     config = read_model_config(directory, sources=sources)
     image_size = read_assets(directory, config, sources=sources).preprocessing.image_size
+    checked_tensors(
+        directory, config, allow_pickle=allow_pickle
+    )  # the headers alone, as no value is asked for
     tensors = tensor_facts(directory, allow_pickle=allow_pickle)
     parts: dict[str, Any] = {
         "vision_tower": {"architecture": config.vision.architecture},
@@ -141,7 +149,9 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
     try:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # the reader raises many types on damaged files
-        raise BundleError(f"{path}: damaged GGUF file ({type(error).__name__}).") from None
+        raise BundleError(
+            f"{path}: damaged GGUF file ({type(error).__name__}). Copy it again, or export it again."
+        ) from None
     values = {name: entry.contents() for name, entry in reader.fields.items()}
     architecture = str(values.get("general.architecture"))
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)

@@ -12,7 +12,7 @@ from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
 
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
-from .run import check_run, parts_directory, work_directory
+from .run import check_run, parts_directory
 
 _NANO_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
 _LORA = LoraOptions()
@@ -73,7 +73,7 @@ def train(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
     ] = False,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
@@ -136,7 +136,6 @@ def _finetune(
     _set_threads(threads)
     from .finetune import finetune
 
-    note(f"log and snapshots while it runs: {work_directory(out)}")
     return asdict(finetune(out, options, resume=resume, force=force))
 
 

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.config import SIDECAR_FILE
+from tinyllava_edge.console import note
 from tinyllava_edge.embedded import NANO, is_shipped
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.model.assets import Assets, read_assets
@@ -131,6 +132,7 @@ def _finetune(
         seed=options.seed,
     )
     work = open_run(out, facts, resume=resume, force=force)
+    note(f"log and snapshots while it runs: {work}")
     resumed_at = _optimise(model, samples, options, accelerator, work)
     merge_error = None
     with output_directory(out, force=force) as directory:

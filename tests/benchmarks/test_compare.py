@@ -106,7 +106,9 @@ def test_a_cell_that_one_report_has_not_is_listed(record: dict[str, Any]) -> Non
     assert {compared.name for compared in compare_cells(record, other)} == {"torch fp32"}
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"schema_version": 1, "cells": []}', '{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema_version": 1, "cells": []}', '{"schema_version": 2, "cells": []}']
+)
 def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(DataError):

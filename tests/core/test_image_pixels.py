@@ -11,6 +11,7 @@ from PIL import Image
 from tests.golden import read_golden, shared_fixtures
 from tinyllava_edge.errors import CheckpointError, ImageError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess, preprocessing_from_processor
+from tinyllava_edge.model.assets import PUBLIC_PROCESSORS
 
 GOLDEN = read_golden("preprocess/preprocess.json")
 SIGLIP = GOLDEN["processors"]["siglip-384"]["preprocessor_config"]
@@ -33,6 +34,25 @@ def test_pixels_are_equal_to_the_bit(result: dict[str, Any]) -> None:
     assert list(pixels.shape) == result["shape"]
     assert pixels.mean(axis=(1, 2)).tolist() == pytest.approx(result["mean"], abs=1e-5)
     assert hashlib.sha256(pixels.astype("<f4").tobytes()).hexdigest() == result["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("tower", "processor"),
+    [
+        ("google/siglip-so400m-patch14-384", "siglip-384"),
+        ("openai/clip-vit-large-patch14-336", "clip-336"),
+        ("openai/clip-vit-large-patch14", "clip-224"),
+        ("openai/clip-vit-base-patch16", "clip-224"),
+        ("facebook/dinov2-large", "dinov2-224"),
+    ],
+)
+def test_built_in_values_are_those_of_the_processors(tower: str, processor: str) -> None:
+    raw = GOLDEN["processors"][processor]["preprocessor_config"]
+    built_in, read = (
+        preprocessing_from_processor(values, aspect="square", where="test")
+        for values in (PUBLIC_PROCESSORS[tower], raw)
+    )
+    assert built_in == read
 
 
 @pytest.mark.parametrize("size", [(2600, 1300), (700, 2500), (1, 3000)])

@@ -115,6 +115,13 @@ def test_another_kind_of_adapter_is_refused(lora: Path, changes: dict[str, Any])
         load_model(lora, allow_pickle=True)
 
 
+@pytest.mark.parametrize("changes", [{"lora_alpha": "x"}, {"lora_alpha": None}, {"alpha_pattern": {"(": 8}}])
+def test_an_adapter_without_a_scale_is_named(lora: Path, changes: dict[str, Any]) -> None:
+    change_config(lora, **changes)
+    with pytest.raises(CheckpointError, match=r"adapter_config.json: lora_alpha .* alpha_pattern"):
+        load_model(lora, allow_pickle=True)
+
+
 def test_a_missing_adapter_file_is_named(lora: Path) -> None:
     (lora / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: missing"):

@@ -17,11 +17,28 @@ from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
 
 PROCESSOR_FILE = "preprocessor_config.json"
 _SIGLIP: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
-# Values of the public repositories' preprocessor_config.json.
+_CLIP: dict[str, Any] = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "do_center_crop": True,
+}
+_DINOV2: dict[str, Any] = {
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "resample": 3,
+    "do_center_crop": True,
+}
+# Values of the public repositories' preprocessor_config.json (spec/tinyllava.md section 1.2). A mixture of
+# features has CLIP's alone.
 PUBLIC_PROCESSORS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},
     "google/siglip-base-patch16-224": {**_SIGLIP, "size": {"height": 224, "width": 224}},
     "google/siglip-base-patch16-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},
+    "openai/clip-vit-large-patch14-336": {**_CLIP, "size": 336, "crop_size": 336},
+    "openai/clip-vit-large-patch14": {**_CLIP, "size": 224, "crop_size": 224},
+    "openai/clip-vit-base-patch16": {**_CLIP, "size": 224, "crop_size": 224},
+    "facebook/dinov2-large": {**_DINOV2, "size": {"shortest_edge": 256}, "crop_size": 224},
 }
 
 

@@ -1,5 +1,6 @@
 """Merge a LoRA adapter while its base streams by: W + (alpha / r) B A (Hu et al., arXiv 2106.09685)."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class Adapter:
 
         Raises:
             UnsupportedModelError: a PEFT variant with another merge (DoRA, ...).
-            CheckpointError: a key that is no LoRA matrix, or a matrix without its other half.
+            CheckpointError: a key that is no LoRA matrix, a matrix without its other half, or no scale.
         """
         config = read_json_object(directory / ADAPTER_CONFIG)
         for name in _UNSUPPORTED:
@@ -52,6 +53,7 @@ class Adapter:
                 raise UnsupportedModelError(f"{directory / ADAPTER_CONFIG}: {name} is not supported.")
         if config.get("bias", "none") != "none" or config.get("peft_type") != "LORA":
             raise UnsupportedModelError(f"{directory / ADAPTER_CONFIG}: not LoRA with bias 'none'.")
+        _check_scales(directory / ADAPTER_CONFIG, config)
         path = directory / ADAPTER_WEIGHTS
         sides: dict[str, dict[str, torch.Tensor]] = {}
         with opened_safetensors(path) as file:
@@ -103,3 +105,19 @@ class Adapter:
             if re.fullmatch(rf"(.*\.)?{pattern}", module):
                 alpha = float(value)
         return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+
+
+def _check_scales(path: Path, config: dict[str, Any]) -> None:
+    """`lora_alpha`, and `alpha_pattern`: regular expressions of modules that have another one."""
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        for value in (config["lora_alpha"], *patterns.values()):
+            if not math.isfinite(float(value)):
+                raise ValueError
+        for pattern in patterns:
+            re.compile(pattern)
+    except (AttributeError, KeyError, TypeError, ValueError, re.error):
+        raise CheckpointError(
+            f"{path}: lora_alpha {config.get('lora_alpha')!r} and alpha_pattern {patterns!r} are not the "
+            "numbers that PEFT writes. Copy the checkpoint again."
+        ) from None

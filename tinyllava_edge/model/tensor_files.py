@@ -1,5 +1,6 @@
 """Open files of tensors: safetensors, its index of shards, and pickles that were allowed."""
 
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -46,9 +47,14 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     try:
         # What torch < 1.6 wrote is no zip archive, and cannot be mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many types on damaged or refused pickles
+    except pickle.UnpicklingError:  # torch's own words advise to read it without weights_only
+        raise CheckpointError(
+            f"{path}: refused or damaged: it holds more than tensors, or is cut short. Copy it again; what "
+            "holds more is not read."
+        ) from None
+    except Exception as error:  # torch raises many types on damaged pickles
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: refused or damaged ({reason[:200]}).") from None
+        raise CheckpointError(f"{path}: refused or damaged ({reason[:120]}). Copy it again.") from None
     if not isinstance(tensors, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in tensors.items()
     ):

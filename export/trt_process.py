@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from tinyllava_edge import errors
@@ -25,6 +26,7 @@ from .trt_engine import BuiltEngine, EngineOptions, OnProgress, build_engine
 from .trt_plan import PlanTensor, check_plan, parse_plan
 
 _REPORT_SECONDS = 0.1  # between two lines about progress
+_LAST_WORDS_BYTES = 8192  # of a process that ended without an answer
 # TensorRT's name of a type in a network -> in a plan.
 _PLAN_TYPES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
 _NARROW_TYPES = {"HALF", "BF16"}
@@ -64,22 +66,22 @@ def build_engine_apart(
         "islands": [dict(island) for island in islands],
     }
     command = [sys.executable, "-m", __spec__.name, json.dumps(task)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
     result: dict[str, Any] = {}
-    try:
-        for line in process.stdout:
-            result = json.loads(line)
-            if "progress" in result:
-                on_progress(*result["progress"])
-        said = process.stderr.read()
-        code = process.wait()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
+    with TemporaryFile() as words:  # not a pipe: a library that says much would wait for somebody to read it
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                result = json.loads(line)
+                if "progress" in result:
+                    on_progress(*result["progress"])
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        words.seek(max(0, words.tell() - _LAST_WORDS_BYTES))
+        said = words.read().decode(errors="replace")
     if "facts" in result and code == 0:
         facts: dict[str, Any] = result["facts"]
         return facts

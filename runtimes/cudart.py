@@ -98,7 +98,9 @@ class Cudart:
             try:
                 function = getattr(self._library, name)
             except AttributeError:
-                raise NoGpuError(f"{path}: has no {name}, so it is no CUDA runtime of ours.") from None
+                raise NoGpuError(
+                    f"{path}: has no {name}, so it is no CUDA runtime of ours. Is {LIBRARY_VARIABLE} right?"
+                ) from None
             function.argtypes, function.restype = arguments, c_int
         self._library.cudaGetErrorString.argtypes = (c_int,)
         self._library.cudaGetErrorString.restype = c_char_p
@@ -123,7 +125,10 @@ class Cudart:
                 f"the GPU has not enough memory left ({said}). Close other programs that use it; on a "
                 "Jetson it shares the main memory."
             )
-        raise CudaError(f"the GPU failed ({said}).")
+        raise CudaError(
+            f"the GPU failed ({said}). Start again; if it stays, see the driver's messages (sudo dmesg), or "
+            "take --runtime onnxruntime+llamacpp."
+        )
 
     def read_gpu(self) -> Gpu:
         """Make the first device the current one, and read what it is; raises as `call` does."""

@@ -166,9 +166,9 @@ class TensorRTVision:
         values = self._input.array.view(np.float32).reshape(-1, *pixels.shape[1:])
         values[: len(pixels)] = pixels
         values[len(pixels) : batch] = 0
-        self._started.record(self._stream)
         if self._recorded is None and not is_new and self.graph == "none yet":
             self._record()
+        self._started.record(self._stream)
         if self._recorded is not None:
             self._recorded.launch()
         else:

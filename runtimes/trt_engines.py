@@ -49,8 +49,9 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
     choice = cache.choice(bundle.manifest_sha256)
     if vision is None:
         if choice is None or choice.engine is None:
+            why = f", for which build chose {choice.runtime}" if choice else ""
             raise NoEngineError(
-                f"no engine was built here for {bundle.root}: {build_line(bundle, board.library)}"
+                f"no engine was built here for {bundle.root}{why}: {build_line(bundle, board.library)}"
             )
         vision = choice.vision
     variant = bundle.variant("vision", vision)

@@ -114,6 +114,7 @@ def test_the_record_says_how_it_was_built(here: Command, bundle: Bundle) -> None
             ["--target", "tensorrt-rtx", "--pack", "x", "--key", "y", "-o", "z"],
             "packs are of the private cache",
         ),
+        (["--target", "tensorrt-rtx", "--vision", " ,", "-o", "z"], "name at least one variant to build"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -123,6 +124,14 @@ def test_options_that_do_not_fit_are_refused(
     assert (result.code, result.stdout) == (2, "")
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["-o"], ["--key", "y", "--pack"]])
+def test_nothing_is_written_into_a_bundle(here: Command, bundle: Bundle, arguments: list[str]) -> None:
+    result = here("build", bundle.root, *arguments, bundle.root / "vision" / "engine")
+    assert result.code == 2
+    assert "is inside the bundle, which never holds engines" in " ".join(result.stderr.split())
+    assert list(EngineCache().folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

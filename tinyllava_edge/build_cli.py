@@ -71,6 +71,11 @@ def build(
         sms=tuple(dict.fromkeys(sm or ())),
     )
     root = bundle_path(bundle)
+    for place in (output, pack):
+        if place is not None and place.resolve().is_relative_to(root.resolve()):
+            raise UsageError(
+                f"{place} is inside the bundle, which never holds engines. Choose another place."
+            )
     if output is None:
         _check_here(vision, sm, {"--pack": pack, "--key": key, "--install": install, "--trust": trust})
         result = build_here(Bundle.open(root), vision, options, packs)
@@ -80,8 +85,6 @@ def build(
         raise UsageError(
             "packs are of the private cache: leave -o out, or --pack, --install, --key and --trust."
         )
-    if output.resolve().is_relative_to(root.resolve()):
-        raise UsageError(f"{output} is inside the bundle, which never holds engines. Choose another place.")
     check_output(output, force=force)
     opened = Bundle.open(root)
     report = write_engines(opened, plan_jobs(opened, vision, options), output, force=force)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle, Variant
 from tinyllava_edge.console import note, progress, stdout
-from tinyllava_edge.errors import BundleError
+from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.export.trt_engine import EngineOptions
 from tinyllava_edge.export.trt_process import build_engine_apart
 from tinyllava_edge.export.trt_table import SHORT, STATUS, engine_row, row_cells, table_lines
@@ -39,10 +39,13 @@ def plan_jobs(bundle: Bundle, vision: str | None, options: EngineOptions) -> lis
 
     Raises:
         BundleError: the bundle has no such variant.
+        UsageError: none is named.
     """
     names = [variant.name for variant in bundle.manifest.variants if variant.part == "vision"]
     default = DEFAULT_VARIANT if DEFAULT_VARIANT in names else None
     asked = [default] if vision is None else [name.strip() for name in vision.split(",") if name.strip()]
+    if not asked:
+        raise UsageError("--vision: name at least one variant to build.")
     jobs = []
     for variant in (bundle.variant("vision", name) for name in asked):
         path = _onnx_path(bundle, variant)

@@ -18,7 +18,7 @@ import numpy as np
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.engine_cache import EngineCache, StoredEngine
 from tinyllava_edge.engine_record import Board, Choice, EngineKey, EngineRecord, Step, new_record
-from tinyllava_edge.errors import BackendError, BundleError, NoEngineError, PackError
+from tinyllava_edge.errors import BackendError, BundleError, EngineLoadError, NoEngineError, PackError
 from tinyllava_edge.export.trt_engine import EngineOptions, OnProgress
 from tinyllava_edge.export.trt_process import build_engine_apart
 from tinyllava_edge.runtimes.base import BackendOptions, VisionBackend
@@ -32,7 +32,7 @@ from .device_parity import DeviceParity, measure_parity
 from .gates import gates_of
 from .stored_reference import StoredReference
 
-# Variants that an engine is tried from, in this order; int8 is taken where it is asked for, never by itself.
+# Variants that an engine is tried from, in this order; int8_fp16 where it is asked for, never by itself.
 ENGINE_VARIANTS = ("fp16", "bf16", "fp32")
 CUDA_VARIANTS = ("fp16", "fp32")
 CPU_RUNTIME, CUDA_RUNTIME = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
@@ -87,8 +87,10 @@ class DeviceBuild:
         self.binding.create_runtime()  # a TensorRT that cannot start is not a step
         gpu = self.cuda.read_gpu()
         self.board: Board = read_board(self.binding, gpu)
-        sms = (gpu.sm,) if options.target == "tensorrt-rtx" else ()
-        self.options = replace(options, device_sm=gpu.sm, sms=sms)
+        if options.target == "tensorrt-rtx":
+            self.options = replace(options, device_sm=gpu.sm, sms=(gpu.sm,))
+        else:
+            self.options = replace(options, device_sm=gpu.sm, timing_cache=self.cache.timings)
         self._say = say
         self._on_progress = on_progress
         self._force = force
@@ -138,7 +140,7 @@ class DeviceBuild:
 
         Raises:
             PackError: it is for another board, bundle, variant or batch; nothing was changed.
-            BackendError: it does not load, or does not pass; another engine of its key is gone.
+            BackendError: it does not load, or does not pass; nothing was changed then either.
         """
         record = stored.record
         if vision not in (None, record.variant):
@@ -157,10 +159,10 @@ class DeviceBuild:
             ]
             raise PackError(f"it was built from another bundle or with other options ({', '.join(fields)}).")
         with self.cache.lock(wanted):
-            self.cache.store_copy(record.model_copy(update={"status": "built, not run"}), stored.plan)
-            checked = self.check(wanted)
-        if checked.status != "verified":
-            raise BackendError(f"its engine is refused on this board: {checked.reason}.")
+            checked = self._compare(stored)
+            if checked.status != "verified":
+                raise BackendError(f"its engine is refused on this board: {checked.reason}.")
+            self.cache.store_copy(checked, stored.plan)
         step = Step(
             runtime=f"{self.options.target}+llamacpp",
             vision=record.variant,
@@ -237,7 +239,7 @@ class DeviceBuild:
                 return self.check(key)
             except NoEngineError as error:
                 self._say(f"vision {variant.name}: to be built ({error})")
-            except BackendError as error:  # the library does not load what the cache has
+            except EngineLoadError as error:  # the library does not load what the cache has
                 self._say(f"vision {variant.name}: to be built again ({error})")
         self._store(variant, key)
         return self.check(key)
@@ -257,7 +259,13 @@ class DeviceBuild:
             BundleError: its variant has no gates, or the bundle no reference.
         """
         with self.cache.find(key) as stored:
-            backend = TensorRTVision(self.binding, self.cuda, stored, self.bundle.manifest.vision)
+            record = self._compare(stored)
+        self.cache.update(record)
+        return record
+
+    def _compare(self, stored: StoredEngine) -> EngineRecord:
+        """The record of an engine with what it computes here; nothing is written."""
+        backend = TensorRTVision(self.binding, self.cuda, stored, self.bundle.manifest.vision)
         with closing(backend):
             parity = measure_parity(self.bundle, backend.encode, self.options.max_batch)
             fault = parity.fault(stored.record.variant)
@@ -267,7 +275,7 @@ class DeviceBuild:
                 "graph": backend.graph,
                 "device_ms": None if fault else _measure_ms(self.bundle, backend),
             }
-        record = stored.record.model_copy(
+        return stored.record.model_copy(
             update={
                 "status": "refused" if fault else "verified",
                 "reason": fault or f"equal within the gates ({parity})",
@@ -275,8 +283,6 @@ class DeviceBuild:
                 "facts": facts,
             }
         )
-        self.cache.update(record)
-        return record
 
     def _try_onnxruntime(self, runtime: str, name: str) -> Outcome:
         """Compare a variant on ONNX Runtime."""

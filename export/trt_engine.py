@@ -269,7 +269,7 @@ def _check_precisions(facts: dict[str, Any], options: EngineOptions) -> None:
         if name in facts["types"] and lacking:
             raise UnsupportedPrecisionError(
                 f"the graph computes in {name}, which GPUs have from compute capability {first} on; asked "
-                f"for is {', '.join(map(str, lacking))}. Build the fp16 or int8 variant."
+                f"for is {', '.join(map(str, lacking))}. Build the fp16 or int8_fp16 variant."
             )
 
 
@@ -353,7 +353,7 @@ def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> 
         return
     cache: trt.ITimingCache = config.get_timing_cache()
     if cache is not None:
-        write_bytes(options.timing_cache, memoryview(cache.serialize()))
+        write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
 
 
 def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:

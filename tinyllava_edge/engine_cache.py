@@ -8,6 +8,7 @@ not fit, or is damaged, counts as not there: it is built again.
     engines/<key>.json           the record: key, hash of the plan, parity on this device
     engines/<key>-<hash>.plan    the engine; the record is renamed into place last and names it
     engines/<key>.lock           held while one process builds it
+    engines/timings.cache        kernel timings of earlier builds, TensorRT's own file
     engines/choice-<hash>.json   what `build` chose for a bundle, by the hash of its manifest
 """
 
@@ -72,6 +73,11 @@ class EngineCache:
                 f"{self.folder}: must be a directory of your own that nobody else may enter, for engines are "
                 f"code. chmod 700 {self.folder}, or remove it."
             )
+
+    @property
+    def timings(self) -> Path:
+        """Where TensorRT keeps how long kernels took, which the next build then need not measure."""
+        return self.folder / "timings.cache"
 
     def find(self, key: EngineKey) -> StoredEngine:
         """The engine of a key.

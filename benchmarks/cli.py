@@ -42,7 +42,7 @@ def verify(
     The result is written to parity/<runtime>.json in the bundle; of nano, in your cache.
     """
     from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.runtimes.registry import choose_runtime
+    from tinyllava_edge.runtimes.auto import settle_runtime
 
     from .ladder import Ladder
     from .parity import parity_path, write_parity
@@ -53,6 +53,7 @@ def verify(
     if quick and checkpoint is None:
         raise UsageError("--quick changes nothing without --checkpoint: leave it out, or give both.")
     opened = Bundle.open(bundle_path(bundle))
+    settled = settle_runtime(runtime, opened)
     source = None
     if checkpoint is not None:
         source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
@@ -65,9 +66,9 @@ def verify(
         reference=open_reference(
             opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
         ),
-        vision=chosen_variants(opened, "vision", parse_names(vision)),
+        vision=chosen_variants(opened, "vision", parse_names(vision) or settled.variants),
         language=chosen_variants(opened, "language", parse_names(language)),
-        runtime=choose_runtime(runtime),
+        runtime=settled.runtime,
         num_pictures=amount["num_pictures"],
         checkpoint=source,
         sources=sources,

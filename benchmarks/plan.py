@@ -10,7 +10,8 @@ from typing import Literal
 from tinyllava_edge.bundle import REFERENCE_FOLDER, TOKENIZER_FILE, Bundle
 from tinyllava_edge.embedded import checkpoint_path
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, choose_runtime, runtime_entries
+from tinyllava_edge.runtimes.auto import settle_runtime
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
 
 from .measure import Amount
 from .verify import chosen_variants
@@ -93,14 +94,15 @@ def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
             f"{', '.join(map(str, wish.checkpoints))}: is not the checkpoint that "
             f"{', '.join(bundles)} came from, or torch is not installed to read it."
         )
-    given = tuple(choose_runtime(name) for name in wish.runtimes)
-    for runtime in given:
-        _check_installed(runtime)
     cells: list[Cell] = []
     for name, bundle in bundles.items():
-        runtimes = given or ((_TORCH,) if checkpoints[name] else ()) + (DEFAULT_RUNTIME,)
-        for runtime in runtimes:
-            for cell in _cells_of(name, bundle, runtime, checkpoints[name], wish):
+        default = ((_TORCH,) if checkpoints[name] else ()) + (DEFAULT_RUNTIME,)
+        settled = [settle_runtime(asked, bundle) for asked in wish.runtimes or default]
+        runtimes = tuple(found.runtime for found in settled)
+        for runtime, found in zip(runtimes, settled, strict=True):
+            _check_installed(runtime)
+            own = replace(wish, vision=wish.vision or found.variants)
+            for cell in _cells_of(name, bundle, runtime, checkpoints[name], own):
                 cells.append(replace(cell, name=_cell_name(cell, len(bundles), runtimes)))
     return (*cells, replace(cells[0], name=f"{cells[0].name} {CONTROL}"))
 

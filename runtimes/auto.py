@@ -25,6 +25,11 @@ class Candidate(NamedTuple):
     vision: str | None  # variant, or None for what the user or the runtime chooses
     reason: str
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The variant where there is one, as a command takes several."""
+        return () if self.vision is None else (self.vision,)
+
 
 class Opened(NamedTuple):
     """Both backends of a runtime, and why it is this one ("" where it was asked for)."""
@@ -49,9 +54,23 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
     return _open(last, bundle, options, failed)
 
 
+def settle_runtime(name: str, bundle: Bundle) -> Candidate:
+    """What a name means for a bundle, for "auto" what `build` chose here; else as `choose_runtime` does.
+
+    For commands that compare: where it then does not open, they say so, and compare nothing else.
+    """
+    choice = _stored_choice(bundle) if name == "auto" else None
+    if choice is None:
+        return Candidate(choose_runtime(name), None, "")
+    return Candidate(choice.runtime, choice.vision, _reason(choice))
+
+
 def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
-    """Runtimes to try for a bundle, best first; at least one, which may be not installed."""
-    found = [candidate for candidate in _preferred(bundle, options) if is_complete(candidate.runtime)]
+    """Runtimes to try for a bundle, best first; at least one, which may be not installed.
+
+    What `build` chose is always tried: where it cannot be opened any more, that is to be said.
+    """
+    found = list(_preferred(bundle, options))
     for runtime in AUTO_ORDER:
         if is_complete(runtime) and runtime not in [candidate.runtime for candidate in found]:
             found.append(Candidate(runtime, None, "the first that is installed"))
@@ -61,11 +80,15 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
 def _preferred(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:
     choice = _stored_choice(bundle)
     if choice is not None and options.vision in (None, choice.vision):
-        yield Candidate(choice.runtime, choice.vision, f"chosen by build here: {choice.steps[-1].reason}")
-    elif has_nvidia_gpu():
+        yield Candidate(choice.runtime, choice.vision, _reason(choice))
+    elif has_nvidia_gpu() and is_complete(CUDA_RUNTIME):
         built = [name for name in ("tensorrt", "tensorrt-rtx") if VISION_BACKENDS[name].is_installed]
         hint = f"; tinyllava-edge build {bundle.root} --target {built[0]} may make it faster" if built else ""
         yield Candidate(CUDA_RUNTIME, None, f"there is a GPU, and nothing was built for it{hint}")
+
+
+def _reason(choice: Choice) -> str:
+    return f"chosen by build here: {choice.steps[-1].reason}"
 
 
 def _stored_choice(bundle: Bundle) -> Choice | None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pytest
 from tests.runtimes import bundles
 from tests.runtimes.engine_bundles import write_engine_bundle
 from tests.runtimes.fake_gpu import RTX_3060, FakeGpu
-from tinyllava_edge.benchmarks import gates
 from tinyllava_edge.benchmarks.device_build import DeviceBuild
+from tinyllava_edge.benchmarks.plan import Wish, plan_cells
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.engine_cache import EngineCache
+from tinyllava_edge.engine_cache import EngineCache, StoredEngine
 from tinyllava_edge.errors import (
     BackendError,
     BundleError,
@@ -28,14 +29,14 @@ from tinyllava_edge.errors import (
     UnsupportedPrecisionError,
 )
 from tinyllava_edge.export.trt_engine import EngineOptions, OnProgress, build_engine
-from tinyllava_edge.runtimes.auto import candidates
+from tinyllava_edge.runtimes import registry
+from tinyllava_edge.runtimes.auto import candidates, settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.engine import open_bundle
 
 
 @pytest.fixture
-def bundle(gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
-    monkeypatch.setitem(gates.GATES, ("connector", "bf16"), gates.GATES[("connector", "fp16")])
+def bundle(gpu: FakeGpu, tmp_path: Path) -> Bundle:
     return write_engine_bundle(tmp_path / "bundle")
 
 
@@ -160,7 +161,7 @@ def test_a_precision_that_the_gpu_lacks_is_told_before_the_build(
 ) -> None:
     gpu.be(device_name)
     add_to_graph(bundle, constant(kind))
-    with pytest.raises(UnsupportedPrecisionError, match=rf"{message}.*Build the fp16 or int8 variant"):
+    with pytest.raises(UnsupportedPrecisionError, match=rf"{message}.*Build the fp16 or int8_fp16 variant"):
         device(bundle, Builds()).choose("fp16")
     assert device(bundle, Builds()).choose().vision != "fp16"  # the ladder goes on
 
@@ -259,6 +260,36 @@ def test_an_engine_that_the_library_does_not_load_is_built_again(
     assert "to be built again (TensorRT 10.7.0 does not load this engine" in said[0]
 
 
+@pytest.mark.parametrize("fault", ["nan", "fail"])
+def test_an_engine_of_a_pack_that_does_not_pass_takes_no_place(
+    gpu: FakeGpu, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The board's own engine of the same key stays as it is; where there was none, there still is none."""
+    own = device(bundle, Builds()).choose()
+    assert own.engine is not None
+    before = EngineCache().record(own.engine)
+    with EngineCache().find(before.key) as stored:
+        foreign = StoredEngine(before.model_copy(update={"origin": "pack of key 0"}), stored.plan)
+        gpu.spoil(fp16=fault)
+        with pytest.raises(BackendError, match="refused on this board" if fault == "nan" else "failed"):
+            device(bundle, Builds()).install(foreign)
+        assert EngineCache().record(own.engine) == before
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+        with pytest.raises(BackendError):
+            device(bundle, Builds()).install(foreign)
+        assert list(EngineCache().records()) == []
+
+
+def test_the_timings_of_a_build_are_kept_for_the_next(gpu: FakeGpu, bundle: Bundle) -> None:
+    build = device(bundle, Builds())
+    build.choose()
+    assert build.options.timing_cache == EngineCache().timings
+    assert EngineCache().timings.read_bytes() == b"timings"  # what the fake's builder says
+    assert EngineCache().timings.stat().st_mode & 0o077 == 0
+    gpu.be(RTX_3060)
+    assert device(bundle, Builds(), target="tensorrt-rtx").options.timing_cache is None
+
+
 def test_a_bundle_without_reference_tensors_is_refused_before_anything_is_built(
     gpu: FakeGpu, tmp_path: Path
 ) -> None:
@@ -304,6 +335,29 @@ def test_auto_takes_the_cpu_where_build_chose_it(gpu: FakeGpu, bundle: Bundle) -
     with open_bundle(bundle, runtime="auto", threads=1) as model:
         assert model.runtime == "onnxruntime+llamacpp"
         assert "chosen by build here" in model.runtime_reason
+
+
+def test_what_compares_runtimes_takes_what_build_chose_and_nothing_else(gpu: FakeGpu, bundle: Bundle) -> None:
+    assert settle_runtime("auto", bundle).runtime == "onnxruntime+llamacpp"
+    device(bundle, Builds()).choose()
+    (cell, _) = plan_cells({"tiny": bundle}, Wish(runtimes=("auto",)))
+    assert (cell.runtime, cell.vision) == ("tensorrt+llamacpp", "fp16")
+    named = Wish(runtimes=("auto",), vision=("fp32",))
+    assert plan_cells({"tiny": bundle}, named)[0].vision == "fp32"
+    gpu.be_version("10.7.0")  # its engine does not fit any more
+    assert settle_runtime("auto", bundle).runtime == "tensorrt+llamacpp"
+    assert settle_runtime("onnxruntime+llamacpp", bundle).variants == ()
+
+
+def test_auto_says_that_what_build_chose_is_not_installed_any_more(
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device(bundle, Builds()).choose()
+    gone = replace(registry.VISION_BACKENDS["tensorrt"], package="no_such_package")
+    monkeypatch.setitem(registry.VISION_BACKENDS, "tensorrt", gone)
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert model.runtime == "onnxruntime+llamacpp"
+        assert "backend tensorrt needs the package no_such_package" in model.runtime_reason
 
 
 @pytest.mark.parametrize("change", ["library", "gpu", "damage", "driver"])

@@ -18,6 +18,7 @@ from tinyllava_edge.tensorrt_binding import LogMessage
 FUSED_ATTENTION = "_gemm_mha"  # QK^T, softmax and PV in one kernel
 # Kernels that multiply matrices: by their type, and the fusions around one ("Fc") by their name.
 _GEMM_TYPES = ("gemm", "correlation", "convolution")
+_WIDTHS = {"Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}  # bits
 _GEMM_FUSION = re.compile(r"__myl_\w*?Fc")
 _LAYER = re.compile(
     r"^Name: (?P<name>.+?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
@@ -72,8 +73,7 @@ class PlanLayer:
     def gemm_type(self) -> str:
         """The type a GEMM multiplies in: the narrowest of its matrices; scalars and biases do not count."""
         matrices = [t for t in (*self.inputs, *self.constants) if len(t.shape) > 1 and abs(prod(t.shape)) > 1]
-        types = {tensor.dtype for tensor in matrices} - {"Float"}
-        return min(types, default="Float")
+        return min((tensor.dtype for tensor in matrices), key=_width, default="Float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,11 @@ def check_plan(
             f"the engine is not as it must be: {'; '.join(faults)}. Is the graph typed throughout, its "
             "attention in fp16 or bf16 without quantization? Export the variant again."
         )
+
+
+def _width(dtype: str) -> int:
+    """Bits of a type; one that is not known is the widest, so that nothing is taken for narrow."""
+    return _WIDTHS.get(dtype, max(_WIDTHS.values()))
 
 
 def _layer(found: "re.Match[str]") -> PlanLayer:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.output import check_output, output_directory
 
 from .published import RELEASED, Released
@@ -50,6 +51,8 @@ def hub_check(
     packed = output.with_name(f"{output.name}.tar.gz")
     for path in (output, packed):
         check_output(path, force=force)
+    if eval_data is not None and not any((eval_data / name).is_dir() for name in ("pope", "textvqa")):
+        raise UsageError(f"--eval-data {eval_data}: holds neither pope/ nor textvqa/.")
     known = {released.repository: released for released in RELEASED}
     names = [name.strip() for name in checkpoints.split(",") if name.strip()]
     chosen = [

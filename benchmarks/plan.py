@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from tinyllava_edge.bundle import REFERENCE_FOLDER, TOKENIZER_FILE, Bundle
-from tinyllava_edge.embedded import checkpoint_path
+from tinyllava_edge.embedded import check_sources, checkpoint_path
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
@@ -88,6 +88,7 @@ def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
         MissingExtraError: a runtime's package is not installed.
         UsageError: there is no such runtime, or no checkpoint for it.
     """
+    check_sources(wish.sources)
     checkpoints = {name: find_checkpoint(bundle, wish.checkpoints) for name, bundle in bundles.items()}
     if wish.checkpoints and not any(checkpoints.values()):
         raise UsageError(

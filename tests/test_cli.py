@@ -93,6 +93,12 @@ def test_a_path_that_is_nothing_we_know_is_named(arguments: tuple[str, ...]) -> 
     assert not (ROOT / "nowhere").exists()
 
 
+def test_training_data_that_are_not_there_are_one_line(tmp_path: Path) -> None:
+    absent = tmp_path / "absent.json"
+    assert_one_line("train", "--data", absent, "--from", "nano", "-o", tmp_path / "out", named=(str(absent),))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_output_is_refused_and_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.hub import HUB, cached_snapshot, download_checkpoint, download_sources, parse_name
 
 NANO = "nano"
@@ -43,11 +44,23 @@ def fetch_sources(sources: Path | None, checkpoint: Path) -> tuple[Path | None, 
 
     Raises:
         CheckpointError: nothing of it can be downloaded.
+        UsageError: it is no directory.
     """
     if sources is None or str(sources) != HUB:
+        check_sources(sources)
         return sources, []
     folder, snapshots, problems = download_sources(checkpoint)
     return folder, [f"sources: {snapshot.name}" for snapshot in snapshots] + problems
+
+
+def check_sources(sources: Path | None) -> None:
+    """A directory that is not there would pass for one that lacks the file that is looked for.
+
+    Raises:
+        UsageError: it is no directory.
+    """
+    if sources is not None and not sources.is_dir():
+        raise UsageError(f"--sources {sources}: no such directory.")
 
 
 def bundle_path(name_or_path: str | Path) -> Path:

@@ -93,6 +93,7 @@ def test_torch_is_scored_from_the_checkpoint(honest: Honest, asked: tuple[Path, 
     [
         (("--language", "q2_k"), "no language variant 'q2_k'"),
         (("--runtime", "tensorflow"), "no runtime 'tensorflow'"),
+        (("--sources", "nowhere"), "--sources nowhere: no such directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -87,6 +87,17 @@ def test_a_checkpoint_that_is_not_there_is_told_and_fails(tmp_path: Path) -> Non
     )
 
 
+def test_what_would_be_found_out_after_the_downloads_is_refused_before(tmp_path: Path) -> None:
+    (tmp_path / "kept.tar.gz").write_bytes(b"of another run")
+    for arguments, named in (
+        (["-o", str(tmp_path / "report"), "--eval-data", str(tmp_path)], "holds neither pope/ nor textvqa/"),
+        (["-o", str(tmp_path / "kept")], r"kept.tar.gz: exists already"),
+    ):
+        result = CliRunner().invoke(app, ["hub-check", *arguments])
+        assert named in str(result.exception)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.tar.gz"]
+
+
 def test_every_released_checkpoint_is_listed_once() -> None:
     names = [released.repository for released in RELEASED]
     assert len(set(names)) == len(names) == 8

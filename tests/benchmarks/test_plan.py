@@ -90,10 +90,11 @@ def test_a_runtime_that_is_registered_later_appears_or_says_what_it_needs(
 
 
 def test_only_torch_is_told_of_the_checkpoint(honest: Honest, bundles: dict[str, Bundle]) -> None:
-    wish = Wish(language=("f32",), checkpoints=(honest.checkpoint,), sources=Path("files"), allow_pickle=True)
+    checkpoint, sources = honest.checkpoint, honest.checkpoint.parent
+    wish = Wish(language=("f32",), checkpoints=(checkpoint,), sources=sources, allow_pickle=True)
     torch_cell, other, control = plan_cells(bundles, wish)
     for cell in (torch_cell, control):
-        told = (str(honest.checkpoint), "files", True)
+        told = (str(checkpoint), str(sources), True)
         assert (cell.checkpoint, cell.sources, cell.allow_pickle) == told
     assert (other.checkpoint, other.sources, other.allow_pickle) == (None, None, False)
 

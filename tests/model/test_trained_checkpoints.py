@@ -115,10 +115,20 @@ def test_another_kind_of_adapter_is_refused(lora: Path, changes: dict[str, Any])
         load_model(lora, allow_pickle=True)
 
 
-@pytest.mark.parametrize("changes", [{"lora_alpha": "x"}, {"lora_alpha": None}, {"alpha_pattern": {"(": 8}}])
-def test_an_adapter_without_a_scale_is_named(lora: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"lora_alpha": "x"}, r"adapter_config.json: lora_alpha 'x' with alpha_pattern"),
+        ({"lora_alpha": None}, r"adapter_config.json: lora_alpha None"),
+        ({"alpha_pattern": {"(": 8}}, r"adapter_config.json: lora_alpha .* with alpha_pattern {'\(': 8}"),
+        ({"r": 0}, r"adapter_config.json: r 0 with rank_pattern"),
+        ({"r": 450}, r"lora_A \[\d, 32\] and lora_B \[32, \d\] of .*proj' are not of rank 450"),
+        ({"rank_pattern": {"q_proj": 450}}, r"q_proj' are not of rank 450"),
+    ],
+)
+def test_an_adapter_whose_config_lies_is_named(lora: Path, changes: dict[str, Any], named: str) -> None:
     change_config(lora, **changes)
-    with pytest.raises(CheckpointError, match=r"adapter_config.json: lora_alpha .* alpha_pattern"):
+    with pytest.raises(CheckpointError, match=named):
         load_model(lora, allow_pickle=True)
 
 

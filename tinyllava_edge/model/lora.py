@@ -22,6 +22,8 @@ EIGHT_BITS = (
     "int8 without its scale, as a QLoRA run saves its base. Merge the adapter into the original base model "
     "and export that."
 )
+# Of adapter_config.json: a number, and what gives other ones to modules that a regular expression fits.
+_PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 # PEFT variants whose merge is another one.
 _UNSUPPORTED = ("use_dora", "fan_in_fan_out", "modules_to_save", "layer_replication")
 
@@ -45,7 +47,8 @@ class Adapter:
 
         Raises:
             UnsupportedModelError: a PEFT variant with another merge (DoRA, ...).
-            CheckpointError: a key that is no LoRA matrix, a matrix without its other half, or no scale.
+            CheckpointError: a key that is no LoRA matrix, a matrix without its other half, or rank
+                and alpha that are no numbers.
         """
         config = read_json_object(directory / ADAPTER_CONFIG)
         for name in _UNSUPPORTED:
@@ -53,7 +56,7 @@ class Adapter:
                 raise UnsupportedModelError(f"{directory / ADAPTER_CONFIG}: {name} is not supported.")
         if config.get("bias", "none") != "none" or config.get("peft_type") != "LORA":
             raise UnsupportedModelError(f"{directory / ADAPTER_CONFIG}: not LoRA with bias 'none'.")
-        _check_scales(directory / ADAPTER_CONFIG, config)
+        _check_numbers(directory / ADAPTER_CONFIG, config)
         path = directory / ADAPTER_WEIGHTS
         sides: dict[str, dict[str, torch.Tensor]] = {}
         with opened_safetensors(path) as file:
@@ -91,33 +94,42 @@ class Adapter:
     def _merged(self, name: str, weight: torch.Tensor, pair: dict[str, torch.Tensor] | None) -> torch.Tensor:
         if pair is None:
             return weight
-        update = pair["B"].float() @ pair["A"].float()
+        module, (down, up) = name.removesuffix(".weight"), (pair["A"], pair["B"])
+        rank = self._value("r", module)
+        if not (down.ndim == up.ndim == 2 and len(down) == up.shape[1] == rank):
+            raise CheckpointError(
+                f"{self.path}: lora_A {list(down.shape)} and lora_B {list(up.shape)} of {module!r} are not "
+                f"of rank {rank:g}, as {ADAPTER_CONFIG} says."
+            )
+        update = up.float() @ down.float()
         if update.shape != weight.shape:
             raise CheckpointError(
                 f"{self.path}: the update of {name!r} has shape {list(update.shape)}, the base "
                 f"{list(weight.shape)}."
             )
-        return weight.float() + self._scale(name.removesuffix(".weight"), len(pair["A"])) * update
+        scale = self._value("lora_alpha", module) / (rank**0.5 if self.config.get("use_rslora") else rank)
+        return weight.float() + scale * update
 
-    def _scale(self, module: str, rank: int) -> float:
-        alpha = float(self.config["lora_alpha"])
-        for pattern, value in (self.config.get("alpha_pattern") or {}).items():
+    def _value(self, key: str, module: str) -> float:
+        value = self.config[key]
+        for pattern, other in (self.config.get(_PATTERNS[key]) or {}).items():
             if re.fullmatch(rf"(.*\.)?{pattern}", module):
-                alpha = float(value)
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+                value = other
+        return float(value)
 
 
-def _check_scales(path: Path, config: dict[str, Any]) -> None:
-    """`lora_alpha`, and `alpha_pattern`: regular expressions of modules that have another one."""
-    patterns = config.get("alpha_pattern") or {}
-    try:
-        for value in (config["lora_alpha"], *patterns.values()):
-            if not math.isfinite(float(value)):
-                raise ValueError
-        for pattern in patterns:
-            re.compile(pattern)
-    except (AttributeError, KeyError, TypeError, ValueError, re.error):
-        raise CheckpointError(
-            f"{path}: lora_alpha {config.get('lora_alpha')!r} and alpha_pattern {patterns!r} are not the "
-            "numbers that PEFT writes. Copy the checkpoint again."
-        ) from None
+def _check_numbers(path: Path, config: dict[str, Any]) -> None:
+    """Rank and alpha, and the patterns of modules that have others."""
+    for key, pattern_key in _PATTERNS.items():
+        patterns = config.get(pattern_key) or {}
+        try:
+            for value in (config[key], *patterns.values()):
+                if not 0 < float(value) < math.inf:
+                    raise ValueError
+            for pattern in patterns:
+                re.compile(pattern)
+        except (AttributeError, KeyError, TypeError, ValueError, re.error):
+            raise CheckpointError(
+                f"{path}: {key} {config.get(key)!r} with {pattern_key} {patterns!r} is not what PEFT writes. "
+                "Copy the checkpoint again."
+            ) from None

@@ -1,6 +1,6 @@
 """What is expected: torch float32 on the checkpoint itself, transformers' pixels, upstream's ids."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -191,10 +191,17 @@ class CheckpointReference:
         return Continuation(tuple(ids), torch.stack(chosen_from).numpy())
 
     def _language_logits(self, rows: "torch.Tensor") -> Floats:
+        return self.logits_with({}, rows)
+
+    def logits_with(self, parameters: "Mapping[str, torch.Tensor]", rows: "torch.Tensor") -> Floats:
+        """Logits [positions, vocab] of input rows [positions, hidden], with other parameters where given."""
         import torch
 
         with torch.no_grad():
-            logits: Floats = self._language(inputs_embeds=rows[None]).logits[0].numpy()
+            output = torch.func.functional_call(
+                self._language, dict(parameters), kwargs={"inputs_embeds": rows[None]}
+            )
+        logits: Floats = output.logits[0].numpy()
         return logits
 
 

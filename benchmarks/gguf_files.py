@@ -4,6 +4,7 @@ A device needs it only when the checkpoint is there to compare with.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def architecture_name(family: str) -> str:
     return str(gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
 
 
+@cache
 def tensor_namer(family: str, num_layers: int) -> Callable[[str], str]:
     """The gguf package's table: transformers' name of a tensor -> the name in the file."""
     names = gguf.get_tensor_name_map(ARCHITECTURES[family], num_layers)
@@ -50,6 +52,13 @@ def read_tensors(path: Path) -> Iterator[tuple[str, str, Floats]]:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         shape = [int(size) for size in reversed(tensor.shape)]
         yield tensor.name, tensor.tensor_type.name, np.asarray(values, dtype=np.float32).reshape(shape)
+
+
+def rounded(values: Floats, kind: str) -> Floats:
+    """Values to a type and back, by the gguf package's own arithmetic; no K-quant has one."""
+    type_ = gguf.GGMLQuantizationType[kind]
+    stored = gguf.quants.quantize(np.ascontiguousarray(values), type_)
+    return np.asarray(gguf.quants.dequantize(stored, type_), dtype=np.float32)
 
 
 def read_tensor(path: Path, name: str) -> tuple[str, Floats]:

@@ -150,8 +150,8 @@ class Report:
             checks = [
                 {
                     "metric": check.metric,
-                    "value": check.value if math.isfinite(check.value) else str(check.value),
-                    "gate": None if check.gate is None else asdict(check.gate),
+                    "value": _spelled(check.value),
+                    "gate": check.gate and {**asdict(check.gate), "limit": _spelled(check.gate.limit)},
                     "passed": check.passed,
                 }
                 for check in result.checks
@@ -166,6 +166,10 @@ class Report:
             "versions": dict(self.versions),
             "stages": results,
         }
+
+
+def _spelled(value: float) -> float | str:
+    return value if math.isfinite(value) else str(value)
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""Ladder stages 7 to 10: spliced embeddings, prefill logits, teacher-forced distributions, greedy answers.
+"""Ladder stages 7 to 11: spliced embeddings, prefill logits, teacher-forced distributions, greedy answers.
 
 All of them from the bundle alone: text rows are the GGUF's own `token_embd`, picture rows come from the
 vision backend. The KV cache is float32, so that what is measured is the variant.
@@ -15,10 +15,12 @@ from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.runtimes.context import Element, PictureRows, count_positions, segments
 from tinyllava_edge.runtimes.engine import Model, open_bundle
 
-from .gates import at_least, at_most, gates_of, largest_logit_error, least_snr_db
+from .checkpoint_reference import CheckpointReference
+from .gates import at_least, at_most, gates_of, is_quantized, largest_logit_error, least_snr_db
 from .ladder import Ladder, StageResult, judge, refused
 from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
 from .reference import PromptCase
+from .stages_dequantized import check_dequantized
 from .stages_vision import is_run
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
@@ -39,7 +41,7 @@ class _Pair:
 
 
 def check_language(ladder: Ladder) -> Iterator[StageResult]:
-    """Stages 7 to 10 of every language variant, and of every further vision variant that can be run."""
+    """Stages 7 to 11 of every language variant, and of every further vision variant that can be run."""
     if not any(map(is_run, ladder.vision)):
         yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
     for pair in _pairs(ladder):
@@ -58,9 +60,12 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
                 if pair.is_first_vision:
                     yield run.check_splice()
                 stage = "logits"
-                logits, forced = run.check_logits(), run.check_teacher_forced()
-                yield from (logits, forced)
-                yield run.check_greedy(excusable=logits.status == forced.status == "passed")
+                judged = [run.check_logits(), run.check_teacher_forced()]
+                if pair.is_first_vision and is_quantized(pair.language.name):
+                    stage = "dequantized"
+                    judged.append(run.check_dequantized())
+                yield from judged
+                yield run.check_greedy(excusable=all(result.status != "failed" for result in judged))
         except TinyLlavaEdgeError as error:
             yield refused(stage, pair.label, error)
 
@@ -80,6 +85,11 @@ def _gates_with(vision: str, language: str) -> str:
     return "q8_0" if vision == "int8" and language == "f16" else language
 
 
+def _rows(elements: Sequence[Element], table: Floats) -> Floats:
+    """Input rows [positions, hidden]."""
+    return np.concatenate([table[e : e + 1] if isinstance(e, int) else e.rows for e in elements])
+
+
 class _Run:
     """One pair of variants, opened."""
 
@@ -89,6 +99,7 @@ class _Run:
         self._pair = pair
         self._model = model
         self._logit_tolerance = 0.0  # largest difference of a logit so far
+        self._forced_logits: dict[PromptCase, Floats] = {}
 
     def check_splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
@@ -106,7 +117,7 @@ class _Run:
             expected = self._reference.splice(prompt)
             assert expected is not None
             elements = self._elements(prompt)
-            found = np.concatenate([table[e : e + 1] if isinstance(e, int) else e.rows for e in elements])
+            found = _rows(elements, table)
             if found.shape != expected.shape:
                 return self._wrong_shape("splice", prompt, found.shape, expected.shape)
             is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
@@ -162,7 +173,8 @@ class _Run:
             if continuation is None:
                 pairs.append(self._logits(prompt))
             else:
-                pairs.append((continuation.logits, self._forced(prompt, continuation.ids)))
+                self._forced_logits[prompt] = self._forced(prompt, continuation.ids)
+                pairs.append((continuation.logits, self._forced_logits[prompt]))
         expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
@@ -180,6 +192,25 @@ class _Run:
             detail=f"{len(divergence)} tokens",
             cause=lambda: "distributions are too far apart: too coarse a quantization, or an earlier stage",
             gates=gates,
+        )
+
+    def check_dequantized(self) -> StageResult:
+        """What teacher_forced judged, against torch with the values of the file."""
+        if not isinstance(self._reference, CheckpointReference):
+            return StageResult(stage="dequantized", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
+        if not self._ladder.reads_gguf:
+            reason = f"runtime {self._ladder.runtime} reads no GGUF"
+            return StageResult(stage="dequantized", variant=self._pair.label, skipped=reason)
+        from .gguf_files import read_tensor
+
+        path = gguf_path(self._ladder, self._pair.language)
+        _, table = read_tensor(path, "token_embd.weight")
+        return check_dequantized(
+            self._reference,
+            path,
+            self._pair.label,
+            self._forced_logits,
+            lambda prompt, ids: _rows([*self._elements(prompt), *ids], table),
         )
 
     def check_greedy(self, *, excusable: bool) -> StageResult:

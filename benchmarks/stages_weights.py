@@ -9,17 +9,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.config import LanguageConfig
+from tinyllava_edge.errors import BundleError
 
 from .checkpoint_reference import CheckpointReference
-from .gates import at_most, least_snr_db
+from .gates import EXACT_TYPES, at_most, least_snr_db
 from .ladder import Ladder, StageResult, judge
 from .metrics import snr_db
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = npt.NDArray[np.float32]
 NEEDS_CHECKPOINT = "give --checkpoint"
@@ -46,20 +51,23 @@ def gguf_path(ladder: Ladder, variant: Variant) -> Path:
 
 def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
     """The checkpoint's tensors in the order of rows that llama.cpp wants, by their GGUF names."""
-    from .gguf_files import tensor_namer
-
     config = reference.config.language
-    name_of = tensor_namer(config.architecture, config.num_hidden_layers)
     found: dict[str, Floats] = {}
     # A tied head is listed once here, and llama.cpp takes the embedding for it.
     for name, parameter in reference.model.language_model.named_parameters():
-        values = parameter.detach().numpy()
-        if match := _FUSED_GATE_AND_UP.fullmatch(name):
-            layer = f"blk.{match['layer']}"
-            found[f"{layer}.ffn_gate.weight"], found[f"{layer}.ffn_up.weight"] = np.split(values, 2)
-        else:
-            found[name_of(name)] = _as_in_file(name, values, config)
+        names = _names_in_file(name, config)
+        values = _as_in_file(name, parameter.detach().numpy(), config)
+        found.update(zip(names, np.split(values, len(names)), strict=True))
     return found
+
+
+def _names_in_file(name: str, config: LanguageConfig) -> list[str]:
+    """The tensors of the file, in order, that together are one of transformers."""
+    from .gguf_files import tensor_namer
+
+    if match := _FUSED_GATE_AND_UP.fullmatch(name):
+        return [f"blk.{match['layer']}.ffn_{part}.weight" for part in ("gate", "up")]
+    return [tensor_namer(config.architecture, config.num_hidden_layers)(name)]
 
 
 def _as_in_file(name: str, values: Floats, config: LanguageConfig) -> Floats:
@@ -68,17 +76,60 @@ def _as_in_file(name: str, values: Floats, config: LanguageConfig) -> Floats:
     Llama's RoPE turns neighbouring rows (0,1) of q and k there, and (i, i + half a head) in transformers.
     Gemma's norms multiply by 1 + weight in transformers, and by weight there.
     """
-    if config.architecture == "gemma" and name.endswith("norm.weight"):
+    if _is_gemma_norm(name, config):
         return values + 1
+    rows = _rows_in_file(name, config)
+    return values if rows is None else values[rows]
+
+
+def _as_in_checkpoint(name: str, values: Floats, config: LanguageConfig) -> Floats:
+    """The inverse of `_as_in_file`."""
+    if _is_gemma_norm(name, config):
+        return values - 1
+    rows = _rows_in_file(name, config)
+    return values if rows is None else values[np.argsort(rows)]
+
+
+def _is_gemma_norm(name: str, config: LanguageConfig) -> bool:
+    return config.architecture == "gemma" and name.endswith("norm.weight")
+
+
+def _rows_in_file(name: str, config: LanguageConfig) -> list[int] | None:
+    """Which row of transformers each row of the file is; None where they are the same."""
     if config.architecture != "llama":
-        return values
+        return None
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = counts.get(name.split(".")[-2])
     if heads is None:
-        return values
+        return None
     half = config.head_dim // 2
     in_head = [part * half + index for index in range(half) for part in (0, 1)]
-    return values[[head * config.head_dim + row for head in range(heads) for row in in_head]]
+    return [head * config.head_dim + row for head in range(heads) for row in in_head]
+
+
+def dequantized_parameters(reference: CheckpointReference, path: Path) -> dict[str, "torch.Tensor"]:
+    """Parameters of the reference's language model with the values that lie in a GGUF file.
+
+    Raises:
+        BundleError: a tensor is not in the file, or has another shape.
+    """
+    import torch
+
+    from .gguf_files import read_tensors
+
+    config = reference.config.language
+    in_file = {name: values for name, _, values in read_tensors(path)}
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in reference.model.language_model.named_parameters():
+        names = _names_in_file(name, config)
+        if missing := [each for each in names if each not in in_file]:
+            raise BundleError(f"{path} has no tensor {missing[0]}. Export again.")
+        values = np.concatenate([in_file.pop(each) for each in names])
+        if values.shape != parameter.shape:
+            shapes = f"{values.shape}, expected {tuple(parameter.shape)}"
+            raise BundleError(f"{path}: {', '.join(names)} has shape {shapes}. Export again.")
+        found[name] = torch.from_numpy(_as_in_checkpoint(name, values, config))
+    return found
 
 
 @dataclass
@@ -108,7 +159,7 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
             continue
         snr = snr_db(_rounded(right, kind), values)
         found.worst_snr_db = min(found.worst_snr_db, snr)
-        if not snr >= least_snr_db(kind):
+        if not snr >= (np.inf if kind in EXACT_TYPES else least_snr_db(kind)):
             found.wrong[name] = values
     return judge(
         "weights",
@@ -126,8 +177,10 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
 
 
 def _rounded(values: Floats, kind: str) -> Floats:
-    """Float16 is a rounding that must be exact; a quantization is judged against the unrounded values."""
-    return values.astype(np.float16).astype(np.float32) if kind == "F16" else values
+    """A rounding that must be exact; other quantizations are judged against the unrounded values."""
+    from .gguf_files import rounded
+
+    return rounded(values, kind) if kind in EXACT_TYPES else values
 
 
 def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:

@@ -22,7 +22,7 @@ from .stages_vision import check_connector, check_tower
 from .stages_weights import check_weights
 from .stored_reference import StoredReference
 
-# In the order of the chain; the last one has stages 7 to 10.
+# In the order of the chain; the last one has stages 7 to 11.
 CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
     ("weights", check_weights),
     ("metadata", check_metadata),

@@ -31,7 +31,8 @@ class Fault:
         stage: the first stage that fails, with the checkpoint at hand.
         cause: a part of what must be said.
         stored_stage: the first stage that fails against the stored tensors alone.
-        edit_manifest, edit_graph, edit_gguf, patch: how it is planted; one of them.
+        edit_manifest, edit_graph, edit_gguf, rewrite_gguf, patch: how it is planted; one of them.
+        language: the variant whose file has it.
     """
 
     name: str
@@ -41,18 +42,23 @@ class Fault:
     edit_manifest: Callable[[Manifest], None] | None = None
     edit_graph: Callable[[onnx.ModelProto], None] | None = None
     edit_gguf: Callable[[gguf.GGUFReader], None] | None = None
+    rewrite_gguf: Callable[[Path], None] | None = None
+    language: str = "f32"
     patch: Callable[[pytest.MonkeyPatch], None] | None = None
 
     def plant(self, honest: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
         """A copy of the bundle with the fault in it, its hashes made valid again."""
         shutil.copytree(honest, target, ignore=shutil.ignore_patterns("parity"))
+        file = target / "language" / f"{self.language}.gguf"
         if self.edit_graph:
             path = target / "vision" / "fp32.onnx"
             proto = onnx.load(path)
             self.edit_graph(proto)
             onnx.save(proto, path)
         if self.edit_gguf:
-            self.edit_gguf(gguf.GGUFReader(target / "language" / "f32.gguf", "r+"))
+            self.edit_gguf(gguf.GGUFReader(file, "r+"))
+        if self.rewrite_gguf:
+            self.rewrite_gguf(file)
         if self.patch:
             self.patch(monkeypatch)
         _seal_again(target, self.edit_manifest)
@@ -206,6 +212,33 @@ def _eps_times_ten(reader: gguf.GGUFReader) -> None:
     entry.parts[entry.data[0]][:] *= 10
 
 
+def _a_scale_a_step_off(reader: gguf.GGUFReader) -> None:
+    """One block's scale, 12 % larger: the tensor falls from 45 to 41 dB, and its type may have 39."""
+    blocks = _tensor(reader, "blk.0.ffn_down.weight").reshape(-1, 34)
+    scale = blocks[:1, :2].view(np.float16)
+    blocks[:1, :2] = (scale * np.float16(1.12)).view(np.uint8)
+
+
+def _rope_scaled(path: Path) -> None:
+    """Write a key that no stage expects, with which llama.cpp divides the positions."""
+    reader = gguf.GGUFReader(path)
+    writer = gguf.GGUFWriter(path.with_suffix(".new"), "llama")
+    for name, entry in reader.fields.items():
+        if not name.startswith("GGUF.") and name != "general.architecture":
+            kind = entry.types[0]
+            element = entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+            writer.add_key_value(name, entry.contents(), kind, element)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(4.0)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    path.with_suffix(".new").replace(path)
+
+
 FAULTS = (
     Fault(
         "wrong mean", "pixels", "constant difference in a channel (red", "pixels", edit_manifest=_wrong_mean
@@ -228,5 +261,21 @@ FAULTS = (
     ),
     Fault("RMS eps x10", "metadata", "layer_norm_rms_epsilon is", "logits", edit_gguf=_eps_times_ten),
     Fault("swapped K and V", "weights", "swapped", "logits", edit_gguf=_swapped_k_and_v),
+    Fault(
+        "scale of a Q8_0 block",
+        "weights",
+        "the values differ",
+        None,
+        edit_gguf=_a_scale_a_step_off,
+        language="q8_0",
+    ),
+    Fault(
+        "RoPE scaled in q8_0 only",
+        "dequantized",
+        "torch with the values of this file computes something else",
+        None,
+        rewrite_gguf=_rope_scaled,
+        language="q8_0",
+    ),
     Fault("wrong stop id", "text", "stop ids are [3]", None, edit_manifest=_wrong_stop_id),
 )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge import open_bundle
 from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
-from tinyllava_edge.benchmarks.gates import STAGES, at_most
+from tinyllava_edge.benchmarks.gates import STAGES, at_least, at_most
 from tinyllava_edge.benchmarks.ladder import Check, Report, StageResult, judge
 from tinyllava_edge.benchmarks.stored_reference import StoredReference
 from tinyllava_edge.benchmarks.verify import open_reference
@@ -31,6 +31,7 @@ def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) ->
     assert {stage for stage, _ in done} == set(STAGES)
     for stage in ("weights", "metadata", "splice", "logits", "teacher_forced", "greedy"):
         assert {(stage, variant) for variant in ("f32", "f16", "q8_0")} <= done
+    assert [variant for stage, variant in sorted(done) if stage == "dequantized"] == ["q8_0"]
     for stage in ("tower", "connector"):
         assert {(stage, "fp32"), (stage, "fp16")} <= done
     assert ("logits", "f32, vision fp16") in done
@@ -40,7 +41,8 @@ def test_the_stored_tensors_pass_and_skip_only_what_needs_the_checkpoint(honest:
     bundle = Bundle.open(honest.bundle)
     report = climb_quickly(bundle, StoredReference(bundle))
     assert report.passed, report.verdict
-    assert {result.stage for result in report.results if result.skipped} == {"weights", "metadata", "splice"}
+    needs_checkpoint = {"weights", "metadata", "splice", "dequantized"}
+    assert {result.stage for result in report.results if result.skipped} == needs_checkpoint
 
 
 def test_int8_is_run_and_what_only_tensorrt_runs_is_evaluated(honest: Honest, tmp_path: Path) -> None:
@@ -155,8 +157,7 @@ def test_nothing_compared_is_not_a_pass() -> None:
 
 
 def test_what_is_not_finite_is_spelled_out_in_json() -> None:
-    check = Check("snr_db", math.inf, None)
+    check = Check("snr_db", math.inf, at_least("snr_db", math.inf))  # such as rows of float16
     report = Report(runtime="r", reference="t", results=(StageResult(stage="tower", checks=(check,)),))
-    assert (
-        json.loads(json.dumps(report.to_json(), allow_nan=False))["stages"][0]["checks"][0]["value"] == "inf"
-    )
+    (written,) = json.loads(json.dumps(report.to_json(), allow_nan=False))["stages"][0]["checks"]
+    assert (written["value"], written["gate"]["limit"], written["passed"]) == ("inf", "inf", True)

@@ -39,7 +39,7 @@ def test_a_fault_is_caught_at_its_stage_with_its_cause(
         honest.reference.greedy(prompt)
         honest.reference.continuation(prompt)
     bundle = fault.plant(honest.bundle, tmp_path / "bundle", monkeypatch)
-    report = climb_quickly(bundle, honest.reference, vision=("fp32",), language=("f32",))
+    report = climb_quickly(bundle, honest.reference, vision=("fp32",), language=(fault.language,))
     first = report.first_failure
     assert first is not None, "the fault was not seen"
     assert (first.stage, fault.cause in first.cause) == (fault.stage, True), first
@@ -52,6 +52,6 @@ def test_the_stored_tensors_alone_show_it_too(
     fault: Fault, honest: Honest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = fault.plant(honest.bundle, tmp_path / "bundle", monkeypatch)
-    report = climb_quickly(bundle, StoredReference(bundle), vision=("fp32",), language=("f32",))
+    report = climb_quickly(bundle, StoredReference(bundle), vision=("fp32",), language=(fault.language,))
     assert report.first_failure is not None, "the fault was not seen"
     assert report.first_failure.stage == fault.stored_stage, report.first_failure

@@ -27,6 +27,7 @@ from tinyllava_edge.runtimes.engine import Model
 Floats = npt.NDArray[np.float32]
 VISION_TOLERANCE = 1e-4
 TORCH_LOGITS_NMSE = 1e-10
+QUANTIZED_HEADING = "## Through `verify`, at f16 and Q8_0"  # a section that another test writes
 Row = dict[str, str]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.golden import CHECKPOINT_NAMES, shared_fixtures
 from tests.integration import conformance
-from tests.integration.conformance import TORCH_LOGITS_NMSE, Golden, Row
+from tests.integration.conformance import QUANTIZED_HEADING, TORCH_LOGITS_NMSE, Golden, Row
 from tinyllava_edge.benchmarks.gates import gates_of
 from tinyllava_edge.config import read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
@@ -54,7 +54,11 @@ def tables() -> Iterator[dict[str, dict[str, Row]]]:
             for checkpoint, row in sorted(found[name].items()):
                 lines.append(f"| {checkpoint} | {' | '.join(row[s] for s in stages)} |")
             lines.append("")
-        Path(path).write_text("\n".join(lines).rstrip() + "\n")
+        page = Path(path)
+        rest = (
+            page.read_text(encoding="utf-8").partition(QUANTIZED_HEADING) if page.exists() else ("", "", "")
+        )
+        page.write_text("\n".join([*lines, "".join(rest[1:])]).rstrip() + "\n", encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)

@@ -42,7 +42,7 @@ def check_dequantized(
     import torch
 
     parameters = dequantized_parameters(reference, path)
-    errors, divergence, cost = [], [], []
+    errors, divergence, cost, same = [], [], [], []
     for prompt, logits in found.items():
         continuation = reference.continuation(prompt)
         rows = torch.from_numpy(input_rows(prompt, continuation.ids[:-1]))
@@ -50,17 +50,28 @@ def check_dequantized(
         errors.append(nmse(expected, logits))
         divergence.append(kl_divergence(expected, logits))
         cost.append(kl_divergence(continuation.logits, expected))
+        same.append(continuation.logits.argmax(axis=-1) == expected.argmax(axis=-1))
+    weights_kld = np.concatenate(cost)
     return judge(
         "dequantized",
         variant,
         {
             "nmse": max(errors),
             "mean_kld": float(np.concatenate(divergence).mean()),
-            "weights_kld": float(np.concatenate(cost).mean()),
+            "weights_mean_kld": float(weights_kld.mean()),
+            "weights_p99_kld": float(np.percentile(weights_kld, 99, method="higher")),
+            "weights_top1_agreement": float(np.concatenate(same).mean()),
         },
-        detail="torch with the file's values; weights_kld: what these cost",
+        detail="torch with the file's values; weights_*: what these cost torch",
         cause=lambda: (
             "torch with the values of this file computes something else: the file's metadata, or the runtime"
         ),
         gates=gates_of("dequantized", variant),
     )
+
+
+def cost_of_weights(result: StageResult) -> dict[str, float]:
+    """What torch itself loses with the file's values, by the metrics of teacher_forced."""
+    prefix = "weights_"
+    values = {check.metric: check.value for check in result.checks}
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

@@ -16,11 +16,20 @@ from tinyllava_edge.runtimes.context import Element, PictureRows, count_position
 from tinyllava_edge.runtimes.engine import Model, open_bundle
 
 from .checkpoint_reference import CheckpointReference
-from .gates import at_least, at_most, gates_of, is_quantized, largest_logit_error, least_snr_db
+from .gates import (
+    PROVEN,
+    at_least,
+    at_most,
+    gates_of,
+    is_quantized,
+    largest_logit_error,
+    least_snr_db,
+    widened,
+)
 from .ladder import Ladder, StageResult, judge, refused
 from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
 from .reference import PromptCase
-from .stages_dequantized import check_dequantized
+from .stages_dequantized import check_dequantized, cost_of_weights
 from .stages_vision import is_run
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
@@ -60,10 +69,11 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
                 if pair.is_first_vision:
                     yield run.check_splice()
                 stage = "logits"
-                judged = [run.check_logits(), run.check_teacher_forced()]
-                if pair.is_first_vision and is_quantized(pair.language.name):
+                judged = [run.check_logits()]
+                if is_quantized(pair.language.name):
                     stage = "dequantized"
                     judged.append(run.check_dequantized())
+                judged.append(run.check_teacher_forced(judged[-1]))
                 yield from judged
                 yield run.check_greedy(excusable=all(result.status != "failed" for result in judged))
         except TinyLlavaEdgeError as error:
@@ -99,7 +109,7 @@ class _Run:
         self._pair = pair
         self._model = model
         self._logit_tolerance = 0.0  # largest difference of a logit so far
-        self._forced_logits: dict[PromptCase, Floats] = {}
+        self._forced: dict[PromptCase, Floats] = {}
 
     def check_splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
@@ -165,20 +175,26 @@ class _Run:
             return "prompts without a picture are right: the picture rows' scale, number or positions"
         return f"the language model computes something else ({_SEE_WEIGHTS}--checkpoint names the tensor)"
 
-    def check_teacher_forced(self) -> StageResult:
-        """Distributions over the next token, behind pictures, on tokens that the reference chose."""
+    def check_teacher_forced(self, before: StageResult) -> StageResult:
+        """Distributions over the next token, behind pictures, on tokens that the reference chose.
+
+        Args:
+            before: of dequantized, where that was computed: says what the weights themselves cost.
+        """
         pairs: list[tuple[Floats, Floats]] = []
         for prompt in self._reference.prompts:
             continuation = self._reference.continuation(prompt)
             if continuation is None:
                 pairs.append(self._logits(prompt))
             else:
-                self._forced_logits[prompt] = self._forced(prompt, continuation.ids)
-                pairs.append((continuation.logits, self._forced_logits[prompt]))
+                pairs.append((continuation.logits, self._forced_logits(prompt, continuation.ids)))
         expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
         gates = gates_of("teacher_forced", self._pair.gates)
+        cost = cost_of_weights(before) if before.status == "passed" else {}
+        if cost and self._pair.language.name in PROVEN:
+            gates = widened(gates, cost)
         if len(divergence) < TOKENS_FOR_A_PERCENTILE:
             gates = tuple(gate for gate in gates if gate.metric != "p99_kld")
         return judge(
@@ -209,7 +225,10 @@ class _Run:
             self._reference,
             path,
             self._pair.label,
-            self._forced_logits,
+            {
+                prompt: self._forced_logits(prompt, self._reference.continuation(prompt).ids)
+                for prompt in self._reference.prompts
+            },
             lambda prompt, ids: _rows([*self._elements(prompt), *ids], table),
         )
 
@@ -292,8 +311,13 @@ class _Run:
         assert position == count_positions(elements)
         return position
 
-    def _forced(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
-        """Logits [tokens, vocab] from which each of `ids` is to be predicted."""
+    def _forced_logits(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
+        """Logits [tokens, vocab] from which each of `ids`, the reference's, is to be predicted; kept."""
+        if prompt not in self._forced:
+            self._forced[prompt] = self._evaluate_forced(prompt, ids)
+        return self._forced[prompt]
+
+    def _evaluate_forced(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
         position = self._prefill(prompt)
         first = self._model.language.last_logits()[None]
         forced = np.array(ids[:-1], dtype=np.int32)

@@ -14,6 +14,7 @@ from tinyllava_edge.benchmarks.gates import (
     gates_of,
     largest_logit_error,
     least_snr_db,
+    widened,
 )
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.export.options import LANGUAGE_TYPES, VISION_PRECISIONS
@@ -91,6 +92,13 @@ def test_a_tensor_type_without_a_gate_is_refused() -> None:
     with pytest.raises(BundleError, match="IQ1_S have no gate"):
         least_snr_db("IQ1_S")
     assert min(TENSOR_SNR_DB.values()) > 0  # all zeros are 0 dB
+
+
+def test_a_gate_is_widened_by_what_the_weights_cost_and_never_tightened() -> None:
+    gates = gates_of("teacher_forced", "q8_0")
+    assert widened(gates, {"mean_kld": 1e-3, "p99_kld": 1e-2, "top1_agreement": 0.99}) == gates
+    random = widened(gates, {"mean_kld": 4e-3, "p99_kld": 0.02, "top1_agreement": 0.95})
+    assert [gate.limit for gate in random] == pytest.approx([0.012, 0.06, 0.85])
 
 
 def test_a_greedy_answer_is_excused_by_at_most_a_few_times_what_nano_measured() -> None:

@@ -35,7 +35,7 @@ METRICS = (
     ("teacher_forced", "top1_agreement"),
     ("dequantized", "nmse"),
     ("dequantized", "mean_kld"),
-    ("dequantized", "weights_kld"),
+    ("dequantized", "weights_mean_kld"),
 )
 TEXT = f"""{QUANTIZED_HEADING}
 

@@ -76,7 +76,16 @@ EXTRAS = {
 
 
 class _LazyGroup(TyperGroup):
-    """Knows its commands by name, and imports one when it is asked for."""
+    """Knows its commands by name, and imports one when it is asked for: their list needs none of them."""
+
+    _only_listing = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._only_listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._only_listing = False
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -85,7 +94,7 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, function, help_text = COMMANDS[cmd_name]
-        callback = (lambda: None) if _only_listing() else getattr(import_module(module), function)
+        callback = (lambda: None) if self._only_listing else getattr(import_module(module), function)
         command_app = typer.Typer(add_completion=False)
         command_app.command(cmd_name, help=help_text)(callback)
         return typer.main.get_command(command_app)
@@ -96,11 +105,6 @@ class _LazyGroup(TyperGroup):
         if len(args) > 1 and name in COMMANDS:
             return name, self.get_command(ctx, name), args[2:]
         return super().resolve_command(ctx, args)
-
-
-def _only_listing() -> bool:
-    """Whether the command line asks for the list of commands only, which needs none of them."""
-    return len(sys.argv) < 2 or sys.argv[1] in ("--help", "--version")
 
 
 app = typer.Typer(

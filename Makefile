@@ -21,7 +21,13 @@ SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
 RESULTS ?= benchmarks/results
 
-.PHONY: demo bench smollm2 test check format hub-check nano-bundle clean
+# Drawings that nano's tower sees besides those it is asked about: things, not flags, signs or shapes.
+OPENCLIPART ?= /usr/share/openclipart/png
+DRAWINGS := animals buildings computer/hardware containers decorations education electronics food office people \
+	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
+	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
+
+.PHONY: demo bench smollm2 test check format hub-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -78,6 +84,12 @@ format: $(VENV)/ready
 # EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
 hub-check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
+
+# nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
+# NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.
+nano: $(VENV)/ready
+	$(BIN)/tinyllava-edge train nano -o $(OUT)/nano-checkpoint $(if $(NANO_DATA),--data $(NANO_DATA)) \
+		$(DRAWINGS:%=--pictures $(OPENCLIPART)/%)
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready

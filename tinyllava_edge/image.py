@@ -8,7 +8,7 @@ Needs Pillow and numpy only, so that a device computes the same pixels as the tr
 import io
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -71,16 +71,25 @@ def open_picture(picture: Picture) -> Image.Image:
     Raises:
         ImageError: not a picture, or over 40 megapixels or 16384 pixels a side; found before decoding.
     """
+    return _decode(picture, _to_rgb)
+
+
+def open_on_white(picture: Picture) -> Image.Image:
+    """Open a picture as `open_picture` does, but with what is transparent composited onto white."""
+    return _decode(picture, _on_white)
+
+
+def _decode(picture: Picture, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     name = _name(picture)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter
             if isinstance(picture, Image.Image):
                 _check_size(picture, name)
-                return _to_rgb(picture)
+                return convert(picture)
             with _opened(picture, name) as file, Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name)
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return convert(ImageOps.exif_transpose(image))
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -122,6 +131,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).clip(0, 0xFFFF)
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return _to_rgb(image)
+    sheet = Image.new("RGBA", image.size, "white")
+    sheet.alpha_composite(image.convert("RGBA"))
+    return sheet.convert("RGB")
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """Random views of pictures, on batches of normalised pixels [batch, 3, height, width] in -1 ... 1."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
@@ -33,11 +35,37 @@ def mix(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         (0.8, 0.9): torch.where(before, pixels, other),
         (0.9, 1.0): torch.where(before.transpose(2, 3), pixels, other),
     }
-    result = pixels
-    for (low, high), candidate in mixed.items():
+    return _choose(pixels, mixed, kind)
+
+
+def restyle(pixels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Redraw each picture: outlined, in flat colours, both, in greys, or as lines alone.
+
+    What a thing is does not depend on who drew it. Edges are where a 3x3 neighbourhood is uneven.
+    """
+    brightest, darkest = F.max_pool2d(pixels, 3, 1, 1), -F.max_pool2d(-pixels, 3, 1, 1)
+    paper = 1 - ((brightest - darkest).amax(1, keepdim=True) * 1.5 - 0.2).clamp(0, 1)
+    shades = 2 + torch.randint(3, (len(pixels), 1, 1, 1), generator=generator)
+    smooth = F.avg_pool2d(pixels, 3, 1, 1, count_include_pad=False)
+    flat = ((smooth + 1) / 2 * shades).round() / shades * 2 - 1
+    styles = {
+        (0.0, 0.3): (pixels + 1) * paper - 1,
+        (0.3, 0.6): (flat + 1) * paper - 1,
+        (0.6, 0.75): flat,
+        (0.75, 0.9): pixels.mean(1, keepdim=True).expand_as(pixels),
+        (0.9, 1.0): (2 * paper - 1).expand_as(pixels),
+    }
+    return _choose(pixels, styles, torch.rand(len(pixels), generator=generator))
+
+
+def _choose(
+    pixels: torch.Tensor, candidates: Mapping[tuple[float, float], torch.Tensor], kind: torch.Tensor
+) -> torch.Tensor:
+    """Of each picture the candidate in whose interval its `kind` lies; itself where that is in none."""
+    for (low, high), candidate in candidates.items():
         chosen = (kind >= low) & (kind < high)
-        result = torch.where(chosen[:, None, None, None], candidate, result)
-    return result
+        pixels = torch.where(chosen[:, None, None, None], candidate, pixels)
+    return pixels
 
 
 def _uniform(low: float, high: float, generator: torch.Generator, *shape: int) -> torch.Tensor:

@@ -28,6 +28,10 @@ def train(
         Path | None,
         typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
     ] = None,
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option(help="With `nano`: folder of pictures to see besides those of --data; again for more."),
+    ] = None,
     source: Annotated[
         str | None,
         typer.Option("--from", help="Checkpoint to start from: a directory, 'nano', or a hub's owner/name."),
@@ -86,8 +90,12 @@ def train(
             )
         if resume:
             raise UsageError("train nano cannot be resumed: it takes half an hour from the start.")
-        _train_nano(out, data or _NANO_DATA, images, seed=seed, threads=threads, force=force)
+        data = data or _NANO_DATA
+        images = images or data.parent
+        _train_nano(out, data, images, pictures or [], seed=seed, threads=threads, force=force)
         return
+    if pictures:
+        raise UsageError("--pictures is for `train nano`: elsewhere every picture is one of --data.")
     if data is None or (source is None) == (tower is None) or (tower is None) != (llm is None):
         raise UsageError(
             "give --data my.json and either --from CHECKPOINT or --tower DIR --llm DIR, to train on your own "
@@ -139,7 +147,9 @@ def _finetune(
     return asdict(finetune(out, options, resume=resume, force=force))
 
 
-def _train_nano(out: Path, data: Path, images: Path | None, *, seed: int, threads: int, force: bool) -> None:
+def _train_nano(
+    out: Path, data: Path, images: Path, pictures: list[Path], *, seed: int, threads: int, force: bool
+) -> None:
     from tinyllava_edge.output import check_output
 
     from . import recipes
@@ -148,7 +158,8 @@ def _train_nano(out: Path, data: Path, images: Path | None, *, seed: int, thread
     _set_threads(threads)
     from .nano import train_nano
 
-    train_nano(out, data=data, images=images or data.parent, recipe=recipes.nano(), seed=seed, force=force)
+    recipe = recipes.nano()
+    train_nano(out, data=data, images=images, recipe=recipe, seed=seed, unlabelled=pictures, force=force)
 
 
 def _set_threads(threads: int) -> None:

@@ -49,7 +49,7 @@ def distil(
 
     def losses() -> Iterator[Callable[[], torch.Tensor]]:
         for _ in range(how.steps):
-            yield partial(loss, *views.sample(how.batch_size, how.blended_share, generator))
+            yield partial(loss, *views.sample(how, generator))
 
     tower.train()
     optimise(

@@ -1,8 +1,9 @@
 """The recipe of nano, from nothing to a checkpoint: tokenizer, tower, pretrain, finetune."""
 
+import hashlib
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,22 @@ from .recipes import Recipe, Stage
 from .save import write_weights
 from .teacher import load_teacher
 from .tokenizer import write_tokenizer
-from .views import look
+from .unlabelled import read_unlabelled
+from .views import Drawn, look
 
 LOG_FILE = "training_log.jsonl"
 CURVE_FILE = "training_curve.png"
 
 
 def train_nano(
-    out: Path, *, data: Path, images: Path, recipe: Recipe, seed: int, force: bool = False
+    out: Path,
+    *,
+    data: Path,
+    images: Path,
+    recipe: Recipe,
+    seed: int,
+    unlabelled: Sequence[Path] = (),
+    force: bool = False,
 ) -> None:
     """Train a small model from nothing and write its checkpoint.
 
@@ -45,6 +54,7 @@ def train_nano(
         images: folder that its image paths are relative to.
         recipe: sizes and stages.
         seed: of weights, order, views and wordings.
+        unlabelled: folders of pictures that the tower learns from besides those of the data.
         force: replace an existing `out`.
 
     Raises:
@@ -54,7 +64,9 @@ def train_nano(
     with output_directory(out, force=force) as work:
         conversations = read_conversations(data, images)
         book = QuestionBook(read_records(data), images)
-        _write_frame(work, recipe, conversations, seed=seed, data=data)
+        others = read_unlabelled(unlabelled, recipe.config["vision_config"]["image_size"])
+        origin = _origin(recipe, seed=seed, data=data, unlabelled=others)
+        _write_frame(work, recipe, conversations, origin)
         torch.manual_seed(seed)
         config = read_model_config(work)
         assets = read_assets(work, config)
@@ -67,8 +79,11 @@ def train_nano(
         generator = torch.Generator().manual_seed(seed)
         views = look(
             load_teacher(),
-            reader.read([facts.picture for facts in book.facts]),
-            torch.tensor([names.index(facts.name) for facts in book.facts]),
+            Drawn(
+                reader.read([facts.picture for facts in book.facts]),
+                torch.tensor([names.index(facts.name) for facts in book.facts]),
+                others,
+            ),
             recipe.distillation,
             side=config.vision.image_size // config.vision.patch_size,
             generator=generator,
@@ -100,7 +115,7 @@ def train_nano(
 
 
 class _Batches:
-    """Fresh questions and a fresh view of every picture, once an epoch."""
+    """Fresh questions about a fresh view of every picture, once an epoch."""
 
     def __init__(
         self,
@@ -112,6 +127,9 @@ class _Batches:
         seed: int,
     ) -> None:
         self.stage, self.book, self.tokenizer, self.reader = stage, book, tokenizer, reader
+        self.by_kind: dict[str, list[Path]] = {}
+        for facts in book.facts:
+            self.by_kind.setdefault(facts.kind, []).append(facts.picture)
         self.generator, self.rng = torch.Generator().manual_seed(seed), random.Random(seed)
 
     def __iter__(self) -> Iterator[PackedBatch]:
@@ -121,8 +139,20 @@ class _Batches:
 
     def _batch(self, chosen: Sequence[int]) -> PackedBatch:
         facts = [self.book.facts[index] for index in chosen]
-        pixels = self.reader.read([f.picture for f in facts])
-        return pack([self._row(f) for f in facts], augment(pixels, self.generator))
+        return pack([self._row(f) for f in facts], self._views(facts))
+
+    def _views(self, facts: Sequence[Facts]) -> torch.Tensor:
+        """Augmented pictures; some with up to half of another of the same kind blended in.
+
+        So a kind is not learned as a list of things: what lies between two birds is a bird too.
+        """
+        pixels = augment(self.reader.read([f.picture for f in facts]), self.generator)
+        kin = augment(
+            self.reader.read([self.rng.choice(self.by_kind[f.kind]) for f in facts]), self.generator
+        )
+        blended = torch.rand(len(facts), generator=self.generator) < self.stage.kin_share
+        share = 0.5 * torch.rand(len(facts), generator=self.generator) * blended
+        return torch.lerp(pixels, kin, share[:, None, None, None])
 
     def _row(self, facts: Facts) -> list[Labelled]:
         asked = (
@@ -134,8 +164,20 @@ class _Batches:
         return [encode_conversation(self.tokenizer, template, c.turns) for c in asked]
 
 
+def _origin(recipe: Recipe, *, seed: int, data: Path, unlabelled: torch.Tensor) -> Mapping[str, Any]:
+    """What a checkpoint was made of."""
+    return {
+        "recipe": recipe.name,
+        "seed": seed,
+        "data": data.name,
+        "data_sha256": sha256_of_file(data),
+        "unlabelled_pictures": len(unlabelled),
+        "unlabelled_sha256": hashlib.sha256(unlabelled.numpy().tobytes()).hexdigest(),
+    }
+
+
 def _write_frame(
-    work: Path, recipe: Recipe, conversations: Sequence[Conversation], *, seed: int, data: Path
+    work: Path, recipe: Recipe, conversations: Sequence[Conversation], origin: Mapping[str, Any]
 ) -> None:
     """Everything of the checkpoint but the weights."""
     config = dict(recipe.config)
@@ -158,10 +200,7 @@ def _write_frame(
     sidecar = {
         "template": chat.name,
         "image_tokens": "token 0 dropped (strategy patch)",
-        "recipe": recipe.name,
-        "seed": seed,
-        "data": data.name,
-        "data_sha256": sha256_of_file(data),
+        **origin,
     }
     _write_json(work / SIDECAR_FILE, sidecar)
     rendered = [chat.render(conversation.turns, end=IMAGE_MARKER) for conversation in conversations]

@@ -23,6 +23,7 @@ class Stage:
     batch_size: int
     weight_decay: float = 0.0
     warmup_ratio: float = 0.03
+    kin_share: float = 0.0  # of nano's pictures: some of another thing of the same kind is blended in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,10 @@ class Distillation:
     """
 
     num_views: int
+    unlabelled_share: float  # of the views: of pictures that nobody asks about, where some are given
     mixed_share: float  # of the views: half of these are two pictures in one
     blended_share: float  # of a batch: two views in one, and what the teacher said of them
+    redrawn_share: float  # of a batch: in another style than the one that the teacher saw
     steps: int
     batch_size: int
     learning_rate: float
@@ -65,10 +68,12 @@ def nano() -> Recipe:
         config=_nano_config(vocab_size=1024),
         vocab_size=1024,
         distillation=Distillation(
-            num_views=12_288,
-            mixed_share=0.5,
-            blended_share=0.25,
-            steps=2800,
+            num_views=32_768,
+            unlabelled_share=0.6,
+            mixed_share=0.25,
+            blended_share=0.5,
+            redrawn_share=0.4,
+            steps=5500,
             batch_size=64,
             learning_rate=2e-3,
             muon_rate=0.03,
@@ -84,15 +89,17 @@ def nano() -> Recipe:
                 muon_rate=0.02,
                 epochs=3,
                 batch_size=32,
+                kin_share=0.7,
             ),
             Stage(
                 name="finetune",
                 template="llama",
                 learning_rates={"connector": 1e-3, "language_model": 1e-3},
                 muon_rate=0.02,
-                epochs=10,
+                epochs=9,
                 batch_size=16,
-                weight_decay=0.05,
+                weight_decay=0.2,
+                kin_share=0.7,
             ),
         ),
     )

@@ -8,13 +8,35 @@ from accelerate import Accelerator
 
 from tinyllava_edge.console import progress
 
-from .augment import augment, mix
+from .augment import augment, mix, restyle
 from .recipes import Distillation
 from .targets import Directions, discriminants, principal_components
 from .teacher import Teacher
 
 _TEACHER_BATCH = 64
 _TEACHER_CHUNK = 16  # larger ones spend their time on getting memory from the system
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures on white to make views of: those of the data, and others that nobody asks about."""
+
+    pictures: torch.Tensor  # [n, 3, height, width] in -1 ... 1
+    things: torch.Tensor  # [n] numbers from 0, the same for pictures of one thing
+    unlabelled: torch.Tensor  # [m, 3, height, width] uint8; m may be 0
+
+    def sample(
+        self, count: int, unlabelled_share: float, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Random pictures, and which things they show; -1 where nobody says."""
+        chosen = torch.randint(len(self.pictures), (count,), generator=generator)
+        pictures, things = self.pictures[chosen], self.things[chosen]
+        if len(self.unlabelled) == 0:
+            return pictures, things
+        others = self.unlabelled[torch.randint(len(self.unlabelled), (count,), generator=generator)]
+        is_other = torch.rand(count, generator=generator) < unlabelled_share
+        pictures = torch.where(is_other[:, None, None, None], others / 127.5 - 1, pictures)
+        return pictures, things.masked_fill(is_other, -1)
 
 
 @dataclass(frozen=True)
@@ -26,24 +48,28 @@ class Views:
     patches: torch.Tensor  # [views, side, side, dimensions] float16
 
     def sample(
-        self, count: int, blended_share: float, generator: torch.Generator
+        self, how: Distillation, generator: torch.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Pixels in -1 ... 1, pooled and patches of random views; half are mirrored, a share is blended.
+        """Pixels in -1 ... 1, pooled and patches of a batch of random views; half are mirrored.
 
         What is said of a blend of two views is blended as they are (Zhang et al. 2018, "mixup"), so that no
-        view can be learned by heart.
+        view can be learned by heart. What is said of a view that is redrawn stays.
         """
+        count = how.batch_size
         chosen = torch.randint(len(self.pixels), (count,), generator=generator)
         mirrored = (torch.rand(count, generator=generator) < 0.5)[:, None, None, None]
         pixels, patches = self.pixels[chosen] / 127.5 - 1, self.patches[chosen].float()
         pixels = torch.where(mirrored, pixels.flip(3), pixels)
         patches = torch.where(mirrored, patches.flip(2), patches)
-        blended = torch.rand(count, generator=generator) < blended_share
+        blended = torch.rand(count, generator=generator) < how.blended_share
         share = 0.5 * torch.rand(count, generator=generator) * blended
         other = torch.randperm(count, generator=generator)
         pooled = self.pooled[chosen]
+        pixels = torch.lerp(pixels, pixels[other], share[:, None, None, None])
+        redrawn = round(how.redrawn_share * count)  # the views are in random order
+        pixels[:redrawn] = restyle(pixels[:redrawn], generator)
         return (
-            torch.lerp(pixels, pixels[other], share[:, None, None, None]),
+            pixels,
             torch.lerp(pooled, pooled[other], share[:, None]),
             torch.lerp(patches, patches[other], share[:, None, None, None]),
         )
@@ -52,8 +78,7 @@ class Views:
 @torch.no_grad()
 def look(
     teacher: Teacher,
-    pictures: torch.Tensor,
-    things: torch.Tensor,
+    drawn: Drawn,
     how: Distillation,
     *,
     side: int,
@@ -64,21 +89,20 @@ def look(
 
     Args:
         teacher: sees every view at `how.teacher_image_size`.
-        pictures: [n, 3, height, width] in -1 ... 1, on white.
-        things: [n] numbers from 0, the same for pictures of one thing.
+        drawn: the pictures.
         how: how many views, and how much of what is said is kept.
         side: of the grid of patches that the teacher's own grid is resampled to.
         generator: of the views.
         accelerator: precision of the teacher.
     """
-    pixels, pooled, grids, plain, shown = [], [], [], [], []
+    pixels, pooled, grids, known, shown = [], [], [], [], []
     components: Directions | None = None
     with progress() as bar:
         task = bar.add_task("teacher", total=how.num_views)
         for start in range(0, how.num_views, _TEACHER_BATCH):
             count = min(_TEACHER_BATCH, how.num_views - start)
-            chosen = torch.randint(len(pictures), (count,), generator=generator)
-            single = augment(pictures[chosen], generator)
+            pictures, things = drawn.sample(count, how.unlabelled_share, generator)
+            single = augment(pictures, generator)
             is_plain = torch.rand(count, generator=generator) >= how.mixed_share
             batch = torch.where(is_plain[:, None, None, None], single, mix(single, generator))
             seen = ((batch + 1) * 127.5).round().to(torch.uint8)
@@ -89,11 +113,11 @@ def look(
             pixels.append(seen)
             pooled.append(features.mean((2, 3)).sqrt())  # a ReLU's output; the root tames its long tail
             grids.append(components(grid).half())
-            plain.append(is_plain)
-            shown.append(things[chosen])
+            known.append(is_plain & (things >= 0))
+            shown.append(things)
             bar.advance(task, count)
-    means, patches, alone = torch.cat(pooled), torch.cat(grids), torch.cat(plain)
-    means = discriminants(means[alone], torch.cat(shown)[alone], how.teacher_dimensions)(means)
+    means, patches, named = torch.cat(pooled), torch.cat(grids), torch.cat(known)
+    means = discriminants(means[named], torch.cat(shown)[named], how.teacher_dimensions)(means)
     spread = patches[:2048].float().std((0, 1, 2)).mean()
     return Views(torch.cat(pixels), pooled=means / means.std(), patches=(patches / spread).half())
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from tinyllava_edge.train.augment import augment, mix
+from tinyllava_edge.train.augment import augment, mix, restyle
 
 
 def _squares() -> torch.Tensor:
@@ -32,3 +32,17 @@ def test_half_of_the_pictures_are_mixed() -> None:
     pixels = torch.linspace(-1, 1, 1000)[:, None, None, None].expand(1000, 3, 8, 8)
     kept = (mix(pixels, torch.Generator().manual_seed(0)) == pixels).all(dim=(1, 2, 3))
     assert 0.45 < kept.float().mean() < 0.55
+
+
+def test_redrawn_pictures_keep_white_sheets_white_and_put_dark_lines_at_edges() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert restyle(torch.ones(64, 3, 16, 16), generator).eq(1).all()
+    pixels = torch.ones(200, 3, 32, 32)
+    pixels[:, 0, 8:24, 8:24] = -1  # cyan
+    drawn = restyle(pixels, generator)
+    assert drawn.min() >= -1
+    assert drawn.max() <= 1
+    outlined = drawn[:, :, 16, 8].eq(-1).all(1)  # on the edge
+    assert 0.6 < outlined.float().mean() < 0.8
+    greys = (drawn.amax(1) == drawn.amin(1)).flatten(1).all(1)
+    assert 0.15 < greys.float().mean() < 0.35

@@ -9,12 +9,13 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.train.test_questions import RECORDS
-from tinyllava_edge.errors import OutputExistsError
+from tinyllava_edge.errors import OutputExistsError, UsageError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import TextTokenizer, template_named
 from tinyllava_edge.train import recipes
+from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.distill import run_used_layers
 from tinyllava_edge.train.nano import train_nano
@@ -32,7 +33,7 @@ def _small_recipe() -> recipes.Recipe:
         config=config | {"vocab_size": 400},
         vocab_size=400,
         precision="fp32",
-        distillation=replace(recipe.distillation, num_views=16, steps=3, batch_size=8, teacher_dimensions=2),
+        distillation=replace(recipe.distillation, num_views=64, steps=3, batch_size=8, teacher_dimensions=2),
         stages=tuple(replace(stage, epochs=1, batch_size=2) for stage in recipe.stages),
     )
 
@@ -46,8 +47,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ImageDraw.Draw(image).ellipse((10, 10, 60, 80), fill=("red", "green", "blue")[index])
         image.save(folder / f"{name}.png")
     (folder / "train.json").write_text(json.dumps(RECORDS))
+    (folder / "others").mkdir()
+    Image.open(folder / "owl.png").rotate(45, fillcolor="white").save(folder / "others" / "anything.png")
     for out in ("first", "second"):
-        train_nano(folder / out, data=folder / "train.json", images=folder, recipe=_small_recipe(), seed=3)
+        train_nano(
+            folder / out,
+            data=folder / "train.json",
+            images=folder,
+            recipe=_small_recipe(),
+            seed=3,
+            unlabelled=[folder / "others"],
+        )
     return folder
 
 
@@ -56,6 +66,7 @@ def test_the_checkpoint_is_loaded_strictly_and_answers(folder: Path) -> None:
     assets = read_assets(folder / "first", model.config)
     assert model.config.template == "llama"
     assert model.config.template_reason == "stored in tinyllava_edge.json"
+    assert json.loads((folder / "first" / "tinyllava_edge.json").read_text())["unlabelled_pictures"] == 1
     texts = answer(model, assets, ["<image>\nWhat is this?"] * 2, torch.zeros(2, 3, 96, 96), max_tokens=4)
     assert len(texts) == 2
     rates = score(model, assets, folder / "train.json", folder)
@@ -100,3 +111,10 @@ def test_the_tower_is_taught_at_the_layer_that_the_model_reads(folder: Path) -> 
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert torch.equal(tower.select(run_used_layers(tower, pixels)), tower(pixels))
+
+
+def test_pictures_without_questions_are_refused_where_the_users_own_data_are_trained_on(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UsageError, match="--pictures is for `train nano`"):
+        train(out=tmp_path / "out", data=tmp_path / "my.json", source="nano", pictures=[tmp_path])

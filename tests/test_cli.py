@@ -13,7 +13,8 @@ from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-HELP_SECONDS = 0.5
+TYPER_HELP = [sys.executable, "-m", "typer", "--help"]
+HELP_RATIO = 3  # of the CPU time of typer's own help; 1 to 2.5 were measured; torch alone is 9
 
 
 def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -47,19 +48,28 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def _cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[str, float]:
+    """What a command prints, and the CPU time that it takes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert (result.returncode, result.stderr) == (0, "")
+    return result.stdout, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_needs_no_torch_and_little_time(command: str | None, without_torch: Path) -> None:
-    spent = []
-    for _ in range(3):  # the least of three: other programs on the machine make it slower, nothing faster
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = run(*([command] if command else []), "--help", PYTHONPATH=str(without_torch))
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert (command or "doctor") in result.stdout
-        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-        if spent[-1] < HELP_SECONDS:
+    ours = [sys.executable, "-m", "tinyllava_edge", *([command] if command else []), "--help"]
+    environment = {**os.environ, "PYTHONPATH": str(without_torch)}
+    ratios = []
+    for _ in range(5):  # the least: other programs on the machine may hit one of the two
+        _, reference = _cpu_seconds(TYPER_HELP, environment)
+        printed, spent = _cpu_seconds(ours, environment)
+        assert (command or "doctor") in printed
+        ratios.append(spent / reference)
+        if ratios[-1] < HELP_RATIO:
             break
-    assert min(spent) < HELP_SECONDS
+    assert min(ratios) < HELP_RATIO
 
 
 def test_without_arguments_the_commands_are_listed() -> None:

@@ -13,13 +13,14 @@ from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
-TYPER_HELP = [sys.executable, "-m", "typer", "--help"]
 HELP_RATIO = 3  # of the CPU time of typer's own help; 1 to 2.5 were measured; torch alone is 9
 
 
-def run(*arguments: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(
+    *arguments: str | Path, module: str = "tinyllava_edge", **environment: str
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "tinyllava_edge", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -48,10 +49,10 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[str, float]:
-    """What a command prints, and the CPU time that it takes."""
+def _timed_help(*command: str, module: str, path: Path) -> tuple[str, float]:
+    """The help that a module prints, with PYTHONPATH, and the CPU seconds that it takes."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120)
+    result = run(*command, "--help", module=module, PYTHONPATH=str(path))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout, after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
@@ -59,12 +60,11 @@ def _cpu_seconds(command: list[str], environment: dict[str, str]) -> tuple[str, 
 
 @pytest.mark.parametrize("command", [None, *COMMANDS])
 def test_help_needs_no_torch_and_little_time(command: str | None, without_torch: Path) -> None:
-    ours = [sys.executable, "-m", "tinyllava_edge", *([command] if command else []), "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(without_torch)}
+    words = [command] if command else []
     ratios = []
     for _ in range(5):  # the least: other programs on the machine may hit one of the two
-        _, reference = _cpu_seconds(TYPER_HELP, environment)
-        printed, spent = _cpu_seconds(ours, environment)
+        _, reference = _timed_help(module="typer", path=without_torch)
+        printed, spent = _timed_help(*words, module="tinyllava_edge", path=without_torch)
         assert (command or "doctor") in printed
         ratios.append(spent / reference)
         if ratios[-1] < HELP_RATIO:

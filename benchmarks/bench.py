@@ -10,12 +10,12 @@ from typing import Any
 
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.image import open_picture
+from tinyllava_edge.parity_files import read_parity
 
 from .bench_quality import Quality
 from .environment import machine_card
 from .machine_load import busy_line, watch
 from .measure import CellSession, Session, measure_cells
-from .parity import read_parity
 from .plan import Plan, cell_bytes, cell_files
 from .ratios import Ratio, median, median_deviation, paired_ratio, percentile_90
 from .worker import Cell

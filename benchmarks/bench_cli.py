@@ -121,9 +121,9 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
     from tinyllava_edge.device import read_machine
     from tinyllava_edge.image import open_picture
     from tinyllava_edge.output import output_directory
+    from tinyllava_edge.parity_files import read_parity
 
     from .bench import run_plan
-    from .parity import read_parity
     from .plan import check_memory
     from .report import write_report
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from tinyllava_edge.config import IMAGE_MARKER, ModelConfig, read_model_config
 from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.metrics import top1_margin
 
-from .metrics import top1_margin
 from .reference import Continuation, GreedyAnswer, PromptCase, TextCase, Turns
 from .reference_pixels import ReferenceProcessor, picture_set
 from .reference_text import UpstreamTokenizer, conversations, upstream_prompt

@@ -42,10 +42,10 @@ def verify(
     The result is written to parity/<runtime>.json in the bundle; of nano, in your cache.
     """
     from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.parity_files import parity_path, write_parity
     from tinyllava_edge.runtimes.auto import settle_runtime
 
     from .ladder import Ladder
-    from .parity import parity_path, write_parity
     from .verify import CHECKS, amount_compared, chosen_variants, climb, open_reference, report_table
 
     if sources is not None and checkpoint is None:

@@ -21,6 +21,9 @@ from tinyllava_edge.engine_record import Board, Choice, EngineKey, EngineRecord,
 from tinyllava_edge.errors import BackendError, BundleError, EngineLoadError, NoEngineError, PackError
 from tinyllava_edge.export.trt_engine import EngineOptions, OnProgress
 from tinyllava_edge.export.trt_process import build_engine_apart
+from tinyllava_edge.gates import precision_of
+from tinyllava_edge.precisions import PRECISIONS
+from tinyllava_edge.reference_tensors import read_reference_tensors
 from tinyllava_edge.runtimes.base import BackendOptions, VisionBackend
 from tinyllava_edge.runtimes.cudart import Cudart, open_cudart
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
@@ -29,12 +32,10 @@ from tinyllava_edge.runtimes.trt_engines import onnx_hashes, read_board
 from tinyllava_edge.tensorrt_binding import TensorRT, open_tensorrt
 
 from .device_parity import DeviceParity, measure_parity
-from .gates import gates_of
-from .stored_reference import StoredReference
 
 # Variants that an engine is tried from, in this order; int8_fp16 where it is asked for, never by itself.
 ENGINE_VARIANTS = ("fp16", "bf16", "fp32")
-CUDA_VARIANTS = ("fp16", "fp32")
+CUDA_VARIANTS = tuple(name for name in ENGINE_VARIANTS if "cuda" in PRECISIONS[name].runs_on)
 CPU_RUNTIME, CUDA_RUNTIME = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
 _WARM_UPS, _RUNS = 3, 10
 Build = Callable[..., dict[str, Any]]
@@ -108,7 +109,7 @@ class DeviceBuild:
                 what kept its engine from being built, `TensorRTError` and its children.
         """
         self.bundle.variant("vision", vision)
-        StoredReference(self.bundle)  # before minutes go into engines that nothing could judge
+        read_reference_tensors(self.bundle)  # before minutes go into engines that nothing could judge
         steps: list[Step] = []
         for attempt in self._attempts(vision):
             outcome = attempt()
@@ -217,7 +218,7 @@ class DeviceBuild:
         variant = self.bundle.variant("vision", name)
         key = self.key(variant)
         try:
-            gates_of("connector", name)
+            precision_of(name)
             with self.cache.lock(key, lambda: self._say("another process is building this engine: waiting")):
                 record = self._checked(variant, key)
         except (BackendError, BundleError) as error:

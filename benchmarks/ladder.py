@@ -8,9 +8,10 @@ from typing import Any
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.gates import STAGES, gates_of
+from tinyllava_edge.metrics import Gate, at_most
 from tinyllava_edge.runtimes.registry import RUNTIMES
 
-from .gates import STAGES, Gate, at_most, gates_of
 from .reference import Reference
 
 

@@ -1,15 +1,15 @@
 """What is compared: a cell for each bundle, runtime and pair of variants, and the first one again."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from tinyllava_edge.bundle import REFERENCE_FOLDER, TOKENIZER_FILE, Bundle
+from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.embedded import check_sources, checkpoint_path
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
+from tinyllava_edge.reference_tensors import reference_pictures
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
 
@@ -190,8 +190,7 @@ def find_checkpoint(bundle: Bundle, given: Sequence[Path] = ()) -> Path | None:
 
 def default_picture(bundle: Bundle) -> Path:
     """The first picture of the bundle's reference."""
-    reference = json.loads(bundle.path(f"{REFERENCE_FOLDER}/reference.json").read_text(encoding="utf-8"))
-    return bundle.path(f"{REFERENCE_FOLDER}/{reference['pictures'][0]}")
+    return reference_pictures(bundle)[0]
 
 
 def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.gates import gates_of
+from tinyllava_edge.metrics import kl_divergence, nmse
+
 from .checkpoint_reference import CheckpointReference
-from .gates import gates_of
 from .ladder import StageResult, judge
-from .metrics import kl_divergence, nmse
 from .reference import PromptCase
 from .stages_weights import dequantized_parameters
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 from tinyllava_edge import image, prompt
 from tinyllava_edge.bundle import TOKENIZER_FILE, PromptSpec
 from tinyllava_edge.config import IMAGE_TOKEN_ID
+from tinyllava_edge.metrics import at_most
 
 from .checkpoint_reference import CheckpointReference
-from .gates import at_most
 from .ladder import Ladder, StageResult, judge
 from .reference import TextCase
 from .reference_pixels import TrialPicture

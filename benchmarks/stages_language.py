@@ -12,22 +12,28 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError
-from tinyllava_edge.runtimes.context import Element, PictureRows, count_positions, segments
-from tinyllava_edge.runtimes.engine import Model, open_bundle
-
-from .checkpoint_reference import CheckpointReference
-from .gates import (
+from tinyllava_edge.gates import (
     PROVEN,
-    at_least,
-    at_most,
     gates_of,
-    is_quantized,
+    language_class_of,
     largest_logit_error,
     least_snr_db,
     widened,
 )
+from tinyllava_edge.metrics import (
+    at_least,
+    at_most,
+    kl_divergence,
+    max_abs_difference,
+    nmse,
+    snr_db,
+    top1_agreement,
+)
+from tinyllava_edge.runtimes.context import Element, PictureRows, count_positions, segments
+from tinyllava_edge.runtimes.engine import Model, open_bundle
+
+from .checkpoint_reference import CheckpointReference
 from .ladder import Ladder, StageResult, judge, refused
-from .metrics import kl_divergence, max_abs_difference, nmse, snr_db, top1_agreement
 from .reference import PromptCase
 from .stages_dequantized import check_dequantized, cost_of_weights
 from .stages_vision import is_run
@@ -70,7 +76,7 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
                     yield run.check_splice()
                 stage = "logits"
                 judged = [run.check_logits()]
-                if is_quantized(pair.language.name):
+                if language_class_of(pair.language.name).is_quantized:
                     stage = "dequantized"
                     judged.append(run.check_dequantized())
                 judged.append(run.check_teacher_forced(judged[-1]))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tinyllava_edge.config import ModelConfig
+from tinyllava_edge.metrics import at_most
 
 from .checkpoint_reference import CheckpointReference
-from .gates import at_most
 from .ladder import Ladder, StageResult, judge
 from .reference_text import UpstreamTokenizer
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path

@@ -14,22 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
+from tinyllava_edge.gates import gates_of, precision_of
+from tinyllava_edge.metrics import feature_figures, nmse, snr_db
+from tinyllava_edge.precisions import ROUNDED
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
 from .checkpoint_reference import CheckpointReference
-from .gates import gates_of
 from .ladder import Ladder, StageResult, judge
-from .metrics import mean_token_cosine, min_token_cosine, nmse, snr_db
 from .reference import Reference
 
 Floats = npt.NDArray[np.float32]
-AUDITS = {  # not always possible, and what they need
-    "max_activation": "an ONNX runtime",
-    "rounded_snr_db": "an ONNX runtime",
-    "connector_nmse": "--checkpoint",
-}
-_IN_FLOAT16 = ("fp16", "int8_fp16")
 _BATCH = 2  # and one left over, so that both a batch and a single picture are run
 
 
@@ -46,7 +41,7 @@ def check_tower(ladder: Ladder) -> Iterator[StageResult]:
     for variant in ladder.vision:
         found = tap_tower(ladder, variant, pixels)
         audit = {}
-        if variant.name in _IN_FLOAT16:
+        if precision_of(variant.name, "tower").stores_float16:
             audit["max_activation"] = _max_activation(ladder, variant, pixels)
         yield _judge_features("tower", variant, expected, found, audit, partial(_tower_cause, reference))
 
@@ -61,15 +56,16 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
             reason = f"no runtime here runs {variant.name}, and its evaluation needs the package onnx"
             yield StageResult(stage="connector", variant=variant.name, skipped=reason)
             continue
+        precision = precision_of(variant.name)
         found = _embeddings(ladder, variant, pixels)
         features, audit = None, {}
         if has_onnx and isinstance(reference, CheckpointReference):
             features = tap_tower(ladder, variant, pixels)
-            if variant.name == "fp32":
+            if precision.alone:
                 audit["connector_nmse"] = _connector_nmse(reference, features, found)
-        if has_onnx and variant.name == "fp16":
-            rounded = _rounded(ladder, variant, pixels)
-            audit["rounded_snr_db"] = snr_db(np.stack(expected), np.stack(rounded))
+        if has_onnx and precision.is_rounded and is_run(variant):
+            rounded = feature_figures(expected, _rounded(ladder, variant, pixels))
+            audit |= {f"{ROUNDED}{gate.metric}": rounded[gate.metric] for gate in precision.gates}
         cause = partial(_connector_cause, reference, features)
         yield _judge_features("connector", variant, expected, found, audit, cause)
 
@@ -111,29 +107,24 @@ def _judge_features(
     audit: Mapping[str, float],
     cause: Callable[[int, Floats], str],
 ) -> StageResult:
-    """Worst picture of each metric; `cause` is asked about the picture with the largest error."""
+    """Worst picture of each metric; `cause` is asked about the picture with the largest error.
+
+    `audit` has what only the graph or the checkpoint can tell, where they are at hand.
+    """
     gates = gates_of(stage, variant.name)
-    unmeasured = [gate.metric for gate in gates if gate.metric in AUDITS and gate.metric not in audit]
+    of_features = {gate.metric for gate in precision_of(variant.name).gates}
+    unmeasured = [gate.metric for gate in gates if gate.metric not in of_features | audit.keys()]
     detail = f"{len(expected)} pictures"
     if not is_run(variant):
         detail += "; not run, but evaluated with every value rounded to its type"
-    detail += "".join(f"; {metric} needs {AUDITS[metric]}" for metric in unmeasured)
-    pairs = list(zip(expected, found, strict=True))
-    worst = 0
-    values = dict.fromkeys(("nmse", "min_token_cosine", "mean_token_cosine", "snr_db"), np.nan)
-    if all(one.shape == other.shape for one, other in pairs):
-        errors = [nmse(*pair) for pair in pairs]
-        worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
-        values = {
-            "nmse": errors[worst],
-            "min_token_cosine": min(min_token_cosine(*pair) for pair in pairs),
-            "mean_token_cosine": min(mean_token_cosine(*pair) for pair in pairs),
-            "snr_db": min(snr_db(*pair) for pair in pairs),
-        }
+    for metric in unmeasured:
+        detail += f"; {metric} needs {'--checkpoint' if metric == 'connector_nmse' else 'an ONNX runtime'}"
+    errors = [feature_figures([one], [other])["nmse"] for one, other in zip(expected, found, strict=True)]
+    worst = int(np.argmax(np.nan_to_num(errors, nan=np.inf)))
     return judge(
         stage,
         variant.name,
-        {**values, **audit},
+        {**feature_figures(expected, found), **audit},
         detail=detail,
         cause=lambda: cause(worst, found[worst]),
         gates=tuple(gate for gate in gates if gate.metric not in unmeasured),

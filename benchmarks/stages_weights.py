@@ -17,11 +17,12 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.gates import least_snr_db
+from tinyllava_edge.metrics import at_most, snr_db
+from tinyllava_edge.precisions import EXACT_TYPES
 
 from .checkpoint_reference import CheckpointReference
-from .gates import EXACT_TYPES, at_most, least_snr_db
 from .ladder import Ladder, StageResult, judge
-from .metrics import snr_db
 
 if TYPE_CHECKING:
     import torch
@@ -205,7 +206,7 @@ def _tensor_cause(name: str, values: Floats, expected: Mapping[str, Floats]) -> 
                 return f"holds the values of {other}: the two are swapped"
             if "attn" in other and "attn" in name and _alike(_sorted_rows(values), _sorted_rows(candidate)):
                 return f"holds the rows of {other}: the two are swapped"
-    if _alike(_sorted_rows(values), _sorted_rows(right)):
+    if not _alike(values, right) and _alike(_sorted_rows(values), _sorted_rows(right)):
         return "the rows are in another order: wrong RoPE permutation"
     return f"the values differ (SNR {snr_db(right, values):.1f} dB)"
 

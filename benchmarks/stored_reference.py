@@ -1,16 +1,11 @@
-"""What is expected of a bundle, as `export` stored it beside the model: for a device without torch.
-
-Layout of reference/: docs/bundle.md and export/reference.py.
-"""
-
-import json
-from typing import Any
+"""What is expected of a bundle, as `export` stored it beside the model: for a device without torch."""
 
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle
+from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.image import open_picture
+from tinyllava_edge.reference_tensors import read_reference_tensors
 
 from .reference import Continuation, GreedyAnswer, PromptCase, TextCase
 from .reference_pixels import TrialPicture
@@ -25,43 +20,45 @@ class StoredReference:
     config = None
 
     def __init__(self, bundle: Bundle) -> None:
-        raw = json.loads(bundle.path(f"{REFERENCE_FOLDER}/reference.json").read_text(encoding="utf-8"))
-        with np.load(bundle.path(f"{REFERENCE_FOLDER}/reference.npz"), allow_pickle=False) as tensors:
-            self._tensors: dict[str, Floats] = {name: tensors[name] for name in tensors.files}
+        self._stored = read_reference_tensors(bundle)
         self.pictures = []
-        for name in raw["pictures"]:
-            file = bundle.path(f"{REFERENCE_FOLDER}/{name}").read_bytes()
-            self.pictures.append(TrialPicture(name, file, np.asarray(open_picture(file))))
-        self._raw: dict[str, dict[str, Any]] = {prompt["name"]: prompt for prompt in raw["prompts"]}
-        self.prompts = [
-            PromptCase(name, _turns(prompt), tuple(prompt["pictures"])) for name, prompt in self._raw.items()
-        ]
+        for path in self._stored.pictures:
+            file = path.read_bytes()
+            self.pictures.append(TrialPicture(path.name, file, np.asarray(open_picture(file))))
+        prompts = self._stored.prompts
+        self.prompts = [PromptCase(prompt.name, prompt.turns, prompt.pictures) for prompt in prompts]
         self.texts = [
-            TextCase(_turns(raw), None, tuple(raw["input_ids"]), len(raw["pictures"]))
-            for raw in self._raw.values()
+            TextCase(prompt.turns, None, prompt.input_ids, len(prompt.pictures)) for prompt in prompts
         ]
+        self._answers = {
+            prompt.name: GreedyAnswer(prompt.greedy_ids, np.array(prompt.greedy_margins, dtype=np.float64))
+            for prompt in prompts
+        }
 
     def stop_ids(self) -> None:
         """Not stored."""
 
     def pixels(self, picture: int) -> Floats:
         """[3, height, width]."""
-        return self._tensors[f"pixels/{picture}"]
+        rows: Floats = self._stored.pixels[picture]
+        return rows
 
     def tower(self, picture: int) -> Floats:
         """[tokens, vision hidden]."""
-        return self._tensors[f"vision_tower/{picture}"]
+        rows: Floats = self._stored.tower[picture]
+        return rows
 
     def embeddings(self, picture: int) -> Floats:
         """[tokens, hidden]."""
-        return self._tensors[f"embeddings/{picture}"]
+        rows: Floats = self._stored.embeddings[picture]
+        return rows
 
     def splice(self, prompt: PromptCase) -> None:
         """Not stored."""
 
     def logits(self, prompt: PromptCase) -> Floats:
         """[n, vocab]: of the prompt's last n positions."""
-        return self._tensors[f"logits/{prompt.name}"]
+        return self._stored.logits[prompt.name]
 
     def continuation(self, prompt: PromptCase) -> Continuation | None:
         """Not stored; the prompt's own last positions stand behind its pictures too."""
@@ -69,9 +66,4 @@ class StoredReference:
 
     def greedy(self, prompt: PromptCase) -> GreedyAnswer:
         """The greedy answer, up to its end."""
-        raw = self._raw[prompt.name]
-        return GreedyAnswer(tuple(raw["greedy_ids"]), np.array(raw["greedy_margins"], dtype=np.float64))
-
-
-def _turns(prompt: dict[str, Any]) -> tuple[tuple[str, str | None], ...]:
-    return tuple((question, answer) for question, answer in prompt["turns"])
+        return self._answers[prompt.name]

@@ -9,10 +9,10 @@ from rich.table import Table
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.gates import STAGES
 
 from .checkpoint_reference import CheckpointReference
 from .environment import package_versions
-from .gates import STAGES
 from .ladder import Check, Ladder, Report, StageResult, refused
 from .reference import Reference
 from .stages_inputs import check_pixels, check_text

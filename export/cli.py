@@ -12,8 +12,9 @@ from rich.table import Table
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
 from tinyllava_edge.output import check_output
+from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
 
-from .options import LANGUAGE_TYPES, VISION_PRECISIONS, ExportOptions, parse_names
+from .options import ExportOptions, parse_names
 
 _DEFAULTS = ExportOptions()
 
@@ -25,7 +26,7 @@ def export(
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write.")],
     vision: Annotated[
-        str, typer.Option(help=f"Vision precisions, comma-separated: {', '.join(VISION_PRECISIONS)}.")
+        str, typer.Option(help=f"Vision precisions, comma-separated: {', '.join(PRECISIONS)}.")
     ] = ",".join(_DEFAULTS.vision),
     language: Annotated[
         str, typer.Option(help=f"Language model types, comma-separated: {', '.join(LANGUAGE_TYPES)}.")

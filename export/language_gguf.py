@@ -17,12 +17,12 @@ from tinyllava_edge.config import ModelConfig
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors
+from tinyllava_edge.precisions import FLOAT16_MAX
 
 from .gguf_arch import GgufArchitecture, TensorRule, architecture_for
 from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary, chat_template
 
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
-FLOAT16_MAX = 65504.0
 PREFIX = "language_model."
 OnProgress = Callable[[int, int], None]  # what is done, of how much
 

@@ -1,20 +1,11 @@
 """What a user may ask of an export, checked before any work is done."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
 
-# Most precise first: the order of a manifest's variants, of which the first is a runtime's default.
-# int8: linear layers in int8, the rest float32, for the CPU. int8_fp16: the rest float16, for TensorRT.
-VISION_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8_fp16")
-CALIBRATED = ("fp16", "int8", "int8_fp16")  # those that look at pictures to decide something
-# Names of llama.cpp's file types (enum llama_ftype in llama.h), without LLAMA_FTYPE_MOSTLY_.
-LANGUAGE_TYPES = (
-    "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_1", "q5_k_s", "q5_0", "q4_k_m", "q4_1", "q4_k_s",
-    "iq4_nl", "iq4_xs", "q4_0", "q3_k_l", "iq3_m", "q3_k_m", "iq3_s", "q3_k_s", "q2_k", "tq2_0", "tq1_0",
-)  # fmt: skip
 _NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
 REFUSED_LANGUAGE_TYPES = {
     **dict.fromkeys(("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"), _NEEDS_IMATRIX),
@@ -31,8 +22,8 @@ class ExportOptions:
     """What to make of a checkpoint.
 
     Attributes:
-        vision: names from `VISION_PRECISIONS`.
-        language: names from `LANGUAGE_TYPES`.
+        vision: names from `precisions.PRECISIONS`.
+        language: names from `precisions.LANGUAGE_TYPES`.
         sources: where tokenizer and processor files are that the checkpoint only names.
         template: name of the prompt template, instead of the checkpoint's own.
         calibration: directory of pictures for int8 and for float16's range; the package's own without.
@@ -57,7 +48,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         for part, names, known in (
-            ("vision", self.vision, VISION_PRECISIONS),
+            ("vision", self.vision, PRECISIONS),
             ("language", self.language, LANGUAGE_TYPES),
         ):
             if not names:
@@ -70,17 +61,13 @@ class ExportOptions:
 
     def vision_variants(self) -> list[str]:
         """The vision precisions asked for, each once, most precise first."""
-        return _in_order(self.vision, VISION_PRECISIONS)
+        return [name for name in PRECISIONS if name in self.vision]
 
     def language_variants(self) -> list[str]:
         """The language types asked for, each once, most precise first."""
-        return _in_order(self.language, LANGUAGE_TYPES)
+        return [name for name in LANGUAGE_TYPES if name in self.language]
 
 
 def parse_names(text: str) -> tuple[str, ...]:
     """Split a command line's comma-separated names."""
     return tuple(name.strip().lower() for name in text.split(",") if name.strip())
-
-
-def _in_order(names: Iterable[str], order: tuple[str, ...]) -> list[str]:
-    return sorted(set(names), key=order.index)

@@ -35,6 +35,7 @@ from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256
 from tinyllava_edge.model.streaming import stream_model
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.output import check_output
+from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.prompt import template_fault
 
 from .calibration import calibration_pixels
@@ -140,7 +141,8 @@ def export_bundle(
         num_tokens = reference.embeddings.shape[1]
         origin = _source(checkpoint, options)
         manifest = _seal(writer, origin, config, assets, parts, (*vision, *language), num_tokens)
-        Bundle.open(writer.root).write_parity(
+        write_parity(
+            Bundle.open(writer.root),
             "export",
             {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks},
         )

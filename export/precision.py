@@ -12,12 +12,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.precisions import FLOAT16_LIMIT, FLOAT16_MAX
 
 from .onnx_file import EMBEDDINGS, PIXELS, element_types, replace_nodes, without_weights
-from .rounding import FLOAT16_MAX, ValueRange
+from .rounding import ValueRange
 
-# An activation may double, on pictures that were not tried, before it overflows.
-FLOAT16_LIMIT = FLOAT16_MAX / 2
 _SUFFIX: dict[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",

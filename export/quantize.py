@@ -27,7 +27,7 @@ def quantize_gguf(
     Args:
         source: f32, or f16 where the checkpoint is float16.
         target: written.
-        name: one of `options.LANGUAGE_TYPES`.
+        name: one of `precisions.LANGUAGE_TYPES`.
         threads: 0 for as many as the machine has; the result does not depend on it.
         on_progress: called with the tensors begun, and all that there are.
 

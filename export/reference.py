@@ -1,11 +1,5 @@
-"""The reference/ folder of a bundle: what torch computes in float32, for a device without torch.
+"""What torch computes in float32 of a few pictures and prompts, for a bundle's reference/ folder."""
 
-Layout: docs/bundle.md. `reference.json` has the prompts, `reference.npz` the tensors; pictures are PNG files.
-"""
-
-import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +8,12 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from tinyllava_edge.bundle import REFERENCE_FOLDER
-from tinyllava_edge.config import IMAGE_TOKEN_ID
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Turn, place_markers
+from tinyllava_edge.reference_tensors import ReferencePrompt, ReferenceTensors, write_reference_tensors
 
 # Photographs that come with scikit-image, cut and made small: astronaut (NASA, public domain), rocket
 # (SpaceX, public domain), chelsea (Stefan van der Walt, CC0; its alpha channel is ours).
@@ -42,58 +35,46 @@ MAX_PASSES = GREEDY_TOKENS * len(PROMPTS)
 LOGIT_ROWS = 32  # of a prompt's last positions: a whole prompt of a large vocabulary would be 500 MB
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """Pictures as pixels, and what the vision tower and connector make of them, float32."""
-
-    pixels: npt.NDArray[np.float32]  # [pictures, 3, h, w]
-    embeddings: npt.NDArray[np.float32]  # [pictures, tokens, hidden]
-
-
 @torch.no_grad()
-def write_reference(root: Path, model: TinyLlava, assets: Assets) -> Reference:
-    """Compute and write the folder; returns what the vision parity check needs.
+def write_reference(root: Path, model: TinyLlava, assets: Assets) -> ReferenceTensors:
+    """Compute and write the folder.
 
     The language model runs once for each prompt and once for each further token: `MAX_PASSES` times at most.
     """
-    folder = root / REFERENCE_FOLDER
-    folder.mkdir()
-    for name in PICTURES:
-        shutil.copyfile(PICTURES_FOLDER / name, folder / name)
-    pixels = np.stack([preprocess(open_picture(folder / name), assets.preprocessing) for name in PICTURES])
+    files = [PICTURES_FOLDER / name for name in PICTURES]
+    pixels = np.stack([preprocess(open_picture(file), assets.preprocessing) for file in files])
     tower = model.vision_tower(torch.from_numpy(pixels))
     embeddings = model.connector(tower)
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
-    for index in range(len(PICTURES)):
-        tensors[f"pixels/{index}"] = pixels[index]
-        tensors[f"vision_tower/{index}"] = tower[index].numpy()
-        tensors[f"embeddings/{index}"] = embeddings[index].numpy()
-    prompts = []
+    prompts: list[ReferencePrompt] = []
+    logits: dict[str, npt.NDArray[np.float32]] = {}
     for name, turns, pictures in PROMPTS:
         placed = place_markers(turns, len(pictures))
         ids = assets.text_tokenizer().encode(assets.template, placed)
         rows = model.splice(ids, embeddings[pictures])  # [positions, hidden]
         if len(rows) + GREEDY_TOKENS > model.config.language.max_position_embeddings:
             continue
-        logits, greedy = _continue(model, rows, assets.stop_ids)
-        tensors[f"logits/{name}"] = logits
+        logits[name], greedy = _continue(model, rows, assets.stop_ids)
         prompts.append(
-            {
-                "name": name,
-                "turns": placed,
-                "pictures": pictures,
-                "input_ids": ids,
-                "positions": len(rows),
-                "logit_positions": list(range(len(rows) - len(logits), len(rows))),
+            ReferencePrompt(
+                name=name,
+                turns=tuple(placed),
+                pictures=tuple(pictures),
+                input_ids=tuple(ids),
+                positions=len(rows),
+                logit_positions=tuple(range(len(rows) - len(logits[name]), len(rows))),
                 **greedy,
-            }
+            )
         )
-    contents = {"pictures": list(PICTURES), "image_token_id": IMAGE_TOKEN_ID, "prompts": prompts}
-    (folder / "reference.json").write_text(
-        json.dumps(contents, indent=1, ensure_ascii=False), encoding="utf-8"
+    found = ReferenceTensors(
+        pictures=files,
+        pixels=pixels,
+        tower=tower.numpy(),
+        embeddings=embeddings.numpy(),
+        prompts=prompts,
+        logits=logits,
     )
-    np.savez(folder / "reference.npz", **tensors)  # type: ignore[arg-type]
-    return Reference(pixels=pixels, embeddings=embeddings.numpy())
+    write_reference_tensors(root, found)
+    return found
 
 
 def _continue(

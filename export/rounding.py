@@ -16,10 +16,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from tinyllava_edge.precisions import FLOAT16_MAX
+
 from .onnx_file import EMBEDDINGS, PIXELS, element_types, opened_graph, replace_nodes
 
 Floats = npt.NDArray[np.float32]
-FLOAT16_MAX = 65504.0
 LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Operators that can carry an infinity on unharmed, towards ...
 _CARRY = ("Add", "Div", "Mul", "Pow")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from tinyllava_edge.precisions import PRECISIONS
+
 from . import int8
 from .onnx_file import write_vision_graph
 from .parity import VisionTrial, check_rounded, check_vision
@@ -57,7 +59,7 @@ class Built:
 
 
 def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Path], Status, dict[str, Any]]:
-    """Write one of `options.VISION_PRECISIONS` and hold it against torch.
+    """Write one of `precisions.PRECISIONS` and hold it against torch.
 
     Returns:
         its files, what it was found to be, and the report that goes to `parity/export.json`.
@@ -65,12 +67,12 @@ def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Pat
     Raises:
         ExportError: it cannot be made, or is too far from torch.
     """
-    built = _BUILDERS[name](source)
+    built, precision = BUILDERS[name](source), PRECISIONS[name]
     files = write_vision_graph(path, built.proto)
     report = dict(built.decisions)
-    if name in ROUNDED:
+    if precision.is_rounded:
         report |= check_rounded(built.proto, name, source.trial)
-    if name in NOT_RUN:
+    if "cpu" not in precision.runs_on:
         return files, "built, not run", report
     del built
     report["onnxruntime"] = check_vision(files[0], name, source.trial)
@@ -123,12 +125,10 @@ def _int8_decisions(source: VisionSource, kept: list[str]) -> dict[str, Any]:
     }
 
 
-_BUILDERS: dict[str, Callable[[VisionSource], Built]] = {
+BUILDERS: dict[str, Callable[[VisionSource], Built]] = {
     "fp32": _float32,
     "fp16": _float16,
     "bf16": _bfloat16,
     "int8": _int8,
     "int8_fp16": _int8_float16,
 }
-ROUNDED = ("fp16", "bf16", "int8_fp16")  # ONNX Runtime's CPU provider does not round as these say
-NOT_RUN = ("bf16", "int8_fp16")  # for TensorRT; the CPU provider has no kernels for them

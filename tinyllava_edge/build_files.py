@@ -3,7 +3,6 @@
 TensorRT-RTX needs no GPU for that. An engine never goes into a bundle: it is code, for one kind of GPU.
 """
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,14 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
-from tinyllava_edge.bundle import PARITY_FOLDER, Bundle, Variant
+from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.console import note, progress, stdout
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.export.trt_engine import EngineOptions
 from tinyllava_edge.export.trt_process import build_engine_apart
 from tinyllava_edge.export.trt_table import SHORT, STATUS, engine_row, row_cells, table_lines
 from tinyllava_edge.output import output_directory, write_json
+from tinyllava_edge.parity_files import read_parity
 from tinyllava_edge.tensorrt_binding import open_tensorrt
 
 DEFAULT_VARIANT = "fp16"
@@ -128,11 +128,7 @@ def _onnx_path(bundle: Bundle, variant: Variant) -> Path:
 
 def _islands(bundle: Bundle, variant: Variant) -> tuple[dict[str, Any], ...]:
     """Operations that the export kept in float32 in a narrower graph, as its report says."""
-    path = bundle.root / PARITY_FOLDER / "export.json"
-    try:
-        report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise BundleError(f"{path}: not valid JSON ({error}).") from None
+    report = read_parity(bundle, "export") or {}
     return tuple(report.get("vision", {}).get(variant.name, {}).get("islands", ()))
 
 

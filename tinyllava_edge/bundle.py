@@ -130,14 +130,6 @@ class Bundle:
         sizes = {entry.path: entry.size for entry in self.manifest.files}
         return sum(sizes[path] for path in variant.files)
 
-    def write_parity(self, name: str, result: dict[str, object]) -> Path:
-        """Write a result of `verify` to `parity/<name>.json`, bound to this manifest's hash."""
-        folder = self.root / PARITY_FOLDER
-        folder.mkdir(exist_ok=True)
-        path = folder / f"{name}.json"
-        write_json(path, {"manifest_sha256": self.manifest_sha256, **result})
-        return path
-
 
 class BundleWriter:
     """A bundle being written: files go below `root`, then `seal` writes the manifest."""

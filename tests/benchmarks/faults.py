@@ -212,11 +212,17 @@ def _eps_times_ten(reader: gguf.GGUFReader) -> None:
     entry.parts[entry.data[0]][:] *= 10
 
 
-def _a_scale_a_step_off(reader: gguf.GGUFReader) -> None:
+def a_scale_a_step_off(reader: gguf.GGUFReader) -> None:
     """One block's scale, 12 % larger: the tensor falls from 45 to 41 dB, and its type may have 39."""
     blocks = _tensor(reader, "blk.0.ffn_down.weight").reshape(-1, 34)
     scale = blocks[:1, :2].view(np.float16)
     blocks[:1, :2] = (scale * np.float16(1.12)).view(np.uint8)
+
+
+def a_unit_in_the_last_place(reader: gguf.GGUFReader) -> None:
+    """Every value of a float16 tensor is the next larger one: some 66 dB, and not what was rounded."""
+    weight = _tensor(reader, "blk.1.attn_k.weight")
+    weight[:] = np.nextafter(weight, np.float16(np.inf))
 
 
 def _rope_scaled(path: Path) -> None:
@@ -266,8 +272,16 @@ FAULTS = (
         "weights",
         "the values differ",
         None,
-        edit_gguf=_a_scale_a_step_off,
+        edit_gguf=a_scale_a_step_off,
         language="q8_0",
+    ),
+    Fault(
+        "a unit in the last place of f16",
+        "weights",
+        "the values differ",
+        None,
+        edit_gguf=a_unit_in_the_last_place,
+        language="f16",
     ),
     Fault(
         "RoPE scaled in q8_0 only",

@@ -14,14 +14,13 @@ from PIL import Image
 from tinyllava_edge.benchmarks.bench import run_plan
 from tinyllava_edge.benchmarks.bench_quality import Quality
 from tinyllava_edge.benchmarks.measure import Amount, is_steady, measure_cells
-from tinyllava_edge.benchmarks.parity import read_parity, write_parity
 from tinyllava_edge.benchmarks.plan import Plan, Wish, plan_cells
 from tinyllava_edge.benchmarks.replay import Recorder, replay
 from tinyllava_edge.benchmarks.report import markdown_lines, write_report
 from tinyllava_edge.benchmarks.worker import Cell, OpenCell, Request
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.embedded import bundle_path
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.parity_files import write_parity
 
 from .conftest import Honest, climb_quickly
 
@@ -239,27 +238,6 @@ def test_the_notes_say_what_makes_figures_doubtful(record: dict[str, Any]) -> No
         "OVER IT: fp32 + f32",
     ):
         assert said in text
-
-
-def test_parity_of_another_manifest_is_not_used(honest: Honest, tmp_path: Path) -> None:
-    bundle = Bundle.open(honest.bundle)
-    path = write_parity(bundle, "some-runtime", {"passed": True, "stages": []})
-    try:
-        assert read_parity(bundle, "some-runtime") is not None
-        other = Bundle(bundle.root, bundle.manifest, "0" * 64)
-        assert read_parity(other, "some-runtime") is None
-    finally:
-        path.unlink()
-
-
-def test_parity_of_the_shipped_bundle_is_kept_in_the_users_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    bundle = Bundle.open(bundle_path("nano"))
-    path = write_parity(bundle, "some-runtime", {"passed": True})
-    assert path == tmp_path / "tinyllava-edge" / "parity" / bundle.manifest_sha256 / "some-runtime.json"
-    assert read_parity(bundle, "some-runtime") == {"manifest_sha256": bundle.manifest_sha256, "passed": True}
 
 
 @pytest.mark.slow

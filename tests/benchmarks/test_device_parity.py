@@ -5,10 +5,10 @@ import numpy.typing as npt
 import pytest
 
 from tests.runtimes.engine_bundles import write_engine_bundle
-from tinyllava_edge.benchmarks import gates
 from tinyllava_edge.benchmarks.device_parity import DeviceParity, measure_parity
 from tinyllava_edge.benchmarks.stored_reference import StoredReference
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.precisions import PRECISIONS
 
 Floats = npt.NDArray[np.float32]
 
@@ -79,7 +79,7 @@ def test_one_nan_fails_and_is_counted(bundle: Bundle) -> None:
 
 
 def test_every_metric_of_every_gate_is_measured_or_is_of_the_graph() -> None:
-    known = set(DeviceParity.__dataclass_fields__) | {"connector_nmse", "rounded_snr_db"}
-    assert {
-        gate.metric for (stage, _), found in gates.GATES.items() if stage == "connector" for gate in found
-    } <= known
+    known = set(DeviceParity.__dataclass_fields__)
+    for precision in PRECISIONS.values():
+        of_the_graph = {"connector_nmse", *(f"rounded_{gate.metric}" for gate in precision.gates)}
+        assert {gate.metric for gate in precision.gates_at("connector")} <= known | of_the_graph

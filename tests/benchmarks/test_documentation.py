@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from tinyllava_edge.benchmarks.gates import STAGES, Gate, all_gates
+from tinyllava_edge.gates import STAGES, all_gates
+from tinyllava_edge.metrics import Gate
 
 from .faults import FAULTS
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge import open_bundle
 from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
-from tinyllava_edge.benchmarks.gates import STAGES, at_least, at_most
 from tinyllava_edge.benchmarks.ladder import Check, Report, StageResult, judge
 from tinyllava_edge.benchmarks.stored_reference import StoredReference
 from tinyllava_edge.benchmarks.verify import open_reference
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+from tinyllava_edge.gates import STAGES
+from tinyllava_edge.metrics import at_least, at_most
 
 from .conftest import Honest, climb_quickly, write_decided_checkpoint
 

@@ -14,6 +14,7 @@ import pytest
 from tests.core.small_bundle import FILES, change_manifest, file_entry, write_small_bundle
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.parity_files import write_parity
 
 TOWER = "vision/fp32.onnx"
 
@@ -106,7 +107,7 @@ def test_a_file_that_is_not_listed_is_named(root: Path, name: str) -> None:
 
 def test_results_of_verify_may_be_added(root: Path) -> None:
     bundle = Bundle.open(root)
-    path = bundle.write_parity("verify", {"passed": True})
+    path = write_parity(bundle, "verify", {"passed": True})
     assert json.loads(path.read_text()) == {"manifest_sha256": bundle.manifest_sha256, "passed": True}
     assert [p.name for p in (root / "parity").iterdir()] == ["verify.json"]
     assert Bundle.open(root).manifest_sha256 == bundle.manifest_sha256
@@ -219,7 +220,7 @@ def test_what_cannot_be_read_is_named(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own is closed to other users
         os.chmod(folder, 0o755)
         root = write_small_bundle(Path(folder) / "bundle")
-        Bundle.open(root).write_parity("verify", {})
+        write_parity(Bundle.open(root), "verify", {})
         (root / name).chmod(0)
         with not_root():
             assert_refused(root, str(root / name), "cannot be read")

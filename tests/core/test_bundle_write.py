@@ -25,6 +25,7 @@ from tests.core.small_bundle import (
 from tinyllava_edge.bundle import Bundle, create_bundle
 from tinyllava_edge.errors import BundleError, OutputExistsError
 from tinyllava_edge.output import check_output, output_directory, write_json
+from tinyllava_edge.parity_files import write_parity
 
 
 def assert_only(folder: Path, *names: str) -> None:
@@ -81,7 +82,7 @@ def test_force_replaces_it(tmp_path: Path, kind: str) -> None:
     (elsewhere / "kept").touch()
     if kind == "bundle":
         write_small_bundle(target)
-        Bundle.open(target).write_parity("old", {})
+        write_parity(Bundle.open(target), "old", {})
     elif kind == "file":
         target.write_text("mine")
     elif kind == "empty folder":
@@ -278,6 +279,6 @@ def test_what_a_killed_verify_leaves_does_not_spoil_the_bundle(tmp_path: Path) -
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
-            bundle.write_parity("verify", {})
+            write_parity(bundle, "verify", {})
     (root / "parity" / left_over[0]).write_text("{")  # as if nothing had cleaned up
     assert Bundle.open(root)

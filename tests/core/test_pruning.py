@@ -8,11 +8,12 @@ import pytest
 from tests.core.small_bundle import FILES, tree, write_small_bundle
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError, OutputExistsError, UsageError
+from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.pruning import prune
 
 
 def test_only_the_named_variants_and_what_all_need_are_kept(root: Path, tmp_path: Path) -> None:
-    Bundle.open(root).write_parity("verify", {})
+    write_parity(Bundle.open(root), "verify", {})
     before = tree(root)
     prune(str(root), tmp_path / "small", vision="fp16", language="f16")
     small = Bundle.open(tmp_path / "small")

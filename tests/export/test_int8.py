@@ -27,12 +27,14 @@ from tinyllava_edge.export.int8 import (
     with_typed_scales,
 )
 from tinyllava_edge.export.onnx_file import element_types, open_session, opened_graph, write_vision_graph
-from tinyllava_edge.export.parity import Figures, check_rounded
+from tinyllava_edge.export.parity import check_rounded
 from tinyllava_edge.export.precision import attention_nodes, to_float16
 from tinyllava_edge.export.rounding import evaluate_rounded
-from tinyllava_edge.export.vision_variants import VisionSource, write_variant
+from tinyllava_edge.export.vision_variants import BUILDERS, VisionSource, write_variant
 from tinyllava_edge.image import Preprocessing
+from tinyllava_edge.metrics import feature_figures
 from tinyllava_edge.model.vlm import TinyLlava
+from tinyllava_edge.precisions import PRECISIONS
 
 
 class Pictures(CalibrationDataReader):  # type: ignore[misc]
@@ -146,8 +148,12 @@ def test_for_tensorrt_the_rest_is_float16_and_judged_by_rounding(
     ]
     report = check_rounded(proto, "int8_fp16", trial_of(model))
     assert 20 < report["rounded"]["snr_db"] < 50
-    figures = Figures.of(embeddings(model), evaluate_rounded(proto, PIXELS))
-    assert figures.mean_token_cosine > 0.99
+    figures = feature_figures(embeddings(model), evaluate_rounded(proto, PIXELS))
+    assert figures["mean_token_cosine"] > 0.99
+
+
+def test_every_precision_has_one_builder() -> None:
+    assert set(BUILDERS) == set(PRECISIONS)
 
 
 @pytest.mark.parametrize("name", ["int8", "int8_fp16", "bf16"])

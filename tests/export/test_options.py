@@ -5,11 +5,11 @@ import pytest
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import (
-    LANGUAGE_TYPES,
     REFUSED_LANGUAGE_TYPES,
     ExportOptions,
     parse_names,
 )
+from tinyllava_edge.precisions import LANGUAGE_TYPES
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
         "quantize_gguf",
         "check_language",
         "_seal",
-        "Bundle.write_parity",
+        "write_parity",
     ],
 )
 def test_a_failure_at_any_step_leaves_nothing_and_an_older_bundle_untouched(
@@ -185,7 +185,7 @@ def test_a_failure_at_any_step_leaves_nothing_and_an_older_bundle_untouched(
         raise KeyboardInterrupt  # what a user's Ctrl-C raises
 
     owner, _, name = step.rpartition(".")
-    owners = {"": pipeline, "vision_variants": vision_variants, "Bundle": Bundle}
+    owners = {"": pipeline, "vision_variants": vision_variants}
     monkeypatch.setattr(owners[owner], name, fail)
     with pytest.raises(KeyboardInterrupt):
         export_bundle(checkpoint, out, ExportOptions(vision=("fp16",), language=("q8_0",), force=True))

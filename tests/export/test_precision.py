@@ -14,10 +14,12 @@ from onnx import TensorProto, helper, numpy_helper
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export import vision_onnx
 from tinyllava_edge.export.onnx_file import element_types, opened_graph, write_vision_graph
-from tinyllava_edge.export.parity import Figures, VisionTrial, check_rounded
+from tinyllava_edge.export.parity import VisionTrial, check_rounded
 from tinyllava_edge.export.precision import Island, attention_nodes, find_islands, to_bfloat16, to_float16
 from tinyllava_edge.export.rounding import evaluate_rounded, measure_ranges
+from tinyllava_edge.metrics import feature_figures, first_fault
 from tinyllava_edge.model.vlm import TinyLlava
+from tinyllava_edge.precisions import PRECISIONS
 
 PIXELS = (2 * torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)) - 1).numpy()
 
@@ -148,7 +150,7 @@ def test_overflowing_attention_scores_become_an_island_and_the_graph_is_finite(
     rounded = evaluate_rounded(saved, PIXELS)
     assert np.isfinite(rounded).all()
     # Not the 40 dB of the gate: query and key of 300 have steps of 0.25 in float16, which no island mends.
-    assert Figures.of(embeddings(model), rounded).snr_db > 25
+    assert feature_figures(embeddings(model), rounded)["snr_db"] > 25
 
 
 def test_an_outlier_of_the_residual_stream_becomes_an_island_that_leaves_attention_alone(
@@ -177,7 +179,7 @@ def test_an_outlier_of_the_residual_stream_becomes_an_island_that_leaves_attenti
     assert in_attention == {TensorProto.FLOAT16}
     rounded = evaluate_rounded(saved, PIXELS)
     assert np.isfinite(rounded).all()
-    assert Figures.of(embeddings(model), rounded).passes("fp16")
+    assert first_fault(PRECISIONS["fp16"].gates, feature_figures(embeddings(model), rounded)) == ""
 
 
 def test_nothing_is_an_island_where_float16_has_the_range(vision_graph: onnx.ModelProto) -> None:
@@ -225,4 +227,4 @@ def test_a_tiny_model_passes_with_its_margin(vision_graph: onnx.ModelProto, mode
     assert report["rounded"]["snr_db"] > 50
     assert report["margin"] > 100
     rounded = evaluate_rounded(to_float16(vision_graph), PIXELS)
-    assert Figures.of(embeddings(model), rounded).nmse > 1e-9  # it did round
+    assert feature_figures(embeddings(model), rounded)["nmse"] > 1e-9  # it did round

@@ -11,9 +11,9 @@ from tests.export.conftest import Exported
 from tests.export.gguf_files import language_source
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.language_gguf import LanguageSource, write_language_gguf
-from tinyllava_edge.export.options import LANGUAGE_TYPES
 from tinyllava_edge.export.parity import check_language
 from tinyllava_edge.export.quantize import quantize_gguf
+from tinyllava_edge.precisions import LANGUAGE_TYPES
 
 
 @pytest.mark.parametrize("name", [name for name in LANGUAGE_TYPES if name not in ("f32", "f16")])

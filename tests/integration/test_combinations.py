@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from tests.integration.combinations import draw_combination, write_combination
-from tinyllava_edge.benchmarks.gates import gates_of
-from tinyllava_edge.benchmarks.metrics import nmse
 from tinyllava_edge.config import read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+from tinyllava_edge.gates import gates_of
 from tinyllava_edge.image import open_picture, preprocess
+from tinyllava_edge.metrics import nmse
 from tinyllava_edge.model.vlm import TinyLlava, load_model, upstream_state_dict
 from tinyllava_edge.runtimes.engine import open_bundle
 

@@ -15,8 +15,8 @@ import torch
 
 from tests.integration.dinov2 import download_onnx, write_checkpoint
 from tests.integration.vision_precisions import SYMMETRIC, measure, print_table
-from tinyllava_edge.export.options import VISION_PRECISIONS
 from tinyllava_edge.model.vlm import load_model
+from tinyllava_edge.precisions import PRECISIONS
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 
@@ -44,7 +44,7 @@ def test_the_lifted_tower_computes_what_the_package_computes(original: Path, tmp
 def test_every_precision_passes_its_gate_on_pictures_that_it_was_not_fitted_to(original: Path) -> None:
     rows = measure(original, image_size=224)
     print_table(rows)
-    assert [row["precision"] for row in rows] == [*VISION_PRECISIONS, SYMMETRIC]
+    assert [row["precision"] for row in rows] == [*PRECISIONS, SYMMETRIC]
     found = {row["precision"]: row for row in rows}
     assert found["fp16"]["snr_db"] > 45
     assert found["fp16"]["islands"] == 0

@@ -22,7 +22,6 @@ from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_pixels
 from tinyllava_edge.export.onnx_file import EMBEDDINGS, PIXELS, write_vision_graph
-from tinyllava_edge.export.options import VISION_PRECISIONS
 from tinyllava_edge.export.parity import VisionTrial
 from tinyllava_edge.export.reference import PICTURES, PICTURES_FOLDER
 from tinyllava_edge.export.vision_onnx import build_vision_graph
@@ -30,6 +29,7 @@ from tinyllava_edge.export.vision_variants import VisionSource, write_variant
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.precisions import PRECISIONS
 from tinyllava_edge.runtimes.ort import PROVIDERS, session_options
 
 # Not among those that int8 is fitted to: photographs, and a drawing.
@@ -40,7 +40,7 @@ SYMMETRIC = "int8, activations around zero"
 
 
 def measure(onnx_file: Path, *, image_size: int, calibration: Path | None = None) -> list[dict[str, Any]]:
-    """One row for each of `VISION_PRECISIONS`; raises ExportError where one misses its gate."""
+    """One row for each of `PRECISIONS`; raises ExportError where one misses its gate."""
     with TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(onnx_file, Path(folder) / "checkpoint", image_size=image_size)
         model = load_model(checkpoint)
@@ -51,7 +51,7 @@ def measure(onnx_file: Path, *, image_size: int, calibration: Path | None = None
         source = VisionSource(graph, trial, calibration_pixels(calibration, how))
         largest = max(value.largest for value in source.ranges if not value.harmless)
         rows, paths = [], {}
-        for name in VISION_PRECISIONS:
+        for name in PRECISIONS:
             path = Path(folder) / f"{name}.onnx"
             _, status, report = write_variant(name, path, source)
             if status == "verified":

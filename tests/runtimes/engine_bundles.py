@@ -76,6 +76,7 @@ def write_reference(root: Path) -> None:
     for index, picture in enumerate(pictures):
         picture.save(root / "reference" / names[index])
         tensors |= {f"pixels/{index}": pixels[index], f"embeddings/{index}": embeddings[index]}
+        tensors |= {f"vision_tower/{index}": embeddings[index]}  # no connector
     np.savez(root / "reference/reference.npz", **tensors)
     contents = {"pictures": names, "image_token_id": -200, "prompts": []}
     (root / "reference/reference.json").write_text(json.dumps(contents))

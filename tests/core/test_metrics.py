@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from tinyllava_edge.benchmarks import metrics
+from tinyllava_edge import metrics
+from tinyllava_edge.precisions import PRECISIONS
 
 
 def array(*values: float) -> np.ndarray:
@@ -32,6 +33,55 @@ def test_the_worst_row_decides_the_cosine() -> None:
     expected = np.array([[1.0, 0.0], [1.0, 1.0]])
     actual = np.array([[2.0, 0.0], [1.0, 0.0]])
     assert metrics.min_token_cosine(expected, actual) == pytest.approx(1 / math.sqrt(2))
+
+
+def test_the_cosine_of_a_row_of_zeros_is_that_of_equals_or_none() -> None:
+    zeros, ones = np.zeros((1, 2)), np.ones((1, 2))
+    assert metrics.min_token_cosine(zeros, zeros) == 1
+    assert math.isnan(metrics.min_token_cosine(zeros, ones))
+    assert math.isnan(metrics.mean_token_cosine(ones, zeros))
+
+
+def test_figures_of_features_are_those_worked_out_by_hand() -> None:
+    expected = np.array([[[3, 4], [0, 5]]], dtype=np.float32)
+    actual = np.array([[[3, 4], [0, 4]]], dtype=np.float32)
+    figures = metrics.feature_figures(expected, actual)
+    assert figures["nmse"] == pytest.approx(0.25 / np.var([3, 4, 0, 5]))
+    assert figures["snr_db"] == pytest.approx(10 * np.log10(50 / 1))
+    assert figures["psnr_db"] == pytest.approx(20 * np.log10(5 / 0.5))
+    assert figures["min_token_cosine"] == pytest.approx(1.0)
+    assert figures["mean_token_cosine"] == pytest.approx(1.0)
+    assert figures["within"] == 0.75
+
+
+@pytest.mark.parametrize("picture", [0, 1, 2])
+def test_the_figures_are_the_worst_pictures_wherever_it_is(picture: int) -> None:
+    expected = np.array([[[3.0, 4.0], [0.0, 5.0]]] * 3)
+    actual = expected.copy()
+    actual[picture, 1, 1] = 4
+    assert metrics.feature_figures(expected, actual)["snr_db"] == pytest.approx(10 * np.log10(50))
+    actual[picture, 1, 1] = math.nan
+    figures = metrics.feature_figures(expected, actual)
+    assert {name for name, value in figures.items() if math.isnan(value)} == figures.keys() - {"within"}
+    assert all(map(math.isnan, metrics.feature_figures(expected, actual[:, :1]).values()))  # another shape
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("picture", [0, 1])
+def test_what_is_not_finite_passes_no_gate(precision: str, bad: float, picture: int) -> None:
+    expected = np.array([[[3, 4], [0, 5]]] * 2, dtype=np.float32)
+    actual = expected.copy()
+    gates = PRECISIONS[precision].gates
+    assert metrics.first_fault(gates, metrics.feature_figures(expected, actual)) == ""
+    actual[picture, 0, 0] = bad
+    assert metrics.first_fault(gates, metrics.feature_figures(expected, actual)) != ""
+
+
+def test_the_first_gate_that_fails_is_said_with_value_and_bound() -> None:
+    gates = (metrics.at_most("nmse", 1), metrics.at_least("snr_db", 40), metrics.at_least("within", 1))
+    figures = {"nmse": 0.5, "snr_db": 12.345678, "within": 0.0}
+    assert metrics.first_fault(gates, figures) == "snr_db is 12.35, the gate is at least 40"
 
 
 def test_differences_are_absolute() -> None:

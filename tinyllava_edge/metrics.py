@@ -1,12 +1,49 @@
-"""How far two tensors, or two distributions over a vocabulary, are apart.
+"""How far two tensors, or two distributions over a vocabulary, are apart, and bounds on that.
 
 Sums are in float64. A value that is not finite in either tensor makes a metric NaN; no gate passes NaN.
 """
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on one metric: `value <= limit` for "max", `value >= limit` for "min"; NaN never passes."""
+
+    metric: str
+    kind: Literal["max", "min"]
+    limit: float
+
+    def passes(self, value: float) -> bool:
+        """Whether a measured value is within the bound."""
+        return value <= self.limit if self.kind == "max" else value >= self.limit
+
+
+def at_most(metric: str, limit: float) -> Gate:
+    """A metric that must not be above `limit`."""
+    return Gate(metric, "max", limit)
+
+
+def at_least(metric: str, limit: float) -> Gate:
+    """A metric that must not be below `limit`."""
+    return Gate(metric, "min", limit)
+
+
+def first_fault(gates: Iterable[Gate], figures: Mapping[str, float]) -> str:
+    """The first gate that measured figures (metric -> value) do not pass, in words; "" where all pass."""
+    for gate in gates:
+        value = figures[gate.metric]
+        if not gate.passes(value):
+            bound = "at most" if gate.kind == "max" else "at least"
+            return f"{gate.metric} is {value:.4g}, the gate is {bound} {gate.limit:g}"
+    return ""
 
 
 def nmse(expected: Array, actual: Array) -> float:
@@ -35,14 +72,59 @@ def snr_db(expected: Array, actual: Array) -> float:
     return 10 * float(np.log10(signal / noise)) if signal > 0 else -np.inf
 
 
+def psnr_db(expected: Array, actual: Array) -> float:
+    """Square of the largest magnitude of what is expected over the mean squared error, in decibels.
+
+    Never below `snr_db`, since no mean is above its largest value; infinity where both are equal.
+    """
+    expected, actual = _pair(expected, actual)
+    peak, error = float(np.max(expected**2)), float(np.mean((expected - actual) ** 2))
+    return np.inf if error == 0 else 10 * float(np.log10(peak / error))
+
+
+def within(expected: Array, actual: Array) -> float:
+    """Fraction of the values whose error is at most 1e-4 of the root mean square + 1e-3 of the value."""
+    expected, actual = _pair(expected, actual)
+    limit = 1e-4 * np.sqrt(np.mean(expected**2)) + 1e-3 * np.abs(expected)
+    return float(np.mean(np.abs(expected - actual) <= limit))
+
+
 def min_token_cosine(expected: Array, actual: Array) -> float:
-    """Cosine between the rows [..., hidden] of both, the worst row; one bad token cannot hide in a mean."""
+    """Cosine between the rows [..., hidden] of both, the worst row; one bad token cannot hide in a mean.
+
+    Two rows of zeros are equal: 1. A row of zeros has no direction: with any other, NaN.
+    """
     return float(np.min(_token_cosines(expected, actual)))
 
 
 def mean_token_cosine(expected: Array, actual: Array) -> float:
     """Cosine between the rows [..., hidden] of both, their mean."""
     return float(np.mean(_token_cosines(expected, actual)))
+
+
+_OF_FEATURES = (
+    (nmse, np.max),
+    (snr_db, np.min),
+    (psnr_db, np.min),
+    (min_token_cosine, np.min),
+    (mean_token_cosine, np.min),
+    (within, np.min),
+)
+
+
+def feature_figures(expected: Iterable[Array], actual: Iterable[Array]) -> dict[str, float]:
+    """Metrics of pictures' features, each [tokens, hidden]: the worst picture's; NaN is worse than any.
+
+    Returns:
+        nmse, snr_db, psnr_db, min_token_cosine, mean_token_cosine, within; NaN where shapes differ.
+    """
+    pairs = list(zip(expected, actual, strict=True))
+    if any(one.shape != other.shape for one, other in pairs):
+        return {metric.__name__: np.nan for metric, _ in _OF_FEATURES}
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            metric.__name__: float(worst([metric(*pair) for pair in pairs])) for metric, worst in _OF_FEATURES
+        }
 
 
 def max_abs_difference(expected: Array, actual: Array) -> float:
@@ -111,6 +193,7 @@ def _token_cosines(expected: Array, actual: Array) -> npt.NDArray[np.float64]:
     expected, actual = _pair(expected, actual)
     norms = np.linalg.norm(expected, axis=-1) * np.linalg.norm(actual, axis=-1)
     products = np.sum(expected * actual, axis=-1)
+    both_zero = ~(expected.any(axis=-1) | actual.any(axis=-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosines: npt.NDArray[np.float64] = np.where(norms == 0, 1.0, products / norms)
+        cosines: npt.NDArray[np.float64] = np.where(both_zero, 1.0, products / norms)
     return cosines

@@ -4,20 +4,17 @@ import math
 
 import pytest
 
-from tinyllava_edge.benchmarks.gates import (
-    GATES,
+from tinyllava_edge.errors import BundleError
+from tinyllava_edge.gates import (
     STAGES,
-    TENSOR_SNR_DB,
     all_gates,
-    at_least,
-    at_most,
     gates_of,
     largest_logit_error,
     least_snr_db,
     widened,
 )
-from tinyllava_edge.errors import BundleError
-from tinyllava_edge.export.options import LANGUAGE_TYPES, VISION_PRECISIONS
+from tinyllava_edge.metrics import at_least, at_most
+from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, PRECISIONS, TENSOR_SNR_DB
 
 
 def limits(stage: str, variant: str) -> dict[str, float]:
@@ -25,7 +22,7 @@ def limits(stage: str, variant: str) -> dict[str, float]:
 
 
 def test_the_limits_are_those_of_the_specification() -> None:
-    assert limits("tower", "fp32") == {"nmse": 1e-8, "min_token_cosine": 0.99999}
+    assert limits("tower", "fp32") == {"nmse": 1e-8, "min_token_cosine": 0.99999, "within": 0.999}
     assert limits("connector", "fp32") == {**limits("tower", "fp32"), "connector_nmse": 1e-11}
     assert limits("connector", "fp16")["snr_db"] == 40
     assert limits("connector", "fp16")["min_token_cosine"] == 0.999
@@ -61,9 +58,14 @@ def test_coarser_quantization_is_never_gated_tighter() -> None:
     assert means == sorted(means)
 
 
-@pytest.mark.parametrize(("stage", "variant"), GATES)
-def test_a_gate_table_entry_is_found_by_its_key(stage: str, variant: str) -> None:
-    assert gates_of(stage, variant) == GATES[stage, variant]
+def test_what_the_cpu_does_not_round_is_held_to_the_same_gates_once_more_where_it_is_rounded() -> None:
+    plain = {name: limit for name, limit in limits("connector", "fp16").items() if "rounded" not in name}
+    assert limits("connector", "fp16") == {**plain, **{f"rounded_{name}": plain[name] for name in plain}}
+    assert limits("tower", "int8_fp16")["max_activation"] == 65504 / 2
+
+
+def test_every_class_of_language_types_is_some_types() -> None:
+    assert set(LANGUAGE_TYPES.values()) == set(LANGUAGE_CLASSES)
 
 
 @pytest.mark.parametrize("variant", LANGUAGE_TYPES)
@@ -74,7 +76,7 @@ def test_every_language_type_that_export_offers_is_gated(variant: str) -> None:
         gates_of(stage, variant)  # quantized: no gate of its own, and known
 
 
-@pytest.mark.parametrize("variant", VISION_PRECISIONS)
+@pytest.mark.parametrize("variant", PRECISIONS)
 def test_every_vision_precision_that_export_offers_is_gated(variant: str) -> None:
     assert gates_of("tower", variant)
     assert gates_of("connector", variant)

@@ -1,0 +1,45 @@
+"""Results beside a bundle are bound to its manifest, and nothing is written into the package."""
+
+from pathlib import Path
+
+import pytest
+
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.errors import BundleError
+from tinyllava_edge.parity_files import read_parity, write_parity
+
+
+def test_parity_of_another_manifest_is_not_used(root: Path) -> None:
+    bundle = Bundle.open(root)
+    write_parity(bundle, "some-runtime", {"passed": True, "stages": []})
+    assert read_parity(bundle, "some-runtime") is not None
+    other = Bundle(bundle.root, bundle.manifest, "0" * 64)
+    assert read_parity(other, "some-runtime") is None
+
+
+def test_parity_of_the_shipped_bundle_is_kept_in_the_users_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    bundle = Bundle.open(bundle_path("nano"))
+    path = write_parity(bundle, "some-runtime", {"passed": True})
+    assert path == tmp_path / "tinyllava-edge" / "parity" / bundle.manifest_sha256 / "some-runtime.json"
+    assert read_parity(bundle, "some-runtime") == {"manifest_sha256": bundle.manifest_sha256, "passed": True}
+
+
+def test_what_export_found_of_the_shipped_bundle_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = read_parity(Bundle.open(bundle_path("nano")), "export")
+    assert report is not None
+    assert report["vision"]["fp16"]["islands"] == []
+
+
+def test_a_result_that_is_no_json_is_named(root: Path) -> None:
+    bundle = Bundle.open(root)
+    path = write_parity(bundle, "export", {})
+    path.write_text("{")
+    with pytest.raises(BundleError, match=r"parity/export\.json: not valid JSON"):
+        read_parity(bundle, "export")

@@ -1,0 +1,52 @@
+"""The parity/ folder of a bundle: what `export` and `verify` found, each in a file bound to the manifest.
+
+Nothing is written into the bundle that comes with the package: its results are kept in the user's cache.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
+from tinyllava_edge.embedded import is_shipped
+from tinyllava_edge.errors import BundleError
+from tinyllava_edge.output import write_json
+
+
+def parity_path(bundle: Bundle, name: str) -> Path:
+    """Where a result is written: "export", or the runtime that `verify` ran."""
+    if not is_shipped(bundle.root):
+        return bundle.root / PARITY_FOLDER / f"{name}.json"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "tinyllava-edge" / PARITY_FOLDER / bundle.manifest_sha256 / f"{name}.json"
+
+
+def write_parity(bundle: Bundle, name: str, result: dict[str, Any]) -> Path:
+    """Write a result, bound to the manifest's hash.
+
+    Raises:
+        OSError: it cannot be written there.
+    """
+    path = parity_path(bundle, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"manifest_sha256": bundle.manifest_sha256, **result})
+    return path
+
+
+def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
+    """What was found of this very bundle, or None.
+
+    Raises:
+        BundleError: the file is not JSON.
+    """
+    # The shipped bundle comes with what its export found.
+    paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path}: not valid JSON ({error}).") from None
+    return found if found.get("manifest_sha256") == bundle.manifest_sha256 else None

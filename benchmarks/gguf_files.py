@@ -13,15 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
-# `model_type` of text_config -> llama.cpp's architecture.
-ARCHITECTURES = {
-    "llama": gguf.MODEL_ARCH.LLAMA,
-    "qwen2": gguf.MODEL_ARCH.QWEN2,
-    "gemma": gguf.MODEL_ARCH.GEMMA,
-    "phi": gguf.MODEL_ARCH.PHI2,
-    "stablelm": gguf.MODEL_ARCH.STABLELM,
-    "openelm": gguf.MODEL_ARCH.OPENELM,
-}
 # general.file_type of each variant (enum llama_ftype in llama.h).
 FILE_TYPES = {
     name.lower().removeprefix("all_").removeprefix("mostly_"): int(kind)
@@ -29,15 +20,11 @@ FILE_TYPES = {
 }
 
 
-def architecture_name(family: str) -> str:
-    """`general.architecture` of a family of language models."""
-    return str(gguf.MODEL_ARCH_NAMES[ARCHITECTURES[family]])
-
-
 @cache
-def tensor_namer(family: str, num_layers: int) -> Callable[[str], str]:
-    """The gguf package's table: transformers' name of a tensor -> the name in the file."""
-    names = gguf.get_tensor_name_map(ARCHITECTURES[family], num_layers)
+def tensor_namer(architecture: str, num_layers: int) -> Callable[[str], str]:
+    """The gguf package's table of an architecture: transformers' name of a tensor -> the name in the file."""
+    key = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(key, num_layers)
 
     def name_of(source: str) -> str:
         stem, _, suffix = source.rpartition(".")

@@ -1,6 +1,5 @@
 """Ladder stage 2: what the manifest and the GGUF files say of the model, against the resolved config."""
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +15,7 @@ from .reference_text import UpstreamTokenizer
 from .stages_weights import NEEDS_CHECKPOINT, gguf_path
 
 _JUDGED_BY_PIXELS = ("mean", "std")  # the pixels stage says which channel, and by how much
-_LAYER_NORM = ("phi", "stablelm")
+_EPSILON = {"layer": "layer_norm_epsilon", "rms": "layer_norm_rms_epsilon"}
 
 
 def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
@@ -67,7 +66,6 @@ def _difference(key: str, found: Any, expected: Any) -> str:
 
 def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
     vision, language = config.vision, config.language
-    is_gemma = language.architecture == "gemma"
     return {
         "vision.image_size": side,  # the processor's: DINOv2 takes other sizes than its config's
         "vision.feature_layer": vision.feature_layer,
@@ -82,8 +80,7 @@ def _config_facts(config: ModelConfig, side: int) -> dict[str, Any]:
         "language.num_key_value_heads": language.num_key_value_heads,
         "language.head_dim": language.head_dim,
         "language.context_length": language.max_position_embeddings,
-        # Gemma multiplies every row that comes in, picture rows too; llama.cpp's graph does it itself.
-        "language.embedding_scale": math.sqrt(language.hidden_size) if is_gemma else 1.0,
+        "language.embedding_scale": language.embedding_scale,
     }
 
 
@@ -97,11 +94,10 @@ def _manifest_facts(ladder: Ladder) -> dict[str, Any]:
 
 
 def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str, Any]:
-    from .gguf_files import FILE_TYPES, architecture_name
+    from .gguf_files import FILE_TYPES
 
     config, pieces = reference.config.language, reference.tokenizer.pieces
-    name = architecture_name(config.architecture)
-    epsilon = "layer_norm_epsilon" if config.architecture in _LAYER_NORM else "layer_norm_rms_epsilon"
+    name = config.family.llamacpp
     hyperparameters: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
@@ -112,11 +108,11 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.key_length": config.head_dim,
         "attention.value_length": config.head_dim,
-        f"attention.{epsilon}": float(np.float32(config.norm_eps)),
+        f"attention.{_EPSILON[config.family.norm]}": float(np.float32(config.norm_eps)),
         "rope.freq_base": float(np.float32(config.rope_theta)),
         "rope.dimension_count": config.rotary_dim,
     }
-    if config.architecture == "openelm":  # its layers differ
+    if config.family.layers_differ:
         hyperparameters["feed_forward_length"] = config.values["intermediate_sizes"]
         hyperparameters["attention.head_count"] = config.values["num_query_heads"]
         hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]

@@ -68,7 +68,7 @@ def _names_in_file(name: str, config: LanguageConfig) -> list[str]:
 
     if match := _FUSED_GATE_AND_UP.fullmatch(name):
         return [f"blk.{match['layer']}.ffn_{part}.weight" for part in ("gate", "up")]
-    return [tensor_namer(config.architecture, config.num_hidden_layers)(name)]
+    return [tensor_namer(config.family.llamacpp, config.num_hidden_layers)(name)]
 
 
 def _as_in_file(name: str, values: Floats, config: LanguageConfig) -> Floats:

@@ -19,7 +19,7 @@ from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.precisions import FLOAT16_MAX
 
-from .gguf_arch import GgufArchitecture, TensorRule, architecture_for
+from .gguf_arch import ARCHITECTURES, GgufArchitecture, TensorRule
 from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary, chat_template
 
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
@@ -43,7 +43,7 @@ class LanguageSource:
 
     def architecture(self) -> GgufArchitecture:
         """The family's module."""
-        return architecture_for(self.config.language.architecture)
+        return ARCHITECTURES[self.config.language.architecture]
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, one token for each row of the embedding."""
@@ -74,7 +74,7 @@ class LanguageSource:
         """Find what cannot be converted before any work is done.
 
         Raises:
-            UnsupportedModelError: the family has no converter, or llama.cpp no such variety of it.
+            UnsupportedModelError: llama.cpp has no such variety of the family.
             ExportError: the tokenizer has no counterpart in llama.cpp.
         """
         self.architecture().metadata(self.config.language)
@@ -122,13 +122,13 @@ def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:
     """Write everything before the weights; returns each tensor's offset, and the file's length."""
-    architecture = source.architecture()
-    writer = gguf.GGUFWriter(path, architecture.name)
+    llamacpp = source.config.language.family.llamacpp
+    writer = gguf.GGUFWriter(path, llamacpp)
     writer.add_type("model")
     writer.add_name(source.name)
     writer.add_file_type(FILE_TYPES[float_type])
-    for key, value in architecture.metadata(source.config.language).items():
-        name = f"{architecture.name}.{key}"
+    for key, value in source.architecture().metadata(source.config.language).items():
+        name = f"{llamacpp}.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)
         elif isinstance(value, float):

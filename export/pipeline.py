@@ -39,7 +39,6 @@ from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.prompt import template_fault
 
 from .calibration import calibration_pixels
-from .gguf_arch import architecture_for
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
 from .options import ExportOptions
@@ -298,7 +297,7 @@ def _seal(
             num_key_value_heads=language.num_key_value_heads,
             head_dim=language.head_dim,
             context_length=language.max_position_embeddings,
-            embedding_scale=architecture_for(language.architecture).embedding_scale(language),
+            embedding_scale=language.embedding_scale,
         ),
         variants=variants,
         source=source,

@@ -6,16 +6,8 @@ from typing import Any
 
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.families import FAMILIES
 
-# Family in a manifest -> llama.cpp's name of its graph.
-ARCHITECTURES = {
-    "llama": "llama",
-    "qwen2": "qwen2",
-    "gemma": "gemma",
-    "phi": "phi2",
-    "stablelm": "stablelm",
-    "openelm": "openelm",
-}
 _NAME_BYTES = 128
 
 
@@ -31,19 +23,19 @@ def check_facts(library: Any, model: Any, spec: LanguageSpec, path: Path) -> Non
     Raises:
         BundleError: names every fact that differs, expected and found, or a family we cannot compare.
     """
-    if spec.architecture not in ARCHITECTURES:
+    family = FAMILIES.get(spec.architecture)
+    if family is None:
         raise BundleError(
-            f"{path}: the manifest's family is {spec.architecture!r}; "
-            f"llamacpp runs {', '.join(ARCHITECTURES)}."
+            f"{path}: the manifest's family is {spec.architecture!r}; llamacpp runs {', '.join(FAMILIES)}."
         )
     vocab = library.llama_model_get_vocab(model)
     pairs: dict[str, tuple[str | int, str | int]] = {
-        "architecture": (ARCHITECTURES[spec.architecture], _architecture(library, model)),
+        "architecture": (family.llamacpp, _architecture(library, model)),
         "tokens": (spec.vocab_size, library.llama_vocab_n_tokens(vocab)),
         "width": (spec.hidden_size, library.llama_model_n_embd(model)),
         "layers": (spec.num_hidden_layers, library.llama_model_n_layer(model)),
     }
-    if spec.architecture != "openelm":  # its heads differ by layer, and llama.cpp tells those of the first
+    if not family.layers_differ:  # llama.cpp tells the heads of the first layer
         pairs["heads"] = (spec.num_attention_heads, library.llama_model_n_head(model))
         pairs["key-value heads"] = (spec.num_key_value_heads, library.llama_model_n_head_kv(model))
     wrong = [

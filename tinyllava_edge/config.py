@@ -23,7 +23,6 @@ from tinyllava_edge.config_types import (
 )
 from tinyllava_edge.config_values import whole_number
 from tinyllava_edge.errors import UnsupportedModelError
-from tinyllava_edge.families import FAMILY_TEMPLATES
 
 __all__ = [
     "IGNORE_LABEL", "IMAGE_MARKER", "IMAGE_TOKEN_ID", "QUERY_CONNECTORS", "SIDECAR_FILE",
@@ -91,11 +90,12 @@ def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, 
     stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
     if stored is not None:
         return str(stored), f"stored in {SIDECAR_FILE}"
-    family = language.architecture
+    family, name = language.family, language.architecture
     tokenizer = directory / "tokenizer_config.json"
-    if family == "qwen2" and tokenizer.exists():
+    if family.template_by_eos and tokenizer.exists():
         eos = read_json_object(tokenizer).get("eos_token")
-        eos = eos.get("content") if isinstance(eos, dict) else eos
-        if eos == "<|im_end|>":
-            return "qwen2_instruct", f"inferred from the family {family!r} and the tokenizer's EOS {eos!r}"
-    return FAMILY_TEMPLATES[family], f"inferred from the language model's family {family!r}"
+        eos = str(eos.get("content") if isinstance(eos, dict) else eos)
+        if eos in family.template_by_eos:
+            reason = f"inferred from the family {name!r} and the tokenizer's EOS {eos!r}"
+            return family.template_by_eos[eos], reason
+    return family.template, f"inferred from the language model's family {name!r}"

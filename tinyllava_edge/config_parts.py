@@ -9,14 +9,14 @@ from tinyllava_edge.config_files import named_config
 from tinyllava_edge.config_types import BertSizes, ConnectorConfig, LanguageConfig, VisionConfig
 from tinyllava_edge.config_values import MAX_SIZE, resolved_part, whole_number
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
-from tinyllava_edge.families import LANGUAGE_DEFAULTS, PUBLIC_TOWERS, VISION_ACTIVATIONS, VISION_DEFAULTS
+from tinyllava_edge.families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS
 
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
 def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     """The vision tower of a whole config.json."""
-    values = resolved_part(raw, "vision_config", VISION_DEFAULTS, path)
+    values = resolved_part(raw, "vision_config", TOWERS, path)
     if (mlp_ratio := values.pop("mlp_ratio", None)) is not None:
         values["intermediate_size"] = values["hidden_size"] * mlp_ratio
     config = VisionConfig(
@@ -75,9 +75,9 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
 
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     """The language model of a whole config.json."""
-    values = resolved_part(raw, "text_config", LANGUAGE_DEFAULTS, path)
+    values = resolved_part(raw, "text_config", FAMILIES, path)
     family = values["architecture"]
-    common = _openelm_sizes(values, path) if family == "openelm" else _common_sizes(values)
+    common = _openelm_sizes(values, path) if FAMILIES[family].layers_differ else _common_sizes(values)
     config = LanguageConfig(
         architecture=family,
         vocab_size=values["vocab_size"],
@@ -88,8 +88,9 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
         values=values,
         **common,
     )
-    odd_width = family != "openelm" and config.hidden_size % config.num_attention_heads
-    if odd_width or config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+    heads = config.num_attention_heads
+    rest = config.hidden_size % heads if config.family.defaults.get("head_dim") is None else 0
+    if rest or heads % config.num_key_value_heads or config.head_dim % 2:
         raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
     if config.rotary_dim % 2 or not 2 <= config.rotary_dim <= config.head_dim:
         raise CheckpointError(

@@ -1,10 +1,11 @@
 """One frozen dataclass for each part that a config.json describes, and the framework's constants."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinyllava_edge.families import PREFIX_TOKENS
+from tinyllava_edge.families import FAMILIES, TOWERS, Family
 
 IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
@@ -45,7 +46,7 @@ class VisionConfig:
     def num_tokens_at(self, image_size: int) -> int:
         """Tokens of one picture of another size, which DINOv2 takes; a rest at the edges is not used."""
         patches = (image_size // self.patch_size) ** 2
-        return PREFIX_TOKENS[self.architecture] + patches - int(self.drop_first)
+        return TOWERS[self.architecture].prefix_tokens + patches - int(self.drop_first)
 
     @property
     def num_used_layers(self) -> int:
@@ -104,6 +105,16 @@ class LanguageConfig:
     eos_token_id: int | None
     name_or_path: str = ""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def family(self) -> Family:
+        """The facts of its family."""
+        return FAMILIES[self.architecture]
+
+    @property
+    def embedding_scale(self) -> float:
+        """What every row that comes in, text or picture, is multiplied by."""
+        return math.sqrt(self.hidden_size) if self.family.scales_rows else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,19 +6,19 @@ from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
-from tinyllava_edge.families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, ONLY_SUPPORTED, REFUSED_KEYS
+from tinyllava_edge.families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, REFUSED_KEYS, Part
 
 MAX_SIZE = 1 << 24  # of anything: what is larger is a lie, or meant to exhaust the memory
 MAX_LAYERS = 1 << 10
 
 
-def resolved_part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path: Path) -> dict[str, Any]:
+def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], path: Path) -> dict[str, Any]:
     """One part's values: its diff over its family's defaults.
 
     Args:
         raw: the whole config.json.
         key: `text_config` or `vision_config`.
-        tables: the defaults of each family that is known.
+        parts: the families that are known.
         path: of the file, for messages.
 
     Raises:
@@ -29,13 +29,13 @@ def resolved_part(raw: Mapping[str, Any], key: str, tables: dict[str, Any], path
     if not isinstance(diff, dict):
         raise CheckpointError(f"{path}: {key} is missing or not an object.")
     family = diff.get("model_type")
-    if not isinstance(family, str) or family not in tables:
+    if not isinstance(family, str) or family not in parts:
         raise UnsupportedModelError(
-            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(tables)}."
+            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
         )
-    defaults = tables[family]
+    defaults = parts[family].defaults
     values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
-    for name, wanted in ONLY_SUPPORTED.get(family, {}).items():
+    for name, wanted in parts[family].only.items():
         if values[name] != wanted:
             raise UnsupportedModelError(
                 f"{path}: {key}.{name} = {shown(values[name])} is not supported for {family!r}, only "

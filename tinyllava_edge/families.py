@@ -1,35 +1,90 @@
-"""Facts of each family of parts: defaults of its config class, values we can compute with, its template.
+"""Facts of each family of parts, one entry a family, read by everything that depends on it.
 
 A checkpoint's `text_config` and `vision_config` are *diffs* (spec/tinyllava.md section 0.8): a key that
 equals the default of its own transformers 4.40 config class may be missing, so those defaults stand here.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What reading a part's config needs.
+
+    Attributes:
+        defaults: of its config class; a key that is neither here nor listed below is refused.
+        only: values of which we, or llama.cpp's graph, compute one only; another one is refused.
+    """
+
+    defaults: Mapping[str, Any]
+    only: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower(Part):
+    """A vision tower, by `model_type`; `prefix_tokens` stand in front of the patches: a class token."""
+
+    prefix_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family(Part):
+    """A family of language models, by `model_type`. docs/add_a_family.md.
+
+    Attributes:
+        template: of prompts, that the family was trained with upstream (spec/tinyllava.md section 1.7).
+        template_by_eos: another template, by the tokenizer's EOS token that tells it.
+        llamacpp: llama.cpp's name of the architecture (src/llama-arch.cpp).
+        norm: kind of its norms.
+        float16_gelu: llama.cpp computes its GELU from a table of float16 values.
+        scales_rows: every row that comes in is multiplied by sqrt(hidden), a picture's too.
+        layers_differ: its layers have heads and widths of their own, so the file has lists of them.
+    """
+
+    template: str
+    template_by_eos: Mapping[str, str] = field(default_factory=dict)
+    llamacpp: str
+    norm: Literal["rms", "layer"] = "rms"
+    float16_gelu: bool = False
+    scales_rows: bool = False
+    layers_differ: bool = False
+
 
 _CLIP_LIKE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
 
-VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    "siglip_vision_model": {
-        **_CLIP_LIKE,
-        "intermediate_size": 3072,
-        "patch_size": 16,
-        "hidden_act": "gelu_pytorch_tanh",
-        "layer_norm_eps": 1e-6,
-    },
-    "clip_vision_model": {
-        **_CLIP_LIKE,
-        "intermediate_size": 3072,
-        "patch_size": 32,
-        "hidden_act": "quick_gelu",
-        "layer_norm_eps": 1e-5,
-    },
-    "dinov2": {
-        **_CLIP_LIKE,
-        "mlp_ratio": 4,  # in the place of intermediate_size
-        "patch_size": 14,
-        "hidden_act": "gelu",
-        "layer_norm_eps": 1e-6,
-    },
+TOWERS = {
+    "siglip_vision_model": Tower(
+        defaults={
+            **_CLIP_LIKE,
+            "intermediate_size": 3072,
+            "patch_size": 16,
+            "hidden_act": "gelu_pytorch_tanh",
+            "layer_norm_eps": 1e-6,
+        },
+        prefix_tokens=0,
+    ),
+    "clip_vision_model": Tower(
+        defaults={
+            **_CLIP_LIKE,
+            "intermediate_size": 3072,
+            "patch_size": 32,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        prefix_tokens=1,
+    ),
+    "dinov2": Tower(
+        defaults={
+            **_CLIP_LIKE,
+            "mlp_ratio": 4,  # in the place of intermediate_size
+            "patch_size": 14,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-6,
+        },
+        prefix_tokens=1,
+    ),
 }
 # Configs of public towers that a checkpoint may only name.
 PUBLIC_TOWERS: dict[str, dict[str, Any]] = {
@@ -42,8 +97,6 @@ PUBLIC_TOWERS: dict[str, dict[str, Any]] = {
         "patch_size": 14,
     },
 }
-# Tokens in front of the patches: a class token.
-PREFIX_TOKENS = {"siglip_vision_model": 0, "clip_vision_model": 1, "dinov2": 1}
 
 _LLAMA_LIKE: dict[str, Any] = {
     "num_hidden_layers": 32,
@@ -52,124 +105,149 @@ _LLAMA_LIKE: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
-LANGUAGE_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        **_LLAMA_LIKE,
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_key_value_heads": None,
-        "head_dim": None,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "qwen2": {
-        **_LLAMA_LIKE,
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "rms_norm_eps": 1e-6,
-        "use_sliding_window": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    },
-    "gemma": {
-        **_LLAMA_LIKE,
-        "vocab_size": 256000,
-        "hidden_size": 3072,
-        "intermediate_size": 24576,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 16,
-        "head_dim": 256,
-        # Upstream's version ignores hidden_act and uses the tanh variant, unless hidden_activation is set.
-        "hidden_act": "gelu_pytorch_tanh",
-        "hidden_activation": None,
-        "max_position_embeddings": 8192,
-        "rms_norm_eps": 1e-6,
-        "attention_bias": False,
-        "tie_word_embeddings": True,
-        "bos_token_id": 2,
-        "eos_token_id": 1,
-    },
-    "phi": {
-        **_LLAMA_LIKE,
-        "vocab_size": 51200,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": None,
-        "hidden_act": "gelu_new",
-        "max_position_embeddings": 2048,
-        "layer_norm_eps": 1e-5,
-        "partial_rotary_factor": 0.5,
-        "qk_layernorm": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-    "stablelm": {
-        **_LLAMA_LIKE,
-        "vocab_size": 50304,
-        "hidden_size": 2560,
-        "intermediate_size": 6912,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 4096,
-        "layer_norm_eps": 1e-5,
-        "partial_rotary_factor": 0.25,
-        "qk_layernorm": False,
-        "use_parallel_residual": False,
-        "use_qkv_bias": False,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-    },
-    "openelm": {
-        "vocab_size": 32000,
-        "max_context_length": 2048,
-        "num_transformer_layers": 12,
-        "model_dim": 2048,
-        "head_dim": 128,
-        "num_query_heads": [],
-        "num_kv_heads": [],
-        "ffn_multipliers": [],
-        "ffn_dim_divisor": 256,
-        "ffn_with_glu": True,
-        "activation_fn_name": "swish",
-        "normalization_layer_name": "rms_norm",
-        "normalize_qk_projections": True,
-        "share_input_output_layers": True,
-        "tie_word_embeddings": True,
-        "rope_freq_constant": 10000,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    },
-}
-# Values of which we, or llama.cpp's graph of the family, compute one only; another one is refused.
-ONLY_SUPPORTED: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_act": "silu"},
-    "qwen2": {"hidden_act": "silu", "use_sliding_window": False},
-    "phi": {"hidden_act": "gelu_new", "qk_layernorm": False},
-    "stablelm": {"hidden_act": "silu", "qk_layernorm": False, "use_parallel_residual": False},
-    "openelm": {
-        "ffn_with_glu": True,
-        "activation_fn_name": "swish",
-        "normalization_layer_name": "rms_norm",
-        "normalize_qk_projections": True,
-        "share_input_output_layers": True,
-    },
-}
-# The template a family was trained with upstream (spec/tinyllava.md section 1.7).
-FAMILY_TEMPLATES = {
-    "llama": "llama",
-    "openelm": "llama",
-    "phi": "phi",
-    "stablelm": "phi",
-    "gemma": "gemma",
-    "qwen2": "qwen2_base",
+FAMILIES = {
+    "llama": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_key_value_heads": None,
+            "head_dim": None,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        only={"hidden_act": "silu"},
+        template="llama",
+        llamacpp="llama",
+    ),
+    "qwen2": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "use_sliding_window": False,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        only={"hidden_act": "silu", "use_sliding_window": False},
+        template="qwen2_base",
+        template_by_eos={"<|im_end|>": "qwen2_instruct"},
+        llamacpp="qwen2",
+    ),
+    "gemma": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 256000,
+            "hidden_size": 3072,
+            "intermediate_size": 24576,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "head_dim": 256,
+            # Upstream ignores hidden_act and uses the tanh variant, unless hidden_activation is set.
+            "hidden_act": "gelu_pytorch_tanh",
+            "hidden_activation": None,
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
+        only={"attention_bias": False, "tie_word_embeddings": True},
+        template="gemma",
+        llamacpp="gemma",
+        float16_gelu=True,
+        scales_rows=True,
+    ),
+    "phi": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 51200,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": None,
+            "hidden_act": "gelu_new",
+            "max_position_embeddings": 2048,
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.5,
+            "qk_layernorm": False,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        only={"hidden_act": "gelu_new", "qk_layernorm": False, "tie_word_embeddings": False},
+        template="phi",
+        llamacpp="phi2",
+        norm="layer",
+        float16_gelu=True,
+    ),
+    "stablelm": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 50304,
+            "hidden_size": 2560,
+            "intermediate_size": 6912,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+            "layer_norm_eps": 1e-5,
+            "partial_rotary_factor": 0.25,
+            "qk_layernorm": False,
+            "use_parallel_residual": False,
+            "use_qkv_bias": False,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+        only={
+            "hidden_act": "silu",
+            "qk_layernorm": False,
+            "use_parallel_residual": False,
+            "tie_word_embeddings": False,
+        },
+        template="phi",
+        llamacpp="stablelm",
+        norm="layer",
+    ),
+    "openelm": Family(
+        defaults={
+            "vocab_size": 32000,
+            "max_context_length": 2048,
+            "num_transformer_layers": 12,
+            "model_dim": 2048,
+            "head_dim": 128,
+            "num_query_heads": [],
+            "num_kv_heads": [],
+            "ffn_multipliers": [],
+            "ffn_dim_divisor": 256,
+            "ffn_with_glu": True,
+            "activation_fn_name": "swish",
+            "normalization_layer_name": "rms_norm",
+            "normalize_qk_projections": True,
+            "share_input_output_layers": True,
+            "tie_word_embeddings": True,
+            "rope_freq_constant": 10000,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        },
+        only={
+            "ffn_with_glu": True,
+            "activation_fn_name": "swish",
+            "normalization_layer_name": "rms_norm",
+            "normalize_qk_projections": True,
+            "share_input_output_layers": True,
+        },
+        template="llama",
+        llamacpp="openelm",
+        layers_differ=True,
+    ),
 }
 
 # Activations of a tower's feed-forward, by transformers' names.

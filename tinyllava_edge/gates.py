@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.metrics import Gate, at_least, at_most
 from tinyllava_edge.precisions import (
     DEQUANTIZED,
@@ -32,9 +33,8 @@ Entry = TypeVar("Entry")
 TIMES_COST = 3.0
 PROVEN = ("q8_0",)
 
-# llama.cpp computes these families' GELU from a table of float16 values, in every variant: measured on golden
+# Where llama.cpp computes GELU from a table of float16 values, in every variant: measured on golden
 # checkpoints Phi 1.1e-7, Gemma 1.7e-7.
-_GELU_TABLE = ("phi", "gemma")
 _LOGITS_WITH_GELU_TABLE = (at_most("nmse", 3e-7),)
 _LOGIT_ERROR_WITH_GELU_TABLE = 0.01  # sqrt of 3e-7 over 1e-10, times f32's
 
@@ -73,7 +73,7 @@ def gates_of(stage: str, variant: str, family: str = "llama") -> tuple[Gate, ...
     if stage in ("tower", "connector"):
         return precision_of(variant, stage).gates_at(stage)
     known = language_class_of(variant, stage)
-    if (stage, variant) == ("logits", "f32") and family in _GELU_TABLE:
+    if (stage, variant) == ("logits", "f32") and _has_gelu_table(family):
         return _LOGITS_WITH_GELU_TABLE
     return known.gates[stage]
 
@@ -96,7 +96,7 @@ def widened(gates: tuple[Gate, ...], cost: Mapping[str, float]) -> tuple[Gate, .
 def largest_logit_error(variant: str, family: str = "llama") -> float:
     """The error of a logit beyond which a greedy answer is never excused; `Raises` as `gates_of`."""
     known = language_class_of(variant)
-    table = variant == "f32" and family in _GELU_TABLE
+    table = variant == "f32" and _has_gelu_table(family)
     return _LOGIT_ERROR_WITH_GELU_TABLE if table else known.logit_error
 
 
@@ -122,3 +122,7 @@ def all_gates() -> Iterator[tuple[str, str, Gate]]:
         for name, known in LANGUAGE_CLASSES.items():
             yield from ((stage, name, gate) for gate in known.gates[stage])
     yield from (("dequantized", "all that are quantized", gate) for gate in DEQUANTIZED)
+
+
+def _has_gelu_table(family: str) -> bool:
+    return family in FAMILIES and FAMILIES[family].float16_gelu

@@ -46,31 +46,23 @@ class TensorRule:
             yield slice(start, start + rows)
 
 
-def _unscaled(config: LanguageConfig) -> float:
-    return 1.0
-
-
 def _whole(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GgufArchitecture:
-    """One family.
+    """How a family's config and tensors become those of llama.cpp.
 
     Attributes:
-        name: `general.architecture` of the file.
         metadata: hyperparameters by key, without the architecture's name in front. An int is written as
             uint32, a float as float32, a list of ints as an array with one value for each layer.
         tensors: name in the checkpoint (behind `language_model.`) -> rule, for every tensor that there must
             be, in the order of the file.
         split: one tensor of the checkpoint -> the named tensors that `tensors` knows, where the checkpoint
             fuses what the file keeps apart.
-        embedding_scale: what llama.cpp's graph multiplies every row by that comes in, text or picture.
     """
 
-    name: str
     metadata: Callable[[LanguageConfig], Mapping[str, int | float | list[int]]]
     tensors: Callable[[LanguageConfig], Mapping[str, TensorRule]]
     split: Callable[[str, torch.Tensor], list[tuple[str, torch.Tensor]]] = _whole
-    embedding_scale: Callable[[LanguageConfig], float] = _unscaled

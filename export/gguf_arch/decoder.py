@@ -1,16 +1,13 @@
-"""What the families share: the usual decoder layer, and where its tensors go."""
+"""What the families share: the usual decoder, and where its tensors go."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-
-import torch
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from tinyllava_edge.config import LanguageConfig
-from tinyllava_edge.errors import UnsupportedModelError
 
 from .base import TensorRule
 
-Convert = Callable[[torch.Tensor], torch.Tensor]
+_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
 
 @dataclass
@@ -19,23 +16,15 @@ class Rules:
 
     tensors: dict[str, TensorRule] = field(default_factory=dict)
 
-    def add(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
-        """One tensor; `converts` are a rule's `convert` and `restore`, both exact."""
-        rule = TensorRule(name=name, shape=shape)
-        self.tensors[source] = replace(rule, **converts) if converts else rule  # type: ignore[arg-type]
-
-    def add_weight(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
-        """A weight without a bias."""
-        self.add(f"{source}.weight", f"{name}.weight", shape, **converts)
-
-    def add_pair(self, source: str, name: str, shape: tuple[int, ...], **converts: Convert) -> None:
-        """A weight and its bias, of the weight's first dimension."""
-        self.add_weight(source, name, shape, **converts)
-        self.add(f"{source}.bias", f"{name}.bias", shape[:1], **converts)
+    def add(self, source: str, name: str, *shape: int, bias: bool = False) -> None:
+        """A weight, and its bias, of the weight's first dimension."""
+        self.tensors[f"{source}.weight"] = TensorRule(name=f"{name}.weight", shape=shape)
+        if bias:
+            self.tensors[f"{source}.bias"] = TensorRule(name=f"{name}.bias", shape=shape[:1])
 
 
-def common_metadata(config: LanguageConfig) -> dict[str, int | float]:
-    """The keys that llama.cpp reads for every family, but for the norm's epsilon."""
+def standard_metadata(config: LanguageConfig) -> dict[str, int | float]:
+    """The keys that llama.cpp reads for every family."""
     values: dict[str, int | float] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
@@ -50,52 +39,47 @@ def common_metadata(config: LanguageConfig) -> dict[str, int | float]:
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         values["attention.key_length"] = config.head_dim
         values["attention.value_length"] = config.head_dim
-    return values
+    return {**values, _EPSILON[config.family.norm]: float(config.norm_eps)}
 
 
-def rms_metadata(config: LanguageConfig) -> dict[str, int | float]:
-    """Common keys of a family with RMS norms."""
-    return {**common_metadata(config), "attention.layer_norm_rms_epsilon": float(config.norm_eps)}
+def standard_tensors(
+    config: LanguageConfig, *, bias: str = "", norm_bias: bool = False, qk_norm: bool = False
+) -> Mapping[str, TensorRule]:
+    """Rules of a decoder of Llama's layers: norm, attention, norm, gated feed-forward.
 
-
-def layer_norm_metadata(config: LanguageConfig) -> dict[str, int | float]:
-    """Common keys of a family with layer norms."""
-    return {**common_metadata(config), "attention.layer_norm_epsilon": float(config.norm_eps)}
-
-
-def attention_shapes(config: LanguageConfig) -> dict[str, tuple[int, int]]:
-    """Shape of each projection of the attention, by transformers' name."""
-    q_size = config.num_attention_heads * config.head_dim
-    kv_size = config.num_key_value_heads * config.head_dim
-    hidden = config.hidden_size
-    return {
-        "q_proj": (q_size, hidden),
-        "k_proj": (kv_size, hidden),
-        "v_proj": (kv_size, hidden),
-        "o_proj": (hidden, q_size),
-    }
-
-
-def add_gated_feed_forward(rules: Rules, config: LanguageConfig, layer: int) -> None:
-    """The three matrices of a gated feed-forward."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    for source, name, shape in (
-        ("gate_proj", "ffn_gate", (inner, hidden)),
-        ("up_proj", "ffn_up", (inner, hidden)),
-        ("down_proj", "ffn_down", (hidden, inner)),
-    ):
-        rules.add(f"model.layers.{layer}.mlp.{source}.weight", f"blk.{layer}.{name}.weight", shape)
-
-
-def check_activation(config: LanguageConfig, *known: str) -> None:
-    """Refuse an activation that llama.cpp's graph of the family does not compute.
-
-    Raises:
-        UnsupportedModelError: it is another one.
+    Args:
+        config: the language model's; a head of its own has a tensor, a tied one has none.
+        bias: which of the attention's projections "q", "k", "v", "o" have a bias, such as "qkv".
+        norm_bias: whether the norms have one.
+        qk_norm: whether each head of the queries and keys is normed before RoPE.
     """
-    found = config.values["hidden_act"]
-    if found not in known:
-        raise UnsupportedModelError(
-            f"text_config.hidden_act is {found!r}; llama.cpp's {config.architecture} graph computes only "
-            f"{', '.join(known)}."
-        )
+    hidden, inner = config.hidden_size, config.intermediate_size
+    rules = Rules()
+    rules.add("model.embed_tokens", "token_embd", config.vocab_size, hidden)
+    for layer in range(config.num_hidden_layers):
+        source, name = f"model.layers.{layer}", f"blk.{layer}"
+        rules.add(f"{source}.input_layernorm", f"{name}.attn_norm", hidden, bias=norm_bias)
+        add_attention(rules, config, layer, bias=bias)
+        for letter in "qk" if qk_norm else "":
+            rules.add(f"{source}.self_attn.{letter}_norm", f"{name}.attn_{letter}_norm", config.head_dim)
+        rules.add(f"{source}.post_attention_layernorm", f"{name}.ffn_norm", hidden, bias=norm_bias)
+        rules.add(f"{source}.mlp.gate_proj", f"{name}.ffn_gate", inner, hidden)
+        rules.add(f"{source}.mlp.up_proj", f"{name}.ffn_up", inner, hidden)
+        rules.add(f"{source}.mlp.down_proj", f"{name}.ffn_down", hidden, inner)
+    rules.add("model.norm", "output_norm", hidden, bias=norm_bias)
+    if not config.tie_word_embeddings:
+        rules.add("lm_head", "output", config.vocab_size, hidden)
+    return rules.tensors
+
+
+def add_attention(
+    rules: Rules, config: LanguageConfig, layer: int, *, bias: str, output: str = "o_proj"
+) -> None:
+    """The four projections of a layer; `output` is transformers' name of the last one."""
+    source, name = f"model.layers.{layer}.self_attn", f"blk.{layer}.attn"
+    kv_heads = config.num_key_value_heads
+    for letter, heads in (("q", config.num_attention_heads), ("k", kv_heads), ("v", kv_heads)):
+        rows, columns = heads * config.head_dim, config.hidden_size
+        rules.add(f"{source}.{letter}_proj", f"{name}_{letter}", rows, columns, bias=letter in bias)
+    columns = config.num_attention_heads * config.head_dim
+    rules.add(f"{source}.{output}", f"{name}_output", config.hidden_size, columns, bias="o" in bias)

@@ -5,6 +5,8 @@ for this architecture turns neighbouring pairs (0,1), (2,3), ...; transformers t
 So the rows of q and k are reordered within each head.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,51 +14,18 @@ import torch
 from tinyllava_edge.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
-from .decoder import (
-    Rules,
-    add_gated_feed_forward,
-    attention_shapes,
-    check_activation,
-    rms_metadata,
-)
+from .decoder import standard_metadata, standard_tensors
 
 
-def _metadata(config: LanguageConfig) -> dict[str, int | float]:
-    check_activation(config, "silu")
-    return rms_metadata(config)
-
-
-def _tensors(config: LanguageConfig) -> dict[str, TensorRule]:
-    hidden, vocab = config.hidden_size, config.vocab_size
-    bias = bool(config.values["attention_bias"])
-    rules = Rules()
-    rules.add("model.embed_tokens.weight", "token_embd.weight", (vocab, hidden))
-    for layer in range(config.num_hidden_layers):
-        source, name = f"model.layers.{layer}", f"blk.{layer}"
-        rules.add(f"{source}.input_layernorm.weight", f"{name}.attn_norm.weight", (hidden,))
-        _add_attention(rules, config, layer, bias=bias)
-        rules.add(f"{source}.post_attention_layernorm.weight", f"{name}.ffn_norm.weight", (hidden,))
-        add_gated_feed_forward(rules, config, layer)
-    rules.add("model.norm.weight", "output_norm.weight", (hidden,))
-    if not config.tie_word_embeddings:
-        rules.add("lm_head.weight", "output.weight", (vocab, hidden))
-    return rules.tensors
-
-
-def _add_attention(rules: Rules, config: LanguageConfig, layer: int, *, bias: bool) -> None:
+def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
+    rules = standard_tensors(config, bias="qkvo" if config.values["attention_bias"] else "")
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    names = {"q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output"}
-    for projection, shape in attention_shapes(config).items():
-        converts = {}
-        if count := heads.get(projection):
-            converts = {
-                "convert": partial(interleave, heads=count),
-                "restore": partial(separate, heads=count),
-            }
-        source = f"model.layers.{layer}.self_attn.{projection}"
-        name = f"blk.{layer}.{names[projection]}"
-        add = rules.add_pair if bias else rules.add_weight
-        add(source, name, shape, **converts)
+    return {
+        name: replace(rule, convert=partial(interleave, heads=count), restore=partial(separate, heads=count))
+        if (count := heads.get(name.split(".")[-2]))
+        else rule
+        for name, rule in rules.items()
+    }
 
 
 def interleave(tensor: torch.Tensor, *, heads: int) -> torch.Tensor:
@@ -71,4 +40,4 @@ def separate(tensor: torch.Tensor, *, heads: int) -> torch.Tensor:
     return torch.cat([per_head[:, 0::2], per_head[:, 1::2]], dim=1).reshape(tensor.shape)
 
 
-ARCHITECTURE = GgufArchitecture(name="llama", metadata=_metadata, tensors=_tensors)
+ARCHITECTURE = GgufArchitecture(metadata=standard_metadata, tensors=_tensors)

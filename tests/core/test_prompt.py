@@ -6,7 +6,7 @@ import pytest
 
 from tests.golden import read_golden
 from tinyllava_edge.errors import PromptError
-from tinyllava_edge.families import FAMILY_TEMPLATES
+from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.prompt import TEMPLATES, Turn, place_markers, template_named
 
 GOLDEN = read_golden("templates.json")
@@ -49,7 +49,7 @@ def test_the_pretrain_prompt_is_upstreams_where_every_question_is_answered(
 def test_a_template_that_is_not_known_is_refused_with_the_list() -> None:
     with pytest.raises(PromptError, match=r"'vicuna' is not known. Known: phi, llama, gemma"):
         template_named("vicuna")
-    assert set(FAMILY_TEMPLATES.values()) <= set(TEMPLATES)
+    assert {family.template for family in FAMILIES.values()} <= set(TEMPLATES)
 
 
 @pytest.mark.parametrize("text", ["{question}", "{answer}", "{{question}}", "{0}", "%s", "{", "\\1", "{end}"])

@@ -11,12 +11,11 @@ from tinyllava_edge.export.language_gguf import LanguageSource
 from tinyllava_edge.model.assets import read_assets
 
 
-def language_source(checkpoint: Path) -> LanguageSource:
+def language_source(checkpoint: Path, *, sources: Path | None = None) -> LanguageSource:
     """What the exporter knows of a checkpoint's language model."""
-    config = read_model_config(checkpoint)
-    return LanguageSource(
-        checkpoint=checkpoint, config=config, assets=read_assets(checkpoint, config), name="tiny"
-    )
+    config = read_model_config(checkpoint, sources=sources)
+    assets = read_assets(checkpoint, config, sources=sources)
+    return LanguageSource(checkpoint=checkpoint, config=config, assets=assets, name="tiny", allow_pickle=True)
 
 
 def change_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

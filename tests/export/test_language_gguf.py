@@ -1,6 +1,7 @@
 """The language model as GGUF in float32 and float16."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from tests.export.gguf_files import change_weights, language_source
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.export.gguf_arch import architecture_for
 from tinyllava_edge.export.language_gguf import LanguageSource, write_language_gguf
 
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj.weight"
@@ -153,5 +153,5 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_any_work(
 
 def test_the_manifest_can_say_that_gemmas_graph_scales_every_row(source: LanguageSource) -> None:
     language = source.config.language  # hidden size 64
-    assert architecture_for("llama").embedding_scale(language) == 1.0
-    assert architecture_for("gemma").embedding_scale(language) == 8.0
+    assert language.embedding_scale == 1.0
+    assert replace(language, architecture="gemma").embedding_scale == 8.0

@@ -12,17 +12,20 @@ from safetensors.torch import load_file, save_file
 
 from tests.export.gguf_files import language_source
 from tests.export.llamacpp import prefill_logits
+from tests.integration.combinations import draw_combination, write_combination
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import write_language_gguf
+from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.model.vlm import load_model
 
 GATE = 1e-10  # NMSE of float32 weights and float32 KV cache; measured 1e-12
+GATE_OF_TABLE = 1e-5  # where llama.cpp's GELU is a table of float16 values; measured 2e-6
 
 
-def nmse_against_torch(checkpoint: Path, gguf_file: Path) -> float:
+def nmse_against_torch(checkpoint: Path, gguf_file: Path, *, sources: Path | None = None) -> float:
     ids = [1, *torch.randint(3, 450, (40,), generator=torch.Generator().manual_seed(1)).tolist()]
-    expected = load_model(checkpoint).logits(ids).numpy()
+    expected = load_model(checkpoint, sources=sources, allow_pickle=True).logits(ids).numpy()
     actual = prefill_logits(gguf_file, ids)
     return float(np.mean((expected - actual) ** 2) / np.var(expected))
 
@@ -52,6 +55,16 @@ def test_any_llama_gives_torchs_logits(sizes: dict[str, object]) -> None:
         checkpoint = write_tiny_checkpoint(Path(folder) / "checkpoint", **sizes)  # type: ignore[arg-type]
         write_language_gguf(Path(folder) / "f32.gguf", language_source(checkpoint), "f32")
         assert nmse_against_torch(checkpoint, Path(folder) / "f32.gguf") <= GATE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_every_family_gives_torchs_logits(family: str, seed: int, tmp_path: Path) -> None:
+    checkpoint, sources, _ = write_combination(tmp_path, draw_combination(seed, family))
+    source = language_source(checkpoint, sources=sources)
+    write_language_gguf(tmp_path / "f32.gguf", source, "f32")
+    gate = GATE_OF_TABLE if FAMILIES[family].float16_gelu else GATE
+    assert nmse_against_torch(checkpoint, tmp_path / "f32.gguf", sources=sources) <= gate
 
 
 def test_attention_biases_and_a_head_size_of_its_own_give_torchs_logits(tmp_path: Path) -> None:

@@ -46,13 +46,13 @@ class Combination:
         )
 
 
-def draw_combination(seed: int) -> Combination:
-    """The combination of a seed."""
+def draw_combination(seed: int, family: str = "") -> Combination:
+    """The combination of a seed; of this family of language models, or of a drawn one."""
     rng = random.Random(seed)
-    family = rng.choice(list(_TEXTS))
-    text = {"model_type": family, **_TEXTS[family](rng)}
+    family = family or rng.choice(list(TEXTS))
+    text = {"model_type": family, **TEXTS[family](rng)}
     hidden = text.get("hidden_size") or text["model_dim"]
-    layout = rng.choice([name for name in LAYOUTS if family in _FAMILIES_OF.get(name, _TEXTS)])
+    layout = rng.choice([name for name in LAYOUTS if family in _FAMILIES_OF.get(name, TEXTS)])
     tower = rng.choice(_TOWERS_OF.get(layout, (*_TOWERS, "mof")))
     vision = _vision(rng, "clip_vision_model" if tower == "mof" else tower)
     connector = "mof_mlp" if tower == "mof" else rng.choice(_CONNECTORS_OF.get(layout, _CONNECTORS))
@@ -229,7 +229,7 @@ def _openelm(rng: random.Random) -> Values:
     }
 
 
-_TEXTS = {
+TEXTS = {
     "llama": _llama,
     "qwen2": _qwen2,
     "gemma": _gemma,
@@ -243,7 +243,7 @@ _CONNECTORS = (
     *("mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "mlp4x_gelu"),
 )
 # What the layouts of other codes can hold.
-_FAMILIES_OF = {"legacy": LEGACY_FAMILIES, "llava": ("llama", "qwen2", "gemma", "phi", "stablelm")}
+_FAMILIES_OF = {"legacy": LEGACY_FAMILIES, "llava": TEXTS.keys() - {"openelm"}}
 _TOWERS_OF = {"legacy": _TOWERS[:2], "llava": _TOWERS[:2]}
 _CONNECTORS_OF = {"legacy": ("identity", "linear", "mlp2x_gelu", "mlp3x_gelu"), "llava": ("mlp2x_gelu",)}
 

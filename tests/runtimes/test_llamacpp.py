@@ -12,9 +12,6 @@ from tests.runtimes.contract import LanguageContract
 from tests.runtimes.tiny_gguf import write_tiny_gguf
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BackendError, BundleError
-from tinyllava_edge.export.gguf_arch import architecture_for
-from tinyllava_edge.families import FAMILY_TEMPLATES
-from tinyllava_edge.runtimes.gguf_facts import ARCHITECTURES
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
 
 
@@ -132,12 +129,6 @@ def test_a_file_of_another_model_is_refused_before_a_context_is_made(
     monkeypatch.setattr(LlamaCppLanguage, "_create_context", None)  # calling it would be a TypeError
     with pytest.raises(BundleError, match=message):
         open_gguf(gguf, spec.model_copy(update={field: value}))
-
-
-def test_every_family_is_named_as_the_exporter_names_it() -> None:
-    assert set(ARCHITECTURES) == set(FAMILY_TEMPLATES)
-    for family, name in ARCHITECTURES.items():
-        assert architecture_for(family).name == name
 
 
 def test_a_kv_type_the_model_cannot_have_is_an_error_with_the_reason(gguf: Path) -> None:

@@ -16,7 +16,7 @@ from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.config import is_legacy, is_llava, read_json_object
 from tinyllava_edge.config_files import tokenizer_length
 from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.families import LANGUAGE_DEFAULTS
+from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.legacy import LEGACY_FAMILIES
 
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
@@ -194,7 +194,7 @@ def _missing_head_bias(directory: Path, layout: str) -> tuple[str, int] | None:
     if LEGACY_FAMILIES.get(str(raw.get("model_type"))) != "phi":
         return None
     rows = tokenizer_length(directory)
-    stored = int(raw.get("vocab_size", LANGUAGE_DEFAULTS["phi"]["vocab_size"]))
+    stored = int(raw.get("vocab_size", FAMILIES["phi"].defaults["vocab_size"]))
     return "language_model.lm_head.bias", stored if rows is None else min(rows, stored)
 
 

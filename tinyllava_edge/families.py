@@ -1,7 +1,8 @@
 """Facts of each family of parts, one entry a family, read by everything that depends on it.
 
 A checkpoint's `text_config` and `vision_config` are *diffs* (spec/tinyllava.md section 0.8): a key that
-equals the default of its own transformers 4.40 config class may be missing, so those defaults stand here.
+equals the default of its own transformers 4.40 config class (4.51 for Qwen3, its first) may be missing, so
+those defaults stand here.
 """
 
 from collections.abc import Mapping
@@ -141,6 +142,26 @@ FAMILIES = {
         template="qwen2_base",
         template_by_eos={"<|im_end|>": "qwen2_instruct"},
         llamacpp="qwen2",
+    ),
+    "qwen3": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 151936,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "use_sliding_window": False,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        },
+        only={"hidden_act": "silu", "use_sliding_window": False, "attention_bias": False},
+        template="qwen2_base",  # ours: upstream has none, and the vocabulary is Qwen2's
+        template_by_eos={"<|im_end|>": "qwen2_instruct"},
+        llamacpp="qwen3",
     ),
     "gemma": Family(
         defaults={

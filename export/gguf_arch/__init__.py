@@ -1,6 +1,6 @@
 """How each family of language models lies in a GGUF file: one module per family. docs/add_a_family.md."""
 
-from . import gemma, llama, openelm, phi2, qwen2, stablelm
+from . import gemma, llama, openelm, phi2, qwen2, qwen3, stablelm
 from .base import GgufArchitecture, TensorRule
 
 __all__ = ["ARCHITECTURES", "GgufArchitecture", "TensorRule"]
@@ -9,6 +9,7 @@ __all__ = ["ARCHITECTURES", "GgufArchitecture", "TensorRule"]
 ARCHITECTURES: dict[str, GgufArchitecture] = {
     "llama": llama.ARCHITECTURE,
     "qwen2": qwen2.ARCHITECTURE,
+    "qwen3": qwen3.ARCHITECTURE,
     "gemma": gemma.ARCHITECTURE,
     "phi": phi2.ARCHITECTURE,
     "stablelm": stablelm.ARCHITECTURE,

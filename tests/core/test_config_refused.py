@@ -149,7 +149,15 @@ def test_a_value_that_cannot_be_is_refused(tmp_path: Path, key: str, value: Any)
         ("phi", "partial_rotary_factor", 0.2),  # 3 of 16: no pairs
         ("stablelm", "use_parallel_residual", True),
         ("stablelm", "qk_layernorm", True),
+        ("phi", "tie_word_embeddings", True),
+        ("stablelm", "tie_word_embeddings", True),
+        ("gemma", "tie_word_embeddings", False),
+        ("gemma", "attention_bias", True),
         ("qwen2", "use_sliding_window", True),
+        ("qwen3", "use_sliding_window", True),
+        ("qwen3", "attention_bias", True),
+        ("qwen3", "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+        ("qwen3", "layer_types", ["full_attention", "sliding_attention"]),
         ("qwen2", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
     ],
 )

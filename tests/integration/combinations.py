@@ -102,7 +102,7 @@ def write_combination(folder: Path, made: Combination) -> tuple[Path, Path, dict
         (sources / name).mkdir(parents=True)
         (sources / name / "config.json").write_text(json.dumps(config))
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(made.processor))
-    _write_tokenizer(checkpoint, made.config["text_config"]["model_type"])
+    write_tokenizer(checkpoint, made.config["text_config"]["model_type"])
     write_config(checkpoint, made.config, made.layout)
     model = random_model(read_model_config(checkpoint, sources=sources), made.seed)
     stored_rows = made.config["text_config"]["vocab_size"]
@@ -123,7 +123,8 @@ def random_model(config: ModelConfig, seed: int) -> TinyLlava:
     return model
 
 
-def _write_tokenizer(checkpoint: Path, family: str) -> None:
+def write_tokenizer(checkpoint: Path, family: str) -> None:
+    """The files of a tokenizer of the family's kind, 450 or 453 tokens."""
     if family in _SENTENCEPIECE:
         for path in TOKENIZER_FOLDER.iterdir():
             shutil.copy(path, checkpoint / path.name)
@@ -173,6 +174,15 @@ def _qwen2(rng: random.Random) -> Values:
         "rms_norm_eps": rng.choice([1e-6, 1e-5]),
         "tie_word_embeddings": rng.random() < 0.5,
         **rng.choice([{}, {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1}]),
+    }
+
+
+def _qwen3(rng: random.Random) -> Values:
+    return {
+        **_qwen2(rng),
+        "head_dim": rng.choice([16, 32, 40]),
+        "hidden_size": rng.choice([48, 64, 90]),  # whatever the heads
+        **rng.choice([{}, {"layer_types": ["full_attention"], "sliding_window": None}]),
     }
 
 
@@ -232,6 +242,7 @@ def _openelm(rng: random.Random) -> Values:
 TEXTS = {
     "llama": _llama,
     "qwen2": _qwen2,
+    "qwen3": _qwen3,
     "gemma": _gemma,
     "phi": _phi,
     "stablelm": _stablelm,

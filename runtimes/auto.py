@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
-from tinyllava_edge.engine_cache import EngineCache, cache_folder
-from tinyllava_edge.engine_record import Choice
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.record import Choice
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .registry import AUTO_ORDER, RUNTIMES, VISION_BACKENDS, choose_runtime, is_complete, open_backends

@@ -210,7 +210,7 @@ def _before_loading(
 ) -> "tuple[Bundle, list[Picture]]":
     """Check the bundle, the pictures and the settings, before the weights take their time and memory."""
     from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.embedded import bundle_path
+    from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
     from tinyllava_edge.sampling import Sampling
 

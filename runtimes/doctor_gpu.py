@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tinyllava_edge.device import Jetson, Machine, read_driver
-from tinyllava_edge.engine_cache import EngineCache, cache_folder
 from tinyllava_edge.errors import BackendError
-from tinyllava_edge.tensorrt_binding import TARGETS, open_tensorrt
-
-from .cudart import Gpu, open_cudart
+from tinyllava_edge.runtimes.trt.binding import TARGETS, open_tensorrt
+from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.cudart import Gpu, open_cudart
 
 # Below this JetPack 6 fails on large allocations: NvMapMemAllocInternalTagged, error 12 (spec section 5).
 JETPACK6_CMA_BYTES = 900 << 20

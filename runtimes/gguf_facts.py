@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.bundle import LanguageSpec
+from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.families import FAMILIES
 
 _NAME_BYTES = 128
 

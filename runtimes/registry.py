@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import MissingExtraError, UsageError
-from tinyllava_edge.tensorrt_binding import INSTALL
+from tinyllava_edge.runtimes.trt.binding import INSTALL
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -50,7 +50,7 @@ class Entry:
 
 VISION_BACKENDS = {
     "tensorrt": Entry(
-        "tinyllava_edge.runtimes.trt:open_vision",
+        "tinyllava_edge.runtimes.trt.vision:open_vision",
         "tensorrt",
         "tensorrt",
         needs_gpu=True,
@@ -58,7 +58,7 @@ VISION_BACKENDS = {
         install=INSTALL["tensorrt"],
     ),
     "tensorrt-rtx": Entry(
-        "tinyllava_edge.runtimes.trt:open_vision_rtx",
+        "tinyllava_edge.runtimes.trt.vision:open_vision_rtx",
         "tensorrt_rtx",
         "tensorrt-rtx",
         needs_gpu=True,

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.embedded import checkpoint_path
+from tinyllava_edge.checkpoint.names import checkpoint_path
 from tinyllava_edge.errors import BackendError, UsageError
 
 from .base import BackendOptions, Segment, check_open, check_pixels, check_segment

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from tests.runtimes.fake_gpu import FakeGpu
+    from tests.runtimes.trt.fake_gpu import FakeGpu
 
 # A test marked `device("tensorrt")` is skipped where its probe says no. On a machine that is there to run it,
 # TINYLLAVA_EDGE_REQUIRE=tensorrt,jetson makes that skip a failure.
@@ -68,7 +68,7 @@ def private_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> "Iterator[FakeGpu]":
     """A fake GPU with an engine cache of its own; what a test did not free of the GPU fails it."""
-    from tests.runtimes.fake_gpu import FakeGpu
+    from tests.runtimes.trt.fake_gpu import FakeGpu
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     fake = FakeGpu(monkeypatch)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 
 # A SentencePiece vocabulary of 420 pieces, from the golden fixtures (random tiny Llama).

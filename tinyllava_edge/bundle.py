@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from tinyllava_edge.embedded import is_shipped
+from tinyllava_edge.atomic_files import fsync, output_directory, write_json
+from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.manifest import (
     MANIFEST_FILE,
@@ -30,7 +31,6 @@ from tinyllava_edge.manifest import (
     check_listed_names,
     parse_manifest,
 )
-from tinyllava_edge.output import fsync, output_directory, write_json
 from tinyllava_edge.verified_files import VerifiedFiles
 
 __all__ = [

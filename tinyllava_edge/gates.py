@@ -7,8 +7,8 @@ them count.
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
+from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.metrics import Gate, at_least, at_most
 from tinyllava_edge.precisions import (
     DEQUANTIZED,

@@ -8,10 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
-from tinyllava_edge.embedded import is_shipped
+from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.output import write_json
 
 
 def parity_path(bundle: Bundle, name: str) -> Path:

@@ -5,7 +5,7 @@ import os
 import time
 from pathlib import Path
 
-from tinyllava_edge.output import write_json
+from tinyllava_edge.atomic_files import write_json
 
 # A change within one tick of the file system's clock leaves no trace in ctime. So, like git, a file is
 # remembered only when its last change is older than any tick.

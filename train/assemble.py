@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.config import read_json_object, read_model_config
+from tinyllava_edge.atomic_files import output_directory, write_json
+from tinyllava_edge.checkpoint.read_config import read_json_object, read_model_config
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.assets import PROCESSOR_FILE
 from tinyllava_edge.model.checkpoint import FLAT_FILE, FLAT_INDEX
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.tensor_files import opened_safetensors, shards_of_index
-from tinyllava_edge.output import output_directory, write_json
 
 from .save import copy_tokenizer
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, cast, get_args
 
 import typer
 
+from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json
-from tinyllava_edge.embedded import fetch_checkpoint, fetch_sources
 from tinyllava_edge.errors import UsageError
 
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
@@ -150,7 +150,7 @@ def _finetune(
 def _train_nano(
     out: Path, data: Path, images: Path, pictures: list[Path], *, seed: int, threads: int, force: bool
 ) -> None:
-    from tinyllava_edge.output import check_output
+    from tinyllava_edge.atomic_files import check_output
 
     from . import recipes
 

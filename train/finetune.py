@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.names import NANO, is_shipped
+from tinyllava_edge.checkpoint.read_config import SIDECAR_FILE
 from tinyllava_edge.console import note
-from tinyllava_edge.embedded import NANO, is_shipped
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import checkpoint_sha256
 from tinyllava_edge.model.vlm import TinyLlava, load_model
-from tinyllava_edge.output import fsync, output_directory, write_json
 from tinyllava_edge.prompt import template_named
 
 from .assemble import assemble

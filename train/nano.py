@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.config import IMAGE_MARKER, SIDECAR_FILE, read_model_config
+from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, SIDECAR_FILE, read_model_config
 from tinyllava_edge.model.assets import PROCESSOR_FILE, read_assets
 from tinyllava_edge.model.vlm import build_model
-from tinyllava_edge.output import output_directory
 from tinyllava_edge.prompt import TextTokenizer, template_named
 
 from .augment import augment

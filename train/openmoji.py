@@ -15,10 +15,10 @@ import numpy as np
 import typer
 from PIL import Image
 
+from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
-from tinyllava_edge.output import output_directory
 
 from .data import check_pictures, read_records
 

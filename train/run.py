@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.config import SIDECAR_FILE
+from tinyllava_edge.atomic_files import check_output, write_json
+from tinyllava_edge.checkpoint.read_config import SIDECAR_FILE
 from tinyllava_edge.errors import OutputExistsError, UsageError
-from tinyllava_edge.output import check_output, write_json
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"

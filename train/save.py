@@ -6,13 +6,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.config import ModelConfig, read_factory_config
+from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.checkpoint.read_config import ModelConfig, read_factory_config
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import PROCESSOR_FILE, processor_path, tokenizer_directory
 from tinyllava_edge.model.checkpoint import FLAT_FILE, tensor_facts
 from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
-from tinyllava_edge.output import write_json
 
 _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 

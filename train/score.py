@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.names import checkpoint_path
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.console import print_json
-from tinyllava_edge.embedded import checkpoint_path
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.output import fsync, output_directory, write_json
 
 _STATE, _SEAL = "state.pt", "seal.json"
 _KEPT = 2  # the newest, and one more in case the disk spoils it

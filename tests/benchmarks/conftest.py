@@ -8,10 +8,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
-from tinyllava_edge.benchmarks.ladder import Ladder, Report
-from tinyllava_edge.benchmarks.reference import Reference
-from tinyllava_edge.benchmarks.verify import chosen_variants, climb
+from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb
+from tinyllava_edge.benchmarks.verify.ladder import Ladder, Report
+from tinyllava_edge.benchmarks.verify.reference import Reference
+from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from tinyllava_edge.benchmarks.compare import read_report
+from tinyllava_edge.benchmarks.bench.compare import read_report
 from tinyllava_edge.benchmarks.readme import BEGIN, END, ROOT, find_reports, measured_block, write_readme
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

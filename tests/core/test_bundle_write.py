@@ -22,9 +22,9 @@ from tests.core.small_bundle import (
     write_files,
     write_small_bundle,
 )
+from tinyllava_edge.atomic_files import check_output, output_directory, write_json
 from tinyllava_edge.bundle import Bundle, create_bundle
 from tinyllava_edge.errors import BundleError, OutputExistsError
-from tinyllava_edge.output import check_output, output_directory, write_json
 from tinyllava_edge.parity_files import write_parity
 
 

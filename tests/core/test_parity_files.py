@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.parity_files import read_parity, write_parity
 

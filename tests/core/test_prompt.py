@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from tests.golden import read_golden
+from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.errors import PromptError
-from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.prompt import TEMPLATES, Turn, place_markers, template_named
 
 GOLDEN = read_golden("templates.json")

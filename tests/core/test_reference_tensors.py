@@ -9,7 +9,7 @@ import pytest
 
 from tests.core.small_bundle import FILES, seal
 from tinyllava_edge.bundle import Bundle, create_bundle
-from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.reference_tensors import (
     ReferencePrompt,

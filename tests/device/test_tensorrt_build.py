@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tinyllava_edge.embedded import bundle_path
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import EngineBuildError, EngineLoadError
-from tinyllava_edge.export.trt_engine import FIRST_SM, EngineOptions, build_engine
-from tinyllava_edge.export.trt_process import build_engine_apart
-from tinyllava_edge.runtimes.cudart import open_cudart
-from tinyllava_edge.tensorrt_binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.builder import FIRST_SM, EngineOptions, build_engine
+from tinyllava_edge.runtimes.trt.cudart import open_cudart
+from tinyllava_edge.runtimes.trt.process import build_engine_apart
 
 pytestmark = [pytest.mark.device("cuda")]
 GRAPH = bundle_path("nano") / "vision" / "fp16.onnx"
@@ -92,7 +92,7 @@ def test_float8_is_refused_on_orin(tmp_path: Path) -> None:
     """What TensorRT itself says about FP8 on compute capability 8.7 can only be seen there."""
     import onnx
 
-    from tests.tensorrt.graphs import typed_product
+    from tests.runtimes.trt.graphs import typed_product
 
     if open_cudart().read_gpu().sm >= FIRST_SM["FP8"]:
         pytest.skip("this board has FP8, as a Thor does")

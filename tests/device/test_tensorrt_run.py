@@ -10,20 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinyllava_edge.benchmarks.device_build import DeviceBuild
-from tinyllava_edge.benchmarks.device_parity import measure_parity
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.embedded import bundle_path
-from tinyllava_edge.engine_cache import EngineCache
-from tinyllava_edge.engine_record import Choice
-from tinyllava_edge.export.trt_engine import EngineOptions
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.cuda_objects import Buffer, Event, Graph, Stream
-from tinyllava_edge.runtimes.cudart import open_cudart
 from tinyllava_edge.runtimes.engine import open_bundle
 from tinyllava_edge.runtimes.ort import open_vision, open_vision_cuda
-from tinyllava_edge.runtimes.trt import TensorRTVision
-from tinyllava_edge.tensorrt_binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.builder import EngineOptions
+from tinyllava_edge.runtimes.trt.cache import EngineCache
+from tinyllava_edge.runtimes.trt.choose import DeviceBuild
+from tinyllava_edge.runtimes.trt.cuda_objects import Buffer, Event, Graph, Stream
+from tinyllava_edge.runtimes.trt.cudart import open_cudart
+from tinyllava_edge.runtimes.trt.device_parity import measure_parity
+from tinyllava_edge.runtimes.trt.record import Choice
+from tinyllava_edge.runtimes.trt.vision import TensorRTVision
 
 pytestmark = [pytest.mark.device("cuda")]
 

@@ -14,9 +14,9 @@ from tests.export.gguf_files import language_source
 from tests.export.llamacpp import prefill_logits
 from tests.integration.combinations import draw_combination, write_combination
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import write_language_gguf
-from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.model.vlm import load_model
 
 GATE = 1e-10  # NMSE of float32 weights and float32 KV cache; measured 1e-12

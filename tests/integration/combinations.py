@@ -15,8 +15,8 @@ import torch
 
 from tests.integration.layouts import LAYOUTS, LEGACY_FAMILIES, write_config, write_weights
 from tests.tiny import TOKENIZER_FOLDER
-from tinyllava_edge.config import ModelConfig, read_model_config
-from tinyllava_edge.families import VISION_ACTIVATIONS
+from tinyllava_edge.checkpoint.families import VISION_ACTIVATIONS
+from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
 from tinyllava_edge.model.vlm import TinyLlava, build_model
 
 Values = dict[str, Any]

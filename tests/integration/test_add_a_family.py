@@ -12,7 +12,7 @@ def shown(part: str) -> str:
 
 
 def test_the_page_shows_the_entry_and_the_file_as_they_are() -> None:
-    families = (ROOT / "tinyllava_edge" / "families.py").read_text(encoding="utf-8")
+    families = (ROOT / "tinyllava_edge" / "checkpoint" / "families.py").read_text(encoding="utf-8")
     assert shown("entry") in families.split("\nFAMILIES = {\n")[1]
     assert shown("file") == (ROOT / "export" / "gguf_arch" / "qwen3.py").read_text(encoding="utf-8")
 
@@ -25,5 +25,9 @@ def test_no_other_source_file_names_qwen3() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if not path.is_symlink() and "qwen3" in path.read_text(encoding="utf-8").lower()
     }
-    own = {"tinyllava_edge/families.py", "export/gguf_arch/__init__.py", "export/gguf_arch/qwen3.py"}
+    own = {
+        "tinyllava_edge/checkpoint/families.py",
+        "export/gguf_arch/__init__.py",
+        "export/gguf_arch/qwen3.py",
+    }
     assert found == own

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.integration.combinations import draw_combination, write_combination
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.image import open_picture, preprocess

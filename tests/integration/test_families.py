@@ -7,12 +7,12 @@ import pytest
 
 from tests.benchmarks.conftest import climb_quickly
 from tests.integration.combinations import TEXTS, draw_combination, write_combination
-from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
-from tinyllava_edge.benchmarks.reference_text import ENDS
+from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
+from tinyllava_edge.benchmarks.verify.upstream_text import ENDS
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.export.gguf_arch import ARCHITECTURES
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
-from tinyllava_edge.families import FAMILIES
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.prompt import TEMPLATES
 

@@ -15,7 +15,7 @@ import torch
 from tests.golden import CHECKPOINT_NAMES, shared_fixtures
 from tests.integration import conformance
 from tests.integration.conformance import QUANTIZED_HEADING, TORCH_LOGITS_NMSE, Golden, Row
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.model.vlm import load_model

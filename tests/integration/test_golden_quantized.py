@@ -13,8 +13,8 @@ import pytest
 import tinyllava_edge
 from tests.golden import golden_checkpoint, shared_fixtures
 from tests.integration.conformance import QUANTIZED_HEADING
-from tinyllava_edge.benchmarks.ladder import Ladder, Report
-from tinyllava_edge.benchmarks.verify import chosen_variants, climb, open_reference
+from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb, open_reference
+from tinyllava_edge.benchmarks.verify.ladder import Ladder, Report
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 

@@ -16,10 +16,10 @@ from tests.export.gguf_files import language_source
 from tests.export.llamacpp import prefill_logits
 from tests.integration.combinations import write_tokenizer
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.benchmarks.checkpoint_reference import CheckpointReference
+from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.cli import app
-from tinyllava_edge.config import read_model_config
 from tinyllava_edge.export.language_gguf import write_language_gguf
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES

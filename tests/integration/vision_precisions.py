@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tests.integration.dinov2 import download_onnx, write_checkpoint
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_pixels

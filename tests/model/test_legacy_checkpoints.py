@@ -11,8 +11,8 @@ from tests.golden import CHECKPOINT_NAMES, golden_checkpoint
 from tests.integration.combinations import Combination, write_combination
 from tests.integration.layouts import LEGACY_FAMILIES
 from tests.tiny import tiny_config
-from tinyllava_edge.config import read_model_config
-from tinyllava_edge.config_files import tokenizer_length
+from tinyllava_edge.checkpoint.files import tokenizer_length
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 from tinyllava_edge.model.checkpoint import LEGACY, checkpoint_layout, tensor_facts
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict

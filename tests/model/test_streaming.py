@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.streaming import stream_model

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.test_engine_cache import make_key, store
-from tests.runtimes.fake_gpu import RTX_3060, FakeGpu
+from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
+from tests.runtimes.trt.test_cache import make_key, store
 from tinyllava_edge.device import Cpu, Jetson, Machine
-from tinyllava_edge.engine_cache import EngineCache, cache_folder
 from tinyllava_edge.runtimes import doctor, doctor_gpu
+from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
 
 ORIN_NANO = Jetson(
     model="Jetson Orin Nano",

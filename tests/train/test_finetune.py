@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import shared_fixtures
 from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.checkpoint import UPSTREAM_PREFIXES, iter_tensors

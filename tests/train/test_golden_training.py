@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
-from tinyllava_edge.config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import place_markers, template_named

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.config import read_model_config
+from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model

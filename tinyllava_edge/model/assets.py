@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from tinyllava_edge.config import ModelConfig, read_json_object
+from tinyllava_edge.checkpoint.read_config import ModelConfig, read_json_object
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.config import is_legacy, is_llava, read_json_object
-from tinyllava_edge.config_files import tokenizer_length
+from tinyllava_edge.checkpoint.families import FAMILIES
+from tinyllava_edge.checkpoint.files import tokenizer_length
+from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
+from tinyllava_edge.checkpoint.read_config import is_legacy, is_llava, read_json_object
 from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.families import FAMILIES
-from tinyllava_edge.legacy import LEGACY_FAMILIES
 
 from .lora import ADAPTER_CONFIG, ADAPTER_WEIGHTS, Adapter
 from .tensor_files import opened_safetensors, read_pickle, shards_of_index

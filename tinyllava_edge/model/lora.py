@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.config import read_json_object
+from tinyllava_edge.checkpoint.read_config import read_json_object
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 from .tensor_files import opened_safetensors

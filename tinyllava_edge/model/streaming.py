@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyllava_edge.config import ModelConfig
+from tinyllava_edge.checkpoint.read_config import ModelConfig
 
 from .checkpoint import TensorReader, iter_readers
 from .vlm import TinyLlava, canonical_parameters, checked_tensors

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyllava_edge.config import read_json_object
+from tinyllava_edge.checkpoint.read_config import read_json_object
 from tinyllava_edge.errors import CheckpointError
 
 _SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors")

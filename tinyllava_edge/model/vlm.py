@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tinyllava_edge.config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
 
 from .checkpoint import (

@@ -1,0 +1,204 @@
+"""The commands `tinyllava-edge bench` and `tinyllava-edge bench compare`."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.options import parse_names
+
+if TYPE_CHECKING:
+    from .bench_quality import Quality
+    from .plan import Plan
+    from .record import Record
+
+_PERCENTILE_RUNS = 64
+
+
+def bench(
+    bundles: Annotated[list[str], typer.Argument(help="Bundle directories, or 'nano'.", metavar="BUNDLE...")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory of the report to write.")
+    ] = None,
+    runtimes: Annotated[
+        str,
+        typer.Option(
+            help="Runtimes, comma-separated, the one to compare with first; by default torch, where the "
+            "checkpoint is here, and onnxruntime+llamacpp."
+        ),
+    ] = "",
+    vision: Annotated[
+        str,
+        typer.Option(
+            help="Vision variants, comma-separated, or 'all'; the most precise one by default. "
+            "Each is paired with every language variant; with 'all', as verify pairs them."
+        ),
+    ] = "",
+    language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(help="For runtime torch, once a bundle; by default where the bundle says it came from."),
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture to ask about; one of the first bundle's own by default.")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask.")] = "What is this?",
+    second_question: Annotated[
+        str, typer.Option(help="What to ask next about the same picture.")
+    ] = "What colour is it?",
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer.")] = 64,
+    runs: Annotated[
+        int,
+        typer.Option(
+            min=2, help=f"Least runs of each row; {_PERCENTILE_RUNS} or more give a 90th percentile."
+        ),
+    ] = 24,
+    sessions: Annotated[
+        int, typer.Option(min=1, help="How often every process is started anew; the runs are shared out.")
+    ] = 3,
+    questions: Annotated[
+        Path | None, typer.Option(help="Score every row with these questions too, as `eval` does.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the questions' pictures.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Compare runtimes and variants on the same request: time, parity, accuracy, size."""
+    from tinyllava_edge.atomic_files import check_output
+    from tinyllava_edge.bundle import Bundle
+
+    from .bench_quality import Quality
+    from .measure import Amount
+    from .plan import Plan, Wish, default_picture, named_bundles, plan_cells
+    from .worker import Request
+
+    if output is not None:
+        check_output(output, force=force)
+    if (questions is None) != (images is None):
+        raise UsageError("--questions and --images go together: give both, or none.")
+    wish = Wish(
+        runtimes=parse_names(runtimes),
+        vision=parse_names(vision),
+        language=parse_names(language),
+        checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
+        sources=sources,
+        allow_pickle=allow_pickle,
+        threads=threads,
+    )
+    opened = named_bundles([Bundle.open(bundle_path(path)) for path in bundles])
+    plan = Plan(
+        bundles=opened,
+        cells=plan_cells(opened, wish),
+        request=Request(
+            picture=str(picture or default_picture(next(iter(opened.values())))),
+            question=question,
+            second_question=second_question,
+            num_tokens=tokens,
+        ),
+        amount=Amount(sessions=sessions, blocks=-(-runs // (2 * sessions))),
+    )
+    quality = None if questions is None or images is None else Quality.read(questions, images)
+    record = _measure(plan, quality, output, force=force)
+    if json:
+        print_json(record)
+    else:
+        _print(record)
+        note("give -o DIR to keep the raw samples and the plot" if output is None else f"written to {output}")
+
+
+def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, force: bool) -> "Record":
+    """Run the comparison under a progress bar, and write its report where one is wanted."""
+    from tinyllava_edge.atomic_files import output_directory
+    from tinyllava_edge.device import read_machine
+    from tinyllava_edge.image import open_picture
+    from tinyllava_edge.parity_files import read_parity
+
+    from .plan import check_memory
+    from .record import run_plan
+    from .report import write_report
+
+    open_picture(Path(plan.request.picture))  # a bad one is said before anything else
+    memory = read_machine().memory
+    check_memory(plan, None if memory is None else memory.available_bytes)
+    for name, bundle in plan.bundles.items():
+        if not any(read_parity(bundle, cell.runtime) for cell in plan.cells if cell.model == name):
+            note(f"no parity figures of {name}: run `tinyllava-edge verify {bundle.root}` first to have them")
+    writing = nullcontext(None) if output is None else output_directory(output, force=force)
+    with writing as folder, progress() as bar:
+        task = bar.add_task("bench", total=plan.amount.visits(len(plan.cells)))
+        asking = None
+        if quality is not None:
+            asking = bar.add_task("questions", total=quality.count_answers(len(plan.cells) - 1))
+        record = run_plan(
+            plan,
+            quality,
+            on_run=lambda name: bar.update(task, advance=1, description=f"bench {name}"),
+            on_answer=lambda: None if asking is None else bar.advance(asking),
+            warn=note,
+        )
+        if folder is not None:
+            write_report(folder, record)
+    return record
+
+
+def _print(record: "Record") -> None:
+    from .report import markdown_lines
+
+    for line in markdown_lines(record):
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def bench_compare(
+    first: Annotated[Path, typer.Argument(help="Report of a bench: its directory, or its report.json.")],
+    second: Annotated[Path, typer.Argument(help="The other report.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare although the environments are unlike.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Compare two reports cell by cell; refused where machine, versions, request or models are unlike."""
+    from .compare import compare_cells, differences, read_report, source_difference, unmatched
+    from .record import METRICS
+
+    one, other = read_report(first), read_report(second)
+    unlike = differences(one, other)
+    if unlike and not force:
+        raise UsageError(
+            f"{first} and {second} were not measured alike: {'; '.join(map(str, unlike))}. "
+            "Give --force to compare them all the same."
+        )
+    compared = compare_cells(one, other)
+    if not compared:
+        raise UsageError(f"{first} and {second} have no cell in common: {', '.join(unmatched(one, other))}.")
+    ours = source_difference(one, other)
+    if json:
+        print_json(
+            {
+                "unlike": [vars(difference) for difference in unlike],
+                "source": None if ours is None else vars(ours),
+                "cells": [cell.to_json() for cell in compared],
+                "unmatched": unmatched(one, other),
+            }
+        )
+        return
+    table = Table("cell", "what", f"{first}, ms", f"{second}, ms", "times faster", "")
+    for cell in compared:
+        ratio = cell.ratio
+        interval = f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+        times = (f"{cell.first_ms:.2f}", f"{cell.second_ms:.2f}")
+        table.add_row(cell.name, METRICS[cell.metric], *times, interval, ratio.verdict)
+    stdout.print(table)
+    for difference in (*unlike, *([] if ours is None else [ours])):
+        stdout.print(f"unlike: {difference}", markup=False, highlight=False, soft_wrap=True)
+    if missing := unmatched(one, other):
+        stdout.print(f"in one of them only: {', '.join(missing)}", markup=False, soft_wrap=True)

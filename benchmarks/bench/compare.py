@@ -1,0 +1,160 @@
+"""`tinyllava-edge bench compare`: two reports against each other, cell by cell.
+
+They were not measured in turns, so whatever changed between them on the machine is in the ratios: unlike
+environments are refused, and nothing is claimed that the intervals of both do not carry.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import DataError
+
+from .ratios import Ratio, unpaired_ratio
+from .record import METRICS, SCHEMA_VERSION, Record, times_of
+
+REPORT_FILE = "report.json"
+# What decides how fast the same program is. Free memory, the time and our own source are not of these.
+_MACHINE = (
+    *("system", "python", "cpu", "gpus", "jetson", "distribution", "virtualization", "cpu_settings"),
+    *("memory_settings", "variables"),
+)
+_OWN_PACKAGE = "tinyllava-edge"
+_KEYS = {"bundles", "request", "machine", "control", "cells"}
+Key = tuple[str, str, str | None, str | None]  # model, runtime, vision, language
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Something that is not the same in the two reports."""
+
+    what: str
+    first: Any
+    second: Any
+
+    def __str__(self) -> str:
+        return f"{self.what}: {_short(self.first)} / {_short(self.second)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellComparison:
+    """One cell that both reports have: how many times faster it is in the second one."""
+
+    name: str
+    metric: str
+    first_ms: float
+    second_ms: float
+    ratio: Ratio
+
+    def to_json(self) -> dict[str, Any]:
+        """As the command prints it."""
+        return {**asdict(self), "ratio": asdict(self.ratio), "verdict": self.ratio.verdict}
+
+
+def read_report(path: Path) -> Record:
+    """Read a report.json, or the one in a directory.
+
+    Raises:
+        DataError: there is none, or it is of another version or form.
+    """
+    file = path / REPORT_FILE if path.is_dir() else path
+    try:
+        record: Any = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{file}: cannot be read ({error.strerror}). Give the directory of a bench."
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{file}: not valid JSON ({error}).") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if version != SCHEMA_VERSION or not record.keys() >= _KEYS:
+        raise DataError(
+            f"{file}: expected a bench report of schema version {SCHEMA_VERSION}, found {version!r}. "
+            "Measure again."
+        )
+    return dict(record)
+
+
+def differences(first: Record, second: Record) -> list[Difference]:
+    """What makes the times of two reports incomparable: machine, versions, request, models."""
+    return list(_different("", _conditions(first), _conditions(second)))
+
+
+def source_difference(first: Record, second: Record) -> Difference | None:
+    """Our own version and commit: the difference that a comparison usually is about."""
+    states = [
+        {"version": record["machine"]["versions"][_OWN_PACKAGE], **(record["machine"]["source"] or {})}
+        for record in (first, second)
+    ]
+    if states[0] == states[1]:
+        return None
+    return Difference(what="tinyllava-edge", first=states[0], second=states[1])
+
+
+def compare_cells(first: Record, second: Record) -> list[CellComparison]:
+    """Every cell that both have, for each metric."""
+    others = {_key(cell): cell for cell in _measured(second)}
+    return [
+        CellComparison(
+            name=cell["name"],
+            metric=metric,
+            first_ms=cell["warm"][metric],
+            second_ms=other["warm"][metric],
+            ratio=unpaired_ratio(times_of(cell, metric), times_of(other, metric)),
+        )
+        for cell in _measured(first)
+        if (other := others.get(_key(cell))) is not None
+        for metric in METRICS
+    ]
+
+
+def unmatched(first: Record, second: Record) -> list[str]:
+    """Names of the cells that only one of the reports has."""
+    keys = [{_key(cell) for cell in _measured(record)} for record in (first, second)]
+    both = keys[0] & keys[1]
+    return [
+        cell["name"] for record in (first, second) for cell in _measured(record) if _key(cell) not in both
+    ]
+
+
+def _measured(record: Record) -> list[Record]:
+    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
+
+
+def _key(cell: Record) -> Key:
+    return (cell["model"], cell["runtime"], cell["vision"], cell["language"])
+
+
+def _conditions(record: Record) -> dict[str, Any]:
+    machine = record["machine"]
+    memory = machine["memory"] or {}
+    return {
+        "machine": {
+            **{name: machine[name] for name in _MACHINE},
+            "memory_total_bytes": memory.get("total_bytes"),
+        },
+        "versions": {name: value for name, value in machine["versions"].items() if name != _OWN_PACKAGE},
+        "request": record["request"],
+        "model": {
+            bundle["name"]: {
+                "checkpoint_sha256": bundle["checkpoint_sha256"],
+                "manifest_sha256": bundle["manifest_sha256"],
+            }
+            for bundle in record["bundles"]
+        },
+    }
+
+
+def _different(where: str, first: Any, second: Any) -> Iterator[Difference]:
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        for name in dict.fromkeys([*first, *second]):
+            yield from _different(f"{where}{' ' if where else ''}{name}", first.get(name), second.get(name))
+    elif first != second:
+        yield Difference(what=where, first=first, second=second)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,235 @@
+"""Measure several cells against each other, interleaved, so that a drifting machine hits all of them alike.
+
+Source of the protocol: spec/reliability_bench_parity.md sections B2, B3 and B7. In a session every cell is
+opened anew, in a process of its own, and warmed up; then come blocks, each of which visits every cell in
+order and then in reverse (A B B A for two cells).
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyllava_edge.errors import BackendError
+
+from .machine_load import read_cpu_times, shares_between
+from .page_cache import evict
+from .worker import Cell, Request
+
+MIN_WARM_UP_RUNS, MAX_WARM_UP_RUNS = 6, 20
+STEADY = 0.05  # how far apart the medians of the last three and the three before may be
+PAUSE_S = 0.02  # for threads that still wait for work to fall asleep
+Sample = dict[str, Any]
+Pair = tuple[Sample, Sample]  # of one block, forwards and backwards
+OnRun = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amount:
+    """How much is measured: `blocks` in each of `sessions`, each giving two runs of every cell.
+
+    Attributes:
+        sessions: how often everything is done from nothing.
+        blocks: in each session.
+        warm_up_s: the least time that a cell is warmed up for in a session.
+    """
+
+    sessions: int
+    blocks: int
+    warm_up_s: float = 2.0
+
+    @property
+    def runs(self) -> int:
+        """Runs of each cell."""
+        return 2 * self.sessions * self.blocks
+
+    def visits(self, num_cells: int) -> int:
+        """Visits that `measure_cells` announces, warm-up aside: the last cell has no raw calls."""
+        return self.runs * (2 * num_cells - 1)
+
+
+@dataclass
+class CellSession:
+    """What one cell gave in one session.
+
+    Attributes:
+        load_cold_s: opening it after its files had left the page cache, or None where they would not leave.
+        load_warm_s: opening it again, in another new process.
+        facts: what was opened.
+        warm_up: requests before the measurement, the first of them the first one of its process.
+        requests: measured ones.
+        raw: the backend calls of the request alone; none for the control.
+        peak_memory_bytes: of the process.
+    """
+
+    load_cold_s: float | None
+    load_warm_s: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    warm_up: list[Sample] = field(default_factory=list)
+    requests: list[Pair] = field(default_factory=list)
+    raw: list[Pair] = field(default_factory=list)
+    peak_memory_bytes: int = 0
+
+
+@dataclass
+class Session:
+    """One session: of each cell in order, and of each block who else used the processors."""
+
+    cells: list[CellSession]
+    blocks: list[dict[str, Any] | None] = field(default_factory=list)
+
+
+def measure_cells(
+    cells: Sequence[Cell],
+    request: Request,
+    amount: Amount,
+    files: Mapping[str, Sequence[Path]],
+    on_run: OnRun = lambda name: None,
+) -> list[Session]:
+    """Measure all cells in interleaved blocks.
+
+    Args:
+        cells: what to measure; their order is the order in a block. The last one is the control.
+        request: what every run does.
+        amount: how many sessions and blocks.
+        files: of each cell by its name: what it reads its weights from.
+        on_run: called with a cell's name before each visit that is measured.
+
+    Raises:
+        BackendError: a cell cannot be opened here, or its process ended.
+    """
+    return [_measure_session(cells, request, amount, files, on_run) for _ in range(amount.sessions)]
+
+
+def _measure_session(
+    cells: Sequence[Cell],
+    request: Request,
+    amount: Amount,
+    files: Mapping[str, Sequence[Path]],
+    on_run: OnRun,
+) -> Session:
+    # All cold loads first: a process that has a file mapped keeps it in memory.
+    session = Session([CellSession(_cold_load_s(cell, request, files[cell.name])) for cell in cells])
+    with ExitStack() as stack:
+        workers = []
+        for cell, found in zip(cells, session.cells, strict=True):
+            worker = stack.enter_context(opened_worker(cell, request))
+            found.facts = worker.read()
+            found.load_warm_s = found.facts.pop("load_s")
+            workers.append(worker)
+        for worker, found in zip(workers, session.cells, strict=True):
+            found.warm_up = list(_warm_up(worker, amount.warm_up_s))
+        for worker in workers[:-1]:
+            worker.ask("raw")  # the first time it writes the calls down
+        for _ in range(amount.blocks):
+            _measure_block(workers, session, on_run)
+        for worker, found in zip(workers, session.cells, strict=True):
+            found.peak_memory_bytes = worker.ask("peak")["peak_memory_bytes"]
+    return session
+
+
+def _measure_block(workers: "Sequence[Worker]", session: Session, on_run: OnRun) -> None:
+    """Requests of all cells, raw calls of all but the control; then the same backwards."""
+
+    def visit(index: int, job: str) -> Sample:
+        on_run(workers[index].cell.name)
+        time.sleep(PAUSE_S)
+        return workers[index].ask(job)
+
+    processes = [worker.process_id for worker in workers]
+    count = len(workers)
+    before = read_cpu_times(processes)
+    jobs = [("request", i) for i in range(count)] + [("raw", i) for i in range(count - 1)]
+    forwards = [visit(index, job) for job, index in jobs]
+    backwards = [visit(index, job) for job, index in reversed(jobs)][::-1]
+    shares = shares_between(before, read_cpu_times(processes))
+    for (job, index), one, other in zip(jobs, forwards, backwards, strict=True):
+        found = session.cells[index]
+        (found.requests if job == "request" else found.raw).append((one, other))
+    session.blocks.append(None if shares is None else {**asdict(shares), "disturbed": shares.disturbed})
+
+
+def _cold_load_s(cell: Cell, request: Request, files: Sequence[Path]) -> float | None:
+    if not evict(files):
+        return None
+    with opened_worker(cell, request) as worker:
+        return float(worker.read()["load_s"])
+
+
+def _warm_up(worker: "Worker", least_s: float) -> Iterator[Sample]:
+    """Requests until their time is steady, or there were `MAX_WARM_UP_RUNS`."""
+    totals: list[float] = []
+    start = time.monotonic()
+    while len(totals) < MAX_WARM_UP_RUNS:
+        time.sleep(PAUSE_S)
+        sample = worker.ask("request")
+        for kind in sample.values():
+            kind.pop("next_token_ms")  # of these runs only the sums are kept
+        yield sample
+        totals.append(sample["warm"]["total_ms"])
+        if time.monotonic() - start >= least_s and is_steady(totals):
+            return
+
+
+def is_steady(totals: Sequence[float]) -> bool:
+    """Whether the median of the last three is within `STEADY` of that of the three before."""
+    if len(totals) < MIN_WARM_UP_RUNS:
+        return False
+    last, before = float(np.median(totals[-3:])), float(np.median(totals[-6:-3]))
+    return abs(last - before) <= STEADY * before
+
+
+class Worker:
+    """The process of one cell."""
+
+    def __init__(self, cell: Cell, process: "subprocess.Popen[str]") -> None:
+        self.cell = cell
+        self.process_id = process.pid
+        self._process = process
+
+    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: Any) -> Sample:
+        """Give it a job, and wait for what comes of it."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # it has ended: reading says so
+            self._process.stdin.write(json.dumps({"job": job, **details}) + "\n")
+            self._process.stdin.flush()
+        while "more" in (said := self.read()):
+            on_more()
+        return said
+
+    def read(self) -> Sample:
+        """The next line that the process says."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise BackendError(f"{self.cell.name}: its process ended with code {code}; its words are above.")
+        said: Sample = json.loads(line)
+        if "error" in said:
+            raise BackendError(f"{self.cell.name}: {said['error']}")
+        return said
+
+
+@contextmanager
+def opened_worker(cell: Cell, request: Request) -> Iterator[Worker]:
+    """The process of a cell, which ends with the block."""
+    task = json.dumps({"cell": asdict(cell), "request": asdict(request)})
+    command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    try:
+        yield Worker(cell, process)
+    finally:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                with suppress(BrokenPipeError):
+                    stream.close()  # the end of its input ends the process
+        process.wait()

@@ -1,0 +1,231 @@
+"""What is compared: a cell for each bundle, runtime and pair of variants, and the first one again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from tinyllava_edge.benchmarks.verify.climb import chosen_variants
+from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
+from tinyllava_edge.checkpoint.names import check_sources, checkpoint_path
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
+from tinyllava_edge.reference_tensors import reference_pictures
+from tinyllava_edge.runtimes.auto import settle_runtime
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
+
+from .measure import Amount
+from .worker import Cell, Request
+
+CONTROL = "again"  # suffix of the A/A control's name
+ALL = "all"
+_TORCH = "torch"
+_MOST_MEMORY = 0.9  # of what is available, for all cells together
+_FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a user asks to compare; empty where the default is meant.
+
+    Attributes:
+        runtimes: the first one's first cell is what the others are compared with.
+        vision: variants, each with every language variant; by default the most precise one. ("all",) means
+            the pairs that `verify` measures: the first so, each other one with the first language variant.
+        language: variants; by default all of them.
+        checkpoints: for runtimes that compute from one; by default where the bundle says it came from.
+        sources, allow_pickle: for them too.
+        threads: of each engine.
+    """
+
+    runtimes: tuple[str, ...] = ()
+    vision: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    checkpoints: tuple[Path, ...] = ()
+    sources: Path | None = None
+    allow_pickle: bool = False
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a comparison does.
+
+    Attributes:
+        bundles: by their names in the comparison.
+        cells: the first one is what the others are compared with; the last one is the first one again.
+        request: what every run does.
+        amount: how often.
+    """
+
+    bundles: Mapping[str, Bundle]
+    cells: tuple[Cell, ...]
+    request: Request
+    amount: Amount
+
+
+def named_bundles(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
+    """Bundles under the shortest names that tell them apart: their sources', directories', or paths.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    for names in (
+        [Path(bundle.manifest.source.name).name for bundle in bundles],
+        [bundle.root.name for bundle in bundles],
+        [str(bundle.root) for bundle in bundles],
+    ):
+        if len(set(names)) == len(bundles):
+            return dict(zip(names, bundles, strict=True))
+    raise UsageError("a bundle is given twice: give each one once.")
+
+
+def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
+    """Every cell that was asked for, in the order of bundles, runtimes, vision and language variants.
+
+    Raises:
+        BundleError: there is no such variant.
+        MissingExtraError: a runtime's package is not installed.
+        UsageError: there is no such runtime, or no checkpoint for it.
+    """
+    check_sources(wish.sources)
+    checkpoints = {name: find_checkpoint(bundle, wish.checkpoints) for name, bundle in bundles.items()}
+    if wish.checkpoints and not any(checkpoints.values()):
+        raise UsageError(
+            f"{', '.join(map(str, wish.checkpoints))}: is not the checkpoint that "
+            f"{', '.join(bundles)} came from, or torch is not installed to read it."
+        )
+    cells: list[Cell] = []
+    for name, bundle in bundles.items():
+        default = ((_TORCH,) if checkpoints[name] else ()) + (DEFAULT_RUNTIME,)
+        settled = [settle_runtime(asked, bundle) for asked in wish.runtimes or default]
+        runtimes = tuple(found.runtime for found in settled)
+        for runtime, found in zip(runtimes, settled, strict=True):
+            _check_installed(runtime)
+            own = replace(wish, vision=wish.vision or found.variants)
+            for cell in _cells_of(name, bundle, runtime, checkpoints[name], own):
+                cells.append(replace(cell, name=_cell_name(cell, len(bundles), runtimes)))
+    return (*cells, replace(cells[0], name=f"{cells[0].name} {CONTROL}"))
+
+
+def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, wish: Wish) -> list[Cell]:
+    """Cells of one bundle and runtime, not named yet."""
+    vision_entry, language_entry = runtime_entries(runtime)
+    reads_checkpoint = vision_entry.reads_checkpoint or language_entry.reads_checkpoint
+    if reads_checkpoint and checkpoint is None:
+        raise UsageError(
+            f"runtime {runtime} needs the checkpoint that {name} came from: give it with --checkpoint."
+        )
+    vision = _names_of(bundle, "vision", wish.vision or (bundle.variant("vision").name,))
+    language = _names_of(bundle, "language", wish.language or (ALL,))
+    cell = Cell(
+        name="",
+        model=name,
+        runtime=runtime,
+        bundle=str(bundle.root),
+        vision=None,
+        language=None,
+        threads=wish.threads,
+    )
+    if reads_checkpoint:
+        sources = None if wish.sources is None else str(wish.sources)
+        cell = replace(cell, checkpoint=str(checkpoint), sources=sources, allow_pickle=wish.allow_pickle)
+    vision = [None] if vision_entry.reads_checkpoint else vision
+    language = [None] if language_entry.reads_checkpoint else language
+    return [
+        replace(cell, vision=one, language=other)
+        for one in vision
+        for other in (language[:1] if wish.vision == (ALL,) and one != vision[0] else language)
+    ]
+
+
+def _names_of(
+    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...]
+) -> list[str | None]:
+    """The named variants, or with "all" the verified ones; one that is not verified is measured if named."""
+    if names != (ALL,):
+        return [variant.name for variant in chosen_variants(bundle, part, names)]
+    variants = chosen_variants(bundle, part, ())
+    return [v.name for v in variants if v.status == "verified"] or [v.name for v in variants]
+
+
+def _cell_name(cell: Cell, num_bundles: int, runtimes: Sequence[str]) -> str:
+    """As short as it is unique."""
+    model = [cell.model] if num_bundles > 1 else []
+    if cell.vision is None and cell.language is None:
+        return " ".join([*model, cell.runtime, "fp32"])
+    several = len([name for name in runtimes if name != _TORCH]) > 1
+    variants = " + ".join(name or "fp32" for name in (cell.vision, cell.language))
+    return " ".join([*model, *([cell.runtime] if several else []), variants])
+
+
+def _check_installed(runtime: str) -> None:
+    for entry in runtime_entries(runtime):
+        if not entry.is_installed:
+            raise MissingExtraError(
+                f"runtime {runtime} needs the package {entry.package}: {entry.install_line}, or leave that "
+                "runtime out."
+            )
+
+
+def find_checkpoint(bundle: Bundle, given: Sequence[Path] = ()) -> Path | None:
+    """The checkpoint that a bundle came from, where it is here and torch is installed.
+
+    Args:
+        bundle: says its hash.
+        given: where to look; by default where the bundle says it came from.
+    """
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return None
+    from tinyllava_edge.model.checkpoint import checkpoint_sha256
+
+    for path in given or (checkpoint_path(bundle.manifest.source.name),):
+        try:
+            if checkpoint_sha256(path) == bundle.manifest.source.checkpoint_sha256:
+                return path
+        except (CheckpointError, OSError):
+            continue
+    return None
+
+
+def default_picture(bundle: Bundle) -> Path:
+    """The first picture of the bundle's reference."""
+    return reference_pictures(bundle)[0]
+
+
+def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:
+    """What a cell reads its weights from: what must be on the device."""
+    files = [bundle.path(TOKENIZER_FILE)]
+    for part, name in (("vision", cell.vision), ("language", cell.language)):
+        if name is not None:
+            files += map(bundle.path, bundle.variant(part, name).files)  # type: ignore[arg-type]
+    if cell.checkpoint is not None:
+        from tinyllava_edge.model.checkpoint import weight_files
+
+        files += weight_files(Path(cell.checkpoint))
+    return files
+
+
+def cell_bytes(cell: Cell, bundle: Bundle) -> int:
+    """Size on disk of a cell's weights; a tokenizer is no weights."""
+    return sum(path.stat().st_size for path in cell_files(cell, bundle)[1:])
+
+
+def check_memory(plan: Plan, available_bytes: int | None) -> None:
+    """Refuse a comparison whose cells do not fit in memory together: their times would be the disk's.
+
+    Raises:
+        UsageError: says how much they need, and how much there is.
+    """
+    needed = 0
+    for cell in plan.cells:
+        bundle = plan.bundles[cell.model]
+        if cell.checkpoint is None:
+            needed += cell_bytes(cell, bundle)
+        else:
+            needed += _FLOAT32_BYTES * sum(part.parameters for part in bundle.manifest.parts.values())
+    if available_bytes is not None and needed > _MOST_MEMORY * available_bytes:
+        raise UsageError(
+            f"these {len(plan.cells)} cells hold {needed / 1e9:.1f} GB of weights at once, and "
+            f"{available_bytes / 1e9:.1f} GB are available: name fewer with --runtimes, --vision, --language."
+        )

@@ -1,0 +1,147 @@
+"""A comparison's picture: stages of every cell, distribution of its runs, speed with an interval."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .record import STAGES, Record, times_of
+
+# Dark to light in the order of the chain; told apart without colour vision (Okabe and Ito).
+_COLOURS = {
+    "tokenize": "#555555",
+    "preprocess": "#CC79A7",
+    "vision": "#0072B2",
+    "prefill": "#E69F00",
+    "decode": "#009E73",
+}
+_CELL_COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+_LINES = ("-", "--", ":")
+_KINDS = (("warm", 1.0, ""), ("cached", 0.55, "//"))
+_CONTROL_COLOUR = "#888888"
+
+
+def draw_report(path: Path, record: Record) -> None:
+    """Draw report.png."""
+    from matplotlib.figure import Figure
+
+    cells = [cell for cell in record["cells"] if cell["name"] != record["control"]]
+    heights = (2.2 + 0.55 * len(cells), 2.6 + 0.28 * len(cells))
+    figure = Figure(figsize=(12, sum(heights)), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    top, bottom = parts
+    _draw_stages(top.subplots(), cells)
+    distribution, speeds = bottom.subplots(1, 2, width_ratios=(1, 1))
+    _draw_distributions(distribution, cells)
+    _draw_speeds(speeds, record)
+    names = ", ".join(bundle["name"] for bundle in record["bundles"])
+    request, cpu = record["request"], record["machine"]["cpu"]
+    figure.suptitle(
+        f"{names}: one picture, {request['num_tokens']} tokens, {cpu['model']}, {cpu['usable_cores']} cores",
+        fontsize="large",
+    )
+    figure.savefig(path, dpi=130)
+
+
+def _draw_stages(axes: Any, cells: list[Record]) -> None:
+    """Two bars for each cell: nothing cached, and the second question about the same picture."""
+    thickness = 0.38
+    for row, cell in enumerate(cells):
+        for index, (kind, strength, hatch) in enumerate(_KINDS):
+            centre = row + (index - 0.5) * thickness * 1.05
+            left = 0.0
+            for stage in STAGES:
+                width = cell[kind]["stages_ms"][stage]
+                axes.barh(
+                    centre,
+                    width,
+                    thickness,
+                    left=left,
+                    color=_COLOURS[stage],
+                    alpha=strength,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0.4,
+                    label=stage if (row, index) == (0, 0) else None,
+                )
+                left += width
+            said = f" {cell[kind]['total_ms']:.1f}" + (" cached" if kind == "cached" else "")
+            axes.annotate(said, (left, centre), va="center", fontsize="small")
+    axes.set_yticks(range(len(cells)), [_label(cell["name"]) for cell in cells])
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel(
+        "ms: medians of the stages, and of the whole at the end of a bar; "
+        "hatched: a second question about the same picture"
+    )
+    axes.legend(ncols=len(STAGES), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    _plain(axes)
+
+
+def _draw_distributions(axes: Any, cells: list[Record]) -> None:
+    """Share of the runs that took at most so long: no run is left out."""
+    for index, cell in enumerate(cells):
+        times = np.sort(np.array(times_of(cell, "total_ms")).ravel())
+        axes.step(
+            [times[0], *times],
+            np.arange(len(times) + 1) / len(times),
+            where="post",
+            color=_CELL_COLOURS[index % len(_CELL_COLOURS)],
+            linestyle=_LINES[index // len(_CELL_COLOURS) % len(_LINES)],
+            label=_label(cell["name"]),
+        )
+    axes.set_xscale("log")
+    _plain_log_axis(axes)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("end to end, ms")
+    axes.set_ylabel("share of runs")
+    axes.grid(alpha=0.25)
+    columns = min(3, len(cells))
+    axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    _plain(axes)
+
+
+def _draw_speeds(axes: Any, record: Record) -> None:
+    """Ratios with their intervals; the control is grey and belongs on 1."""
+    ratios = [ratio for ratio in record["ratios"] if ratio["metric"] == "total_ms"]
+    for row, ratio in enumerate(ratios):
+        bounds = [[ratio["ratio"] - ratio["low"]], [ratio["high"] - ratio["ratio"]]]
+        colour = _CONTROL_COLOUR if ratio["cell"] == record["control"] else "black"
+        axes.errorbar(ratio["ratio"], row, xerr=bounds, fmt="o", capsize=4, color=colour)
+        axes.annotate(
+            f"{ratio['ratio']:.2f}",
+            (ratio["ratio"], row),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontsize="small",
+            color=colour,
+        )
+    axes.set_yticks(range(len(ratios)), [_label(ratio["cell"]) for ratio in ratios])
+    axes.set_ylim(len(ratios) - 0.5, -0.7)
+    axes.set_xscale("log")
+    _plain_log_axis(axes)
+    axes.axvline(1, linestyle=":", color="grey")
+    claim = "" if record["control_passed"]["total_ms"] else ": THE CONTROL FAILED, NO CLAIM IS VALID"
+    axes.set_xlabel(f"times faster than {record['baseline']}\n95 % interval{claim}")
+    axes.margins(x=0.12)
+    _plain(axes)
+
+
+def _label(name: str) -> str:
+    """A cell's name in lines that leave room for the bars."""
+    return textwrap.fill(name, 26, break_long_words=False, break_on_hyphens=False)
+
+
+def _plain_log_axis(axes: Any) -> None:
+    """A few ticks with plain numbers: 1, 2, 5, 10."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,1 @@
+"""`tinyllava-edge eval` and `hub-check`: question sets and their scores."""

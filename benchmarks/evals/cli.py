@@ -1,0 +1,186 @@
+"""The command `tinyllava-edge eval`."""
+
+import json as json_module
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tinyllava_edge.atomic_files import check_output, write_bytes
+from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+
+if TYPE_CHECKING:
+    from tinyllava_edge.benchmarks.bench.worker import Cell
+
+    from .questions import Question
+
+
+def evaluate(
+    bundle: Annotated[str, typer.Argument(help="Bundle directory, or nano.")],
+    questions: Annotated[
+        Path, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
+    ],
+    images: Annotated[Path, typer.Option(help="Folder that the image paths are relative to.")],
+    runtime: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = DEFAULT_RUNTIME,
+    vision: Annotated[
+        str, typer.Option(help="Vision variants, comma-separated, or 'all'; the most precise one by default.")
+    ] = "",
+    language: Annotated[
+        str, typer.Option(help="Language variants, likewise; the first row is what the others differ from.")
+    ] = "",
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="For runtime torch; by default where the bundle says it came from."),
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, for runtime torch.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    answers: Annotated[Path | None, typer.Option(help="Write every answer to this JSONL file.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the answers file.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
+) -> None:
+    """Score short answers by exact match, with the blind score beside; the last line is JSON."""
+    from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
+    from tinyllava_edge.bundle import Bundle
+
+    from .questions import read_questions
+    from .scores import count_pictures, summarize
+
+    if answers is not None:
+        check_output(answers, force=force)
+        answers.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
+    asked = read_questions(questions, images)
+    opened = Bundle.open(bundle_path(bundle))
+    wish = Wish(
+        runtimes=parse_names(runtime),
+        vision=parse_names(vision),
+        language=parse_names(language) or (opened.variant("language").name,),
+        checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
+        sources=sources,
+        allow_pickle=allow_pickle,
+        threads=threads,
+    )
+    cells = plan_cells(named_bundles([opened]), wish)[:-1]
+    ways = (True,) if blind else (False, True)
+    found = _ask(cells, asked, ways, max_tokens)
+    results = [
+        {
+            "name": cell.name,
+            "runtime": cell.runtime,
+            "vision": cell.vision,
+            "language": cell.language,
+            **summarize(
+                asked,
+                found[cell.name, blind],
+                found[cell.name, True],
+                found[cells[0].name, blind] if cell is not cells[0] else None,
+            ),
+        }
+        for cell in cells
+    ]
+    summary = {
+        **{key: value for key, value in results[0].items() if key != "name"},
+        "bundle": str(bundle),
+        "manifest_sha256": opened.manifest_sha256,
+        "blind": blind,
+        "images": count_pictures(asked),
+        "variants": results,
+    }
+    if answers is not None:
+        lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(cells, asked, found))
+        write_bytes(answers, "".join(f"{line}\n" for line in lines).encode())
+    if not json:
+        _print(results)
+        note(f"{len(asked)} questions about {summary['images']} pictures; 95 % intervals over pictures")
+    print_json(summary)
+
+
+Answers = dict[tuple[str, bool], list[str]]  # by the cell's name, and whether it was blind
+
+
+def _ask(
+    cells: "Sequence[Cell]", asked: "Sequence[Question]", ways: Sequence[bool], max_tokens: int
+) -> Answers:
+    """Ask every cell all the questions in each way, one cell after the other."""
+    from tinyllava_edge.runtimes.engine import open_bundle
+
+    from .scores import ask_all
+
+    found: Answers = {}
+    with progress() as bar:
+        task = bar.add_task("eval", total=len(asked) * len(cells) * len(ways))
+        for cell in cells:
+            with open_bundle(
+                cell.bundle,
+                runtime=cell.runtime,
+                vision=cell.vision,
+                language=cell.language,
+                checkpoint=cell.checkpoint,
+                sources=cell.sources,
+                allow_pickle=cell.allow_pickle,
+                threads=cell.threads,
+            ) as model:
+                for is_blind in ways:
+                    found[cell.name, is_blind] = ask_all(
+                        model,
+                        asked,
+                        blind=is_blind,
+                        max_tokens=max_tokens,
+                        on_answer=lambda: bar.advance(task),
+                    )
+    return found
+
+
+def _answer_lines(
+    cells: "Sequence[Cell]", asked: "Sequence[Question]", found: Answers
+) -> Iterator[dict[str, Any]]:
+    """Every answer with the keys of LLaVA's answer files, and what was expected."""
+    from .scores import is_right
+
+    for (name, is_blind), answers in found.items():
+        for index, (question, answer) in enumerate(zip(asked, answers, strict=True)):
+            yield {
+                "question_id": question.id,
+                "prompt": question.text,
+                "text": answer,
+                "answer_id": f"{name}{' blind' if is_blind else ''} {index}",
+                "model_id": name,
+                "metadata": {
+                    "type": question.type,
+                    "expected": question.answer,
+                    "right": is_right(question, answer),
+                    "blind": is_blind,
+                },
+            }
+
+
+def _print(results: list[dict[str, Any]]) -> None:
+    kinds = list(results[0]["types"])
+    table = Table("variant", "accuracy", *kinds, "blind", "agrees with first", "difference")
+    for result in results:
+        against = result.get("against_first")
+        table.add_row(
+            result["name"],
+            _interval(result["accuracy"], result["ci95"]),
+            *(
+                f"{_interval(value['accuracy'], value['ci95'])} blind {result['blind_types'][kind]:.3f}"
+                for kind, value in result["types"].items()
+            ),
+            f"{result['blind_accuracy']:.3f}",
+            "" if against is None else f"{against['agreement']:.3f}",
+            "" if against is None else _interval(against["difference"], against["difference_ci95"], "+.3f"),
+        )
+    stdout.print(table)
+
+
+def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"

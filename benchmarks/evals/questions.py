@@ -1,0 +1,123 @@
+"""Questions with short answers: LLaVA conversations, or a plain list; told apart by their keys.
+
+Source of the keys: spec/reliability_bench_parity.md section C3.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER
+from tinyllava_edge.errors import DataError
+
+_LISTED = 5  # missing pictures that an error names
+# What the files of the field call the same thing; POPE's, for one, are of the second kind.
+_QUESTION, _ANSWER = ("question", "text"), ("answer", "label")
+_TYPE, _ID = ("type", "category"), ("id", "question_id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question, its expected answer, and the picture it is about."""
+
+    id: str
+    image: Path | None
+    text: str
+    answer: str
+    type: str
+
+
+def read_questions(path: Path, images: Path) -> list[Question]:
+    """Read a JSON list, or one record a line.
+
+    A record is `{image, question, answer, type}`, or a LLaVA record with `conversations`, of which each pair
+    of messages is a question of its own. `type` and `image` may be missing. `text`, `label`, `category` and
+    `question_id` are other names of `question`, `answer`, `type` and `id`.
+
+    Args:
+        path: the JSON file.
+        images: folder that the image paths are relative to.
+
+    Raises:
+        DataError: the file is of another form, or pictures are missing; the message lists them.
+    """
+    records = _read_records(path)
+    if not isinstance(records, list):
+        raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}.")
+    if not records:
+        raise DataError(f"{path}: the list is empty; expected at least one record.")
+    questions = [
+        question
+        for index, record in enumerate(records)
+        for question in _questions(record, f"{path}: record {index}", images)
+    ]
+    missing = sorted({str(q.image) for q in questions if q.image is not None and not q.image.is_file()})
+    if missing:
+        shown = ", ".join(missing[:_LISTED])
+        raise DataError(
+            f"{len(missing)} pictures are missing: {shown}{', ...' if missing[_LISTED:] else ''}."
+        )
+    return questions
+
+
+def _read_records(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}).") from None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        fault = error
+    try:
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: neither JSON nor one record a line ({fault}).") from None
+
+
+def _first(record: Mapping[str, Any], names: Sequence[str], default: Any = None) -> Any:
+    return next((record[name] for name in names if name in record), default)
+
+
+def _questions(record: Any, where: str, images: Path) -> list[Question]:
+    if not isinstance(record, Mapping):
+        raise DataError(f"{where}: expected an object, found {type(record).__name__}.")
+    if "conversations" in record:
+        pairs = _pairs(record["conversations"], where)
+    else:
+        pairs = [(_first(record, _QUESTION), _first(record, _ANSWER))]
+        if not all(isinstance(text, str) for text in pairs[0]):
+            raise DataError(f"{where}: expected 'conversations', or 'question' and 'answer' as text.")
+    image = _image(record.get("image"), where, images)
+    return [
+        Question(
+            id=str(_first(record, _ID, where)),
+            image=image,
+            text=question.replace(IMAGE_MARKER, "").strip(),
+            answer=answer,
+            type=str(_first(record, _TYPE, "all")),
+        )
+        for question, answer in pairs
+    ]
+
+
+def _pairs(messages: Any, where: str) -> list[tuple[str, str]]:
+    try:
+        texts = {"human": [], "gpt": []}  # type: dict[str, list[str]]
+        for message in messages:
+            texts[message["from"]].append(message["value"])
+        return list(zip(texts["human"], texts["gpt"], strict=True))
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{where}: conversations are not pairs of messages from human and gpt.") from None
+
+
+def _image(name: Any, where: str, images: Path) -> Path | None:
+    if name is None:
+        return None
+    if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise DataError(f"{where}: image is {name!r}; expected a path inside {images}.")
+    return images / name

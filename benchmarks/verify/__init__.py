@@ -1,0 +1,1 @@
+"""`tinyllava-edge verify`: the parity ladder, from weights to greedy answers."""

@@ -1,0 +1,93 @@
+"""The command `tinyllava-edge verify`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+
+# Quick is for a demo: a minute less, and about the tokens that C2 asks for at least.
+_QUICK = {"num_pictures": 4, "num_tokens": 48}
+_FULL = {"num_pictures": 16, "num_tokens": 128}
+
+
+def verify(
+    bundle: Annotated[str, typer.Argument(help="Bundle directory, or 'nano'.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="The checkpoint it was made from (a directory, 'nano', or owner/name[@revision] of the "
+            "hub): compare with torch float32 on it. Without it, "
+            "compare with the tensors stored in the bundle, which needs no torch and tells less."
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = DEFAULT_RUNTIME,
+    vision: Annotated[str, typer.Option(help="Vision variants, comma-separated; all by default.")] = "",
+    language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and tokens.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Find the first stage where a bundle differs from its source; exit code 1 where there is one.
+
+    The result is written to parity/<runtime>.json in the bundle; of nano, in your cache.
+    """
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.parity_files import parity_path, write_parity
+    from tinyllava_edge.runtimes.auto import settle_runtime
+
+    from .climb import CHECKS, amount_compared, chosen_variants, climb, open_reference, report_table
+    from .ladder import Ladder
+
+    if sources is not None and checkpoint is None:
+        raise UsageError("--sources says where files of the checkpoint are: give --checkpoint too.")
+    if quick and checkpoint is None:
+        raise UsageError("--quick changes nothing without --checkpoint: leave it out, or give both.")
+    opened = Bundle.open(bundle_path(bundle))
+    settled = settle_runtime(runtime, opened)
+    source = None
+    if checkpoint is not None:
+        source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
+        sources, notes = fetch_sources(sources, source)
+        for text in notes:
+            note(text)
+    amount = _QUICK if quick else _FULL
+    ladder = Ladder(
+        bundle=opened,
+        reference=open_reference(
+            opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
+        ),
+        vision=chosen_variants(opened, "vision", parse_names(vision) or settled.variants),
+        language=chosen_variants(opened, "language", parse_names(language)),
+        runtime=settled.runtime,
+        num_pictures=amount["num_pictures"],
+        checkpoint=source,
+        sources=sources,
+        allow_pickle=allow_pickle,
+        threads=threads,
+    )
+    with progress() as bar:
+        task = bar.add_task("verify", total=len(CHECKS), completed=-1)
+        report = climb(ladder, lambda stage: bar.update(task, advance=1, description=f"verify {stage}"))
+    result = {**report.to_json(), "quick": quick, **amount_compared(ladder)}
+    if json:
+        print_json(result)
+    else:
+        stdout.print(report_table(report))
+        stdout.print(report.verdict, markup=False, soft_wrap=True)
+    try:
+        note(f"written to {write_parity(opened, ladder.runtime, result)}")
+    except OSError as error:
+        path = parity_path(opened, ladder.runtime)
+        note(f"not written to {path} ({error.strerror}): bench will have no parity figures")
+    if not report.passed:
+        raise typer.Exit(1)

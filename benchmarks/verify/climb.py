@@ -1,0 +1,148 @@
+"""`tinyllava-edge verify`: climb the parity ladder and name the first stage that fails. docs/measuring.md."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.markup import escape
+from rich.table import Table
+
+from tinyllava_edge.benchmarks.bench.environment import package_versions
+from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.gates import STAGES
+
+from .ladder import Check, Ladder, Report, StageResult, refused
+from .reference import Reference
+from .reference_checkpoint import CheckpointReference
+from .reference_stored import StoredReference
+from .stage_inputs import check_pixels, check_text
+from .stage_language import check_language
+from .stage_metadata import check_metadata
+from .stage_vision import check_connector, check_tower
+from .stage_weights import check_weights
+
+# In the order of the chain; the last one has stages 7 to 11.
+CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
+    ("weights", check_weights),
+    ("metadata", check_metadata),
+    ("text", check_text),
+    ("pixels", check_pixels),
+    ("tower", check_tower),
+    ("connector", check_connector),
+    ("splice", check_language),
+)
+OnStage = Callable[[str], None]
+
+
+def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
+    """Compute every stage, also those behind a failed one where that is possible.
+
+    Args:
+        ladder: the bundle, what is expected of it, and how much is compared.
+        on_stage: called with the name of each of `CHECKS` when it begins.
+    """
+    results: list[StageResult] = []
+    for stage, check in CHECKS:
+        on_stage(stage)
+        try:
+            for result in check(ladder):
+                results.append(result)
+        except TinyLlavaEdgeError as error:
+            results.append(refused(stage, "", error))
+    results.sort(key=lambda result: STAGES.index(result.stage))
+    return Report(
+        runtime=ladder.runtime,
+        reference=ladder.reference.name,
+        results=tuple(results),
+        versions=package_versions(),
+    )
+
+
+def open_reference(
+    bundle: Bundle,
+    checkpoint: Path | None,
+    *,
+    sources: Path | None = None,
+    num_tokens: int = 128,
+    allow_pickle: bool = False,
+) -> Reference:
+    """Torch on the checkpoint where there is one, the bundle's own reference tensors otherwise.
+
+    Raises:
+        UsageError: the checkpoint is not the one that the bundle came from.
+    """
+    if checkpoint is None:
+        return StoredReference(bundle)
+    from tinyllava_edge.model.checkpoint import checkpoint_sha256
+
+    source, prompt = bundle.manifest.source, bundle.manifest.prompt
+    found = checkpoint_sha256(checkpoint)
+    if found != source.checkpoint_sha256:
+        raise UsageError(
+            f"{checkpoint} has sha256 {found[:12]}..., the bundle was made from {source.name} with "
+            f"{source.checkpoint_sha256[:12]}...: give that checkpoint, or export this one."
+        )
+    chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
+    return CheckpointReference(
+        checkpoint, sources=sources, template=chosen, num_tokens=num_tokens, allow_pickle=allow_pickle
+    )
+
+
+def chosen_variants(
+    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...]
+) -> tuple[Variant, ...]:
+    """The named variants of a part, or all of them, in the manifest's order (most precise first).
+
+    Raises:
+        BundleError: there is no such variant; the message lists those there are.
+    """
+    if names:
+        wanted = [bundle.variant(part, name) for name in names]
+        return tuple(variant for variant in bundle.manifest.variants if variant in wanted)
+    return tuple(variant for variant in bundle.manifest.variants if variant.part == part)
+
+
+def amount_compared(ladder: Ladder) -> dict[str, Any]:
+    """What a result speaks of: variants, pictures, and tokens of each continuation (None: those stored)."""
+    return {
+        "variants": {
+            "vision": [variant.name for variant in ladder.vision],
+            "language": [variant.name for variant in ladder.language],
+        },
+        "num_pictures": min(ladder.num_pictures, len(ladder.reference.pictures)),
+        "num_tokens": getattr(ladder.reference, "num_tokens", None),
+    }
+
+
+def report_table(report: Report) -> Table:
+    """The ladder for people: one row for each stage and variant."""
+    title = f"{report.runtime} against {report.reference}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in ("stage", "variant", "", "measured (gate)"):
+        table.add_column(column, overflow="fold")
+    for result in report.results:
+        mark = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "skipped": "[dim]-[/]"}[result.status]
+        table.add_row(result.stage, result.variant, mark, escape(_about(result)))
+    return table
+
+
+def _about(result: StageResult) -> str:
+    """What was measured; counts of mistakes only where there are some."""
+    if result.skipped:
+        return result.skipped
+    said = [_said(check) for check in result.checks if check.value or check.gate is None]
+    return "; ".join(part for part in (", ".join(said), result.cause or result.detail) if part)
+
+
+def _said(check: Check) -> str:
+    if check.gate is None:
+        return f"{check.metric} {_number(check.value)}"
+    sign = "<=" if check.gate.kind == "max" else ">="
+    return f"{check.metric} {_number(check.value)} ({sign} {_number(check.gate.limit)})"
+
+
+def _number(value: float) -> str:
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"

@@ -1,0 +1,1 @@
+"""Everything about a TensorRT engine on this machine: build, cache, pack, choose, compare, run."""

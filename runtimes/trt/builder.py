@@ -1,0 +1,386 @@
+"""A vision graph's ONNX file -> a TensorRT engine: one code path for TensorRT 10.3 to 11.x and TensorRT-RTX.
+
+The graph's own types decide every precision ("strongly typed", the only way from TensorRT 11 on), so no flag
+does. Needs TensorRT and the core, neither torch nor onnx: a device builds its engines with it. TensorRT-RTX
+needs no GPU to build (`EngineOptions.sms`); TensorRT needs the GPU that the engine is for.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.device import read_machine
+from tinyllava_edge.errors import EngineBuildError, UnsupportedPrecisionError, UsageError
+
+from .binding import TARGETS, LogMessage, MessageLog, TensorRT, open_tensorrt
+from .builder_errors import build_failure, parse_failure
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+OnProgress = Callable[[str, int, int], None]  # phase, steps done, steps in all
+MIB = 1 << 20
+OPTIMIZATION_LEVELS = range(6)
+HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
+# Precision -> the first compute capability that has it. Source: TensorRT's support matrices.
+FIRST_SM = {"BF16": 80, "FP8": 89, "FP4": 100}
+JETSON_SMS = (72, 87, 101, 110)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built; every field is part of what makes two engines differ.
+
+    Attributes:
+        target: "tensorrt" or "tensorrt-rtx".
+        min_batch, opt_batch, max_batch: the profile: pictures at once, at least, as tuned for, at most.
+            Memory is planned for `max_batch`; a graph with a fixed batch allows that one only.
+        workspace_bytes: memory that tactics may use, or None for a quarter of what is available.
+        optimization_level: 0 (quick build) to 5 (long search), or None for TensorRT's own.
+        timing_cache: file with the kernel timings of earlier builds, read and written; tensorrt only.
+        version_compatible: the engine also loads in newer versions of the same major; tensorrt only.
+        hardware_compatibility: "none", "ampere_plus" or "same_compute_capability"; tensorrt only.
+        sms: compute capabilities to build for, such as (86, 89), or () for the library's own choice;
+            tensorrt-rtx only.
+        device_sm: compute capability of the GPU here where the caller knows it: what that GPU lacks is then
+            refused before the build.
+    """
+
+    target: str = "tensorrt"
+    min_batch: int = 1
+    opt_batch: int = 1
+    max_batch: int = 1
+    workspace_bytes: int | None = None
+    optimization_level: int | None = None
+    timing_cache: Path | None = None
+    version_compatible: bool = False
+    hardware_compatibility: str = "none"
+    sms: tuple[int, ...] = ()
+    device_sm: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no version has.
+
+        Raises:
+            UsageError: names the option, its value and what is allowed.
+        """
+        if self.target not in TARGETS:
+            raise UsageError(f"--target {self.target!r} is not known. Known: {', '.join(TARGETS)}.")
+        if not 1 <= self.min_batch <= self.opt_batch <= self.max_batch:
+            raise UsageError(
+                f"batch {self.min_batch} / {self.opt_batch} / {self.max_batch}: expected 1 <= smallest "
+                "<= tuned for <= largest."
+            )
+        if self.workspace_bytes is not None and self.workspace_bytes < MIB:
+            raise UsageError(f"workspace is {self.workspace_bytes} bytes; it must be at least 1 MiB.")
+        if self.optimization_level not in (None, *OPTIMIZATION_LEVELS):
+            raise UsageError(f"optimization level is {self.optimization_level}; it goes from 0 to 5.")
+        if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
+            known = ", ".join(HARDWARE_COMPATIBILITY)
+            raise UsageError(f"hardware compatibility {self.hardware_compatibility!r}; known: {known}.")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        if self.target == "tensorrt" and self.sms:
+            raise UsageError(
+                "TensorRT builds for the GPU of this machine and no other: leave --sm out and build on the "
+                "device, or take --target tensorrt-rtx for GeForce RTX."
+            )
+        if self.target == "tensorrt-rtx":
+            for name in ("timing_cache", "version_compatible"):
+                if getattr(self, name):
+                    raise UsageError(f"TensorRT-RTX has no {name.replace('_', ' ')}: leave it out.")
+            if self.hardware_compatibility != "none":
+                raise UsageError("TensorRT-RTX ignores hardware compatibility: name the GPUs with --sm.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltEngine:
+    """An engine in memory.
+
+    Attributes:
+        plan: the serialized engine; a view of TensorRT's own memory, so that it is there once.
+        seconds: that parsing and building took.
+        facts: what was built with what, for the engine's sidecar; JSON values.
+        log: what TensorRT said, with the engine plan where `verbose` was asked for.
+    """
+
+    plan: memoryview
+    seconds: float
+    facts: dict[str, Any]
+    log: tuple[LogMessage, ...]
+
+
+def build_engine(
+    onnx_path: Path,
+    options: EngineOptions,
+    on_progress: OnProgress = lambda phase, done, total: None,
+    *,
+    verbose: bool = False,
+) -> BuiltEngine:
+    """Build an engine from a typed ONNX file.
+
+    Args:
+        onnx_path: a vision graph: one picture input, one embeddings output, both float32.
+        options: how.
+        on_progress: called with a phase, the steps it has done and how many it has.
+        verbose: keep everything TensorRT says, which ends with the engine plan (`trt_plan.parse_plan`).
+
+    Raises:
+        MissingExtraError, TensorRTError, TensorRTVersionError: the library is not usable.
+        NoGpuError: TensorRT found no usable GPU.
+        UsageError: this version does not have an option, or the graph's batch is fixed to another one.
+        UnsupportedGraphError: the parser does not know an operator, type or shape; the node is named.
+        UnsupportedPrecisionError: the GPU does not have a precision of the graph.
+        EngineMemoryError: memory or workspace did not suffice.
+        EngineBuildError: anything else; the message has TensorRT's own.
+    """
+    binding = open_tensorrt(options.target)
+    start = time.perf_counter()
+    with binding.capture(verbose=verbose) as log:
+        builder = binding.create_builder()
+        config = builder.create_builder_config()
+        network = _create_network(binding, builder)
+        _parse(binding, network, onnx_path, log)
+        facts = _network_facts(binding, network)
+        _check_precisions(facts, options)
+        _add_profile(builder, config, network, options)
+        workspace = options.workspace_bytes or default_workspace_bytes()
+        _configure(binding, config, options, workspace)
+        _load_timing_cache(config, options)
+        monitor = _progress_monitor(binding, on_progress)
+        config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
+        if monitor.interrupted is not None:
+            raise monitor.interrupted
+        if plan is None:
+            raise build_failure(binding, options, workspace, log)
+        _save_timing_cache(config, options)
+    seconds = time.perf_counter() - start
+    return BuiltEngine(
+        plan=memoryview(plan),
+        seconds=seconds,
+        facts={
+            **facts,
+            "target": options.target,
+            "tensorrt": binding.version_text,
+            "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
+            "workspace_bytes": workspace,
+            "plan_bytes": plan.nbytes,
+            "seconds": seconds,
+            "trtexec": trtexec_line(onnx_path, options, workspace, facts["inputs"]),
+        },
+        log=tuple(log.messages),
+    )
+
+
+def default_workspace_bytes() -> int:
+    """A quarter of the available memory, from 256 MiB to 4 GiB; to 1 GiB on a Jetson.
+
+    Source of the last: allocations over 1 GiB fail there with fragmented contiguous memory (NvMap error 12).
+    """
+    machine = read_machine()
+    quarter = machine.memory.available_bytes // 4 if machine.memory else 0
+    largest = (1 if machine.jetson else 4) << 30
+    return max(256 * MIB, min(quarter, largest)) // MIB * MIB
+
+
+def trtexec_line(
+    onnx_path: Path, options: EngineOptions, workspace: int, inputs: list[dict[str, Any]]
+) -> str:
+    """The command of NVIDIA's own tool that builds the same engine.
+
+    `tensorrt_rtx`, the tool of TensorRT-RTX, then builds for its default GPUs.
+    """
+    tool = "trtexec" if options.target == "tensorrt" else "tensorrt_rtx"
+    words = [tool, f"--onnx={onnx_path}", f"--saveEngine={onnx_path.stem}.engine"]
+    if options.target == "tensorrt":
+        words += ["--stronglyTyped", f"--memPoolSize=workspace:{workspace // MIB}"]
+    for picture in inputs:
+        if picture["shape"][0] < 0:
+            for key in ("min", "opt", "max"):
+                shape = [getattr(options, f"{key}_batch"), *picture["shape"][1:]]
+                words.append(f"--{key}Shapes={picture['name']}:{'x'.join(map(str, shape))}")
+    if options.optimization_level is not None:
+        words.append(f"--builderOptimizationLevel={options.optimization_level}")
+    if options.timing_cache is not None:
+        words.append(f"--timingCacheFile={options.timing_cache}")
+    if options.version_compatible:
+        words.append("--versionCompatible")
+    if options.hardware_compatibility != "none":
+        level = {"ampere_plus": "ampere+", "same_compute_capability": "sameComputeCapability"}
+        words.append(f"--hardwareCompatibilityLevel={level[options.hardware_compatibility]}")
+    return " ".join(words)
+
+
+def _create_network(binding: TensorRT, builder: "trt.Builder") -> "trt.INetworkDefinition":
+    return builder.create_network(1 << int(binding.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+
+
+def _parse(binding: TensorRT, network: "trt.INetworkDefinition", path: Path, log: MessageLog) -> None:
+    """Read the ONNX file into the network; external weights lie beside it."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file.")
+    parser: trt.OnnxParser = binding.trt.OnnxParser(network, binding.logger)
+    if not parser.parse_from_file(str(path)):
+        raise parse_failure(binding, parser, path, log)
+
+
+def _network_facts(binding: TensorRT, network: "trt.INetworkDefinition") -> dict[str, Any]:
+    """Inputs and outputs, types, attention blocks (softmax layers), and products in float32 by node name."""
+    inputs = [_tensor_facts(network.get_input(i)) for i in range(network.num_inputs)]
+    outputs = [_tensor_facts(network.get_output(i)) for i in range(network.num_outputs)]
+    products = (binding.trt.LayerType.MATRIX_MULTIPLY, binding.trt.LayerType.CONVOLUTION)
+    types: set[str] = set()
+    float32_products = []
+    num_softmax = 0
+    for layer in _layers(network):
+        num_softmax += layer.type == binding.trt.LayerType.SOFTMAX
+        for index in range(layer.num_outputs):
+            tensor: trt.ITensor = layer.get_output(index)
+            types.add(tensor.dtype.name)
+            if layer.type in products and tensor.dtype == binding.trt.DataType.FLOAT:
+                float32_products.append(layer.name)
+    return {
+        "inputs": inputs,
+        "outputs": outputs,
+        "types": sorted(types),
+        "softmax_layers": num_softmax,
+        "float32_products": float32_products,
+    }
+
+
+def _layers(network: "trt.INetworkDefinition") -> "Iterator[trt.ILayer]":
+    return (network.get_layer(index) for index in range(network.num_layers))
+
+
+def _tensor_facts(tensor: "trt.ITensor") -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+
+
+def _check_precisions(facts: dict[str, Any], options: EngineOptions) -> None:
+    """Refuse a type that a GPU to build for does not have."""
+    sms = options.sms or (() if options.device_sm is None else (options.device_sm,))
+    for name, first in FIRST_SM.items():
+        lacking = [sm for sm in sms if sm < first]
+        if name in facts["types"] and lacking:
+            raise UnsupportedPrecisionError(
+                f"the graph computes in {name}, which GPUs have from compute capability {first} on; asked "
+                f"for is {', '.join(map(str, lacking))}. Build the fp16 or int8_fp16 variant."
+            )
+
+
+def _add_profile(
+    builder: "trt.Builder",
+    config: "trt.IBuilderConfig",
+    network: "trt.INetworkDefinition",
+    options: EngineOptions,
+) -> None:
+    """Set the batches, where the graph leaves the batch open."""
+    tensor: trt.ITensor = network.get_input(0)
+    batch, *rest = tensor.shape
+    if network.num_inputs != 1 or any(size < 1 for size in rest):
+        raise EngineBuildError(
+            f"expected one picture input with only its batch open, found {network.num_inputs} input(s), the "
+            f"first {tensor.name} {list(tensor.shape)}. Export the graph with tinyllava-edge export."
+        )
+    asked = (options.min_batch, options.opt_batch, options.max_batch)
+    if batch >= 1:
+        if asked != (batch,) * 3:
+            raise UsageError(f"the graph has a fixed batch of {batch}, asked for are {asked}.")
+        return
+    profile: trt.IOptimizationProfile = builder.create_optimization_profile()
+    profile.set_shape(tensor.name, *((size, *rest) for size in asked))
+    config.add_optimization_profile(profile)
+
+
+def _configure(
+    binding: TensorRT, config: "trt.IBuilderConfig", options: EngineOptions, workspace: int
+) -> None:
+    """Set memory, search and compatibility."""
+    config.set_memory_pool_limit(binding.trt.MemoryPoolType.WORKSPACE, workspace)
+    config.profiling_verbosity = binding.trt.ProfilingVerbosity.DETAILED
+    config.clear_flag(binding.trt.BuilderFlag.TF32)  # a graph in float32 is what is left when float16 differs
+    config.max_aux_streams = 0  # one stream: less memory, and a graph that can be captured
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.version_compatible:
+        config.set_flag(binding.trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatibility != "none":
+        levels = binding.trt.HardwareCompatibilityLevel
+        name = options.hardware_compatibility.upper()
+        config.hardware_compatibility_level = _member(binding, levels, name, "hardware compatibility")
+    if options.sms:
+        config.num_compute_capabilities = len(options.sms)
+        for index, sm in enumerate(options.sms):
+            config.set_compute_capability(_compute_capability(binding, sm), index)
+
+
+def _member(binding: TensorRT, enum: Any, name: str, what: str) -> Any:
+    """A member of one of TensorRT's enums, which not every version has."""
+    members = enum.__members__
+    if name not in members:
+        known = ", ".join(member.lower() for member in members)
+        raise UsageError(f"{binding.name} has no {what} {name.lower()!r}. It has: {known}.")
+    return members[name]
+
+
+def _compute_capability(binding: TensorRT, sm: int) -> Any:
+    members = binding.trt.ComputeCapability.__members__
+    if f"SM{sm}" not in members:
+        known = ", ".join(name[2:] for name in members if name.startswith("SM"))
+        jetson = " A Jetson needs --target tensorrt, on the board itself." if sm in JETSON_SMS else ""
+        raise UsageError(f"{binding.name} does not build for SM {sm}; it does for {known}.{jetson}")
+    return members[f"SM{sm}"]
+
+
+def _load_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
+    """Give the builder the timings of earlier builds; those of another GPU or version it does not take."""
+    if options.timing_cache is None:
+        return
+    stored = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+    for content in dict.fromkeys((stored, b"")):
+        cache: trt.ITimingCache = config.create_timing_cache(content)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+
+
+def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
+    if options.timing_cache is None:
+        return
+    cache: trt.ITimingCache = config.get_timing_cache()
+    if cache is not None:
+        write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
+
+
+def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:
+    """TensorRT's progress monitor; what is raised in `on_progress` (Ctrl-C) stops the build, and is kept."""
+    base: Any = binding.trt.IProgressMonitor
+
+    class Monitor(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            base.__init__(self)
+            self.interrupted: BaseException | None = None
+            self.totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
+            self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            self._report(phase_name, step + 1)
+            return self.interrupted is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            self.totals.pop(phase_name, None)
+
+        def _report(self, phase: str, done: int) -> None:
+            try:
+                on_progress(phase, done, self.totals.get(phase, done))
+            except BaseException as error:  # must not cross the library's C++ frames
+                self.interrupted = error
+
+    return Monitor()

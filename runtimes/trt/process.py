@@ -1,0 +1,190 @@
+"""Build an engine in a process of its own: `python -m tinyllava_edge.runtimes.trt.process JSON`.
+
+The library, its copy of the weights and its workspace are gone when the build ends, the peak memory is that
+of the build alone, and where the system kills a build for want of memory, it is an error and not the end.
+"""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from tinyllava_edge import errors
+from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.errors import EngineBuildError, EngineMemoryError, TensorRTError, TinyLlavaEdgeError
+
+from .builder import BuiltEngine, EngineOptions, OnProgress, build_engine
+from .plan import PlanTensor, check_plan, parse_plan
+
+_REPORT_SECONDS = 0.1  # between two lines about progress
+_LAST_WORDS_BYTES = 8192  # of a process that ended without an answer
+# TensorRT's name of a type in a network -> in a plan.
+_PLAN_TYPES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
+_NARROW_TYPES = {"HALF", "BF16"}
+
+
+def build_engine_apart(
+    onnx_path: Path,
+    options: EngineOptions,
+    plan_path: Path,
+    on_progress: OnProgress = lambda phase, done, total: None,
+    *,
+    plan_rules: bool = False,
+    islands: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Build an engine in a process of its own and write its plan to a file.
+
+    Args:
+        onnx_path: the vision graph.
+        options: how.
+        plan_path: the engine's file, which appears whole or not at all.
+        on_progress: called with a phase, the steps it has done and how many it has.
+        plan_rules: read the engine's plan and refuse an engine that lost what makes it fast
+            (`checked_plan_facts`); known to work for TensorRT-RTX.
+        islands: what the export kept in float32 on purpose (`islands` in the bundle's parity/export.json).
+
+    Returns:
+        The facts of `build_engine`, `peak_memory_bytes` of the process, and `plan` where `plan_rules`.
+
+    Raises:
+        as `build_engine` and `check_plan` do.
+    """
+    task = {
+        "onnx": str(onnx_path),
+        "options": {**asdict(options), "timing_cache": options.timing_cache and str(options.timing_cache)},
+        "plan": str(plan_path),
+        "plan_rules": plan_rules,
+        "islands": [dict(island) for island in islands],
+    }
+    command = [sys.executable, "-m", __spec__.name, json.dumps(task)]
+    result: dict[str, Any] = {}
+    with TemporaryFile() as words:  # not a pipe: a library that says much would wait for somebody to read it
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                result = json.loads(line)
+                if "progress" in result:
+                    on_progress(*result["progress"])
+            code = process.wait()
+        finally:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+        words.seek(max(0, words.tell() - _LAST_WORDS_BYTES))
+        said = words.read().decode(errors="replace")
+    if "facts" in result and code == 0:
+        facts: dict[str, Any] = result["facts"]
+        return facts
+    raise _child_error(result, code, said)
+
+
+def _child_error(result: dict[str, Any], code: int, said: str) -> TinyLlavaEdgeError:
+    if "error" in result:
+        kind: type[TinyLlavaEdgeError] = getattr(errors, result["error"])
+        if issubclass(kind, TensorRTError):
+            return kind(result["message"], tuple(result["messages"]))
+        return kind(result["message"])
+    if code == -signal.SIGKILL:
+        return EngineMemoryError(
+            "the system killed the build, most likely for want of memory. Close other programs, give a "
+            "smaller --max-batch or --workspace, or add swap while building."
+        )
+    last = " ".join(said.split()[-60:])
+    return EngineBuildError(
+        f"the process that builds the engine ended with code {code}: {last or 'it said nothing'}. Try again; "
+        "if it stays, take --runtime onnxruntime+llamacpp."
+    )
+
+
+def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
+    """Build what the task says, and say how it goes, in lines of JSON."""
+    raw = task["options"]
+    cache = raw["timing_cache"] and Path(raw["timing_cache"])
+    options = EngineOptions(**{**raw, "timing_cache": cache, "sms": tuple(raw["sms"])})
+    last = 0.0
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= _REPORT_SECONDS:
+            last = now
+            say({"progress": [phase, done, total]})
+
+    try:
+        engine = build_engine(Path(task["onnx"]), options, on_progress, verbose=task["plan_rules"])
+        facts = dict(engine.facts)
+        if task["plan_rules"]:
+            facts["plan"] = checked_plan_facts(engine, task["islands"])
+        write_bytes(Path(task["plan"]), engine.plan)
+    except TinyLlavaEdgeError as error:
+        messages = getattr(error, "messages", ())
+        say({"error": type(error).__name__, "message": str(error), "messages": messages})
+        return
+    facts["peak_memory_bytes"] = _peak_memory_bytes()
+    say({"facts": facts})
+
+
+def _peak_memory_bytes() -> int:
+    """Most memory this process had at once; ru_maxrss would count its parent's, which it was forked from."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * 1024
+
+
+def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Figures of an engine's plan, once it is what its graph asks for.
+
+    A graph with float16 or bfloat16 in it must have every attention layer (softmax) fused and no matrix
+    multiplication in float32, but for the islands that its export kept there; of a float32 graph TensorRT
+    fuses none.
+
+    Args:
+        engine: of a verbose build.
+        islands: each with its `nodes` by name, and whether it is `in_attention`.
+
+    Raises:
+        EnginePlanError: it is not.
+    """
+    plan = parse_plan(engine.log)
+    is_narrow = bool(_NARROW_TYPES & set(engine.facts["types"]))
+    declared = {node for island in islands for node in island["nodes"]}
+    unfused = sum(island["in_attention"] for island in islands)
+    kept = sum(name in declared for name in engine.facts["float32_products"])
+    check_plan(
+        plan,
+        attention_layers=engine.facts["softmax_layers"] - unfused if is_narrow else None,
+        float32_gemms=kept if is_narrow else None,
+        inputs=_plan_tensors(engine.facts["inputs"], engine.facts["options"]),
+        outputs=_plan_tensors(engine.facts["outputs"], engine.facts["options"]),
+    )
+    return plan.facts()
+
+
+def _plan_tensors(tensors: list[dict[str, Any]], options: dict[str, Any]) -> list[PlanTensor]:
+    """Tensors of a network as they are in a plan, where a profile of one batch size has fixed it."""
+    is_fixed = options["min_batch"] == options["max_batch"]
+    found = []
+    for tensor in tensors:
+        batch, *rest = tensor["shape"]
+        shape = (options["max_batch"] if batch < 0 and is_fixed else batch, *rest)
+        found.append(PlanTensor(tensor["name"], _PLAN_TYPES.get(tensor["dtype"], tensor["dtype"]), shape))
+    return found
+
+
+if __name__ == "__main__":
+    # Whatever the library prints must not get between the lines.
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    _serve(json.loads(sys.argv[1]), lambda value: print(json.dumps(value), file=channel, flush=True))

@@ -1,0 +1,303 @@
+"""Vision tower and connector through TensorRT or TensorRT-RTX, on this machine's GPU. Built, not run.
+
+Engines are built by `tinyllava-edge build` and come from the private cache (`trt_engines.py`). Pixels and
+embeddings are float32 in host memory: llama.cpp takes its input from there. A GPU that shares the main memory
+(a Jetson) reads and writes them in place; for another one they are pinned and copied on the engine's stream.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tinyllava_edge.bundle import Bundle, VisionSpec
+from tinyllava_edge.errors import BackendError, CudaError, EngineLoadError
+from tinyllava_edge.runtimes.base import BackendOptions, check_open, check_pixels
+
+from .binding import TensorRT, open_tensorrt
+from .cache import EngineCache, StoredEngine
+from .cuda_objects import Buffer, Event, Graph, Stream
+from .cudart import Cudart, open_cudart
+from .lookup import find_engine, read_board
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+INPUT, OUTPUT = "pixels", "embeddings"
+_FLOAT_BYTES = 4
+
+
+def open_vision(bundle: Bundle, options: BackendOptions, *, target: str = "tensorrt") -> "TensorRTVision":
+    """Open the engine that was built here for a bundle.
+
+    Args:
+        bundle: whose vision part it is.
+        options: `vision` names a variant, or None for the one that `build` chose.
+        target: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        NoEngineError: none was built on this machine, none that passed, or it is damaged.
+        NoGpuError: no driver, one that is too old, or no device.
+        TensorRTError: the library is not usable, or does not load the engine.
+        BackendError: the engine is not of this bundle's vision part.
+    """
+    binding = open_tensorrt(target)
+    cuda = open_cudart()
+    stored = find_engine(EngineCache(), bundle, options.vision, read_board(binding, cuda.read_gpu()))
+    try:
+        return TensorRTVision(binding, cuda, stored, bundle.manifest.vision)
+    finally:
+        stored.close()
+
+
+open_vision_rtx = partial(open_vision, target="tensorrt-rtx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineMemory:
+    """Bytes that an open engine holds.
+
+    Attributes:
+        plan: of its file, which are weights for the most part.
+        context: activations and scratch, as TensorRT counts them.
+        buffers: pixels and embeddings in the device's own memory; 0 where the GPU reads the host's.
+        pinned: pixels and embeddings in the host's.
+    """
+
+    plan: int
+    context: int
+    buffers: int
+    pinned: int
+
+    @property
+    def total(self) -> int:
+        """All of it, which on a Jetson is main memory."""
+        return self.plan + self.context + self.buffers + self.pinned
+
+
+class TensorRTVision:
+    """One engine with one execution context, its buffers and its stream.
+
+    Args:
+        binding: the library that built the engine.
+        cuda: the CUDA runtime.
+        stored: the engine; it may be closed afterwards.
+        spec: what the manifest says of it.
+        mapped: whether the GPU reads the host's memory in place; None: where it shares the main memory.
+        use_graph: record the work of a batch size when it comes for the second time, and launch that.
+
+    Attributes:
+        memory: what it holds.
+        device_ms: time on the device of the last batch, copies included; None before.
+        graph: how CUDA graphs are used: "none yet", "captured", "by TensorRT", "off", or why not.
+    """
+
+    def __init__(
+        self,
+        binding: TensorRT,
+        cuda: Cudart,
+        stored: StoredEngine,
+        spec: VisionSpec,
+        *,
+        mapped: bool | None = None,
+        use_graph: bool = True,
+    ) -> None:
+        gpu = cuda.read_gpu()
+        self.name = f"{binding.target} {stored.record.variant} on {gpu.name}"
+        self.device_ms: float | None = None
+        self.graph = "none yet" if use_graph else "off"
+        self._binding = binding
+        self._cuda = cuda
+        self._spec = spec
+        self._batch = 0
+        self._recorded: Graph | None = None
+        self._closers: list[Callable[[], None]] = []
+        self._engine: trt.ICudaEngine | None = None
+        self._context: trt.IExecutionContext | None = None
+        try:
+            self._runtime: trt.Runtime | None = binding.create_runtime()
+            self._engine = binding.deserialize(self._runtime, stored.plan)
+            self._check_tensors()
+            self._batches = self._batch_range()
+            self._context = self._create_context(use_graph)
+            mapped = gpu.integrated and gpu.maps_host_memory if mapped is None else mapped
+            self._open_buffers(mapped)
+            self.memory = EngineMemory(
+                plan=stored.record.plan_bytes,
+                context=self._engine.device_memory_size_v2,
+                buffers=self._input.device_bytes + self._output.device_bytes,
+                pinned=self._input.array.nbytes + self._output.array.nbytes,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """See `VisionBackend`; more pictures than the engine's largest batch are several batches."""
+        check_open(self.name, self._context is not None)
+        check_pixels(self.name, pixels, self._spec.image_size)
+        rows = np.empty((len(pixels), self._spec.num_tokens, self._spec.hidden_size), dtype=np.float32)
+        _, largest = self._batches
+        for start in range(0, len(pixels), largest):
+            self._encode_batch(pixels[start : start + largest], rows[start : start + largest])
+        return rows
+
+    def close(self) -> None:
+        """See `VisionBackend`."""
+        self._drop_graph()
+        self._context = None  # before the engine, and that before its runtime
+        self._engine = None
+        self._runtime = None
+        while self._closers:
+            with suppress(CudaError):  # a GPU that failed refuses this too; the rest goes with the process
+                self._closers.pop()()
+
+    def _encode_batch(self, pixels: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> None:
+        """Run [batch, 3, h, w] -> [batch, tokens, hidden]; a batch under the smallest is filled up."""
+        smallest, _ = self._batches
+        batch = max(len(pixels), smallest)
+        is_new = batch != self._batch
+        if is_new:
+            self._set_batch(batch)
+        values = self._input.array.view(np.float32).reshape(-1, *pixels.shape[1:])
+        values[: len(pixels)] = pixels
+        values[len(pixels) : batch] = 0
+        if self._recorded is None and not is_new and self.graph == "none yet":
+            self._record()
+        self._started.record(self._stream)
+        if self._recorded is not None:
+            self._recorded.launch()
+        else:
+            self._enqueue()
+        self._ended.record(self._stream)
+        self._stream.synchronize()
+        self.device_ms = self._ended.ms_since(self._started)
+        rows[:] = self._output.array.view(np.float32).reshape(-1, *rows.shape[1:])[: len(pixels)]
+
+    def _enqueue(self) -> None:
+        """Upload, run, download, as far as there is something to copy."""
+        assert self._context is not None, "checked by encode"
+        per_picture = _FLOAT_BYTES * self._batch
+        self._input.enqueue_upload(per_picture * 3 * self._spec.image_size**2, self._stream)
+        with self._binding.capture() as log:
+            if not self._context.execute_async_v3(self._stream.handle):
+                raise self._binding.failure(
+                    EngineLoadError, f"{self.name} failed", "Build the engine again with --force", log
+                )
+        self._output.enqueue_download(
+            per_picture * self._spec.num_tokens * self._spec.hidden_size, self._stream
+        )
+
+    def _record(self) -> None:
+        """Record the work of this batch size as a graph; where that is not possible, go on without."""
+        self._stream.begin_capture()
+        try:
+            self._enqueue()
+            self._recorded = Graph(self._cuda, self._stream)
+            self.graph = "captured"
+        except BackendError as error:
+            with suppress(CudaError):
+                self._stream.abandon_capture()
+            self.graph = f"not possible: {error}"
+
+    def _set_batch(self, batch: int) -> None:
+        """Set the shapes, before the first run of a batch size."""
+        assert self._context is not None, "checked by encode"
+        self._drop_graph()
+        self._batch = 0  # what the context holds is not known until all of this has worked
+        side = self._spec.image_size
+        wanted = (batch, self._spec.num_tokens, self._spec.hidden_size)
+        with self._binding.capture() as log:
+            is_set = self._context.set_input_shape(INPUT, (batch, 3, side, side))
+            missing = self._context.infer_shapes() if is_set else [INPUT]
+            found = tuple(self._context.get_tensor_shape(OUTPUT))
+            if missing or found != wanted:
+                raise self._binding.failure(
+                    EngineLoadError,
+                    f"{self.name}: a batch of {batch} gives embeddings {list(found)}, not {list(wanted)}",
+                    "Build the engine again with --force",
+                    log,
+                )
+        self._batch = batch
+
+    def _drop_graph(self) -> None:
+        recorded, self._recorded = self._recorded, None
+        if recorded is not None:
+            self.graph = "none yet"
+            with suppress(CudaError):
+                recorded.close()
+
+    def _check_tensors(self) -> None:
+        """Hold the engine's inputs and outputs against the manifest; "batch" stands for any number."""
+        assert self._engine is not None, "it was just loaded"
+        engine = self._engine
+        side = self._spec.image_size
+        wanted = {
+            INPUT: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
+            OUTPUT: ("OUTPUT", "FLOAT", "DEVICE", [self._spec.num_tokens, self._spec.hidden_size]),
+        }
+        found = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            facts = (
+                engine.get_tensor_mode(name),
+                engine.get_tensor_dtype(name),
+                engine.get_tensor_location(name),
+            )
+            found[name] = (*(fact.name for fact in facts), list(engine.get_tensor_shape(name))[1:])
+        if found != wanted:
+            raise EngineLoadError(f"{self.name}: expected {wanted}, found {found}. Export the bundle again.")
+
+    def _batch_range(self) -> tuple[int, int]:
+        """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
+        assert self._engine is not None, "it was just loaded"
+        batch = self._engine.get_tensor_shape(INPUT)[0]
+        if batch >= 1:
+            return batch, batch
+        least, _, largest = self._engine.get_tensor_profile_shape(INPUT, 0)
+        return least[0], largest[0]
+
+    def _create_context(self, use_graph: bool) -> "trt.IExecutionContext":
+        """The execution context; TensorRT-RTX records graphs by itself where it is told to."""
+        assert self._engine is not None, "it was just loaded"
+        engine = self._engine
+        with self._binding.capture() as log:
+            if self._binding.target == "tensorrt-rtx" and use_graph:
+                config: trt.IRuntimeConfig = engine.create_runtime_config()
+                config.cuda_graph_strategy = self._binding.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+                context = engine.create_execution_context(config)
+                self.graph = "by TensorRT"
+            else:
+                context = engine.create_execution_context()
+            return self._binding.require(
+                context,
+                EngineLoadError,
+                f"{self.name}: no execution context",
+                f"It needs {engine.device_memory_size_v2 >> 20} MiB beside the weights: close other "
+                "programs, or build with a smaller --max-batch",
+                log,
+            )
+
+    def _open_buffers(self, mapped: bool) -> None:
+        """Make stream, marks and buffers for the largest batch, whose addresses never change."""
+        _, largest = self._batches
+        self._stream = self._opened(Stream(self._cuda))
+        self._started, self._ended = self._opened(Event(self._cuda)), self._opened(Event(self._cuda))
+        values = largest * _FLOAT_BYTES
+        input_bytes = values * 3 * self._spec.image_size**2
+        output_bytes = values * self._spec.num_tokens * self._spec.hidden_size
+        self._input = self._opened(Buffer(self._cuda, input_bytes, mapped=mapped))
+        self._output = self._opened(Buffer(self._cuda, output_bytes, mapped=mapped))
+        assert self._context is not None, "it was just made"
+        for name, buffer in ((INPUT, self._input), (OUTPUT, self._output)):
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise EngineLoadError(f"{self.name}: TensorRT does not take the memory of {name}.")
+
+    def _opened(self, thing: Any) -> Any:
+        """Remember that it has to be closed."""
+        self._closers.append(thing.close)
+        return thing

@@ -1,0 +1,104 @@
+"""The command `eval` as a user runs it, on a tiny bundle whose answers are computed here first. CPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.benchmarks.conftest import Honest
+from tinyllava_edge import open_bundle
+
+TEXTS = ("What is this?", "Is it red?")
+
+
+def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tinyllava_edge", "eval", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def asked(honest: Honest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Questions whose expected answers are what float32 really answers, but for one."""
+    folder = tmp_path_factory.mktemp("eval")
+    records: list[dict[str, Any]] = []
+    with open_bundle(honest.bundle, language="f32", vision="fp32", threads=1) as model:
+        for name, colour in (("red.png", (200, 0, 0)), ("blue.png", (0, 0, 200))):
+            Image.new("RGB", (24, 16), colour).save(folder / name)
+            for text in TEXTS:
+                model.reset()
+                answer = "".join(model.chat(text, [folder / name], max_tokens=4))
+                records.append({"image": name, "question": text, "answer": answer, "type": text[:2]})
+    records[-1]["answer"] = "something else"
+    (folder / "q.json").write_text(json.dumps(records))
+    return folder / "q.json", folder
+
+
+def ask(honest: Honest, asked: tuple[Path, Path], *more: str | Path) -> "subprocess.CompletedProcess[str]":
+    few = ("--max-tokens", "4", "--threads", "1", "--vision", "fp32")
+    return run(honest.bundle, "--questions", asked[0], "--images", asked[1], *few, *more)
+
+
+def test_accuracy_is_overall_and_by_type_and_the_last_line_is_json(
+    honest: Honest, asked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    result = ask(honest, asked, "--language", "f32,q8_0", "--answers", file)
+    assert result.returncode == 0, result.stderr
+    assert "accuracy" in result.stdout.split('{"')[0]  # a table for people
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["accuracy"] == 3 / 4
+    assert {kind: value["accuracy"] for kind, value in found["types"].items()} == {"Wh": 1.0, "Is": 0.5}
+    assert (found["language"], found["vision"], found["questions"], found["images"]) == ("f32", "fp32", 4, 2)
+    assert 0 <= found["blind_accuracy"] <= 1
+    assert found["ci95"][0] <= found["accuracy"] <= found["ci95"][1]
+    first, second = found["variants"]
+    assert "against_first" not in first
+    assert set(second["against_first"]) == {"agreement", "difference", "difference_ci95"}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 2 * 2 * 4  # variants, seeing and blind, questions
+    seen = [line for line in lines if line["model_id"] == "fp32 + f32" and not line["metadata"]["blind"]]
+    assert [line["metadata"]["right"] for line in seen] == [True, True, True, False]
+    assert set(seen[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    again = ask(honest, asked, "--answers", file)
+    assert (again.returncode, "--force" in again.stderr) == (2, True)
+
+
+def test_blind_shows_grey_and_json_prints_nothing_else(honest: Honest, asked: tuple[Path, Path]) -> None:
+    result = ask(honest, asked, "--language", "f32", "--blind", "--json")
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    found = json.loads(line)
+    assert found["blind"] is True
+    assert found["accuracy"] == found["blind_accuracy"]
+
+
+@pytest.mark.slow
+def test_torch_is_scored_from_the_checkpoint(honest: Honest, asked: tuple[Path, Path]) -> None:
+    more = ("--runtime", "torch,onnxruntime+llamacpp", "--language", "f32", "--checkpoint", honest.checkpoint)
+    result = ask(honest, asked, *more, "--json")
+    assert result.returncode == 0, result.stderr
+    torch_row, f32 = json.loads(result.stdout)["variants"]
+    assert (torch_row["name"], torch_row["language"]) == ("torch fp32", None)
+    assert f32["against_first"]["agreement"] == 1.0
+    assert torch_row["accuracy"] == f32["accuracy"] == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--language", "q2_k"), "no language variant 'q2_k'"),
+        (("--runtime", "tensorflow"), "no runtime 'tensorflow'"),
+        (("--sources", "nowhere"), "--sources nowhere: no such directory"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    honest: Honest, asked: tuple[Path, Path], more: tuple[str, ...], said: str
+) -> None:
+    result = ask(honest, asked, *more)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1

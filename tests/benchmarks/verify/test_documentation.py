@@ -1,0 +1,31 @@
+"""docs/measuring.md says what the code does. No model."""
+
+from pathlib import Path
+
+from tinyllava_edge.gates import STAGES, all_gates
+from tinyllava_edge.metrics import Gate
+
+from .faults import FAULTS
+
+PAGE = (Path(__file__).parents[3] / "docs" / "measuring.md").read_text(encoding="utf-8")
+
+
+def said(gate: Gate) -> str:
+    return f"{gate.metric} {'<=' if gate.kind == 'max' else '>='} {gate.limit:g}"
+
+
+def test_every_gate_is_in_the_table_of_the_documentation() -> None:
+    rows: dict[tuple[str, str], list[str]] = {}
+    for stage, variant, gate in all_gates():
+        rows.setdefault((stage, variant), []).append(said(gate))
+    lines = [f"| {stage} | {variant} | {', '.join(gates)} |" for (stage, variant), gates in rows.items()]
+    table = "\n".join(["| stage | variant | gate |", "|---|---|---|", *lines])
+    written = PAGE.split("<!-- gates: begin -->\n")[1].split("\n<!-- gates: end -->")[0]
+    assert written == table, f"docs/measuring.md should have:\n{table}"
+
+
+def test_every_stage_and_every_fault_is_documented() -> None:
+    for stage in STAGES:
+        assert f"\n| {stage} |" in PAGE
+    for fault in FAULTS:
+        assert fault.name.replace(" connector", "") in PAGE

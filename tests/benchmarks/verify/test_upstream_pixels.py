@@ -1,0 +1,46 @@
+"""The ladder's reference pixels against hand calculations and the golden grids' numbers. No model is run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.benchmarks.verify.upstream_pixels import ReferenceProcessor, picture_set
+from tinyllava_edge.checkpoint.read_config import read_model_config
+
+
+def processor(folder: Path, aspect: str) -> ReferenceProcessor:
+    checkpoint = write_tiny_checkpoint(folder / aspect, aspect=aspect)
+    return ReferenceProcessor([checkpoint], read_model_config(checkpoint))
+
+
+def test_a_plain_colour_becomes_its_normalized_value(tmp_path: Path) -> None:
+    upright = np.full((30, 20, 3), (255, 0, 51), dtype=np.uint8)
+    pixels = processor(tmp_path, "square").pixels(upright)
+    assert pixels.shape == (3, 56, 56)
+    # (value / 255 - 0.5) / 0.5
+    assert pixels[:, 7, 9] == pytest.approx([1.0, -1.0, -0.6], abs=1e-6)
+
+
+def test_padding_centres_the_picture_on_the_mean_colour(tmp_path: Path) -> None:
+    upright = np.full((56, 28, 3), 255, dtype=np.uint8)
+    pixels = processor(tmp_path, "pad").pixels(upright)
+    assert pixels[0, 28, 28] == pytest.approx(1.0)
+    assert pixels[0, 28, 2] == pytest.approx((127 / 255 - 0.5) / 0.5, abs=1e-6)  # int(0.5 * 255)
+    assert np.array_equal(pixels[:, :, :14], pixels[:, :, :13:-1][:, :, :14])
+
+
+def test_without_a_processor_file_the_public_siglip_values_count(tmp_path: Path) -> None:
+    checkpoint = write_tiny_checkpoint(tmp_path / "c")
+    with_file = ReferenceProcessor([checkpoint], read_model_config(checkpoint))
+    without = ReferenceProcessor([tmp_path], read_model_config(checkpoint))
+    upright = picture_set(56)[3].upright
+    assert np.array_equal(with_file.pixels(upright), without.pixels(upright))
+
+
+def test_the_set_has_over_twenty_pictures_of_every_kind() -> None:
+    names = [picture.name for picture in picture_set(56)]
+    assert len(names) == len(set(names)) >= 20
+    for kind in ("rgb_1x1", "rgb_56x56", "grey", "rgba", "grey_16bit", "palette", "exif_orientation_6"):
+        assert kind in names

@@ -1,0 +1,77 @@
+"""The ladder's own prompts and token ids, against what the original TinyLLaVA code gave. No model is run."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tinyllava_edge.benchmarks.verify.upstream_text import UpstreamTokenizer, conversations, upstream_prompt
+
+# tokenized_conversations of the golden fixture tinyllama-clip-mlp2x-pad, whose vocabulary the tiny one is.
+GOLDEN = json.loads((Path(__file__).parent / "golden_tiny_ids.json").read_text(encoding="utf-8"))
+TINY_TOKENIZER = Path(__file__).parents[2] / "fixtures" / "tiny-tokenizer"
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: str(case["name"]))
+def test_prompt_and_ids_are_the_original_codes(case: dict[str, object]) -> None:
+    turns = [(question, answer) for question, answer in case["turns"]]  # type: ignore[attr-defined]
+    prompt = upstream_prompt("llama", turns)
+    assert prompt == case["prompt"]
+    assert UpstreamTokenizer(TINY_TOKENIZER).encode_prompt(prompt) == case["input_ids"]
+
+
+def test_joint_tokenization_differs_behind_the_picture_only() -> None:
+    tokenizer = UpstreamTokenizer(TINY_TOKENIZER)
+    prompt = upstream_prompt("llama", [("<image>\nWhat is this?", None)])
+    right, wrong = tokenizer.encode_prompt(prompt), tokenizer.encode_jointly(prompt)
+    picture = right.index(-200)
+    assert wrong != right
+    assert wrong[: picture + 1] == right[: picture + 1]
+
+
+def test_special_text_becomes_the_special_token() -> None:
+    assert UpstreamTokenizer(TINY_TOKENIZER).encode_prompt("a</s>")[-1] == 2
+
+
+def test_the_end_string_and_eos_stop_an_answer() -> None:
+    tokenizer = UpstreamTokenizer(TINY_TOKENIZER)
+    assert tokenizer.stop_ids("llama", 2) == {2}
+    assert tokenizer.stop_ids("phi", 7) == {2, 7}  # phi's end is not in this vocabulary
+
+
+def test_a_byte_level_tokenizer_is_read_by_transformers(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        ["what is this"] * 9,
+        trainers.BpeTrainer(
+            special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    upstream = UpstreamTokenizer(tmp_path)
+    assert upstream.bos_id is None
+    assert upstream.encode_prompt("what<image> is") == [
+        *tokenizer.encode("what").ids,
+        -200,
+        *tokenizer.encode(" is").ids,
+    ]
+    assert upstream.stop_ids("phi", None) == {tokenizer.token_to_id("<|endoftext|>")}
+
+
+def test_there_are_over_two_hundred_different_conversations() -> None:
+    prompts = {upstream_prompt("llama", turns) for turns in conversations()}
+    assert len(prompts) >= 250
+    assert any("\U0001f431" in prompt for prompt in prompts)
+
+
+def test_a_vocabulary_without_bos_starts_without_one(tmp_path: Path) -> None:
+    shutil.copytree(TINY_TOKENIZER, tmp_path / "t")
+    path = tmp_path / "t" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
+    assert UpstreamTokenizer(tmp_path / "t").encode_prompt("")[:1] == []

@@ -1,4 +1,0 @@
-"""What `import tensorrt` finds while a test has this folder on its path."""
-
-from tests.runtimes.fake_tensorrt import *
-from tests.runtimes.fake_tensorrt import __version__

@@ -1,0 +1,1 @@
+"""What a checkpoint is, read without torch: layouts, config, families, names."""

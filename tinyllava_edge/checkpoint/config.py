@@ -1,0 +1,139 @@
+"""One frozen dataclass for each part that a config.json describes, and the framework's constants."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .families import FAMILIES, TOWERS, Family
+
+IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
+IGNORE_LABEL = -100  # label of a position that does not count for the loss
+IMAGE_MARKER = "<image>"
+SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+
+QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """Vision tower, from `vision_config` and the top-level `vision_feature_*` keys."""
+
+    architecture: str
+    image_size: int
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    feature_layer: int = -2
+    select_strategy: str = "patch"
+    name_or_path: str = ""
+    has_head: bool = True  # SigLIP's pooling head; upstream's files have it, and nothing uses it
+
+    @property
+    def drop_first(self) -> bool:
+        """Whether token 0 is dropped: `patch` does so for every tower, class token or not (spec 0.1)."""
+        return self.select_strategy == "patch"
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one picture of `image_size` that reach the connector."""
+        return self.num_tokens_at(self.image_size)
+
+    def num_tokens_at(self, image_size: int) -> int:
+        """Tokens of one picture of another size, which DINOv2 takes; a rest at the edges is not used."""
+        patches = (image_size // self.patch_size) ** 2
+        return TOWERS[self.architecture].prefix_tokens + patches - int(self.drop_first)
+
+    @property
+    def num_used_layers(self) -> int:
+        """Encoder layers that the feature layer needs; `hidden_states[n]` is the output of n layers."""
+        if self.feature_layer >= 0:
+            return self.feature_layer
+        return self.num_hidden_layers + 1 + self.feature_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertSizes:
+    """What a Q-Former takes from bert-base-uncased's config.json, which no checkpoint contains."""
+
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    layer_norm_eps: float = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectorConfig:
+    """Connector; the sizes beside its type matter for `resampler` and `qformer` only."""
+
+    type: str
+    num_queries: int = 128
+    num_layers: int = 3
+    bert: BertSizes = BertSizes()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Language model, from `text_config` with the family's defaults filled in.
+
+    Attributes:
+        intermediate_size: width of the feed-forward; the widest layer's where layers differ (OpenELM), as are
+            `num_attention_heads` and `num_key_value_heads`.
+        rotary_dim: how many values of a head RoPE turns.
+        values: every resolved key of the family, for its own module and converter.
+    """
+
+    architecture: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rotary_dim: int
+    max_position_embeddings: int
+    norm_eps: float
+    rope_theta: float
+    tie_word_embeddings: bool
+    bos_token_id: int | None
+    eos_token_id: int | None
+    name_or_path: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def family(self) -> Family:
+        """The facts of its family."""
+        return FAMILIES[self.architecture]
+
+    @property
+    def embedding_scale(self) -> float:
+        """What every row that comes in, text or picture, is multiplied by."""
+        return math.sqrt(self.hidden_size) if self.family.scales_rows else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A whole checkpoint: its parts and how prompt and picture are prepared."""
+
+    vision: VisionConfig
+    second_vision: VisionConfig | None  # the DINOv2 half of a mixture of features (MoF)
+    connector: ConnectorConfig
+    language: LanguageConfig
+    image_aspect_ratio: str  # "square" or "pad"
+    tokenizer_max_length: int
+    template: str
+    template_reason: str
+    dtype: str  # of the stored weights as config.json says; "" where it does not
+
+    def num_picture_tokens(self, image_size: int) -> int:
+        """Rows that one picture of `image_size` takes in the language model's context."""
+        if self.connector.type in QUERY_CONNECTORS:
+            return self.connector.num_queries
+        towers = [tower for tower in (self.vision, self.second_vision) if tower is not None]
+        return sum(tower.num_tokens_at(image_size) for tower in towers)

@@ -1,0 +1,124 @@
+"""The JSON files of a checkpoint: read with one clear error each, in TinyLLaVA Factory's words."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import CheckpointError
+
+from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
+
+
+def read_factory_config(directory: Path, *, sources: Path | None = None) -> dict[str, Any]:
+    """`config.json` as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
+
+    Raises:
+        CheckpointError: a file is missing or not JSON.
+    """
+    path = directory / "config.json"
+    raw = read_json_object(path)
+    if is_legacy(raw):
+        return _legacy_config(raw, path, sources)
+    return llava_config(raw, path) if is_llava(raw) else raw
+
+
+def is_legacy(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
+    return str(raw.get("model_type")) in LEGACY_FAMILIES
+
+
+def is_llava(raw: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of transformers' own LlavaForConditionalGeneration."""
+    return raw.get("model_type") == "llava"
+
+
+def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> dict[str, Any]:
+    """The tower's config lies beside its weights, or in the repository that `mm_vision_tower` names."""
+    beside = path.parent / "vision_tower" / "config.json"
+    name = str(raw.get("mm_vision_tower") or "")
+    vision = read_json_object(beside) if beside.exists() else named_config(name, sources)
+    if vision is None:
+        raise CheckpointError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
+    rows, tokens = raw.get("vocab_size"), tokenizer_length(path.parent)
+    if type(rows) is int and tokens is not None:  # its loader cuts embedding and head to the tokenizer
+        raw = {**raw, "vocab_size": min(rows, tokens)}
+    return factory_config(raw, vision, path)
+
+
+def tokenizer_length(directory: Path) -> int | None:
+    """Number of tokens, as `len` of upstream's slow tokenizer gives it; None where there are no such files.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    model, vocabulary = directory / "tokenizer.model", directory / "vocab.json"
+    if model.is_file():
+        count = _count_pieces(model)
+    elif vocabulary.is_file():
+        count = len(read_json_object(vocabulary))
+    else:
+        return None
+    added: set[int] = set()
+    for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
+        if (directory / name).is_file():
+            values = read_json_object(directory / name)
+            tokens = values.get(key) if key else {str(index): None for index in values.values()}
+            added |= {int(index) for index in tokens or () if index.isdigit()}
+    return count + sum(1 for index in added if index >= count)
+
+
+def _count_pieces(path: Path) -> int:
+    """Pieces of a SentencePiece model: field 1 of the message, once for each (sentencepiece_model.proto)."""
+    data = memoryview(path.read_bytes())
+    position = count = 0
+    while position < len(data):
+        tag, position = _varint(data, position, path)
+        if tag & 7 == 2:  # a length and as many bytes
+            length, position = _varint(data, position, path)
+            position += length
+            count += tag >> 3 == 1
+        elif tag & 7 == 0:
+            _, position = _varint(data, position, path)
+        else:
+            position += {1: 8, 5: 4}.get(tag & 7, len(data))
+    return count
+
+
+def _varint(data: memoryview, position: int, path: Path) -> tuple[int, int]:
+    """A protobuf number, seven bits a byte, lowest first; and the position behind it."""
+    value = shift = 0
+    while position < len(data) and shift < 64:
+        byte = data[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
+    raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file whose top level is an object.
+
+    Raises:
+        CheckpointError: the file is missing, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
+    """`<sources>/<name>/config.json`, where there is one."""
+    if sources is None or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    path = sources / name / "config.json"
+    return read_json_object(path) if path.exists() else None

@@ -1,0 +1,182 @@
+"""Checkpoints of the Hugging Face hub: `owner/name[@revision]`, pinned to a commit.
+
+Only a command that names one asks the hub, and only for the files listed here: never a `.py` file, and a
+pickle only where pickles are allowed. Everything lies in huggingface_hub's own cache, which is found again
+without a network.
+"""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import CheckpointError
+
+from .files import is_legacy, read_json_object
+
+HUB = "hub"  # of --sources: ask the hub for what config.json names
+_NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SMALL_FILES = (
+    *("config.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+)
+CHECKPOINT_FILES = (
+    *_SMALL_FILES,
+    *("tinyllava_edge.json", "*.safetensors", "model.safetensors.index.json", "adapter_config.json"),
+    "vision_tower/config.json",
+)
+PICKLES = (
+    "vision_tower/pytorch_model.bin",
+    "connector/pytorch_model.bin",
+    "language_model/pytorch_model.bin",
+)
+# Keys of config.json that name other repositories.
+_NAMING_KEYS = (
+    *("llm_model_name_or_path", "tokenizer_name_or_path", "vision_model_name_or_path"),
+    *("vision_model_name_or_path2", "mm_vision_tower"),
+)
+_BERT = "google-bert/bert-base-uncased"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The files of a repository at one commit."""
+
+    path: Path
+    repository: str
+    commit: str
+
+    @property
+    def name(self) -> str:
+        """What finds this snapshot again."""
+        return f"{self.repository}@{self.commit}"
+
+
+def parse_name(text: str) -> tuple[str, str | None] | None:
+    """Repository and revision of `owner/name[@revision]`; None for any other text."""
+    match = _NAME.fullmatch(text)
+    return (match["repository"], match["revision"]) if match and ".." not in text else None
+
+
+def cached_snapshot(text: str) -> Path | None:
+    """The directory of a snapshot that was downloaded before; no network is asked."""
+    parsed = parse_name(text)
+    if parsed is None:
+        return None
+    try:
+        from huggingface_hub.constants import HF_HUB_CACHE
+    except ImportError:
+        return None
+    repository, revision = parsed
+    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / (revision or "main")
+    commit = reference.read_text().strip() if reference.is_file() else revision or ""
+    found = folder / "snapshots" / commit
+    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+
+
+def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
+    """Download a checkpoint's config, tokenizer and weights.
+
+    Args:
+        text: `owner/name[@revision]`.
+        allow_pickle: also the `.bin` files of the three sub-directories.
+
+    Raises:
+        CheckpointError: the hub cannot be reached, has no such repository or revision, refuses it, or the
+            repository holds no weights of a kind that was allowed.
+    """
+    snapshot = _download(text, (*CHECKPOINT_FILES, *(PICKLES if allow_pickle else ())))
+    if not any(snapshot.path.glob("*.safetensors")) and not any(
+        (snapshot.path / p).exists() for p in PICKLES
+    ):
+        raise CheckpointError(
+            f"{snapshot.name}: holds no .safetensors. Weights in .bin files are pickles, which are "
+            "downloaded only with --allow-pickle."
+        )
+    return snapshot
+
+
+def named_repositories(checkpoint: Path) -> list[str]:
+    """The repositories that a checkpoint's config.json names."""
+    raw = read_json_object(checkpoint / "config.json")
+    keys = [*_NAMING_KEYS, *(["_name_or_path"] if is_legacy(raw) else [])]  # elsewhere a training's output
+    names = [str(raw.get(key) or "").removeprefix("mof:") for key in keys]
+    if raw.get("connector_type") == "qformer":
+        names.append(_BERT)
+    return [name for name in dict.fromkeys(names) if parse_name(name)]
+
+
+def download_sources(checkpoint: Path) -> tuple[Path, list[Snapshot], list[str]]:
+    """Download configs, processors and tokenizers of the repositories that a checkpoint names; no weights.
+
+    Returns:
+        A directory with each at `<name>/`, the snapshots, and why others could not be had.
+
+    Raises:
+        CheckpointError: none could be had.
+    """
+    snapshots, problems = [], []
+    for name in named_repositories(checkpoint):
+        try:
+            snapshots.append(_download(name, _SMALL_FILES))
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems and not snapshots:
+        raise CheckpointError(problems[0])
+    return _linked(snapshots), snapshots, problems
+
+
+def _linked(snapshots: list[Snapshot]) -> Path:
+    """A directory of our cache in which every repository has its own name."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256("\n".join(snapshot.name for snapshot in snapshots).encode()).hexdigest()
+    folder = cache / "tinyllava-edge" / "sources" / digest[:16]
+    for snapshot in snapshots:
+        link = folder / snapshot.repository
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_dir():
+            link.unlink(missing_ok=True)  # of a cache that was emptied
+            link.symlink_to(snapshot.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
+    parsed = parse_name(text)
+    assert parsed is not None, text
+    repository, revision = parsed
+    from huggingface_hub import errors as hub_errors
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    except hub_errors.GatedRepoError:
+        raise CheckpointError(
+            f"{text}: the hub gives it only to who has accepted its terms. Accept them on its page, then run "
+            "`hf auth login`."
+        ) from None
+    except hub_errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"{text}: no such directory here, and the hub has no such repository, or a private one."
+        ) from None
+    except hub_errors.RevisionNotFoundError:
+        raise CheckpointError(f"{repository}: the hub has no revision {revision!r} of it.") from None
+    except (
+        Exception
+    ) as error:  # every version of the client has its own errors for a network that is not there
+        raise CheckpointError(_unreachable(text, error)) from None
+    if not _COMMIT.fullmatch(path.name):
+        raise CheckpointError(f"{text}: the hub did not say which commit it is ({path.name}).")
+    return Snapshot(path=path, repository=repository, commit=path.name)
+
+
+def _unreachable(text: str, error: Any) -> str:
+    reason = " ".join(str(error).split())[:120] or type(error).__name__
+    return (
+        f"{text}: no such directory here, and the hub could not be asked ({type(error).__name__}: {reason}). "
+        "Where there is no network, copy the checkpoint's directory here and give its path."
+    )

@@ -1,0 +1,74 @@
+"""What a user may call a checkpoint or bundle: `nano`, a path, or a checkpoint of the hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllava_edge.errors import UsageError
+
+from .hub import HUB, cached_snapshot, download_checkpoint, download_sources, parse_name
+
+NANO = "nano"
+_FOLDER = Path(__file__).parents[1] / "nano"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointPlace:
+    """Where a checkpoint is, and the commit of the hub that it was downloaded from ("" for none)."""
+
+    path: Path
+    repository: str = ""
+    commit: str = ""
+
+
+def checkpoint_path(name_or_path: str | Path) -> Path:
+    """The directory of a checkpoint: `nano`'s is in the package, a hub's where it was downloaded."""
+    if str(name_or_path) == NANO:
+        return _FOLDER / "checkpoint"
+    path = Path(name_or_path)
+    return path if path.exists() else cached_snapshot(str(name_or_path)) or path
+
+
+def fetch_checkpoint(name_or_path: str, *, allow_pickle: bool = False) -> CheckpointPlace:
+    """The same, but `owner/name[@revision]` that is no local path is downloaded from the hub.
+
+    Raises:
+        CheckpointError: it cannot be downloaded.
+    """
+    if name_or_path == NANO or Path(name_or_path).exists() or parse_name(name_or_path) is None:
+        return CheckpointPlace(path=checkpoint_path(name_or_path))
+    snapshot = download_checkpoint(name_or_path, allow_pickle=allow_pickle)
+    return CheckpointPlace(path=snapshot.path, repository=snapshot.repository, commit=snapshot.commit)
+
+
+def fetch_sources(sources: Path | None, checkpoint: Path) -> tuple[Path | None, list[str]]:
+    """What `--sources` names, and notes for the user; `hub` downloads what the checkpoint itself names.
+
+    Raises:
+        CheckpointError: nothing of it can be downloaded.
+        UsageError: it is no directory.
+    """
+    if sources is None or str(sources) != HUB:
+        check_sources(sources)
+        return sources, []
+    folder, snapshots, problems = download_sources(checkpoint)
+    return folder, [f"sources: {snapshot.name}" for snapshot in snapshots] + problems
+
+
+def check_sources(sources: Path | None) -> None:
+    """A directory that is not there would pass for one that lacks the file that is looked for.
+
+    Raises:
+        UsageError: it is no directory.
+    """
+    if sources is not None and not sources.is_dir():
+        raise UsageError(f"--sources {sources}: no such directory.")
+
+
+def bundle_path(name_or_path: str | Path) -> Path:
+    """The directory of a bundle; `nano` is the one that comes with the package."""
+    return _FOLDER / "bundle" if str(name_or_path) == NANO else Path(name_or_path)
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a path is inside what comes with the package."""
+    return path.resolve().is_relative_to(_FOLDER.resolve())

@@ -1,0 +1,102 @@
+"""The values of a config.json, checked one by one before anything is computed or allocated from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from reprlib import repr as shown
+from typing import Any
+
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+
+from .families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, REFUSED_KEYS, Part
+
+MAX_SIZE = 1 << 24  # of anything: what is larger is a lie, or meant to exhaust the memory
+MAX_LAYERS = 1 << 10
+
+
+def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], path: Path) -> dict[str, Any]:
+    """One part's values: its diff over its family's defaults.
+
+    Args:
+        raw: the whole config.json.
+        key: `text_config` or `vision_config`.
+        parts: the families that are known.
+        path: of the file, for messages.
+
+    Raises:
+        CheckpointError: a value cannot be.
+        UnsupportedModelError: the family or a key is not known, or we compute only another value of it.
+    """
+    diff = raw.get(key)
+    if not isinstance(diff, dict):
+        raise CheckpointError(f"{path}: {key} is missing or not an object.")
+    family = diff.get("model_type")
+    if not isinstance(family, str) or family not in parts:
+        raise UnsupportedModelError(
+            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
+        )
+    defaults = parts[family].defaults
+    values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
+    for name, wanted in parts[family].only.items():
+        if values[name] != wanted:
+            raise UnsupportedModelError(
+                f"{path}: {key}.{name} = {shown(values[name])} is not supported for {family!r}, only "
+                f"{wanted!r} is."
+            )
+    for name, value in values.items():
+        if not _is_possible(name, value, defaults[name]):
+            raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
+    values["architecture"] = family
+    return values
+
+
+def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
+    """The keys of a diff that the family has; one that might change the maths is refused."""
+    values = {name: value for name, value in diff.items() if name in known}
+    for name, value in diff.items():
+        if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
+            if value.get("rope_type", "default") != "default":
+                raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: RoPE scaling is unsupported.")
+            values.update({k: v for k, v in value.items() if k in known})
+        elif name not in known | BOOKKEEPING_KEYS and not _is_neutral(name, value):
+            reason = REFUSED_KEYS.get(
+                name,
+                "it is not known, so the model might be computed wrongly. Remove the key if it has no effect",
+            )
+            raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: {reason}.")
+    return values
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    """Whether a key that no family knows changes nothing."""
+    if name == "layer_types" and isinstance(value, list):
+        value = [kind for kind in value if kind != "full_attention"]
+    return value in NEUTRAL_VALUES[name] if name in NEUTRAL_VALUES else not value
+
+
+def _is_possible(name: str, value: Any, default: Any) -> bool:
+    """Whether a value has its default's type, and a size, id or number that can be."""
+    is_token_id = name.endswith("_token_id")
+    if value is None:
+        return default is None or is_token_id
+    if isinstance(default, bool | str):
+        return type(value) is type(default)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(type(v) in (int, float) and 0 < v <= MAX_SIZE for v in value)
+    if name == "hidden_activation":
+        return isinstance(value, str)
+    if isinstance(default, float):
+        return type(value) in (int, float) and 0 < value <= 1e12
+    most = MAX_LAYERS if name.endswith("_layers") else MAX_SIZE
+    return type(value) is int and (0 if is_token_id else 1) <= value <= most
+
+
+def whole_number(raw: Mapping[str, Any], key: str, default: int, path: Path, minimum: int = 1) -> int:
+    """One number of the top level.
+
+    Raises:
+        CheckpointError: it is no whole number, or not a possible one.
+    """
+    value = raw.get(key, default)
+    if type(value) is not int or not minimum <= value <= MAX_SIZE:
+        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a possible whole number.")
+    return value

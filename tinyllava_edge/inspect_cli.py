@@ -1,0 +1,214 @@
+"""`tinyllava-edge inspect`: what a checkpoint or a bundle holds, from headers alone."""
+
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from tinyllava_edge import console
+from tinyllava_edge.checkpoint.names import NANO, bundle_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.errors import BundleError, UsageError
+
+if TYPE_CHECKING:
+    from tinyllava_edge.checkpoint.read_config import LanguageConfig, ModelConfig
+
+# Of llama.cpp's types, blocks' scales included.
+BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
+
+
+def inspect(
+    path: Annotated[
+        str,
+        typer.Argument(
+            help="A checkpoint or bundle directory, a GGUF file, nano, or owner/name[@revision] of the hub."
+        ),
+    ],
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that a checkpoint only names, as for export.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory."""
+    place = bundle_path(path)
+    if not place.exists():
+        place = fetch_checkpoint(path, allow_pickle=allow_pickle).path
+    if place.is_file() and place.suffix == ".gguf":
+        facts = inspect_gguf(place)
+    elif not place.is_dir():
+        raise UsageError(
+            f"{path}: no such directory or GGUF file. Give a checkpoint, a bundle, a .gguf, or '{NANO}'."
+        )
+    elif (place / "manifest.json").exists():
+        facts = inspect_bundle(place)
+    else:
+        sources, notes = fetch_sources(sources, place)
+        for text in notes:
+            console.note(text)
+        facts = inspect_checkpoint(place, sources=sources, allow_pickle=allow_pickle)
+    if json:
+        console.print_json(facts)
+    else:
+        _print(facts)
+
+
+def inspect_bundle(directory: Path) -> dict[str, Any]:
+    """Facts of a bundle; its files are checked on the way."""
+    from tinyllava_edge.bundle import Bundle
+
+    bundle = Bundle.open(directory)
+    manifest = bundle.manifest
+    return {
+        "kind": "bundle",
+        "path": str(directory),
+        "parts": {
+            name: {"architecture": p.architecture, "parameters": p.parameters, "dtype": p.dtype}
+            for name, p in manifest.parts.items()
+        },
+        "parameters": sum(part.parameters for part in manifest.parts.values()),
+        "tokens_per_picture": manifest.vision.num_tokens,
+        "image_size": manifest.vision.image_size,
+        "image_aspect_ratio": manifest.vision.preprocessing.aspect,
+        "feature_layer": manifest.vision.feature_layer,
+        "context_length": manifest.language.context_length,
+        "template": f"{manifest.prompt.template.name} ({manifest.prompt.template_reason})",
+        "stop_ids": list(manifest.prompt.stop_ids),
+        "variants": [
+            {
+                "part": variant.part,
+                "name": variant.name,
+                "target": variant.target,
+                "bytes": bundle.variant_bytes(variant),
+                "status": variant.status,
+            }
+            for variant in manifest.variants
+        ],
+        "source": manifest.source.model_dump(),
+        "versions": manifest.versions,
+    }
+
+
+def inspect_checkpoint(
+    directory: Path, *, sources: Path | None = None, allow_pickle: bool = False
+) -> dict[str, Any]:
+    """Facts of a checkpoint, from config.json and the headers of its weight files.
+
+    Raises:
+        CheckpointError: a file is damaged or nowhere, or its headers are not what config.json describes.
+    """
+    from tinyllava_edge.checkpoint.read_config import read_model_config
+    from tinyllava_edge.model.assets import read_assets
+    from tinyllava_edge.model.checkpoint import BUFFERS, checkpoint_layout, tensor_facts
+    from tinyllava_edge.model.vlm import checked_tensors
+
+    config = read_model_config(directory, sources=sources)
+    image_size = read_assets(directory, config, sources=sources).preprocessing.image_size
+    checked_tensors(
+        directory, config, allow_pickle=allow_pickle
+    )  # the headers alone, as no value is asked for
+    tensors = tensor_facts(directory, allow_pickle=allow_pickle)
+    parts: dict[str, Any] = {
+        "vision_tower": {"architecture": config.vision.architecture},
+        "connector": {"architecture": config.connector.type},
+        "language_model": {"architecture": config.language.architecture},
+    }
+    for name, part in parts.items():
+        own = [v for key, v in tensors.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
+        part["parameters"] = sum(prod(shape) for shape, _ in own)
+        part["dtype"] = ", ".join(sorted({dtype for _, dtype in own}))
+    return {
+        "kind": "checkpoint",
+        "path": str(directory),
+        "layout": checkpoint_layout(directory),
+        "parts": parts,
+        "parameters": sum(part["parameters"] for part in parts.values()),
+        "tokens_per_picture": config.num_picture_tokens(image_size),
+        "image_size": image_size,
+        "image_aspect_ratio": config.image_aspect_ratio,
+        "feature_layer": config.vision.feature_layer,
+        "exported_vision_layers": f"{config.vision.num_used_layers} of {config.vision.num_hidden_layers}",
+        "context_length": config.language.max_position_embeddings,
+        "template": f"{config.template} ({config.template_reason})",
+        "weight_bytes": _weight_bytes(config, parts),
+        "kv_bytes_per_token": _kv_bytes_per_token(config.language),
+    }
+
+
+def inspect_gguf(path: Path) -> dict[str, Any]:
+    """Facts of a GGUF file, from its header alone.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except Exception as error:  # the reader raises many types on damaged files
+        raise BundleError(
+            f"{path}: damaged GGUF file ({type(error).__name__}). Copy it again, or export it again."
+        ) from None
+    values = {name: entry.contents() for name, entry in reader.fields.items()}
+    architecture = str(values.get("general.architecture"))
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    part = {
+        "architecture": architecture,
+        "parameters": parameters,
+        "dtype": ", ".join(f"{count} x {name}" for name, count in types.most_common()),
+    }
+    return {
+        "kind": "GGUF",
+        "path": str(path),
+        "parts": {"language_model": part},
+        "parameters": parameters,
+        "context_length": values.get(f"{architecture}.context_length"),
+        "block_count": values.get(f"{architecture}.block_count"),
+        "tokenizer": values.get("tokenizer.ggml.model"),
+        "vocabulary": len(values.get("tokenizer.ggml.tokens", ())),
+        "file_bytes": path.stat().st_size,
+    }
+
+
+def _weight_bytes(config: "ModelConfig", parts: dict[str, Any]) -> dict[str, int]:
+    """About how large each precision of each part is; a tower counts with the layers that are exported."""
+    vision = config.vision
+    used = vision.num_used_layers / vision.num_hidden_layers
+    rows = parts["vision_tower"]["parameters"] * used + parts["connector"]["parameters"]
+    language = parts["language_model"]["parameters"]
+    return {
+        **{f"vision {name}": round(rows * size) for name, size in (("fp32", 4), ("fp16", 2))},
+        **{f"language {name}": round(language * bits / 8) for name, bits in BITS_PER_WEIGHT.items()},
+    }
+
+
+def _kv_bytes_per_token(language: "LanguageConfig") -> int:
+    """Keys and values of one position in float16."""
+    heads = language.values.get("num_kv_heads") or [language.num_key_value_heads] * language.num_hidden_layers
+    return int(sum(heads)) * language.head_dim * 2 * 2
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console.stdout.print(f"{facts['kind']} {facts['path']}", highlight=False, markup=False)
+    parts = Table("part", "architecture", "parameters", "dtype")
+    for name, part in facts["parts"].items():
+        parts.add_row(name, escape(part["architecture"]), f"{part['parameters']:,}", escape(part["dtype"]))
+    parts.add_row("all", "", f"{facts['parameters']:,}", "")
+    console.stdout.print(parts)
+    if "variants" in facts:
+        variants = Table("part", "variant", "target", "bytes", "status")
+        for v in facts["variants"]:
+            variants.add_row(v["part"], escape(v["name"]), v["target"], f"{v['bytes']:,}", v["status"])
+        console.stdout.print(variants)
+    if "weight_bytes" in facts:
+        memory = Table("precision", "bytes, about")
+        for name, size in facts["weight_bytes"].items():
+            memory.add_row(name, f"{size:,}")
+        console.stdout.print(memory)
+    for key, value in facts.items():
+        if not isinstance(value, dict | list) and key not in ("kind", "path", "parameters"):
+            console.stdout.print(f"{key.replace('_', ' ')}: {value}", highlight=False, markup=False)

@@ -96,7 +96,7 @@ _TINYLLAMA = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Shape:
     """A model's parts as config.json has them, and what comes with it."""
 
@@ -129,27 +129,9 @@ class Shape:
 
 # The numbers are published ones, or summed by hand from published sizes (spec/tinyllava.md sections 3.4, 8).
 SHAPES = {
-    "phi2-siglip": Shape(
-        language=_PHI_2,
-        vision=_SIGLIP,
-        processor=_SIGLIP_PROCESSOR,
-        tokenizer="phi-gpt2",
-        parameters=3_217_417_280,
-    ),
-    "qwen2-0.5b-siglip": Shape(
-        language=_QWEN2_HALF_B,
-        vision=_SIGLIP,
-        processor=_SIGLIP_PROCESSOR,
-        tokenizer="qwen2",
-        parameters=924_095_168,
-    ),
-    "tinyllama-clip-l336": Shape(
-        language=_TINYLLAMA,
-        vision=_CLIP_L,
-        processor=_CLIP_PROCESSOR,
-        tokenizer="llama-spm",
-        parameters=1_409_851_392,
-    ),
+    "phi2-siglip": Shape(_PHI_2, _SIGLIP, _SIGLIP_PROCESSOR, "phi-gpt2", 3_217_417_280),
+    "qwen2-0.5b-siglip": Shape(_QWEN2_HALF_B, _SIGLIP, _SIGLIP_PROCESSOR, "qwen2", 924_095_168),
+    "tinyllama-clip-l336": Shape(_TINYLLAMA, _CLIP_L, _CLIP_PROCESSOR, "llama-spm", 1_409_851_392),
 }
 
 

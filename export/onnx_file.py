@@ -18,8 +18,6 @@ import onnxruntime
 
 from tinyllava_edge.errors import ExportError
 
-PIXELS = "pixels"
-EMBEDDINGS = "embeddings"
 TOWER_OUTPUT = "vision_tower_output"
 INLINE_LIMIT = 1 << 26  # bytes: a file with its weights inside is read and written as a whole
 PAGE = 4096  # bytes: weights that begin at one can be mapped

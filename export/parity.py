@@ -17,6 +17,7 @@ import torch
 
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.gates import least_snr_db
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.metrics import feature_figures, first_fault
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.precisions import EXACT_TYPES, FLOAT16_LIMIT, FLOAT16_MAX, PRECISIONS
@@ -24,7 +25,7 @@ from tinyllava_edge.reference_tensors import ReferenceTensors
 
 from .gguf_arch import TensorRule
 from .language_gguf import LanguageSource, OnProgress, no_progress
-from .onnx_file import EMBEDDINGS, PIXELS, open_session
+from .onnx_file import open_session
 from .quantize import block_size
 from .rounding import evaluate_rounded, measure_ranges
 

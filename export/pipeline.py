@@ -50,16 +50,7 @@ from .vision_variants import VisionSource, write_variant
 
 __all__ = ["ExportOptions", "export_bundle"]
 
-PACKAGES = [
-    "tinyllava-edge",
-    "torch",
-    "transformers",
-    "onnx",
-    "onnxruntime",
-    "gguf",
-    "llama-cpp-python",
-    "numpy",
-]
+PACKAGES = "tinyllava-edge torch transformers onnx onnxruntime gguf llama-cpp-python numpy"
 OnStep = Callable[[str], None]
 
 
@@ -301,5 +292,5 @@ def _seal(
         ),
         variants=variants,
         source=source,
-        versions={package: version(package) for package in PACKAGES},
+        versions={package: version(package) for package in PACKAGES.split()},
     )

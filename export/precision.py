@@ -12,9 +12,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.precisions import FLOAT16_LIMIT, FLOAT16_MAX
 
-from .onnx_file import EMBEDDINGS, PIXELS, element_types, replace_nodes, without_weights
+from .onnx_file import element_types, replace_nodes, without_weights
 from .rounding import ValueRange
 
 _SUFFIX: dict[int, str] = {

@@ -16,9 +16,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.precisions import FLOAT16_MAX
 
-from .onnx_file import EMBEDDINGS, PIXELS, element_types, opened_graph, replace_nodes
+from .onnx_file import element_types, opened_graph, replace_nodes
 
 Floats = npt.NDArray[np.float32]
 LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

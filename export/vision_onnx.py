@@ -18,20 +18,11 @@ import torch
 from onnxscript import opset18 as op
 from torch import nn
 
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.model.vision_tower import VisionTower
 from tinyllava_edge.model.vlm import TinyLlava
 
-from .onnx_file import EMBEDDINGS, PIXELS, TOWER_OUTPUT, check_domains, write_vision_graph
-
-__all__ = [
-    "EMBEDDINGS",
-    "OPSET",
-    "PIXELS",
-    "TOWER_OUTPUT",
-    "VisionGraph",
-    "build_vision_graph",
-    "write_vision_graph",
-]
+from .onnx_file import TOWER_OUTPUT, check_domains
 
 OPSET = 18
 

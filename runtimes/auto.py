@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError
-from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 from tinyllava_edge.runtimes.trt.record import Choice
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
@@ -92,7 +92,7 @@ def _reason(choice: Choice) -> str:
 
 
 def _stored_choice(bundle: Bundle) -> Choice | None:
-    if not cache_folder().is_dir():
+    if not engine_folder().is_dir():
         return None
     choice = EngineCache().choice(bundle.manifest_sha256)
     return choice if choice is not None and choice.runtime in RUNTIMES else None

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +47,7 @@ class Report:
 
 def examine() -> Report:
     """Look at the machine, the packages and every runtime; each runtime's packages are really imported."""
-    packages = {name: _version(name) for name in PACKAGES.split()}
+    packages = package_versions()
     machine, gpu = read_machine(), examine_gpu()
     return Report(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
@@ -91,11 +92,13 @@ def lines(report: Report) -> Iterator[str]:
         yield f"problem: {problem}"
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+def package_versions() -> dict[str, str | None]:
+    """Version of every package that a result may depend on; None where it is not installed."""
+    found: dict[str, str | None] = dict.fromkeys(PACKAGES.split())
+    for package in found:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _examine_runtime(name: str, gpu: GpuReport) -> RuntimeState:

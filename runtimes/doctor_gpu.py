@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from tinyllava_edge.device import Jetson, Machine, read_driver
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.runtimes.trt.binding import TARGETS, open_tensorrt
-from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 from tinyllava_edge.runtimes.trt.cudart import Gpu, open_cudart
 
 # Below this JetPack 6 fails on large allocations: NvMapMemAllocInternalTagged, error 12 (spec section 5).
@@ -73,7 +73,7 @@ def examine_gpu() -> GpuReport:
 
 def read_cache() -> CacheState:
     """The engine cache as it is; it is not made where there is none."""
-    folder = cache_folder()
+    folder = engine_folder()
     if not folder.is_dir():
         return CacheState(folder=str(folder))
     try:

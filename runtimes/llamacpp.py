@@ -90,9 +90,7 @@ class LlamaCppLanguage:
         is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
         self._library, self._log = _load_library()
         self._log.attach()
-        self.build = (
-            self._library.llama_print_system_info().decode()
-        )  # which instructions it was compiled for
+        self.build = self._library.llama_print_system_info().decode()  # instructions it was compiled for
         self._has_gpu = bool(self._library.llama_supports_gpu_offload())
         if self._has_gpu:
             self.name += ", GPU"

@@ -17,6 +17,7 @@ import onnxruntime
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
 from .base import BackendOptions, check_open, check_pixels
 from .registry import TWO_ONNXRUNTIMES
@@ -35,7 +36,6 @@ CUDA_OPTIONS = {
 }
 _CUDA_MEMORY_SHARE = 4  # of the variant's size: weights, activations, cuDNN's scratch
 _CUDA_MEMORY_LEAST = 1 << 30
-INPUT, OUTPUT = "pixels", "embeddings"
 _ERRORS_ONLY = 3
 
 
@@ -122,7 +122,7 @@ class OnnxVision:
         return list(PROVIDERS)
 
     def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        [embeddings] = self._session.run([OUTPUT], {INPUT: pixels})
+        [embeddings] = self._session.run([EMBEDDINGS], {PIXELS: pixels})
         rows: npt.NDArray[np.float32] = embeddings
         return rows
 
@@ -138,8 +138,8 @@ class OnnxVision:
     def _check_shapes(self, path: Path) -> None:
         inputs = {node.name: (node.type, list(node.shape[1:])) for node in self._session.get_inputs()}
         outputs = {node.name: (node.type, list(node.shape[1:])) for node in self._session.get_outputs()}
-        wanted_inputs = {INPUT: ("tensor(float)", [3, self._image_size, self._image_size])}
-        wanted_outputs = {OUTPUT: ("tensor(float)", list(self._output_shape))}
+        wanted_inputs = {PIXELS: ("tensor(float)", [3, self._image_size, self._image_size])}
+        wanted_outputs = {EMBEDDINGS: ("tensor(float)", list(self._output_shape))}
         if inputs != wanted_inputs or outputs != wanted_outputs:
             raise BundleError(
                 f"{path}: expected {wanted_inputs} -> {wanted_outputs}, found {inputs} -> {outputs}. "
@@ -171,9 +171,7 @@ class OnnxCudaVision(OnnxVision):
     ) -> None:
         self._memory_limit_bytes = memory_limit_bytes
         check_cuda_offered()
-        if hasattr(
-            onnxruntime, "preload_dlls"
-        ):  # finds CUDA and cuDNN where pip put them; says what it misses
+        if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA and cuDNN of pip; says what it misses
             with redirect_stdout(StringIO()):
                 onnxruntime.preload_dlls()
         super().__init__(path, spec, name=name, threads=threads)
@@ -184,8 +182,8 @@ class OnnxCudaVision(OnnxVision):
 
     def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         binding = self._session.io_binding()
-        binding.bind_cpu_input(INPUT, np.ascontiguousarray(pixels))
-        binding.bind_output(OUTPUT, self.device)
+        binding.bind_cpu_input(PIXELS, np.ascontiguousarray(pixels))
+        binding.bind_output(EMBEDDINGS, self.device)
         self._session.run_with_iobinding(binding)
         [rows] = binding.copy_outputs_to_cpu()
         found: npt.NDArray[np.float32] = rows

@@ -43,7 +43,7 @@ COMMANDS = {
         "Compare two reports of bench.",
     ),
     "hub-check": (
-        "tinyllava_edge.benchmarks.evals.hub_check_cli",
+        "tinyllava_edge.benchmarks.evals.hub_check",
         "hub_check",
         "Download, export, verify and score the released checkpoints.",
     ),

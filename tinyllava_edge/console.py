@@ -1,7 +1,9 @@
 """What the commands print: progress to stderr, results to stdout."""
 
 import json
+import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -28,6 +30,13 @@ def print_json(value: Any) -> None:
     """Print one line of JSON on stdout, for programs."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def json_lines() -> Callable[[object], None]:
+    """Writes values to standard output, a line each; whatever a library prints goes to standard error."""
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    return lambda value: print(json.dumps(value), file=channel, flush=True)
 
 
 def note(text: str) -> None:

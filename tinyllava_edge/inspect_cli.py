@@ -107,9 +107,7 @@ def inspect_checkpoint(
 
     config = read_model_config(directory, sources=sources)
     image_size = read_assets(directory, config, sources=sources).preprocessing.image_size
-    checked_tensors(
-        directory, config, allow_pickle=allow_pickle
-    )  # the headers alone, as no value is asked for
+    checked_tensors(directory, config, allow_pickle=allow_pickle)  # headers alone: no value is asked for
     tensors = tensor_facts(directory, allow_pickle=allow_pickle)
     parts: dict[str, Any] = {
         "vision_tower": {"architecture": config.vision.architecture},

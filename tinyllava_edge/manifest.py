@@ -74,6 +74,9 @@ class PromptSpec(_Strict):
         return self
 
 
+PIXELS, EMBEDDINGS = "pixels", "embeddings"  # input and output of every vision graph
+
+
 class VisionSpec(_Strict):
     """What goes into the vision graph, and what comes out of it."""
 

@@ -9,6 +9,8 @@ that holds Python's lock takes its memory.
 import ctypes
 import gc
 import os
+import re
+import resource
 import select
 import signal
 import subprocess
@@ -58,6 +60,20 @@ def anonymous_bytes(pid: int) -> int | None:
         return None
     found = [line.split() for line in lines if line.startswith(("RssAnon:", "RssShmem:"))]
     return sum(int(words[1]) * 1024 for words in found) if found else None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory this process has held, shared libraries and mapped weights included.
+
+    Linux hands the parent's peak down through `ru_maxrss`, so the program's own mark (VmHWM) is read there.
+    """
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    except OSError:
+        found = None
+    if found:
+        return int(found[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def return_large_blocks() -> None:

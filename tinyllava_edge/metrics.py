@@ -133,12 +133,6 @@ def max_abs_difference(expected: Array, actual: Array) -> float:
     return float(np.max(np.abs(expected - actual), initial=0.0))
 
 
-def mean_abs_difference(expected: Array, actual: Array) -> float:
-    """Mean absolute difference."""
-    expected, actual = _pair(expected, actual)
-    return float(np.mean(np.abs(expected - actual)))
-
-
 def kl_divergence(expected_logits: Array, actual_logits: Array) -> npt.NDArray[np.float64]:
     """Kullback-Leibler divergence of each position, in nats: sum p (log p - log q), p what is expected.
 

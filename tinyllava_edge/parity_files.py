@@ -4,12 +4,12 @@ Nothing is written into the bundle that comes with the package: its results are 
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
+from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.errors import BundleError
 
@@ -18,8 +18,7 @@ def parity_path(bundle: Bundle, name: str) -> Path:
     """Where a result is written: "export", or the runtime that `verify` ran."""
     if not is_shipped(bundle.root):
         return bundle.root / PARITY_FOLDER / f"{name}.json"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "tinyllava-edge" / PARITY_FOLDER / bundle.manifest_sha256 / f"{name}.json"
+    return cache_folder() / PARITY_FOLDER / bundle.manifest_sha256 / f"{name}.json"
 
 
 def write_parity(bundle: Bundle, name: str, result: dict[str, Any]) -> Path:

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.cache import cache_folder
 
 # A change within one tick of the file system's clock leaves no trace in ctime. So, like git, a file is
 # remembered only when its last change is older than any tick.
@@ -27,8 +28,7 @@ class VerifiedFiles:
     @classmethod
     def load(cls) -> "VerifiedFiles":
         """Read the cache; one that is damaged, or that others can write, counts as empty."""
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        path = Path(base) / "tinyllava-edge" / "verified.json"
+        path = cache_folder() / "verified.json"
         try:
             with path.open(encoding="utf-8") as file:
                 status = os.fstat(file.fileno())

@@ -34,15 +34,6 @@ class Conversation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """Token ids with -200 for each picture, and the label of each id."""
-
-    ids: list[int]
-    labels: list[int]
-    picture: Path | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Samples of one step; pictures in the order of their placeholders."""
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import nn
 
 NUM_FEATURES = 1280
-STRIDE = 32
 # repeats, kernel, stride, expansion, output channels
 _STAGES = (
     (1, 3, 1, 1, 16),

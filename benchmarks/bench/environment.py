@@ -10,16 +10,12 @@ import shutil
 import subprocess
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.device import read_machine
+from tinyllava_edge.runtimes.doctor import package_versions
 
-PACKAGES = (
-    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt"),
-    *("llama-cpp-python", "torch", "transformers", "onnx", "gguf"),
-)
 # Variables that decide how many threads work, how they wait, and which device they see.
 _VARIABLES = (
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "MKL_NUM_THREADS"),
@@ -29,17 +25,6 @@ _GPU_FIELDS = (
     *("name", "driver_version", "compute_cap", "memory.total", "pstate", "temperature.gpu"),
     *("clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit", "ecc.mode.current"),
 )
-
-
-def package_versions() -> dict[str, str | None]:
-    """Version of each package that a result depends on; None where it is not installed."""
-    found: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def machine_card(root: Path = Path("/")) -> dict[str, Any]:

@@ -19,8 +19,7 @@ import numpy as np
 
 from tinyllava_edge.errors import BackendError
 
-from .machine_load import read_cpu_times, shares_between
-from .page_cache import evict
+from .machine_load import evict, read_cpu_times, shares_between
 from .worker import Cell, Request
 
 MIN_WARM_UP_RUNS, MAX_WARM_UP_RUNS = 6, 20

@@ -41,11 +41,6 @@ class Ratio:
             return "equivalent"
         return "inconclusive"
 
-    @property
-    def contains_one(self) -> bool:
-        """Whether the interval includes 1, as a control of a cell against itself must."""
-        return self.low <= 1 <= self.high
-
 
 def paired_ratio(baseline: Sessions, cell: Sessions, *, seed: int = 0) -> Ratio:
     """exp(median(log(baseline / cell))) over neighbouring pairs.

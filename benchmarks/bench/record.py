@@ -17,7 +17,7 @@ from .environment import machine_card
 from .machine_load import busy_line, watch
 from .measure import CellSession, Session, measure_cells
 from .plan import Plan, cell_bytes, cell_files
-from .ratios import Ratio, median, median_deviation, paired_ratio, percentile_90
+from .ratios import median, median_deviation, paired_ratio, percentile_90
 from .worker import Cell
 
 SCHEMA_VERSION = 2
@@ -184,7 +184,7 @@ def _stitching(sessions: Sequence[CellSession]) -> Record | None:
     if not sessions[0].raw:
         return None
     raw = [[[sample["total_ms"] for sample in pair] for pair in session.raw] for session in sessions]
-    return _ratio_record(paired_ratio(_times(sessions, "total_ms"), raw))
+    return asdict(paired_ratio(_times(sessions, "total_ms"), raw))
 
 
 def _times(sessions: Sequence[CellSession], metric: str) -> list[list[list[float]]]:
@@ -198,7 +198,7 @@ def _ratios(cells: Sequence[Record]) -> list[Record]:
             "cell": cell["name"],
             "baseline": cells[0]["name"],
             "metric": metric,
-            **_ratio_record(ratio := paired_ratio(times_of(cells[0], metric), times_of(cell, metric))),
+            **asdict(ratio := paired_ratio(times_of(cells[0], metric), times_of(cell, metric))),
             "verdict": ratio.verdict,
         }
         for cell in cells[1:]
@@ -209,10 +209,6 @@ def _ratios(cells: Sequence[Record]) -> list[Record]:
 def times_of(cell: Record, metric: str, kind: str = "warm") -> list[list[list[float]]]:
     """Raw times of a cell in a record: sessions, blocks, two runs."""
     return [[[s[kind][metric] for s in pair] for pair in session["requests"]] for session in cell["sessions"]]
-
-
-def _ratio_record(ratio: Ratio) -> Record:
-    return asdict(ratio)
 
 
 def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:

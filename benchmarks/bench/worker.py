@@ -6,19 +6,17 @@ jobs it waits for input, so it takes no time from the cell that is measured.
 
 import hashlib
 import json
-import os
-import re
-import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.memory import peak_memory_bytes
 from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, VisionBackend
 from tinyllava_edge.runtimes.engine import Model
 from tinyllava_edge.runtimes.registry import open_backends
@@ -169,55 +167,27 @@ def _rounded(value: Any) -> Any:
     return [_rounded(part) for part in value] if isinstance(value, tuple) else value
 
 
-def peak_memory_bytes() -> int:
-    """Most memory this process has held, shared libraries and mapped weights included.
-
-    Linux hands the parent's peak down through `ru_maxrss`, so the program's own mark is read there.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    found = re.search(r"^VmHWM:\s*(\d+) kB", status, flags=re.MULTILINE)
-    assert found is not None
-    return int(found[1]) << 10
-
-
-def serve(cell: Cell, request: Request) -> None:
+def serve(cell: Cell, request: Request, say: Say) -> None:
     """Answer every line of standard input, until it ends; a user's mistake is one line too."""
-    with _channel() as say:
-        try:
-            start = time.perf_counter()
-            opened = OpenCell(cell, request)
-            say({"load_s": time.perf_counter() - start, **opened.facts()})
-            for line in sys.stdin:
-                job = json.loads(line)
-                if job["job"] == "request":
-                    say(opened.measure_request())
-                elif job["job"] == "raw":
-                    say(opened.measure_raw())
-                elif job["job"] == "answers":
-                    say(opened.answers(job, say))
-                else:
-                    say({"peak_memory_bytes": peak_memory_bytes()})
-            opened.close()
-        except TinyLlavaEdgeError as error:
-            say({"error": " ".join(str(error).split())})
-
-
-@contextmanager
-def _channel() -> Iterator[Say]:
-    """Standard output for our lines alone: whatever a native library prints goes to standard error."""
-    with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as lines:
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-        def say(value: dict[str, Any]) -> None:
-            lines.write(json.dumps(value) + "\n")
-            lines.flush()
-
-        yield say
+    try:
+        start = time.perf_counter()
+        opened = OpenCell(cell, request)
+        say({"load_s": time.perf_counter() - start, **opened.facts()})
+        for line in sys.stdin:
+            job = json.loads(line)
+            if job["job"] == "request":
+                say(opened.measure_request())
+            elif job["job"] == "raw":
+                say(opened.measure_raw())
+            elif job["job"] == "answers":
+                say(opened.answers(job, say))
+            else:
+                say({"peak_memory_bytes": peak_memory_bytes()})
+        opened.close()
+    except TinyLlavaEdgeError as error:
+        say({"error": " ".join(str(error).split())})
 
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    serve(Cell(**task["cell"]), Request(**task["request"]))
+    serve(Cell(**task["cell"]), Request(**task["request"]), json_lines())

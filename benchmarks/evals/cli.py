@@ -11,21 +11,30 @@ from rich.table import Table
 from tinyllava_edge.atomic_files import check_output, write_bytes
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
     from tinyllava_edge.benchmarks.bench.worker import Cell
 
+    from .public_sets import PublicSet
     from .questions import Question
 
 
 def evaluate(
     bundle: Annotated[str, typer.Argument(help="Bundle directory, or nano.")],
     questions: Annotated[
-        Path, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
-    ],
-    images: Annotated[Path, typer.Option(help="Folder that the image paths are relative to.")],
+        Path | None, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the image paths are relative to.")] = None,
+    benchmark: Annotated[
+        str | None, typer.Option(help="In the place of --questions: pope or textvqa, by its own rule.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmark, as TinyLLaVA's own scripts have it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Pictures of the benchmark; 0 takes all.")] = 0,
     runtime: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = DEFAULT_RUNTIME,
     vision: Annotated[
         str, typer.Option(help="Vision variants, comma-separated, or 'all'; the most precise one by default.")
@@ -42,23 +51,28 @@ def evaluate(
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 16,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens of an answer: 16, and 128 of a benchmark's.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
     answers: Annotated[Path | None, typer.Option(help="Write every answer to this JSONL file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the answers file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
 ) -> None:
-    """Score short answers by exact match, with the blind score beside; the last line is JSON."""
+    """Score short answers by exact match, with the blind score beside; the last line is JSON.
+
+    A benchmark is scored by its own rule, and asked blind only where --blind says so.
+    """
     from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
     from tinyllava_edge.bundle import Bundle
 
-    from .questions import read_questions
-    from .scores import count_pictures, summarize
+    from .public_sets import MAX_TOKENS
+    from .scores import count_pictures
 
+    asked, public = _read_questions(questions, images, benchmark, data, limit)
     if answers is not None:
         check_output(answers, force=force)
         answers.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
-    asked = read_questions(questions, images)
     opened = Bundle.open(bundle_path(bundle))
     wish = Wish(
         runtimes=parse_names(runtime),
@@ -70,20 +84,15 @@ def evaluate(
         threads=threads,
     )
     cells = plan_cells(named_bundles([opened]), wish)[:-1]
-    ways = (True,) if blind else (False, True)
-    found = _ask(cells, asked, ways, max_tokens)
+    ways = (blind,) if blind or public else (False, True)
+    found = _ask(cells, asked, ways, max_tokens or (MAX_TOKENS if public else 16))
     results = [
         {
             "name": cell.name,
             "runtime": cell.runtime,
             "vision": cell.vision,
             "language": cell.language,
-            **summarize(
-                asked,
-                found[cell.name, blind],
-                found[cell.name, True],
-                found[cells[0].name, blind] if cell is not cells[0] else None,
-            ),
+            **_score(cell, cells[0], asked, found, blind, public),
         }
         for cell in cells
     ]
@@ -91,16 +100,18 @@ def evaluate(
         **{key: value for key, value in results[0].items() if key != "name"},
         "bundle": str(bundle),
         "manifest_sha256": opened.manifest_sha256,
+        "benchmark": benchmark,
         "blind": blind,
         "images": count_pictures(asked),
         "variants": results,
     }
     if answers is not None:
-        lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(cells, asked, found))
+        lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(asked, found, public))
         write_bytes(answers, "".join(f"{line}\n" for line in lines).encode())
     if not json:
-        _print(results)
-        note(f"{len(asked)} questions about {summary['images']} pictures; 95 % intervals over pictures")
+        _print(results, benchmark)
+        intervals = "" if public else "; 95 % intervals over pictures"
+        note(f"{len(asked)} questions about {summary['images']} pictures{intervals}")
     print_json(summary)
 
 
@@ -140,8 +151,48 @@ def _ask(
     return found
 
 
+def _read_questions(
+    questions: Path | None, images: Path | None, benchmark: str | None, data: Path | None, limit: int
+) -> "tuple[list[Question], PublicSet | None]":
+    """What is asked, and the public set that it is of.
+
+    Raises:
+        DataError: a file or picture is missing or of another form.
+        UsageError: both kinds are given, or neither, or half of one.
+    """
+    from .public_sets import read_public_set
+    from .questions import read_questions
+
+    if benchmark and data and not (questions or images):
+        public = read_public_set(benchmark, data, limit)
+        return public.questions, public
+    if questions and images and not (benchmark or data or limit):
+        return read_questions(questions, images), None
+    raise UsageError("give --questions and --images, or --benchmark and --data (and its --limit).")
+
+
+def _score(
+    cell: "Cell",
+    first: "Cell",
+    asked: "Sequence[Question]",
+    found: Answers,
+    blind: bool,
+    public: "PublicSet | None",
+) -> dict[str, Any]:
+    """A cell's figures: the public set's own, or exact match, blind beside it, and against the first cell."""
+    from .scores import summarize
+
+    answers = found[cell.name, blind]
+    if public is not None:
+        amount = {"asked": len(asked), "of": public.num_all, "subset": len(asked) < public.num_all}
+        return {**public.score(answers), **amount}
+    return summarize(
+        asked, answers, found[cell.name, True], None if cell is first else found[first.name, blind]
+    )
+
+
 def _answer_lines(
-    cells: "Sequence[Cell]", asked: "Sequence[Question]", found: Answers
+    asked: "Sequence[Question]", found: Answers, public: "PublicSet | None"
 ) -> Iterator[dict[str, Any]]:
     """Every answer with the keys of LLaVA's answer files, and what was expected."""
     from .scores import is_right
@@ -157,13 +208,19 @@ def _answer_lines(
                 "metadata": {
                     "type": question.type,
                     "expected": question.answer,
-                    "right": is_right(question, answer),
+                    "right": None if public else is_right(question, answer),
                     "blind": is_blind,
                 },
             }
 
 
-def _print(results: list[dict[str, Any]]) -> None:
+def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
+    if benchmark is not None:
+        table = Table("variant", benchmark, "questions")
+        for result in results:
+            table.add_row(result["name"], f"{result['score']:.1f} %", f"{result['asked']} of {result['of']}")
+        stdout.print(table)
+        return
     kinds = list(results[0]["types"])
     table = Table("variant", "accuracy", *kinds, "blind", "agrees with first", "difference")
     for result in results:

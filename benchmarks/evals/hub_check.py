@@ -1,66 +1,216 @@
-"""Released checkpoints, from download to score: what `make hub-check` runs where there is a network.
+"""The command `tinyllava-edge hub-check`: released checkpoints through export, verify and eval.
 
-Each is exported, held against torch, and scored on POPE and TextVQA where their files are given; one that
-fails does not stop the others. The report is a directory with report.json, report.md and a file for each.
+Each command runs in a process of its own, so that a checkpoint that fails, or takes all memory, does not stop
+the others. The report is a directory with report.json, report.md and a file for each checkpoint.
+
+Published figures: spec/tinyllava.md section 4 (README of TinyLLaVA Factory and of TinyLLaVABench). No
+revision could be looked up where this was written, so none is pinned here: a report records the commit that
+it resolved, and `owner/name@commit` on the command line pins it.
 """
 
-import random
+import json as json_module
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from tinyllava_edge.atomic_files import write_json
+import typer
+
+from tinyllava_edge.atomic_files import check_output, output_directory, write_json
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.names import CheckpointPlace, fetch_checkpoint, fetch_sources
-from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
-from tinyllava_edge.export.options import ExportOptions
-from tinyllava_edge.runtimes.engine import open_bundle
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, choose_runtime
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.export.options import parse_names
 
-from .pope import read_pope, score_pope
-from .published import Released
-from .questions import Question
-from .scores import ask_all
-from .textvqa import read_textvqa, score_textvqa
+from .public_sets import PUBLIC_SETS
 
 Record = dict[str, Any]
-MAX_TOKENS = 128  # upstream's, for POPE and TextVQA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released:
+    """One checkpoint of the hub; a score is None where none was published."""
+
+    repository: str
+    pope: float | None = None  # mean F1 of the three splits, in per cent
+    textvqa: float | None = None  # accuracy with OCR tokens in the prompt, in per cent
+    note: str = ""
+
+
+RELEASED = (
+    Released(
+        repository="tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B", pope=87.2, textvqa=60.3, note="recipe share"
+    ),
+    Released(repository="tinyllava/TinyLLaVA-Gemma-SigLIP-2.4B", pope=86.4, textvqa=53.6),
+    Released(repository="jiajunlong/TinyLLaVA-0.89B", pope=85.4, textvqa=44.0, note="OpenELM-450M"),
+    Released(repository="Zhang199/TinyLLaVA-Qwen2-0.5B-SigLIP", pope=86.6, textvqa=45.2),
+    Released(repository="Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP", pope=87.4, textvqa=58.3),
+    Released(repository="bczhou/TinyLLaVA-3.1B", textvqa=59.1, note="TinyLLaVABench"),
+    Released(repository="bczhou/TinyLLaVA-2.0B", textvqa=56.4, note="TinyLLaVABench"),
+    Released(repository="bczhou/TinyLLaVA-1.5B", textvqa=51.7, note="TinyLLaVABench"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How every checkpoint is treated.
+    """How every checkpoint is treated; the fields are the command's options."""
 
-    Attributes:
-        hub_root: a directory with `owner/name/` in the place of the hub; nothing is downloaded then.
-        sources: where files are that a checkpoint only names; "hub" downloads them.
-        eval_data: folder with `pope/` and `textvqa/`, either may be missing.
-        limit: pictures of each benchmark; 0 takes all of them.
+    vision: str
+    language: str
+    eval_data: Path | None
+    limit: int
+    hub_root: Path | None
+    sources: Path | None
+    allow_pickle: bool
+
+
+def hub_check(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the report to write.")],
+    checkpoints: Annotated[
+        str, typer.Option(help="owner/name[@revision], comma-separated; all released ones by default.")
+    ] = "",
+    vision: Annotated[str, typer.Option(help="Vision precisions, comma-separated.")] = "fp32",
+    language: Annotated[
+        str, typer.Option(help="Language model types, comma-separated; the last one is scored.")
+    ] = "f16,q8_0",
+    eval_data: Annotated[
+        Path | None, typer.Option(help="Folder with pope/ and textvqa/, as TinyLLaVA's own scripts have it.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Pictures of each benchmark; 0 takes all.")] = 0,
+    hub_root: Annotated[
+        Path | None, typer.Option(help="A directory with owner/name/ in the place of the hub.")
+    ] = None,
+    sources: Annotated[
+        Path | None, typer.Option(help="Where files are that a checkpoint only names; 'hub' fetches them.")
+    ] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="Keep what was exported.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+) -> None:
+    """Download released checkpoints, export, verify and score them; exit code 1 where one fails.
+
+    The report is also packed beside its directory, as .tar.gz.
     """
+    output = output.absolute()
+    packed = output.with_name(f"{output.name}.tar.gz")
+    for path in (output, packed):
+        check_output(path, force=force)
+    if eval_data is not None and not any((eval_data / name).is_dir() for name in PUBLIC_SETS):
+        raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(PUBLIC_SETS)}/.")
+    options = CheckOptions(
+        vision=vision,
+        language=language,
+        eval_data=eval_data,
+        limit=limit,
+        hub_root=hub_root,
+        sources=sources or (None if hub_root else Path("hub")),
+        allow_pickle=allow_pickle,
+    )
+    chosen = _chosen([name.strip() for name in checkpoints.split(",") if name.strip()])
+    with output_directory(output, force=force) as folder, progress() as bar:
+        task = bar.add_task("hub-check", total=len(chosen))
+        records = []
+        for released in chosen:
+            records.append(_check(folder, released, options, lambda step: bar.update(task, description=step)))
+            bar.advance(task)
+        report = _write_report(folder, options, records)
+        if not keep_bundles:
+            shutil.rmtree(folder / "bundles", ignore_errors=True)
+    beside = output.with_name(f".{output.name}")
+    Path(shutil.make_archive(str(beside), "gztar", output.parent, output.name)).replace(packed)
+    if json:
+        print_json(report)
+    else:
+        for line in markdown_lines(report):
+            stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+    note(f"written to {output} and {packed}")
+    if not all(_passed(record) for record in records):
+        raise typer.Exit(1)
 
-    vision: tuple[str, ...] = ("fp32",)
-    language: tuple[str, ...] = ("f16", "q8_0")
-    hub_root: Path | None = None
-    sources: Path | None = Path("hub")
-    eval_data: Path | None = None
-    limit: int = 0
-    allow_pickle: bool = False
+
+def _chosen(names: Sequence[str]) -> list[Released]:
+    """The named checkpoints, each with what was published of it, or all released ones."""
+    known = {released.repository: released for released in RELEASED}
+    found = [known.get(name.partition("@")[0], Released(repository=name)) for name in names or known]
+    return [replace(released, repository=name) for released, name in zip(found, names or known, strict=True)]
 
 
-def check_released(
-    folder: Path, released: Sequence[Released], options: CheckOptions, on_step: Callable[[str], None]
-) -> Record:
-    """Check every checkpoint and write the report into a folder; it has a record for each."""
-    records = []
-    for model in released:
-        record: Record = {"repository": model.repository, "note": model.note, "error": ""}
-        try:
-            record |= _check(folder, model, options, on_step)
-        except (TinyLlavaEdgeError, OSError) as error:
-            record["error"] = " ".join(str(error).split())
-        write_json(folder / f"{model.repository.replace('/', '--')}.json", record)
-        records.append(record)
+def _check(folder: Path, released: Released, options: CheckOptions, on_step: Callable[[str], None]) -> Record:
+    """Everything about one checkpoint, written to a file of its own too."""
+    name = released.repository.replace("/", "--")
+    record: Record = {"repository": released.repository, "note": released.note, "error": ""}
+    try:
+        for key, value in _results(folder / "bundles" / name, released, options, on_step):
+            record[key] = value
+    except (TinyLlavaEdgeError, OSError) as error:
+        record["error"] = " ".join(str(error).split())
+    write_json(folder / f"{name}.json", record)
+    return record
+
+
+def _results(
+    bundle: Path, released: Released, options: CheckOptions, on_step: Callable[[str], None]
+) -> Iterator[tuple[str, Any]]:
+    """Export, verify and eval; what each of them says."""
+    checkpoint: str | Path = released.repository
+    if options.hub_root is not None:
+        checkpoint = options.hub_root / released.repository.partition("@")[0]
+        if not checkpoint.is_dir():
+            raise DataError(f"{checkpoint}: no such directory in the stand-in for the hub.")
+    reading = [
+        *([] if options.sources is None else ["--sources", options.sources]),
+        *(["--allow-pickle"] if options.allow_pickle else []),
+    ]
+    on_step(f"export {released.repository}")
+    variants = ("--vision", options.vision, "--language", options.language)
+    _run("export", checkpoint, "-o", bundle, *variants, *reading)
+    opened = Bundle.open(bundle)
+    source = opened.manifest.source
+    yield "commit", source.revision or "stand-in directory"
+    yield "parameters", {name: part.parameters for name, part in opened.manifest.parts.items()}
+    yield "bytes", {v.name: opened.variant_bytes(v) for v in opened.manifest.variants}
+    on_step(f"verify {released.repository}")
+    same = checkpoint if options.hub_root else source.name  # the commit that was exported
+    yield "verify", _run("verify", bundle, "--checkpoint", same, "--quick", *reading)
+    on_step(f"eval {released.repository}")
+    yield "scores", dict(_scores(bundle, released, options))
+
+
+def _scores(bundle: Path, released: Released, options: CheckOptions) -> Iterator[tuple[str, Record]]:
+    """The public sets whose files are there, scored with the last language variant."""
+    for name in PUBLIC_SETS:
+        if options.eval_data is None or not (options.eval_data / name).is_dir():
+            continue
+        asked = ("--benchmark", name, "--data", options.eval_data / name, "--limit", options.limit)
+        result = _run("eval", bundle, *asked, "--language", parse_names(options.language)[-1])
+        published = getattr(released, name)
+        difference = None if published is None else result["score"] - published
+        yield name, {**result, "published": published, "difference": difference}
+
+
+def _run(command: str, *arguments: object) -> Record:
+    """The JSON that a command of ours prints.
+
+    Raises:
+        DataError: it printed none; the message is its error.
+    """
+    line = [sys.executable, "-m", "tinyllava_edge", command, *map(str, arguments), "--json"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    try:
+        found: Record = json_module.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        words = done.stderr.strip().splitlines() or ["it said nothing"]
+        if done.returncode == 2:
+            raise DataError(words[-1].removeprefix("tinyllava-edge: ")) from None
+        raise DataError(f"{command} ended with code {done.returncode}: {words[-1]}") from None
+    return found
+
+
+def _write_report(folder: Path, options: CheckOptions, records: list[Record]) -> Record:
     shown = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
     report = {"options": shown, "checkpoints": records}
     write_json(folder / "report.json", report)
@@ -68,117 +218,9 @@ def check_released(
     return report
 
 
-def passed(record: Mapping[str, Any]) -> bool:
+def _passed(record: Mapping[str, Any]) -> bool:
     """Whether a checkpoint was exported and is equal to torch; scores are told, not judged."""
     return not record["error"] and bool(record["verify"]["passed"])
-
-
-def _check(folder: Path, model: Released, options: CheckOptions, on_step: Callable[[str], None]) -> Record:
-    from tinyllava_edge.export.pipeline import export_bundle
-
-    on_step(f"fetch {model.repository}")
-    place = _place(model.repository, options)
-    sources, notes = fetch_sources(options.sources, place.path)
-    on_step(f"export {model.repository}")
-    out = folder / "bundles" / model.repository.replace("/", "--")
-    manifest = export_bundle(
-        place.path,
-        out,
-        ExportOptions(
-            vision=options.vision,
-            language=options.language,
-            sources=sources,
-            allow_pickle=options.allow_pickle,
-            repository=place.repository,
-            commit=place.commit,
-        ),
-    )
-    record: Record = {
-        "commit": place.commit or "stand-in directory",
-        "notes": notes,
-        "parameters": {name: part.parameters for name, part in manifest.parts.items()},
-        "bytes": {v.name: Bundle.open(out).variant_bytes(v) for v in manifest.variants},
-    }
-    on_step(f"verify {model.repository}")
-    record["verify"] = _verify(out, place.path, sources, options)
-    on_step(f"score {model.repository}")
-    published = {"pope": model.pope, "textvqa": model.textvqa}
-    record["scores"] = {}
-    for name, result in _scores(out, options):
-        difference = None if published[name] is None else result["score"] - published[name]
-        record["scores"][name] = result | {"published": published[name], "difference": difference}
-    return record
-
-
-def _place(repository: str, options: CheckOptions) -> CheckpointPlace:
-    if options.hub_root is None:
-        return fetch_checkpoint(repository, allow_pickle=options.allow_pickle)
-    path = options.hub_root / repository.partition("@")[0]
-    if not path.is_dir():
-        raise DataError(f"{path}: no such directory in the stand-in for the hub.")
-    return CheckpointPlace(path=path)
-
-
-def _verify(bundle: Path, checkpoint: Path, sources: Path | None, options: CheckOptions) -> Record:
-    from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb, open_reference
-    from tinyllava_edge.benchmarks.verify.ladder import Ladder
-
-    opened = Bundle.open(bundle)
-    reference = open_reference(
-        opened, checkpoint, sources=sources, num_tokens=48, allow_pickle=options.allow_pickle
-    )
-    report = climb(
-        Ladder(
-            bundle=opened,
-            reference=reference,
-            vision=chosen_variants(opened, "vision", ()),
-            language=chosen_variants(opened, "language", ()),
-            runtime=choose_runtime(DEFAULT_RUNTIME),
-            num_pictures=4,
-        )
-    )
-    return report.to_json() | {"verdict": report.verdict}
-
-
-def _scores(bundle: Path, options: CheckOptions) -> Iterator[tuple[str, Record]]:
-    """The benchmarks whose files are there, scored with the most compact language model."""
-    if options.eval_data is None:
-        return
-    language = options.language[-1]
-    if (options.eval_data / "pope").is_dir():
-        asked = read_pope(options.eval_data / "pope")
-        chosen = sampled(asked, options.limit)
-        answers = _ask(bundle, language, [asked[i] for i in chosen])
-        result = score_pope([asked[i] for i in chosen], answers)
-        yield "pope", result | _amount(len(chosen), len(asked), language)
-    if (options.eval_data / "textvqa").is_dir():
-        asked, people = read_textvqa(options.eval_data / "textvqa")
-        chosen = sampled(asked, options.limit)
-        answers = _ask(bundle, language, [asked[i] for i in chosen])
-        result = score_textvqa([people[i] for i in chosen], answers)
-        yield "textvqa", result | _amount(len(chosen), len(asked), language)
-
-
-def sampled(questions: Sequence[Question], limit: int) -> list[int]:
-    """Positions of all questions about `limit` pictures, the same ones each time; of all for 0."""
-    pictures = sorted({str(question.image) for question in questions})
-    if 0 < limit < len(pictures):
-        pictures = random.Random(0).sample(pictures, limit)
-    kept = set(pictures)
-    order = [index for index, question in enumerate(questions) if str(question.image) in kept]
-    return sorted(order, key=lambda index: str(questions[index].image))  # pictures stay together
-
-
-def _ask(bundle: Path, language: str, questions: Sequence[Question]) -> list[str]:
-    missing = [str(q.image) for q in questions if q.image is not None and not q.image.is_file()]
-    if missing:
-        raise DataError(f"{len(missing)} pictures are missing, the first is {missing[0]}.")
-    with open_bundle(bundle, language=language) as model:
-        return ask_all(model, questions, max_tokens=MAX_TOKENS)
-
-
-def _amount(asked: int, of: int, language: str) -> Record:
-    return {"language": language, "asked": asked, "of": of, "subset": asked < of}
 
 
 def markdown_lines(report: Record) -> Iterator[str]:
@@ -189,7 +231,7 @@ def markdown_lines(report: Record) -> Iterator[str]:
     yield "|---|---|---|---:|---:|"
     for record in report["checkpoints"]:
         verdict = record["error"] or record["verify"]["verdict"]
-        scores = [_score(record.get("scores", {}).get(name)) for name in ("pope", "textvqa")]
+        scores = [_score(record.get("scores", {}).get(name)) for name in PUBLIC_SETS]
         yield f"| {' | '.join([record['repository'], record.get('commit', '')[:12], verdict, *scores])} |"
 
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .benchmark_files import image_in, read_json_lines, unlabelled
-from .questions import Question
+from .questions import Question, image_in, read_json_lines, unlabelled
 
 SUFFIX = "Answer the question using a single word or phrase."
 SPLITS = ("random", "popular", "adversarial")
@@ -37,7 +36,7 @@ def read_pope(folder: Path) -> list[Question]:
         questions.append(
             Question(
                 id=str(line["question_id"]),
-                image=image_in(folder / "val2014", line["image"]),
+                image=image_in(folder / "val2014", line["image"], path),
                 text=line["text"],
                 answer=label,
                 type=line["category"],

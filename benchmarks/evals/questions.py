@@ -1,4 +1,4 @@
-"""Questions with short answers: LLaVA conversations, or a plain list; told apart by their keys.
+"""Questions with short answers: LLaVA conversations or a plain list, told apart by their keys.
 
 Source of the keys: spec/reliability_bench_parity.md section C3.
 """
@@ -53,13 +53,43 @@ def read_questions(path: Path, images: Path) -> list[Question]:
         for index, record in enumerate(records)
         for question in _questions(record, f"{path}: record {index}", images)
     ]
+    check_pictures(questions)
+    return questions
+
+
+def check_pictures(questions: Sequence[Question]) -> None:
+    """Refuse questions whose pictures are not there.
+
+    Raises:
+        DataError: the message has the first of them.
+    """
     missing = sorted({str(q.image) for q in questions if q.image is not None and not q.image.is_file()})
     if missing:
         shown = ", ".join(missing[:_LISTED])
         raise DataError(
             f"{len(missing)} pictures are missing: {shown}{', ...' if missing[_LISTED:] else ''}."
         )
-    return questions
+
+
+def read_json_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """Read the objects of a public set's file, one a line.
+
+    Raises:
+        DataError: the file cannot be read, a line is no object, or lacks one of `keys`.
+    """
+    found = _read_records(path)
+    records = found if isinstance(found, list) else [found]
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict) or not set(keys) <= set(record):
+            raise DataError(f"{path}: line {number}: expected an object with {', '.join(keys)}.")
+    if not records:
+        raise DataError(f"{path}: holds no questions.")
+    return records
+
+
+def unlabelled(path: Path, question_id: Any) -> DataError:
+    """The error of a question that no annotation is of."""
+    return DataError(f"{path}: question {question_id} is not in the annotation files beside it.")
 
 
 def _read_records(path: Path) -> Any:
@@ -92,7 +122,7 @@ def _questions(record: Any, where: str, images: Path) -> list[Question]:
         pairs = [(_first(record, _QUESTION), _first(record, _ANSWER))]
         if not all(isinstance(text, str) for text in pairs[0]):
             raise DataError(f"{where}: expected 'conversations', or 'question' and 'answer' as text.")
-    image = _image(record.get("image"), where, images)
+    image = None if record.get("image") is None else image_in(images, record["image"], where)
     return [
         Question(
             id=str(_first(record, _ID, where)),
@@ -115,9 +145,17 @@ def _pairs(messages: Any, where: str) -> list[tuple[str, str]]:
         raise DataError(f"{where}: conversations are not pairs of messages from human and gpt.") from None
 
 
-def _image(name: Any, where: str, images: Path) -> Path | None:
-    if name is None:
-        return None
+def image_in(folder: Path, name: Any, where: object) -> Path:
+    """The path of a record's picture.
+
+    Args:
+        folder: that the name is relative to.
+        name: as the record has it.
+        where: the record is, for the error.
+
+    Raises:
+        DataError: the name leaves the folder.
+    """
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{where}: image is {name!r}; expected a path inside {images}.")
-    return images / name
+        raise DataError(f"{where}: image is {name!r}; expected a path inside {folder}.")
+    return folder / name

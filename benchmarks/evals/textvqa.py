@@ -13,47 +13,20 @@ from typing import Any
 
 from tinyllava_edge.errors import DataError
 
-from .benchmark_files import image_in, read_json_lines, unlabelled
-from .questions import Question
+from .questions import Question, image_in, read_json_lines, unlabelled
 
 PEOPLE = 10
 _NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(max(index - 1, 0)) for index, word in enumerate(_NUMBERS)}
 _ARTICLES = {"a", "an", "the"}
 # Contractions without their apostrophe are given it back, as the challenge's own table does.
-_CONTRACTIONS = {
-    text.replace("'", ""): text
-    for text in (
-        *(
-            "aren't",
-            "can't",
-            "couldn't",
-            "didn't",
-            "doesn't",
-            "don't",
-            "hadn't",
-            "hasn't",
-            "haven't",
-            "isn't",
-        ),
-        *("mightn't", "mustn't", "needn't", "shouldn't", "wasn't", "weren't", "won't", "wouldn't", "ain't"),
-        *("could've", "might've", "must've", "should've", "would've", "they've", "you've", "we've", "i've"),
-        *("he'd", "he's", "how'd", "how's", "i'm", "it'd", "it'll", "let's", "she's", "somebody's", "that's"),
-        *(
-            "there's",
-            "they'd",
-            "they'll",
-            "they're",
-            "what's",
-            "where's",
-            "who'd",
-            "who's",
-            "you'd",
-            "you'll",
-        ),
-        *("you're", "o'clock", "ma'am", "y'all"),
-    )
-}
+_CONTRACTIONS = """
+aren't can't couldn't didn't doesn't don't hadn't hasn't haven't isn't mightn't mustn't needn't
+shouldn't wasn't weren't won't wouldn't ain't could've might've must've should've would've they've
+you've we've i've he'd he's how'd how's i'm it'd it'll let's she's somebody's that's there's they'd
+they'll they're what's where's who'd who's you'd you'll you're o'clock ma'am y'all
+"""
+_WITH_APOSTROPHE = {text.replace("'", ""): text for text in _CONTRACTIONS.split()}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _POINT = re.compile(r"\.(?!\d)")
 
@@ -79,7 +52,7 @@ def read_textvqa(folder: Path) -> tuple[list[Question], list[tuple[str, ...]]]:
         answers = said.get((line["question_id"], first_line.lower()))
         if answers is None or len(answers) != PEOPLE:
             raise unlabelled(asked_in, line["question_id"])
-        image = image_in(folder / "train_images", line["image"])
+        image = image_in(folder / "train_images", line["image"], asked_in)
         questions.append(
             Question(id=str(line["question_id"]), image=image, text=line["text"], answer="", type="all")
         )
@@ -97,7 +70,7 @@ def normalised(text: str) -> str:
         text = text.replace(mark, "" if at_a_space else " ")
     text = _POINT.sub("", text)
     words = [_DIGITS.get(word, word) for word in text.lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_WITH_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def answer_score(answer: str, people: Sequence[str]) -> float:

@@ -160,6 +160,7 @@ class Report:
             results.append({**asdict(result), "status": result.status, "checks": checks})
         return {
             "passed": self.passed,
+            "verdict": self.verdict,
             "first_failure": None if first is None else {"stage": first.stage, "variant": first.variant},
             "cause": "" if first is None else first.cause,
             "runtime": self.runtime,

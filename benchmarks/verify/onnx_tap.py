@@ -13,11 +13,12 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
-from tinyllava_edge.runtimes.ort import INPUT, PROVIDERS, session_options
+from tinyllava_edge.export.onnx_file import write_vision_graph
+from tinyllava_edge.manifest import PIXELS
+from tinyllava_edge.runtimes.ort import PROVIDERS, session_options
 from tinyllava_edge.runtimes.threads import thread_budget
 
 Floats = npt.NDArray[np.float32]
-_INLINE_LIMIT = 1_500_000_000  # bytes; protobuf itself ends at 2 GiB
 
 
 @contextmanager
@@ -29,17 +30,16 @@ def tapped(path: Path, name: str, threads: int | None) -> Iterator[Callable[[Flo
     proto = onnx.load(path)
     (value,) = [value for value in proto.graph.value_info if value.name == name]
     proto.graph.output.append(value)
-    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > _INLINE_LIMIT
     with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
         copy = Path(folder, "tapped.onnx")
-        onnx.save_model(proto, copy, save_as_external_data=large)
+        write_vision_graph(copy, proto)
         del proto
         session = onnxruntime.InferenceSession(
             str(copy), session_options(thread_budget(threads)), providers=PROVIDERS
         )
 
         def run(pixels: Floats) -> Floats:
-            (features,) = session.run([name], {INPUT: pixels})
+            (features,) = session.run([name], {PIXELS: pixels})
             return np.asarray(features, dtype=np.float32)
 
         yield run

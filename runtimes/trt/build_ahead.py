@@ -17,7 +17,7 @@ from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
-from .builder import EngineOptions
+from .options import EngineOptions
 from .process import build_engine_apart
 from .table import SHORT, STATUS, engine_row, row_cells, table_lines
 

@@ -14,8 +14,8 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress, stdout
 from tinyllava_edge.errors import BackendError, PackError
 
-from .builder import EngineOptions
 from .choose import DeviceBuild
+from .options import EngineOptions
 from .pack import open_pack, write_pack
 from .record import Choice, EngineRecord
 

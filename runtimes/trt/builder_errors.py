@@ -13,11 +13,10 @@ from tinyllava_edge.errors import (
 )
 
 from .binding import MessageLog, TensorRT
+from .options import EngineOptions
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
-    from .builder import EngineOptions
 
 _WORKSPACE = r"within workspace limit|insufficient workspace|requested workspace size"
 _MEMORY = r"out of memory|OutOfMemory|bad_alloc|NvMapMemAlloc|cudaMalloc|allocation failed"
@@ -41,7 +40,7 @@ def parse_failure(binding: TensorRT, parser: "trt.OnnxParser", path: Path, log: 
 
 
 def build_failure(
-    binding: TensorRT, options: "EngineOptions", workspace: int, log: MessageLog
+    binding: TensorRT, options: EngineOptions, workspace: int, log: MessageLog
 ) -> TensorRTError:
     """The error of a build that returned nothing, by what TensorRT said last."""
     said = "\n".join(log.errors())
@@ -54,23 +53,14 @@ def build_failure(
             "Build the fp16 variant, or leave that GPU out",
             log,
         )
+    kind: type[TensorRTError] = EngineMemoryError
     if re.search(_WORKSPACE, said):
-        return binding.failure(
-            EngineMemoryError,
-            f"a workspace of {workspace >> 20} MiB is too small for this graph",
-            "Give a larger --workspace, or a smaller --max-batch",
-            log,
-        )
-    if re.search(_MEMORY, said):
-        return binding.failure(
-            EngineMemoryError,
-            "the memory did not suffice to build the engine",
-            "Close other programs, give a smaller --max-batch or --workspace, or add swap while building",
-            log,
-        )
-    return binding.failure(
-        EngineBuildError,
-        f"{binding.name} did not build the engine",
-        "Build another variant with --vision, or take --runtime onnxruntime+llamacpp",
-        log,
-    )
+        what = f"a workspace of {workspace >> 20} MiB is too small for this graph"
+        advice = "Give a larger --workspace, or a smaller --max-batch"
+    elif re.search(_MEMORY, said):
+        what = "the memory did not suffice to build the engine"
+        advice = "Close other programs, give a smaller --max-batch or --workspace, or add swap while building"
+    else:
+        kind, what = EngineBuildError, f"{binding.name} did not build the engine"
+        advice = "Build another variant with --vision, or take --runtime onnxruntime+llamacpp"
+    return binding.failure(kind, what, advice, log)

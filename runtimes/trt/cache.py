@@ -29,6 +29,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tinyllava_edge.atomic_files import fsync, write_bytes, write_json
+from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.verified_files import VerifiedFiles
 
@@ -66,7 +67,7 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or cache_folder()
+        self.folder = folder or engine_folder()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = self.folder.lstat()
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
@@ -204,10 +205,9 @@ class EngineCache:
         return StoredEngine(record, plan)
 
 
-def cache_folder() -> Path:
+def engine_folder() -> Path:
     """Where the engines of this user are."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "tinyllava-edge" / "engines"
+    return cache_folder() / "engines"
 
 
 @contextmanager

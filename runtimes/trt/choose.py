@@ -24,11 +24,12 @@ from tinyllava_edge.runtimes.base import BackendOptions, VisionBackend
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
 from .binding import TensorRT, open_tensorrt
-from .builder import EngineOptions, OnProgress
+from .builder import OnProgress
 from .cache import EngineCache, StoredEngine
 from .cudart import Cudart, open_cudart
 from .device_parity import DeviceParity, measure_parity
 from .lookup import onnx_hashes, read_board
+from .options import EngineOptions
 from .process import build_engine_apart
 from .record import Board, Choice, EngineKey, EngineRecord, Step, new_record
 from .vision import TensorRTVision
@@ -120,15 +121,7 @@ class DeviceBuild:
                 f"{outcome.step.runtime} {outcome.step.vision}: {outcome.step.outcome}, {outcome.step.reason}"
             )
             if outcome.step.outcome == "chosen":
-                choice = Choice(
-                    manifest_sha256=self.bundle.manifest_sha256,
-                    runtime=outcome.step.runtime,
-                    vision=outcome.step.vision,
-                    engine=outcome.engine,
-                    steps=tuple(steps),
-                )
-                self.cache.choose(choice)
-                return choice
+                return self._remember(steps, outcome.engine)
         left = "; ".join(f"{step.runtime} {step.vision}: {step.reason}" for step in steps)
         raise BackendError(f"{self.bundle.root}: nothing computes it here as it must be. {left}.")
 
@@ -172,12 +165,16 @@ class DeviceBuild:
             parity=dict(checked.parity),
         )
         self._say(f"{step.runtime} {step.vision}: chosen, {step.reason}")
+        return self._remember([step], wanted.digest)
+
+    def _remember(self, steps: list[Step], engine: str | None) -> Choice:
+        """The last step is what `--runtime auto` takes from now on."""
         choice = Choice(
             manifest_sha256=self.bundle.manifest_sha256,
-            runtime=step.runtime,
-            vision=step.vision,
-            engine=wanted.digest,
-            steps=(step,),
+            runtime=steps[-1].runtime,
+            vision=steps[-1].vision,
+            engine=engine,
+            steps=tuple(steps),
         )
         self.cache.choose(choice)
         return choice

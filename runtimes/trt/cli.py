@@ -62,7 +62,7 @@ def build(
 
     from .build_ahead import plan_jobs, print_engines, write_engines
     from .build_here import PackOptions, build_here, print_choice
-    from .builder import MIB, EngineOptions
+    from .options import MIB, EngineOptions
 
     packs = PackOptions(pack=pack, key=key, install=install, trust=trust, force=force)
     options = EngineOptions(

@@ -1,5 +1,9 @@
 """The CUDA runtime library through ctypes: what an engine needs of it, and no package beside it.
 
+NVIDIA's cuda-python has the same calls. It is not used because its wheels are of one CUDA each and a Jetson's
+CUDA comes with its JetPack: that a wheel works beside it was tried on no board. The library itself is always
+there where TensorRT is.
+
 Signatures: cuda_runtime_api.h and driver_types.h of CUDA 12.9 and 13.5, which agree in all of these.
 """
 
@@ -33,7 +37,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudaSetDevice": (c_int,),
     "cudaGetDeviceProperties": (c_void_p, c_int),
     "cudaDeviceGetAttribute": (POINTER(c_int), c_int, c_int),
-    "cudaMemGetInfo": (POINTER(c_size_t), POINTER(c_size_t)),
     "cudaMalloc": (POINTER(c_void_p), c_size_t),
     "cudaFree": (c_void_p,),
     "cudaHostAlloc": (POINTER(c_void_p), c_size_t, c_uint),
@@ -147,12 +150,6 @@ class Cudart:
             driver_cuda=_version(self._integer("cudaDriverGetVersion")),
             runtime_cuda=_version(self._integer("cudaRuntimeGetVersion")),
         )
-
-    def read_memory(self) -> tuple[int, int]:
-        """Bytes free and in all; on a Jetson prefer the kernel's MemAvailable, which counts page cache."""
-        free, total = c_size_t(), c_size_t()
-        self.call("cudaMemGetInfo", byref(free), byref(total))
-        return free.value, total.value
 
     def pointer(self, name: str, *arguments: Any) -> int:
         """Call a function whose first argument receives a pointer or handle."""

@@ -5,9 +5,6 @@ of the build alone, and where the system kills a build for want of memory, it is
 """
 
 import json
-import os
-import re
-import resource
 import signal
 import subprocess
 import sys
@@ -20,9 +17,12 @@ from typing import Any
 
 from tinyllava_edge import errors
 from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import EngineBuildError, EngineMemoryError, TensorRTError, TinyLlavaEdgeError
+from tinyllava_edge.memory import peak_memory_bytes
 
-from .builder import BuiltEngine, EngineOptions, OnProgress, build_engine
+from .builder import BuiltEngine, OnProgress, build_engine
+from .options import EngineOptions
 from .plan import PlanTensor, check_plan, parse_plan
 
 _REPORT_SECONDS = 0.1  # between two lines about progress
@@ -129,18 +129,8 @@ def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         messages = getattr(error, "messages", ())
         say({"error": type(error).__name__, "message": str(error), "messages": messages})
         return
-    facts["peak_memory_bytes"] = _peak_memory_bytes()
+    facts["peak_memory_bytes"] = peak_memory_bytes()
     say({"facts": facts})
-
-
-def _peak_memory_bytes() -> int:
-    """Most memory this process had at once; ru_maxrss would count its parent's, which it was forked from."""
-    try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    kilobytes = int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes * 1024
 
 
 def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
@@ -184,7 +174,4 @@ def _plan_tensors(tensors: list[dict[str, Any]], options: dict[str, Any]) -> lis
 
 
 if __name__ == "__main__":
-    # Whatever the library prints must not get between the lines.
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    _serve(json.loads(sys.argv[1]), lambda value: print(json.dumps(value), file=channel, flush=True))
+    _serve(json.loads(sys.argv[1]), json_lines())

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.errors import BackendError, CudaError, EngineLoadError
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.runtimes.base import BackendOptions, check_open, check_pixels
 
 from .binding import TensorRT, open_tensorrt
@@ -27,7 +28,6 @@ from .lookup import find_engine, read_board
 if TYPE_CHECKING:
     import tensorrt as trt
 
-INPUT, OUTPUT = "pixels", "embeddings"
 _FLOAT_BYTES = 4
 
 
@@ -212,9 +212,9 @@ class TensorRTVision:
         side = self._spec.image_size
         wanted = (batch, self._spec.num_tokens, self._spec.hidden_size)
         with self._binding.capture() as log:
-            is_set = self._context.set_input_shape(INPUT, (batch, 3, side, side))
-            missing = self._context.infer_shapes() if is_set else [INPUT]
-            found = tuple(self._context.get_tensor_shape(OUTPUT))
+            is_set = self._context.set_input_shape(PIXELS, (batch, 3, side, side))
+            missing = self._context.infer_shapes() if is_set else [PIXELS]
+            found = tuple(self._context.get_tensor_shape(EMBEDDINGS))
             if missing or found != wanted:
                 raise self._binding.failure(
                     EngineLoadError,
@@ -237,8 +237,8 @@ class TensorRTVision:
         engine = self._engine
         side = self._spec.image_size
         wanted = {
-            INPUT: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
-            OUTPUT: ("OUTPUT", "FLOAT", "DEVICE", [self._spec.num_tokens, self._spec.hidden_size]),
+            PIXELS: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
+            EMBEDDINGS: ("OUTPUT", "FLOAT", "DEVICE", [self._spec.num_tokens, self._spec.hidden_size]),
         }
         found = {}
         for index in range(engine.num_io_tensors):
@@ -255,10 +255,10 @@ class TensorRTVision:
     def _batch_range(self) -> tuple[int, int]:
         """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
         assert self._engine is not None, "it was just loaded"
-        batch = self._engine.get_tensor_shape(INPUT)[0]
+        batch = self._engine.get_tensor_shape(PIXELS)[0]
         if batch >= 1:
             return batch, batch
-        least, _, largest = self._engine.get_tensor_profile_shape(INPUT, 0)
+        least, _, largest = self._engine.get_tensor_profile_shape(PIXELS, 0)
         return least[0], largest[0]
 
     def _create_context(self, use_graph: bool) -> "trt.IExecutionContext":
@@ -293,7 +293,7 @@ class TensorRTVision:
         self._input = self._opened(Buffer(self._cuda, input_bytes, mapped=mapped))
         self._output = self._opened(Buffer(self._cuda, output_bytes, mapped=mapped))
         assert self._context is not None, "it was just made"
-        for name, buffer in ((INPUT, self._input), (OUTPUT, self._output)):
+        for name, buffer in ((PIXELS, self._input), (EMBEDDINGS, self._output)):
             if not self._context.set_tensor_address(name, buffer.address):
                 raise EngineLoadError(f"{self.name}: TensorRT does not take the memory of {name}.")
 

@@ -13,8 +13,9 @@ import pytest
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import EngineBuildError, EngineLoadError
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
-from tinyllava_edge.runtimes.trt.builder import FIRST_SM, EngineOptions, build_engine
+from tinyllava_edge.runtimes.trt.builder import FIRST_SM, build_engine
 from tinyllava_edge.runtimes.trt.cudart import open_cudart
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.process import build_engine_apart
 
 pytestmark = [pytest.mark.device("cuda")]

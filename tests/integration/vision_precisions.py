@@ -21,12 +21,13 @@ from tinyllava_edge.checkpoint.read_config import read_model_config
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_pixels
-from tinyllava_edge.export.onnx_file import EMBEDDINGS, PIXELS, write_vision_graph
+from tinyllava_edge.export.onnx_file import write_vision_graph
 from tinyllava_edge.export.parity import VisionTrial
 from tinyllava_edge.export.reference import PICTURES, PICTURES_FOLDER
 from tinyllava_edge.export.vision_onnx import build_vision_graph
 from tinyllava_edge.export.vision_variants import VisionSource, write_variant
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.precisions import PRECISIONS

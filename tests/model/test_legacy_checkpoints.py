@@ -1,6 +1,7 @@
 """TinyLLaVABench's layout: what its own code does to a file when it loads it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tests.integration.layouts import LEGACY_FAMILIES
 from tests.tiny import tiny_config
 from tinyllava_edge.checkpoint.files import tokenizer_length
 from tinyllava_edge.checkpoint.read_config import read_model_config
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from tinyllava_edge.model.checkpoint import LEGACY, checkpoint_layout, tensor_facts
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict
 
@@ -82,4 +83,11 @@ def test_a_projector_of_another_kind_is_refused(tmp_path: Path, projector: str) 
 def test_a_damaged_sentencepiece_model_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "tokenizer.model").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"tokenizer.model: damaged"):
+        tokenizer_length(tmp_path)
+
+
+def test_a_missing_sentencepiece_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(MissingExtraError, match=r"sentencepiece: pip install 'tinyllava-edge\[torch\]'"):
         tokenizer_length(tmp_path)

@@ -9,7 +9,7 @@ from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
 from tests.runtimes.trt.test_cache import make_key, store
 from tinyllava_edge.device import Cpu, Jetson, Machine
 from tinyllava_edge.runtimes import doctor, doctor_gpu
-from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 
 ORIN_NANO = Jetson(
     model="Jetson Orin Nano",
@@ -59,7 +59,7 @@ def test_without_a_gpu_its_runtimes_are_not_usable_and_say_why(gpu: FakeGpu) -> 
         assert states[name].reason.startswith("there is no NVIDIA driver")
     assert not states["onnxruntime-cuda+llamacpp"].usable
     assert states["onnxruntime+llamacpp"].usable
-    assert not cache_folder().exists(), "looking makes nothing"
+    assert not engine_folder().exists(), "looking makes nothing"
 
 
 def test_with_a_gpu_its_runtimes_are_usable_and_called_built_not_run(gpu: FakeGpu) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, MissingExtraError
 
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 
@@ -51,6 +51,7 @@ def tokenizer_length(directory: Path) -> int | None:
 
     Raises:
         CheckpointError: a file is damaged.
+        MissingExtraError: sentencepiece is not installed.
     """
     model, vocabulary = directory / "tokenizer.model", directory / "vocab.json"
     if model.is_file():
@@ -69,32 +70,17 @@ def tokenizer_length(directory: Path) -> int | None:
 
 
 def _count_pieces(path: Path) -> int:
-    """Pieces of a SentencePiece model: field 1 of the message, once for each (sentencepiece_model.proto)."""
-    data = memoryview(path.read_bytes())
-    position = count = 0
-    while position < len(data):
-        tag, position = _varint(data, position, path)
-        if tag & 7 == 2:  # a length and as many bytes
-            length, position = _varint(data, position, path)
-            position += length
-            count += tag >> 3 == 1
-        elif tag & 7 == 0:
-            _, position = _varint(data, position, path)
-        else:
-            position += {1: 8, 5: 4}.get(tag & 7, len(data))
-    return count
-
-
-def _varint(data: memoryview, position: int, path: Path) -> tuple[int, int]:
-    """A protobuf number, seven bits a byte, lowest first; and the position behind it."""
-    value = shift = 0
-    while position < len(data) and shift < 64:
-        byte = data[position]
-        value |= (byte & 127) << shift
-        position, shift = position + 1, shift + 7
-        if byte < 128:
-            return value, position
-    raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.")
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise MissingExtraError(
+            f"{path}: a checkpoint of TinyLLaVABench needs the package sentencepiece: "
+            "pip install 'tinyllava-edge[torch]'."
+        ) from None
+    try:
+        return int(SentencePieceProcessor(model_proto=path.read_bytes()).GetPieceSize())
+    except RuntimeError:
+        raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

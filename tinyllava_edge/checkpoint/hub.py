@@ -6,12 +6,12 @@ without a network.
 """
 
 import hashlib
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import CheckpointError
 
 from .files import is_legacy, read_json_object
@@ -67,15 +67,16 @@ def cached_snapshot(text: str) -> Path | None:
     if parsed is None:
         return None
     try:
-        from huggingface_hub.constants import HF_HUB_CACHE
-    except ImportError:
+        from huggingface_hub import snapshot_download
+
+        name, revision = parsed
+        # Without a pattern newer clients want every file of the repository to be there.
+        found = snapshot_download(
+            name, revision=revision, allow_patterns="config.json", local_files_only=True
+        )
+    except (ImportError, OSError, ValueError):  # no client, no such snapshot, no name that the hub allows
         return None
-    repository, revision = parsed
-    folder = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    reference = folder / "refs" / (revision or "main")
-    commit = reference.read_text().strip() if reference.is_file() else revision or ""
-    found = folder / "snapshots" / commit
-    return found if _COMMIT.fullmatch(commit) and found.is_dir() else None
+    return Path(found) if _COMMIT.fullmatch(Path(found).name) else None
 
 
 def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
@@ -132,9 +133,8 @@ def download_sources(checkpoint: Path) -> tuple[Path, list[Snapshot], list[str]]
 
 def _linked(snapshots: list[Snapshot]) -> Path:
     """A directory of our cache in which every repository has its own name."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256("\n".join(snapshot.name for snapshot in snapshots).encode()).hexdigest()
-    folder = cache / "tinyllava-edge" / "sources" / digest[:16]
+    folder = cache_folder() / "sources" / digest[:16]
     for snapshot in snapshots:
         link = folder / snapshot.repository
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -165,9 +165,7 @@ def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
         ) from None
     except hub_errors.RevisionNotFoundError:
         raise CheckpointError(f"{repository}: the hub has no revision {revision!r} of it.") from None
-    except (
-        Exception
-    ) as error:  # every version of the client has its own errors for a network that is not there
+    except Exception as error:  # every version of the client has its own for a network that is not there
         raise CheckpointError(_unreachable(text, error)) from None
     if not _COMMIT.fullmatch(path.name):
         raise CheckpointError(f"{text}: the hub did not say which commit it is ({path.name}).")

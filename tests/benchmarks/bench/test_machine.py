@@ -10,11 +10,12 @@ from tinyllava_edge.benchmarks.bench.environment import machine_card
 from tinyllava_edge.benchmarks.bench.machine_load import (
     busy_line,
     core_mhz,
+    evict,
     read_cpu_times,
+    resident_share,
     shares_between,
     watch,
 )
-from tinyllava_edge.benchmarks.bench.page_cache import evict, resident_share
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

@@ -76,6 +76,63 @@ def test_blind_shows_grey_and_json_prints_nothing_else(honest: Honest, asked: tu
     assert found["accuracy"] == found["blind_accuracy"]
 
 
+def write_textvqa(folder: Path, texts: list[str], people: list[list[str]]) -> Path:
+    """One question about each picture; ten people's answers to it."""
+    (folder / "train_images").mkdir(parents=True)
+    asked, annotated = [], []
+    for index, (text, answers) in enumerate(zip(texts, people, strict=True)):
+        Image.new("RGB", (24, 16), (60 * index, 0, 0)).save(folder / "train_images" / f"p{index}.png")
+        asked.append({"question_id": f"p{index}", "image": f"p{index}.png", "text": text})
+        annotated.append({"image_id": f"p{index}", "question": text, "answers": answers})
+    lines = "".join(json.dumps(line) + "\n" for line in asked)
+    (folder / "llava_textvqa_val_v051_ocr.jsonl").write_text(lines)
+    (folder / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": annotated}))
+    return folder
+
+
+def test_a_benchmark_is_scored_by_its_own_rule(honest: Honest, tmp_path: Path) -> None:
+    with open_bundle(honest.bundle, language="f32", vision="fp32", threads=1) as model:
+        picture = Image.new("RGB", (24, 16), (0, 0, 0))
+        answer = "".join(model.chat(TEXTS[0], [picture], max_tokens=4))
+    # The first answer is everybody's, the second one nobody's: (1 + 0) / 2.
+    folder = write_textvqa(tmp_path / "data", [TEXTS[0], TEXTS[1]], [[answer] * 10, ["no such thing"] * 10])
+    arguments = (honest.bundle, "--benchmark", "textvqa", "--data", folder, "--max-tokens", "4")
+    few = ("--threads", "1", "--vision", "fp32", "--language", "f32")
+    file = tmp_path / "answers.jsonl"
+    result = run(*arguments, *few, "--answers", file)
+    assert result.returncode == 0, result.stderr
+    assert "50.0 %" in result.stdout
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert (found["benchmark"], found["score"], found["language"]) == ("textvqa", 50, "f32")
+    assert (found["asked"], found["of"], found["subset"], found["images"]) == (2, 2, False, 2)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert (lines[0]["text"], lines[0]["metadata"]["right"]) == (answer, None)
+    assert len(lines) == 2, "nothing is asked blind that nobody asked for"
+    part = json.loads(run(*arguments, *few, "--limit", "1", "--json").stdout)
+    assert (part["asked"], part["of"], part["subset"]) == (1, 2, True)
+    (folder / "train_images" / "p1.png").unlink()
+    refused = run(*arguments, *few)
+    assert (refused.returncode, "1 pictures are missing" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give --questions and --images, or --benchmark and --data"),
+        (("--questions", "q.json"), "give --questions and --images, or --benchmark and --data"),
+        (("--questions", "q", "--images", "i", "--limit", "1"), "give --questions and --images, or"),
+        (("--benchmark", "pope", "--data", "d", "--images", "i"), "give --questions and --images, or"),
+        (("--benchmark", "mme", "--data", "d"), "--benchmark 'mme' is not known. Known: pope, textvqa."),
+        (("--benchmark", "pope", "--data", "d"), "coco_pope_random.json: cannot be read"),
+    ],
+)
+def test_half_a_set_of_questions_is_refused(honest: Honest, arguments: tuple[str, ...], said: str) -> None:
+    result = run(honest.bundle, *arguments)
+    assert result.returncode == 2
+    assert said in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.slow
 def test_torch_is_scored_from_the_checkpoint(honest: Honest, asked: tuple[Path, Path]) -> None:
     more = ("--runtime", "torch,onnxruntime+llamacpp", "--language", "f32", "--checkpoint", honest.checkpoint)

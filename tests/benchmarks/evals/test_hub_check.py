@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 
 from tests.benchmarks.evals.test_public_benchmarks import LABELS, write_pope
 from tests.golden import golden_checkpoint, shared_fixtures
-from tinyllava_edge.benchmarks.evals.hub_check import markdown_lines
-from tinyllava_edge.benchmarks.evals.published import RELEASED
+from tinyllava_edge.benchmarks.evals.hub_check import RELEASED, markdown_lines
 from tinyllava_edge.cli import app
 
 RELEASE = "jiajunlong/TinyLLaVA-0.89B"  # which is an OpenELM with SigLIP, as the golden checkpoint is

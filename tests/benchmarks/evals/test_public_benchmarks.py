@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from tinyllava_edge.benchmarks.evals.hub_check import sampled
 from tinyllava_edge.benchmarks.evals.pope import SUFFIX, parse_answer, read_pope, score_pope
+from tinyllava_edge.benchmarks.evals.public_sets import sampled
 from tinyllava_edge.benchmarks.evals.questions import Question
 from tinyllava_edge.benchmarks.evals.textvqa import answer_score, normalised, read_textvqa, score_textvqa
 from tinyllava_edge.errors import DataError

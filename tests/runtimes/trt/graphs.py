@@ -12,8 +12,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.tiny import tiny_config
 from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.export.onnx_file import write_vision_graph
 from tinyllava_edge.export.precision import to_float16
-from tinyllava_edge.export.vision_onnx import build_vision_graph, write_vision_graph
+from tinyllava_edge.export.vision_onnx import build_vision_graph
 from tinyllava_edge.model.vlm import build_model, load_model
 
 # The towers that TinyLLaVA's published models have, and the width of such a model's language model.

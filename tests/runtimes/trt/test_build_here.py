@@ -13,8 +13,9 @@ from tests.runtimes.trt.engine_bundles import write_engine_bundle
 from tests.runtimes.trt.fake_gpu import FakeGpu
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.cli import main
-from tinyllava_edge.runtimes.trt.builder import EngineOptions, OnProgress, build_engine
+from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 
 
 @pytest.fixture

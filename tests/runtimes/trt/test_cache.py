@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tinyllava_edge.errors import BackendError, NoEngineError
-from tinyllava_edge.runtimes.trt.cache import EngineCache, cache_folder
+from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 from tinyllava_edge.runtimes.trt.record import Board, Choice, EngineKey, EngineRecord, Step, new_record
 
 BOARD = Board(
@@ -91,7 +91,7 @@ def test_everything_is_private_whatever_the_umask(tmp_path: Path, monkeypatch: p
             pass
     finally:
         os.umask(before)
-    assert cache.folder == cache_folder()
+    assert cache.folder == engine_folder()
     assert cache.folder.stat().st_mode & 0o777 == 0o700
     files = list(cache.folder.iterdir())
     assert len(files) == 3

@@ -30,9 +30,10 @@ from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.auto import candidates, settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.engine import open_bundle
-from tinyllava_edge.runtimes.trt.builder import EngineOptions, OnProgress, build_engine
+from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.choose import DeviceBuild
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 
 
 @pytest.fixture

@@ -22,10 +22,6 @@ def test_a_gpu_is_read(gpu: FakeGpu) -> None:
     assert (found.driver_cuda, found.runtime_cuda) == ("12.6", "12.6")
 
 
-def test_free_and_total_memory_are_read(gpu: FakeGpu) -> None:
-    assert open_cudart().read_memory() == (6 << 30, 8 << 30)
-
-
 @pytest.mark.parametrize(
     ("device", "code", "message"),
     [

@@ -29,7 +29,8 @@ LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 PROBE = """
 import json, sys
 from tinyllava_edge.errors import TinyLlavaEdgeError
-from tinyllava_edge.export.trt_engine import EngineOptions, build_engine
+from tinyllava_edge.export.trt_engine import build_engine
+from tinyllava_edge.export.trt_options import EngineOptions
 from tinyllava_edge.tensorrt_binding import open_tensorrt
 from pathlib import Path
 

@@ -6,7 +6,7 @@ import pytest
 
 from tinyllava_edge.errors import EngineBuildError
 from tinyllava_edge.runtimes.trt import process
-from tinyllava_edge.runtimes.trt.builder import EngineOptions
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 
 
 @pytest.fixture

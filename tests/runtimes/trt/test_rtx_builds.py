@@ -36,7 +36,8 @@ from tinyllava_edge.errors import (
     UsageError,
 )
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
-from tinyllava_edge.runtimes.trt.builder import BuiltEngine, EngineOptions, build_engine
+from tinyllava_edge.runtimes.trt.builder import BuiltEngine, build_engine
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.plan import EnginePlan, PlanTensor, check_plan, parse_plan
 from tinyllava_edge.runtimes.trt.process import build_engine_apart, checked_plan_facts
 

@@ -13,10 +13,11 @@ from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
 from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, EngineLoadError, NoGpuError
 from tinyllava_edge.runtimes.ort import OnnxVision
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
-from tinyllava_edge.runtimes.trt.builder import EngineOptions, build_engine
+from tinyllava_edge.runtimes.trt.builder import build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.cudart import open_cudart
 from tinyllava_edge.runtimes.trt.lookup import read_board
+from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.record import EngineKey, new_record
 from tinyllava_edge.runtimes.trt.vision import TensorRTVision
 

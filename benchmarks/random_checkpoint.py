@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import FLAT_INDEX, Checkpoint
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.model.checkpoint import FLAT_INDEX
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
 SHARD_BYTES = 5_000_000_000
@@ -156,7 +155,7 @@ def write_random_checkpoint(directory: Path, shape: Shape, tokenizers: Path) -> 
     processor = json.dumps(shape.processor)
     (directory / "preprocessor_config.json").write_text(processor, encoding="utf-8")
     with torch.device("meta"):
-        model = TinyLlava(read_model_config(directory))
+        model = TinyLlava(Checkpoint(directory).config)
     shapes = {key: tuple(value.shape) for key, value in upstream_state_dict(model).items()}
     found = sum(prod(shape) for shape in shapes.values())
     assert found == shape.parameters, f"{found:,} parameters, expected {shape.parameters:,}"

@@ -21,6 +21,7 @@ from rich.table import Table
 
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.benchmarks.bench.environment import machine_card
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, stdout
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.model.checkpoint import tensor_facts
@@ -66,7 +67,7 @@ def measure_export(
             "seconds": seconds,
             "files": {f"{v['part']} {v['name']}": v["bytes"] for v in facts["variants"]},
             "peak_anonymous_bytes": facts["peak_anonymous_bytes"],
-            "bound_bytes": bounds(checkpoint),
+            "bound_bytes": bounds(Checkpoint(checkpoint)),
             "cpu_seconds": _children_cpu_s() - before,  # of all threads: what a busy machine changes less
         }
 
@@ -76,7 +77,7 @@ def _children_cpu_s() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def bounds(checkpoint: Path) -> dict[str, int]:
+def bounds(checkpoint: Checkpoint) -> dict[str, int]:
     """What an export may take at most, by part; weights count as the float32 that they are computed in."""
     sizes = {name: 4 * prod(shape) for name, (shape, _) in tensor_facts(checkpoint).items()}
     largest = max(size for name, size in sizes.items() if name.startswith("language_model."))

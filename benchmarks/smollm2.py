@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from tinyllava_edge.atomic_files import output_directory
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
@@ -72,7 +72,7 @@ def write_checkpoint(gguf_file: Path, directory: Path) -> Path:
     (directory / "tinyllava_edge.json").write_text(json.dumps({"template": "qwen2_instruct"}))
     write_tokenizer(fields, directory)
     torch.manual_seed(0)
-    model = build_model(read_model_config(directory))
+    model = build_model(Checkpoint(directory).config)
     state = upstream_state_dict(model)
     state |= {f"language_model.{name}": tensor for name, tensor in lifted_tensors(reader)}
     save_file(state, directory / "model.safetensors", metadata={"format": "pt"})

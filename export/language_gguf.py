@@ -13,7 +13,7 @@ import gguf
 import numpy as np
 import torch
 
-from tinyllava_edge.checkpoint.read_config import ModelConfig
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors
@@ -35,31 +35,27 @@ def no_progress(done: int, total: int) -> None:
 class LanguageSource:
     """A checkpoint's language model, and what its GGUF file says besides the weights."""
 
-    checkpoint: Path
-    config: ModelConfig
+    checkpoint: Checkpoint
     assets: Assets
     name: str
-    allow_pickle: bool = False
 
     def architecture(self) -> GgufArchitecture:
         """The family's module."""
-        return ARCHITECTURES[self.config.language.architecture]
+        return ARCHITECTURES[self.checkpoint.config.language.architecture]
 
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, one token for each row of the embedding."""
-        return build_vocabulary(self.assets.tokenizer, self.config.language.vocab_size)
+        return build_vocabulary(self.assets.tokenizer, self.checkpoint.config.language.vocab_size)
 
     def rules(self) -> dict[str, TensorRule]:
         """Every tensor that there must be, by its canonical name."""
-        tensors = self.architecture().tensors(self.config.language)
+        tensors = self.architecture().tensors(self.checkpoint.config.language)
         return {PREFIX + name: rule for name, rule in tensors.items()}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the GGUF file keeps, by canonical name, one at a time."""
         split = self.architecture().split
-        for name, tensor in iter_tensors(
-            self.checkpoint, part="language_model", allow_pickle=self.allow_pickle
-        ):
+        for name, tensor in iter_tensors(self.checkpoint, part="language_model"):
             if not self._is_ignored(name):
                 for own_name, own in split(name.removeprefix(PREFIX), tensor):
                     yield PREFIX + own_name, own
@@ -67,7 +63,7 @@ class LanguageSource:
     def _is_ignored(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no such parameter."""
         if name == f"{PREFIX}lm_head.weight":
-            return self.config.language.tie_word_embeddings
+            return self.checkpoint.config.language.tie_word_embeddings
         return name.endswith(".rotary_emb.inv_freq")
 
     def check(self) -> None:
@@ -77,7 +73,7 @@ class LanguageSource:
             UnsupportedModelError: llama.cpp has no such variety of the family.
             ExportError: the tokenizer has no counterpart in llama.cpp.
         """
-        self.architecture().metadata(self.config.language)
+        self.architecture().metadata(self.checkpoint.config.language)
         self.vocabulary()
 
 
@@ -113,7 +109,7 @@ def write_language_gguf(
         file.truncate(end)
     if missing:
         raise ExportError(
-            f"{source.checkpoint}: {len(missing)} tensors of the language model are missing, the first is "
+            f"{source.checkpoint.path}: {len(missing)} tensors of the language model are missing, the first is "
             f"{next(iter(missing))!r}."
         )
 
@@ -122,12 +118,12 @@ def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:
     """Write everything before the weights; returns each tensor's offset, and the file's length."""
-    llamacpp = source.config.language.family.llamacpp
+    llamacpp = source.checkpoint.config.language.family.llamacpp
     writer = gguf.GGUFWriter(path, llamacpp)
     writer.add_type("model")
     writer.add_name(source.name)
     writer.add_file_type(FILE_TYPES[float_type])
-    for key, value in source.architecture().metadata(source.config.language).items():
+    for key, value in source.architecture().metadata(source.checkpoint.config.language).items():
         name = f"{llamacpp}.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)

@@ -6,6 +6,7 @@ largest tensor for the language model, twice the tower for the vision graph; `pa
 figures.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,11 +29,10 @@ from tinyllava_edge.bundle import (
     create_bundle,
 )
 from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.memory import return_freed_memory, return_large_blocks, watched_memory
-from tinyllava_edge.model.assets import Assets, read_assets
-from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256
+from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.streaming import stream_model
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.parity_files import write_parity
@@ -82,34 +82,15 @@ def export_bundle(
     check_output(out, force=options.force)
     return_large_blocks()
     on_step("read the checkpoint")
-    config = read_model_config(checkpoint, template=options.template, sources=options.sources)
-    assets = read_assets(checkpoint, config, sources=options.sources)
-    if fault := template_fault(assets.template):
-        raise ExportError(f"{checkpoint}: {fault}. Give --template with one that asks questions.")
-    source = LanguageSource(
-        checkpoint=checkpoint,
-        config=config,
-        assets=assets,
-        name=options.repository.partition("/")[2] or checkpoint.resolve().name,
-        allow_pickle=options.allow_pickle,
-    )
-    source.check()
-    calibration = calibration_pixels(options.calibration, assets.preprocessing)
+    source = _open_source(checkpoint, options)
+    calibration = calibration_pixels(options.calibration, source.assets.preprocessing)
     with watched_memory() as memory, create_bundle(out, force=options.force) as writer:
+        root = writer.root
         on_step("check every weight")
-        stored = _StoredWeights(on_progress)
-        model = stream_model(
-            checkpoint,
-            config,
-            writer.root,
-            allow_pickle=options.allow_pickle,
-            on_tensor=stored.see,
-            on_bytes=stored.see_read,
-        )
-        parts = _parts(model, stored.dtypes())
+        model, parts = _stream(source.checkpoint, root, on_progress)
         on_step("reference tensors")
-        reference = write_reference(writer.root, model, assets)
-        (writer.root / TOKENIZER_FILE).write_text(assets.tokenizer.tokenizer_json, encoding="utf-8")
+        reference = write_reference(root, model, source.assets)
+        (root / TOKENIZER_FILE).write_text(source.assets.tokenizer.tokenizer_json, encoding="utf-8")
         peaks = {"reference": memory.peak_bytes()}
         on_step("trace vision tower and connector")
         trial = vision_trial(model, reference)
@@ -118,30 +99,67 @@ def export_bundle(
         return_freed_memory()
         vision_source = VisionSource(graph, trial, calibration)
         del graph
-        vision, vision_report = _export_vision(writer.root, vision_source, options, on_step)
+        vision, vision_report = _export_vision(root, vision_source, options, on_step)
         del vision_source
         return_freed_memory()
         peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
-        language, language_report = _export_language(
-            writer.root, source, halves, options, on_step, on_progress
-        )
+        language, language_report = _export_language(root, source, halves, options, on_step, on_progress)
         peaks["language"] = memory.peak_bytes()
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
-        origin = _source(checkpoint, options)
-        manifest = _seal(writer, origin, config, assets, parts, (*vision, *language), num_tokens)
-        write_parity(
-            Bundle.open(writer.root),
-            "export",
-            {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks},
-        )
+        manifest = _seal(writer, source, options, parts, (*vision, *language), num_tokens)
+        report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
+        write_parity(Bundle.open(root), "export", report)
     return manifest
 
 
 def count_steps(options: ExportOptions) -> int:
     """Number of steps that `export_bundle` announces."""
     return 5 + len(options.vision_variants()) + 2 * len(options.language_variants())
+
+
+def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
+    """The checkpoint and its assets; what cannot be converted is found before any work is done."""
+    checkpoint = Checkpoint(
+        path, sources=options.sources, template=options.template, allow_pickle=options.allow_pickle
+    )
+    assets = read_assets(checkpoint)
+    if fault := template_fault(assets.template):
+        raise ExportError(f"{path}: {fault}. Give --template with one that asks questions.")
+    name = options.repository.partition("/")[2] or path.resolve().name
+    source = LanguageSource(checkpoint=checkpoint, assets=assets, name=name)
+    source.check()
+    return source
+
+
+def _stream(
+    checkpoint: Checkpoint, scratch: Path, on_progress: OnProgress
+) -> tuple[TinyLlava, dict[Any, Part]]:
+    """The model, every weight of it checked; and architecture, size and stored dtypes of each part."""
+    dtypes: dict[str, set[str]] = defaultdict(set)
+    read_bytes = all_bytes = 0
+
+    def see(name: str, tensor: torch.Tensor) -> None:
+        nonlocal all_bytes
+        part = name.split(".")[0]
+        dtypes[part].add(str(tensor.dtype).removeprefix("torch."))
+        all_bytes += tensor.nbytes * MAX_PASSES if part == "language_model" else 0
+
+    def see_read(count: int) -> None:
+        nonlocal read_bytes
+        read_bytes += count
+        on_progress(read_bytes, all_bytes)
+
+    model = stream_model(checkpoint, scratch, on_tensor=see, on_bytes=see_read)
+    return model, {
+        part: Part(
+            architecture=architecture,
+            parameters=sum(parameter.numel() for parameter in getattr(model, part).parameters()),
+            dtype="+".join(sorted(dtypes[part])),
+        )
+        for part, architecture in checkpoint.config.architectures.items()
+    }
 
 
 def _export_vision(
@@ -188,80 +206,26 @@ def _export_language(
         report[name] = check_language(path, name, source, on_progress=on_progress)
     if base not in names:
         base_path.unlink(missing_ok=True)
-    return [_language_variant(name) for name in names], report
-
-
-def _language_variant(name: str) -> Variant:
-    files = (f"language/{name}.gguf",)
-    return Variant(part="language", name=name, target="gguf", files=files, status="verified")
-
-
-class _StoredWeights:
-    """What goes by while the weights are checked, and then read for the reference."""
-
-    def __init__(self, on_progress: OnProgress) -> None:
-        self._on_progress = on_progress
-        self._dtypes: dict[str, set[str]] = {}
-        self._language_bytes = 0
-        self._read_bytes = 0
-
-    def see(self, name: str, tensor: torch.Tensor) -> None:
-        """A tensor was checked."""
-        part = name.split(".")[0]
-        self._dtypes.setdefault(part, set()).add(str(tensor.dtype).removeprefix("torch."))
-        self._language_bytes += tensor.nbytes if part == "language_model" else 0
-
-    def see_read(self, count: int) -> None:
-        """Bytes of the language model were read again."""
-        self._read_bytes += count
-        self._on_progress(self._read_bytes, self._language_bytes * MAX_PASSES)
-
-    def dtypes(self) -> dict[str, str]:
-        """Stored dtypes of each part."""
-        return {part: "+".join(sorted(names)) for part, names in self._dtypes.items()}
-
-
-def _parts(model: TinyLlava, dtypes: dict[str, str]) -> dict[Any, Part]:
-    """Architecture, size and stored dtype of each part."""
-    config = model.config
-    architectures = {
-        "vision_tower": config.vision.architecture,
-        "connector": config.connector.type,
-        "language_model": config.language.architecture,
-    }
-    return {
-        part: Part(
-            architecture=architecture,
-            parameters=sum(parameter.numel() for parameter in getattr(model, part).parameters()),
-            dtype=dtypes.get(part, ""),
+    return [
+        Variant(
+            part="language", name=name, target="gguf", files=(f"language/{name}.gguf",), status="verified"
         )
-        for part, architecture in architectures.items()
-    }
-
-
-def _source(checkpoint: Path, options: ExportOptions) -> Source:
-    """Where the bundle comes from, under the name that finds it again."""
-    name = f"{options.repository}@{options.commit}" if options.repository else str(checkpoint)
-    return Source(
-        name=NANO if checkpoint == checkpoint_path(NANO) else name,
-        checkpoint_sha256=checkpoint_sha256(checkpoint),
-        layout=checkpoint_layout(checkpoint),
-        repository=options.repository,
-        revision=options.commit,
-    )
+        for name in names
+    ], report
 
 
 def _seal(
     writer: BundleWriter,
-    source: Source,
-    config: ModelConfig,
-    assets: Assets,
+    language: LanguageSource,
+    options: ExportOptions,
     parts: dict[Any, Part],
     variants: tuple[Variant, ...],
     num_tokens: int,
 ) -> Manifest:
     """Write the manifest."""
-    language = config.language
+    checkpoint, assets, config = language.checkpoint, language.assets, language.checkpoint.config
+    # The name that finds the checkpoint again.
+    name = f"{options.repository}@{options.commit}" if options.repository else str(checkpoint)
     return writer.seal(
         parts=parts,
         prompt=PromptSpec(
@@ -273,24 +237,20 @@ def _seal(
         vision=VisionSpec(
             image_size=assets.preprocessing.image_size,
             num_tokens=num_tokens,
-            hidden_size=language.hidden_size,
+            hidden_size=config.language.hidden_size,
             feature_layer=config.vision.feature_layer,
             drop_first=config.vision.drop_first,
             preprocessing=assets.preprocessing,
             tower_output=TOWER_OUTPUT,
         ),
-        language=LanguageSpec(
-            architecture=language.architecture,
-            hidden_size=language.hidden_size,
-            vocab_size=language.vocab_size,
-            num_hidden_layers=language.num_hidden_layers,
-            num_attention_heads=language.num_attention_heads,
-            num_key_value_heads=language.num_key_value_heads,
-            head_dim=language.head_dim,
-            context_length=language.max_position_embeddings,
-            embedding_scale=language.embedding_scale,
-        ),
+        language=LanguageSpec.of(config.language),
         variants=variants,
-        source=source,
+        source=Source(
+            name=NANO if checkpoint.path == checkpoint_path(NANO) else name,
+            checkpoint_sha256=checkpoint.sha256,
+            layout=checkpoint.layout,
+            repository=options.repository,
+            revision=options.commit,
+        ),
         versions={package: version(package) for package in PACKAGES.split()},
     )

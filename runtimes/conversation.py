@@ -11,7 +11,7 @@ as far as it agrees.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.prompt import Template, TextTokenizer, Turn, place_markers
 
 from .context import Element, PictureRows

@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.prompt import TextTokenizer, Turn, place_markers

@@ -5,7 +5,6 @@ The one module here that imports torch, and only when it is opened.
 """
 
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import checkpoint_path
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
 
 from .base import BackendOptions, Segment, check_open, check_pixels, check_segment
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 NAME = "torch float32"
 # So that both halves of a runtime share one model, while one of them is open.
-_open_models: "weakref.WeakValueDictionary[tuple[Path, Path | None], TinyLlava]" = (
-    weakref.WeakValueDictionary()
-)
+_open_models: "weakref.WeakValueDictionary[Checkpoint, TinyLlava]" = weakref.WeakValueDictionary()
 
 
 def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
@@ -152,23 +150,21 @@ def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
         )
     import torch  # seconds, so only now
 
-    from tinyllava_edge.model.checkpoint import checkpoint_sha256
     from tinyllava_edge.model.vlm import load_model
 
     torch.set_num_threads(thread_budget(options.threads))
-    if checkpoint_sha256(path) != source.checkpoint_sha256:
+    checkpoint = Checkpoint(
+        path,
+        sources=options.sources,
+        template=bundle.manifest.prompt.template.name,
+        allow_pickle=options.allow_pickle,
+    )
+    if checkpoint.sha256 != source.checkpoint_sha256:
         raise BackendError(
             f"{path} is not the checkpoint that {bundle.root} came from, whose sha256 is "
             f"{source.checkpoint_sha256[:12]}... Give that one with --checkpoint, or export again."
         )
-    key = (path.resolve(), options.sources)
-    model = _open_models.get(key)
+    model = _open_models.get(checkpoint)
     if model is None:
-        model = load_model(
-            path,
-            template=bundle.manifest.prompt.template.name,
-            sources=options.sources,
-            allow_pickle=options.allow_pickle,
-        )
-        _open_models[key] = model
+        model = _open_models[checkpoint] = load_model(checkpoint)
     return model

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 
 # A SentencePiece vocabulary of 420 pieces, from the golden fixtures (random tiny Llama).
@@ -109,7 +109,7 @@ def write_tiny_checkpoint(
     for path in TOKENIZER_FOLDER.iterdir():
         shutil.copy(path, directory / path.name)
     torch.manual_seed(seed)
-    model = build_model(read_model_config(directory))
+    model = build_model(Checkpoint(directory).config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -31,7 +31,7 @@ from tinyllava_edge.manifest import (
     check_listed_names,
     parse_manifest,
 )
-from tinyllava_edge.verified_files import VerifiedFiles
+from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
 
 __all__ = [
     "MANIFEST_FILE",
@@ -184,15 +184,6 @@ def create_bundle(target: Path, *, force: bool = False) -> Iterator[BundleWriter
         writer = BundleWriter(root)
         yield writer
         assert writer.sealed, "a bundle must be sealed before it is published"
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hash a file without holding it in memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_tree(root: Path, listed: set[str]) -> None:

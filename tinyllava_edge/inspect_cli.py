@@ -11,10 +11,11 @@ from rich.table import Table
 
 from tinyllava_edge import console
 from tinyllava_edge.checkpoint.names import NANO, bundle_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
-    from tinyllava_edge.checkpoint.read_config import LanguageConfig, ModelConfig
+    from tinyllava_edge.checkpoint.config import LanguageConfig, ModelConfig
 
 # Of llama.cpp's types, blocks' scales included.
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
@@ -49,7 +50,7 @@ def inspect(
         sources, notes = fetch_sources(sources, place)
         for text in notes:
             console.note(text)
-        facts = inspect_checkpoint(place, sources=sources, allow_pickle=allow_pickle)
+        facts = inspect_checkpoint(Checkpoint(place, sources=sources, allow_pickle=allow_pickle))
     if json:
         console.print_json(facts)
     else:
@@ -92,36 +93,29 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
     }
 
 
-def inspect_checkpoint(
-    directory: Path, *, sources: Path | None = None, allow_pickle: bool = False
-) -> dict[str, Any]:
+def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Facts of a checkpoint, from config.json and the headers of its weight files.
 
     Raises:
         CheckpointError: a file is damaged or nowhere, or its headers are not what config.json describes.
     """
-    from tinyllava_edge.checkpoint.read_config import read_model_config
     from tinyllava_edge.model.assets import read_assets
-    from tinyllava_edge.model.checkpoint import BUFFERS, checkpoint_layout, tensor_facts
+    from tinyllava_edge.model.checkpoint import BUFFERS, tensor_facts
     from tinyllava_edge.model.vlm import checked_tensors
 
-    config = read_model_config(directory, sources=sources)
-    image_size = read_assets(directory, config, sources=sources).preprocessing.image_size
-    checked_tensors(directory, config, allow_pickle=allow_pickle)  # headers alone: no value is asked for
-    tensors = tensor_facts(directory, allow_pickle=allow_pickle)
-    parts: dict[str, Any] = {
-        "vision_tower": {"architecture": config.vision.architecture},
-        "connector": {"architecture": config.connector.type},
-        "language_model": {"architecture": config.language.architecture},
-    }
+    config = checkpoint.config
+    image_size = read_assets(checkpoint).preprocessing.image_size
+    checked_tensors(checkpoint)  # the headers alone, as no value is asked for
+    tensors = tensor_facts(checkpoint)
+    parts: dict[str, Any] = {name: {"architecture": kind} for name, kind in config.architectures.items()}
     for name, part in parts.items():
         own = [v for key, v in tensors.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
         part["parameters"] = sum(prod(shape) for shape, _ in own)
         part["dtype"] = ", ".join(sorted({dtype for _, dtype in own}))
     return {
         "kind": "checkpoint",
-        "path": str(directory),
-        "layout": checkpoint_layout(directory),
+        "path": str(checkpoint),
+        "layout": checkpoint.layout,
         "parts": parts,
         "parameters": sum(part["parameters"] for part in parts.values()),
         "tokens_per_picture": config.num_picture_tokens(image_size),

@@ -12,6 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import Preprocessing
 from tinyllava_edge.prompt import Template, template_fault
@@ -101,6 +102,12 @@ class LanguageSpec(_Strict):
     head_dim: int = Field(gt=0)
     context_length: int = Field(gt=0)
     embedding_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @classmethod
+    def of(cls, config: LanguageConfig) -> "LanguageSpec":
+        """What a checkpoint's config says."""
+        values = {name: getattr(config, name) for name in cls.model_fields if name != "context_length"}
+        return cls(**values, context_length=config.max_position_embeddings)
 
 
 class Source(_Strict):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import PromptError
 
 Turn = tuple[str, str | None]  # question, answer (None: not answered yet)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ValidationError
 
 from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.prompt import Turn
 

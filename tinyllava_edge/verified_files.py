@@ -1,5 +1,6 @@
 """Memory of files already hashed, so that opening a bundle does not hash gigabytes again."""
 
+import hashlib
 import json
 import os
 import time
@@ -12,6 +13,15 @@ from tinyllava_edge.cache import cache_folder
 # remembered only when its last change is older than any tick.
 SETTLED_AFTER_NS = 2_000_000_000
 MAX_ENTRIES = 10_000
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a file without holding it in memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class VerifiedFiles:

@@ -13,12 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import output_directory, write_json
-from tinyllava_edge.checkpoint.read_config import read_json_object, read_model_config
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.model.assets import PROCESSOR_FILE
-from tinyllava_edge.model.checkpoint import FLAT_FILE, FLAT_INDEX
 from tinyllava_edge.model.connector import build_connector
-from tinyllava_edge.model.tensor_files import opened_safetensors, shards_of_index
+from tinyllava_edge.model.tensor_files import opened_safetensors, safetensors_files
 
 from .save import copy_tokenizer
 
@@ -47,7 +46,7 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
         copy_tokenizer(language_model, directory)
         if (tower / PROCESSOR_FILE).exists():
             shutil.copyfile(tower / PROCESSOR_FILE, directory / PROCESSOR_FILE)
-        config = read_model_config(directory)
+        config = Checkpoint(directory).config
         tied = config.language.tie_word_embeddings
         state = {
             f"language_model.{name}": tensor
@@ -96,13 +95,7 @@ def _is_of_tower(name: str) -> bool:
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    if (directory / FLAT_FILE).exists():
-        files = [directory / FLAT_FILE]
-    elif (directory / FLAT_INDEX).exists():
-        files = shards_of_index(directory / FLAT_INDEX)
-    else:
-        raise CheckpointError(f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX}.")
-    for path in files:
+    for path in safetensors_files(directory):
         with opened_safetensors(path) as file:
             for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 yield key, file.get_tensor(key)

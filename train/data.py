@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import DataError, PromptError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.prompt import Template, TextTokenizer, place_markers

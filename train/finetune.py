@@ -13,12 +13,12 @@ from accelerate import Accelerator
 
 from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
-from tinyllava_edge.checkpoint.read_config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.model.assets import Assets, read_assets
-from tinyllava_edge.model.checkpoint import checkpoint_sha256
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.prompt import template_named
 
@@ -106,17 +106,18 @@ def _finetune(
     resume: bool,
     force: bool,
 ) -> Outcome:
-    facts = _facts(options)
+    source = Checkpoint(
+        options.source,
+        sources=options.sources,
+        template=options.chat_template,
+        allow_pickle=options.allow_pickle,
+    )
+    facts = _facts(options, source)
     if resume and is_finished(out, facts):
         remove_work(out)
         return _outcome(out / LOG_FILE, read_lines(out / LOG_FILE)[-1]["step"])
-    model = load_model(
-        options.source,
-        template=options.chat_template,
-        sources=options.sources,
-        allow_pickle=options.allow_pickle,
-    )
-    assets = read_assets(options.source, model.config, sources=options.sources)
+    model = load_model(source)
+    assets = read_assets(source)
     accelerator = Accelerator(mixed_precision=_precision(options))
     model.to(accelerator.device)
     torch.manual_seed(options.seed)
@@ -140,12 +141,12 @@ def _finetune(
             if options.save_adapter:
                 save_adapter(adapted, directory / ADAPTER_FOLDER)
             merge_error = merge_lora(model, adapted, samples.batch(0))
-        _write(model, directory, options, {**facts, "merge_error": merge_error}, work / LOG_FILE)
+        _write(model, directory, source, {**facts, "merge_error": merge_error}, work / LOG_FILE)
     shutil.rmtree(work)
     return _outcome(out / LOG_FILE, resumed_at)
 
 
-def _facts(options: FinetuneOptions) -> dict[str, Any]:
+def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
     """What the outcome depends on, for the sidecar and to know a run again."""
     return {
         "recipe": options.recipe,
@@ -160,7 +161,7 @@ def _facts(options: FinetuneOptions) -> dict[str, Any]:
         "data": options.data.name,
         "data_sha256": sha256_of_file(options.data),
         "source": _source_name(options),
-        "source_sha256": checkpoint_sha256(options.source),
+        "source_sha256": source.sha256,
     }
 
 
@@ -226,12 +227,10 @@ def _losses(model: TinyLlava, samples: Samples, steps: range) -> Iterator[Callab
         yield partial(conversation_loss, model, samples.batch(step))
 
 
-def _write(
-    model: TinyLlava, directory: Path, options: FinetuneOptions, facts: dict[str, Any], log: Path
-) -> None:
+def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[str, Any], log: Path) -> None:
     """Fill the directory of the finished checkpoint."""
-    dtype = stored_dtype(options.source, allow_pickle=options.allow_pickle)
-    write_frame(options.source, directory, model.config, dtype, sources=options.sources)
+    dtype = stored_dtype(source)
+    write_frame(source, directory, dtype)
     write_weights(model, directory, dtype)
     write_json(directory / SIDECAR_FILE, {"template": model.config.template, **facts})
     shutil.copy(log, directory / LOG_FILE)

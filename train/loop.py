@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import get_cosine_schedule_with_warmup
 
-from tinyllava_edge.checkpoint.read_config import IGNORE_LABEL
+from tinyllava_edge.checkpoint.config import IGNORE_LABEL
 from tinyllava_edge.console import progress
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vlm import TinyLlava

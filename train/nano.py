@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, SIDECAR_FILE, read_model_config
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, SIDECAR_FILE
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import PROCESSOR_FILE, read_assets
 from tinyllava_edge.model.vlm import build_model
 from tinyllava_edge.prompt import TextTokenizer, template_named
@@ -68,8 +69,8 @@ def train_nano(
         origin = _origin(recipe, seed=seed, data=data, unlabelled=others)
         _write_frame(work, recipe, conversations, origin)
         torch.manual_seed(seed)
-        config = read_model_config(work)
-        assets = read_assets(work, config)
+        checkpoint = Checkpoint(work)
+        config, assets = checkpoint.config, read_assets(checkpoint)
         model = build_model(config)
         precision = choose_precision(recipe.precision)
         accelerator = Accelerator(cpu=True, mixed_precision=precision)  # the recipe is made for two cores

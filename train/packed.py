@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
-from tinyllava_edge.checkpoint.read_config import IGNORE_LABEL, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_TOKEN_ID
 from tinyllava_edge.model.vlm import TinyLlava
 
 Labelled = tuple[list[int], list[int]]  # ids and labels of one conversation, from `encode_conversation`

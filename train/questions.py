@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import DataError
 
 from .data import AnsweredTurn, Conversation

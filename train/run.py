@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.atomic_files import check_output, write_json
-from tinyllava_edge.checkpoint.read_config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.errors import OutputExistsError, UsageError
 
 RUN_FILE = "run.json"

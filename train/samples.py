@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import IGNORE_LABEL
+from tinyllava_edge.checkpoint.config import IGNORE_LABEL
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.prompt import Template, TextTokenizer
 

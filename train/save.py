@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import write_json
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_factory_config
+from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import PROCESSOR_FILE, processor_path, tokenizer_directory
-from tinyllava_edge.model.checkpoint import FLAT_FILE, tensor_facts
+from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
@@ -36,24 +36,19 @@ def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.
     (directory / FLAT_FILE).chmod(0o644)  # safetensors makes it private
 
 
-def stored_dtype(directory: Path, *, allow_pickle: bool = False) -> torch.dtype:
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """The dtype that all weights of a checkpoint are stored in; float32 where they differ."""
-    facts = tensor_facts(directory, allow_pickle=allow_pickle)
-    names = {dtype for _, dtype in facts.values()}
+    names = {dtype for _, dtype in tensor_facts(checkpoint).values()}
     dtype: torch.dtype = getattr(torch, names.pop()) if len(names) == 1 else torch.float32
     return dtype
 
 
-def write_frame(
-    source: Path, directory: Path, config: ModelConfig, dtype: torch.dtype, *, sources: Path | None = None
-) -> None:
+def write_frame(source: Checkpoint, directory: Path, dtype: torch.dtype) -> None:
     """Everything of a checkpoint but weights and sidecar, as in `source`, in TinyLLaVA Factory's layout."""
-    raw = {
-        key: value for key, value in read_factory_config(source, sources=sources).items() if key != "dtype"
-    }
+    raw = {key: value for key, value in source.factory_config.items() if key != "dtype"}
     write_json(directory / "config.json", {**raw, "torch_dtype": str(dtype).removeprefix("torch.")})
-    copy_tokenizer(tokenizer_directory(source, config, sources), directory)
-    processor = processor_path(source, config, sources)
+    copy_tokenizer(tokenizer_directory(source), directory)
+    processor = processor_path(source)
     if processor is not None:
         shutil.copyfile(processor, directory / PROCESSOR_FILE)
 

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from tinyllava_edge.checkpoint.names import checkpoint_path
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import print_json
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
@@ -81,9 +81,9 @@ def main(
     blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
 ) -> None:
     """Print the accuracy by question type as one line of JSON."""
-    directory = checkpoint_path(checkpoint)
-    assets = read_assets(directory, read_model_config(directory))
-    print_json(score(load_model(directory), assets, questions, images, blind=blind))
+    source = Checkpoint(checkpoint_path(checkpoint))
+    assets = read_assets(source)
+    print_json(score(load_model(source), assets, questions, images, blind=blind))
 
 
 if __name__ == "__main__":

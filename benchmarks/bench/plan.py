@@ -9,6 +9,7 @@ from typing import Literal
 from tinyllava_edge.benchmarks.verify.climb import chosen_variants
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.checkpoint.names import check_sources, checkpoint_path
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.reference_tensors import reference_pictures
 from tinyllava_edge.runtimes.auto import settle_runtime
@@ -177,11 +178,9 @@ def find_checkpoint(bundle: Bundle, given: Sequence[Path] = ()) -> Path | None:
     """
     if find_spec("torch") is None or find_spec("transformers") is None:
         return None
-    from tinyllava_edge.model.checkpoint import checkpoint_sha256
-
     for path in given or (checkpoint_path(bundle.manifest.source.name),):
         try:
-            if checkpoint_sha256(path) == bundle.manifest.source.checkpoint_sha256:
+            if Checkpoint(path).sha256 == bundle.manifest.source.checkpoint_sha256:
                 return path
         except (CheckpointError, OSError):
             continue
@@ -200,9 +199,7 @@ def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:
         if name is not None:
             files += map(bundle.path, bundle.variant(part, name).files)  # type: ignore[arg-type]
     if cell.checkpoint is not None:
-        from tinyllava_edge.model.checkpoint import weight_files
-
-        files += weight_files(Path(cell.checkpoint))
+        files += Checkpoint(Path(cell.checkpoint)).weight_files
     return files
 
 

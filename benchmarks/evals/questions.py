@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import DataError
 
 _LISTED = 5  # missing pictures that an error names

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.runtimes.doctor import package_versions
@@ -61,7 +62,7 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
 
 def open_reference(
     bundle: Bundle,
-    checkpoint: Path | None,
+    path: Path | None,
     *,
     sources: Path | None = None,
     num_tokens: int = 128,
@@ -72,21 +73,18 @@ def open_reference(
     Raises:
         UsageError: the checkpoint is not the one that the bundle came from.
     """
-    if checkpoint is None:
+    if path is None:
         return StoredReference(bundle)
-    from tinyllava_edge.model.checkpoint import checkpoint_sha256
-
     source, prompt = bundle.manifest.source, bundle.manifest.prompt
-    found = checkpoint_sha256(checkpoint)
+    chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
+    checkpoint = Checkpoint(path, sources=sources, template=chosen, allow_pickle=allow_pickle)
+    found = checkpoint.sha256
     if found != source.checkpoint_sha256:
         raise UsageError(
             f"{checkpoint} has sha256 {found[:12]}..., the bundle was made from {source.name} with "
             f"{source.checkpoint_sha256[:12]}...: give that checkpoint, or export this one."
         )
-    chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
-    return CheckpointReference(
-        checkpoint, sources=sources, template=chosen, num_tokens=num_tokens, allow_pickle=allow_pickle
-    )
+    return CheckpointReference(checkpoint, num_tokens=num_tokens)
 
 
 def chosen_variants(

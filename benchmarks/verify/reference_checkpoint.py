@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.metrics import top1_margin
 
@@ -44,38 +45,23 @@ class CheckpointReference:
     """Torch float32 on the checkpoint itself, transformers' pixels, sentencepiece's ids.
 
     Args:
-        checkpoint: its directory.
-        sources: where files are that it only names.
-        template: prompt template, where it was chosen at export.
+        checkpoint: with the prompt template, where it was chosen at export.
         num_tokens: tokens of each continuation.
-        allow_pickle: read `.bin` weights.
 
     Raises:
         CheckpointError: a file is missing or damaged.
     """
 
-    def __init__(
-        self,
-        checkpoint: Path,
-        *,
-        sources: Path | None = None,
-        template: str | None = None,
-        num_tokens: int = 128,
-        allow_pickle: bool = False,
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, num_tokens: int = 128) -> None:
         from tinyllava_edge.model.vlm import load_model
 
         self.name = f"torch float32 of {checkpoint}"
-        self.config: ModelConfig = read_model_config(checkpoint, template=template, sources=sources)
-        self.model: TinyLlava = load_model(
-            checkpoint, template=template, sources=sources, allow_pickle=allow_pickle
-        )
+        self.config = checkpoint.config
+        self.model: TinyLlava = load_model(checkpoint)
         self._language: Any = self.model.language_model
         vision, language = self.config.vision, self.config.language
-        self.processor = ReferenceProcessor(_folders(checkpoint, vision.name_or_path, sources), self.config)
-        self.tokenizer = UpstreamTokenizer(
-            _tokenizer_folder(_folders(checkpoint, language.name_or_path, sources))
-        )
+        self.processor = ReferenceProcessor(checkpoint.folders(vision.name_or_path), self.config)
+        self.tokenizer = UpstreamTokenizer(_tokenizer_folder(checkpoint.folders(language.name_or_path)))
         self.pictures = picture_set(vision.image_size)
         self.prompts = PROMPTS
         self.num_tokens = num_tokens
@@ -203,11 +189,6 @@ class CheckpointReference:
             )
         logits: Floats = output.logits[0].numpy()
         return logits
-
-
-def _folders(checkpoint: Path, name: str, sources: Path | None) -> list[Path]:
-    """Where the files of a repository that config.json names may be."""
-    return [checkpoint] + ([] if sources is None else [sources / name, sources])
 
 
 def _tokenizer_folder(folders: list[Path]) -> Path:

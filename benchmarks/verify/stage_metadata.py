@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava_edge.checkpoint.read_config import ModelConfig
+from tinyllava_edge.checkpoint.config import ModelConfig
 from tinyllava_edge.metrics import at_most
 
 from .ladder import Ladder, StageResult, judge

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import least_snr_db
 from tinyllava_edge.metrics import at_most, snr_db

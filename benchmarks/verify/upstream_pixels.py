@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_json_object
+from tinyllava_edge.checkpoint.config import ModelConfig
+from tinyllava_edge.checkpoint.files import read_json_object
 
 Pixels = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tinyllava_edge.checkpoint.read_config import read_json_object
+from tinyllava_edge.checkpoint.files import read_json_object
 
 Turn = tuple[str, str | None]
 IMAGE = "<image>"

@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 SLICE_VALUES = 1 << 22
 

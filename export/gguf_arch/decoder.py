@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import TensorRule
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import UnsupportedModelError
 
 from .base import GgufArchitecture, TensorRule

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
 from .decoder import standard_metadata, standard_tensors

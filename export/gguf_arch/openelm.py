@@ -6,7 +6,7 @@ matrix [gate | up]; the file keeps them apart.
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
 from .decoder import Rules, standard_metadata

@@ -6,7 +6,7 @@ head, the rotate-half way.
 
 from collections.abc import Mapping
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
 from .decoder import Rules, add_attention, standard_metadata

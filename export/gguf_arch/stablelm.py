@@ -5,7 +5,7 @@ Names and keys: llama.cpp, src/models/stablelm.cpp (LLM_ARCH_STABLELM).
 
 from collections.abc import Mapping
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import GgufArchitecture, TensorRule
 from .decoder import standard_metadata, standard_tensors

@@ -13,6 +13,7 @@ from tinyllava_edge.benchmarks.verify.ladder import Ladder, Report
 from tinyllava_edge.benchmarks.verify.reference import Reference
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 
 
@@ -44,7 +45,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
     checkpoint = write_decided_checkpoint(folder / "checkpoint")
     options = ExportOptions(vision=("fp32", "fp16"), language=("f32", "f16", "q8_0"))
     export_bundle(checkpoint, folder / "bundle", options)
-    return Honest(checkpoint, folder / "bundle", CheckpointReference(checkpoint, num_tokens=24))
+    return Honest(checkpoint, folder / "bundle", CheckpointReference(Checkpoint(checkpoint), num_tokens=24))
 
 
 def climb_quickly(

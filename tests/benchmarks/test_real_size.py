@@ -11,6 +11,7 @@ from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
 from tinyllava_edge.benchmarks import random_checkpoint
 from tinyllava_edge.benchmarks.random_checkpoint import SHAPES, Shape, write_random_checkpoint
 from tinyllava_edge.benchmarks.real_size import bounds, main, measure_export
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
 from tinyllava_edge.model.vlm import load_model
@@ -90,16 +91,16 @@ def test_a_random_checkpoint_is_sharded_as_upstream_does_and_loads(
     shards = sorted((tmp_path / "checkpoint").glob("*.safetensors"))
     assert len(shards) > 3
     assert shards[0].name == f"model-00001-of-{len(shards):05}.safetensors"
-    model = load_model(tmp_path / "checkpoint")
+    model = load_model(Checkpoint(tmp_path / "checkpoint"))
     assert sum(parameter.numel() for parameter in model.parameters()) == SMALL.parameters
-    tensors = dict(iter_tensors(tmp_path / "checkpoint"))
+    tensors = dict(iter_tensors(Checkpoint(tmp_path / "checkpoint")))
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
     assert 0.9 < float(tensors["language_model.model.norm.weight"].float().mean()) < 1.1
     weight = tensors["language_model.model.layers.1.mlp.up_proj.weight"].float()
     assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
-    facts = tensor_facts(tmp_path / "checkpoint")
+    facts = tensor_facts(Checkpoint(tmp_path / "checkpoint"))
     largest = max(prod(shape) for name, (shape, _) in facts.items() if name.startswith("language_model."))
-    assert bounds(tmp_path / "checkpoint")["language"] == 1500 * MEGABYTE + 8 * largest
+    assert bounds(Checkpoint(tmp_path / "checkpoint"))["language"] == 1500 * MEGABYTE + 8 * largest
 
 
 def test_a_wrong_count_is_noticed(tmp_path: Path) -> None:

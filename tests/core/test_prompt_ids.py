@@ -9,7 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.golden import read_golden, shared_fixtures
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import PromptError
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.prompt import Template, TextTokenizer, Turn, place_markers, template_named

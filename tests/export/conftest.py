@@ -9,6 +9,7 @@ import pytest
 from tests.export.gguf_files import language_source
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.language_gguf import LanguageSource
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.export.vision_onnx import build_vision_graph
@@ -39,7 +40,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(checkpoint: Path) -> TinyLlava:
-    return load_model(checkpoint)
+    return load_model(Checkpoint(checkpoint))
 
 
 @pytest.fixture(scope="session")

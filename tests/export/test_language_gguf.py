@@ -152,6 +152,6 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_any_work(
 
 
 def test_the_manifest_can_say_that_gemmas_graph_scales_every_row(source: LanguageSource) -> None:
-    language = source.config.language  # hidden size 64
+    language = source.checkpoint.config.language  # hidden size 64
     assert language.embedding_scale == 1.0
     assert replace(language, architecture="gemma").embedding_scale == 8.0

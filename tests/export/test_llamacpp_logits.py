@@ -15,6 +15,7 @@ from tests.export.llamacpp import prefill_logits
 from tests.integration.combinations import draw_combination, write_combination
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.families import FAMILIES
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import write_language_gguf
 from tinyllava_edge.model.vlm import load_model
@@ -25,7 +26,7 @@ GATE_OF_TABLE = 1e-5  # where llama.cpp's GELU is a table of float16 values; mea
 
 def nmse_against_torch(checkpoint: Path, gguf_file: Path, *, sources: Path | None = None) -> float:
     ids = [1, *torch.randint(3, 450, (40,), generator=torch.Generator().manual_seed(1)).tolist()]
-    expected = load_model(checkpoint, sources=sources, allow_pickle=True).logits(ids).numpy()
+    expected = load_model(Checkpoint(checkpoint, sources=sources, allow_pickle=True)).logits(ids).numpy()
     actual = prefill_logits(gguf_file, ids)
     return float(np.mean((expected - actual) ** 2) / np.var(expected))
 

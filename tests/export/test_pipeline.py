@@ -12,7 +12,9 @@ import torch
 
 from tests.export.conftest import Exported
 from tests.export.gguf_files import change_weights, language_source
+from tests.opened_files import counted_opens
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, ExportError, OutputExistsError
 from tinyllava_edge.export import pipeline, vision_variants
 from tinyllava_edge.export.cli import export as export_command
@@ -20,7 +22,6 @@ from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import no_progress
 from tinyllava_edge.export.pipeline import ExportOptions, count_steps, export_bundle
 from tinyllava_edge.image import open_picture, preprocess
-from tinyllava_edge.model.checkpoint import checkpoint_sha256
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 
 SMALL = ExportOptions(vision=("fp32",), language=("q8_0",))
@@ -46,12 +47,12 @@ def test_the_manifest_says_what_the_checkpoint_is(exported: Exported) -> None:
         ("language", "q8_0", "gguf", ("language/q8_0.gguf",), "verified"),
         ("language", "q4_k_m", "gguf", ("language/q4_k_m.gguf",), "verified"),
     ]
-    model = load_model(exported.checkpoint)
+    model = load_model(Checkpoint(exported.checkpoint))
     for part, spec in manifest.parts.items():
         assert spec.parameters == sum(p.numel() for p in getattr(model, part).parameters())
         assert spec.dtype == "float32"
     assert manifest.source.name == str(exported.checkpoint)
-    assert manifest.source.checkpoint_sha256 == checkpoint_sha256(exported.checkpoint)
+    assert manifest.source.checkpoint_sha256 == Checkpoint(exported.checkpoint).sha256
     assert (manifest.prompt.bos_id, manifest.prompt.stop_ids) == (1, (2,))
     assert (manifest.vision.num_tokens, manifest.vision.drop_first) == (15, True)
     assert (manifest.language.context_length, manifest.language.num_key_value_heads) == (1024, 2)
@@ -78,7 +79,7 @@ def test_reference_tensors_are_torchs(exported: Exported) -> None:
     folder = exported.bundle.root / "reference"
     contents = json.loads((folder / "reference.json").read_text(encoding="utf-8"))
     tensors = np.load(folder / "reference.npz", allow_pickle=False)
-    model = load_model(exported.checkpoint)
+    model = load_model(Checkpoint(exported.checkpoint))
     how = exported.bundle.manifest.vision.preprocessing
     pixels = [preprocess(open_picture(folder / name), how) for name in contents["pictures"]]
     for index, picture in enumerate(pixels):
@@ -145,6 +146,13 @@ def test_steps_are_announced_and_the_same_input_gives_the_same_bundle(
     first = export_bundle(checkpoint, tmp_path / "first", SMALL, on_step=steps.append)
     assert len(steps) == count_steps(SMALL) == len(set(steps))
     assert export_bundle(checkpoint, tmp_path / "second", SMALL) == first
+
+
+@pytest.mark.usefixtures("quick_trace")
+def test_config_json_is_read_once(checkpoint: Path, tmp_path: Path) -> None:
+    with counted_opens(checkpoint / "config.json") as opens:
+        export_bundle(checkpoint, tmp_path / "out", SMALL)
+    assert opens == [1]
 
 
 def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export import onnx_file
 from tinyllava_edge.export.onnx_file import check_domains, open_session, opened_graph, write_vision_graph
@@ -60,7 +61,7 @@ def vision_sizes(draw: st.DrawFn) -> dict[str, object]:
 @given(vision_sizes())
 def test_any_tower_and_connector_give_torchs_embeddings(sizes: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:
-        model = load_model(write_tiny_checkpoint(Path(folder) / "checkpoint", **sizes))  # type: ignore[arg-type]
+        model = load_model(Checkpoint(write_tiny_checkpoint(Path(folder) / "checkpoint", **sizes)))  # type: ignore[arg-type]
     graph = build_vision_graph(model, model.config.vision.image_size)
     for proto, gate in ((graph, 1e-11), (to_float16(graph), 1e-4)):  # measured 3e-13, 1e-6
         with opened_graph(proto) as session:

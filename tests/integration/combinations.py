@@ -15,8 +15,9 @@ import torch
 
 from tests.integration.layouts import LAYOUTS, LEGACY_FAMILIES, write_config, write_weights
 from tests.tiny import TOKENIZER_FOLDER
+from tinyllava_edge.checkpoint.config import ModelConfig
 from tinyllava_edge.checkpoint.families import VISION_ACTIVATIONS
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import TinyLlava, build_model
 
 Values = dict[str, Any]
@@ -104,7 +105,7 @@ def write_combination(folder: Path, made: Combination) -> tuple[Path, Path, dict
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(made.processor))
     write_tokenizer(checkpoint, made.config["text_config"]["model_type"])
     write_config(checkpoint, made.config, made.layout)
-    model = random_model(read_model_config(checkpoint, sources=sources), made.seed)
+    model = random_model(Checkpoint(checkpoint, sources=sources).config, made.seed)
     stored_rows = made.config["text_config"]["vocab_size"]
     return checkpoint, sources, write_weights(checkpoint, model, made.layout, made.dtype, stored_rows)
 

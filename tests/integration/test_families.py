@@ -11,6 +11,7 @@ from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointRefe
 from tinyllava_edge.benchmarks.verify.upstream_text import ENDS
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.families import FAMILIES
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.gguf_arch import ARCHITECTURES
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
@@ -36,7 +37,7 @@ def test_a_tiny_checkpoint_passes_every_stage(name: str, tmp_path: Path) -> None
     checkpoint, sources, _ = write_combination(tmp_path, draw_combination(1, name))
     options = ExportOptions(vision=("fp32",), language=("f32",), sources=sources, allow_pickle=True)
     export_bundle(checkpoint, tmp_path / "bundle", options)
-    reference = CheckpointReference(checkpoint, sources=sources, num_tokens=24, allow_pickle=True)
+    reference = CheckpointReference(Checkpoint(checkpoint, sources=sources, allow_pickle=True), num_tokens=24)
     report = climb_quickly(Bundle.open(tmp_path / "bundle"), reference)
     assert report.passed, report.verdict
     assert {result.stage for result in report.results if not result.skipped} >= set(STAGES) - {"dequantized"}

@@ -15,7 +15,7 @@ import torch
 from tests.golden import CHECKPOINT_NAMES, shared_fixtures
 from tests.integration import conformance
 from tests.integration.conformance import QUANTIZED_HEADING, TORCH_LOGITS_NMSE, Golden, Row
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.model.vlm import load_model
@@ -64,7 +64,7 @@ def tables() -> Iterator[dict[str, dict[str, Row]]]:
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_torch_computes_as_upstream(name: str, tables: dict[str, dict[str, Row]]) -> None:
     golden = Golden.read(name)
-    model = load_model(golden.folder / "model", sources=SHARED / "sources", allow_pickle=True)
+    model = load_model(Checkpoint(golden.folder / "model", sources=SHARED / "sources", allow_pickle=True))
     keys = [f"image{index}/pixel_values" for index in range(len(golden.pictures))]
     pixels = np.stack([golden.arrays[key] for key in keys])
     features, rows = conformance.torch_vision(model, pixels)
@@ -97,7 +97,7 @@ def test_a_bundle_answers_as_upstream(name: str, tmp_path: Path, tables: dict[st
     )
     manifest = export_bundle(golden.folder / "model", tmp_path / "bundle", options)
     assert manifest.vision.num_tokens == golden.facts["image_tokens"]
-    config = read_model_config(golden.folder / "model", sources=SHARED / "sources")
+    config = Checkpoint(golden.folder / "model", sources=SHARED / "sources").config
     assert config.num_picture_tokens(manifest.vision.image_size) == golden.facts["image_tokens"]
 
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:

@@ -18,7 +18,7 @@ from tests.integration.combinations import write_tokenizer
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
 from tinyllava_edge.export.language_gguf import write_language_gguf
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
@@ -70,7 +70,7 @@ def write_qwen3_checkpoint(folder: Path, *, tied: bool) -> Any:
 
 def test_the_config_that_transformers_writes_is_read(tmp_path: Path) -> None:
     write_qwen3_checkpoint(tmp_path / "checkpoint", tied=True)
-    config = read_model_config(tmp_path / "checkpoint")
+    config = Checkpoint(tmp_path / "checkpoint").config
     language = config.language
     assert (language.head_dim, language.rotary_dim, language.rope_theta) == (32, 32, 1e6)
     assert (language.hidden_size, language.num_attention_heads, language.num_key_value_heads) == (64, 4, 2)
@@ -81,7 +81,7 @@ def test_the_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path / "checkpoint")
     path = tmp_path / "checkpoint" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "text_config": {"model_type": "qwen3"}}))
-    language, expected = read_model_config(path.parent).language, Qwen3Config().to_dict()
+    language, expected = Checkpoint(path.parent).config.language, Qwen3Config().to_dict()
     assert language.rope_theta == expected["rope_parameters"]["rope_theta"]
     for name, value in language.values.items():
         if name not in ("architecture", "rope_theta"):
@@ -93,7 +93,7 @@ def test_torch_and_llamacpp_give_the_logits_of_transformers(tied: bool, tmp_path
     oracle = write_qwen3_checkpoint(tmp_path / "checkpoint", tied=tied)
     with torch.no_grad():
         expected = oracle(input_ids=torch.tensor([IDS])).logits[0].numpy()
-    loaded = load_model(tmp_path / "checkpoint").logits(IDS).detach().numpy()
+    loaded = load_model(Checkpoint(tmp_path / "checkpoint")).logits(IDS).detach().numpy()
     np.testing.assert_allclose(loaded, expected, rtol=1e-5, atol=1e-5)
     write_language_gguf(tmp_path / "f32.gguf", language_source(tmp_path / "checkpoint"), "f32")
     found = prefill_logits(tmp_path / "f32.gguf", IDS)
@@ -105,7 +105,7 @@ def test_a_bundle_passes_every_stage_and_answers(tmp_path: Path) -> None:
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     write_qwen3_checkpoint(checkpoint, tied=True)
     export_bundle(checkpoint, bundle, ExportOptions(vision=("fp32",), language=("f32", "f16", "q8_0")))
-    report = climb_quickly(Bundle.open(bundle), CheckpointReference(checkpoint, num_tokens=24))
+    report = climb_quickly(Bundle.open(bundle), CheckpointReference(Checkpoint(checkpoint), num_tokens=24))
     assert report.passed, report.verdict
     assert {result.stage for result in report.results if not result.skipped} == set(STAGES)
     answer = CliRunner().invoke(app, ["run", str(bundle), str(PICTURE), "What is this?", "--max-tokens", "4"])

@@ -15,6 +15,7 @@ import torch
 
 from tests.integration.dinov2 import download_onnx, write_checkpoint
 from tests.integration.vision_precisions import SYMMETRIC, measure, print_table
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.precisions import PRECISIONS
 
@@ -34,7 +35,7 @@ def test_the_lifted_tower_computes_what_the_package_computes(original: Path, tmp
     session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
     pixels = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     (expected,) = session.run([last.output[0]], {"input_image": pixels.numpy()})
-    tower: Any = load_model(write_checkpoint(original, tmp_path / "checkpoint")).vision_tower
+    tower: Any = load_model(Checkpoint(write_checkpoint(original, tmp_path / "checkpoint"))).vision_tower
     tower.config = replace(tower.config, feature_layer=-1, select_strategy="cls_patch")
     with torch.no_grad():
         rows = tower.model.layernorm(tower(pixels))

@@ -16,6 +16,7 @@ import torch
 from tinyllava_edge import open_bundle
 from tinyllava_edge.benchmarks.smollm2 import download_gguf, write_checkpoint
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.image import open_picture, preprocess
@@ -73,7 +74,7 @@ def test_logits_with_a_picture_are_torchs(chain: tuple[Path, Bundle]) -> None:
     checkpoint, bundle = chain
     picture = bundle.root / "reference" / "portrait.png"
     turns = [("<image>\nWhat is the capital of France?", None)]
-    reference = load_model(checkpoint)
+    reference = load_model(Checkpoint(checkpoint))
     pixels = torch.from_numpy(preprocess(open_picture(picture), bundle.manifest.vision.preprocessing))
     with open_bundle(bundle.root, language="f32", kv_type="f32", context_length=512) as model:
         expected = reference.logits(model.tokenize(turns), pixels[None]).numpy()

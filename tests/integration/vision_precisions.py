@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from tests.integration.dinov2 import download_onnx, write_checkpoint
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_pixels
@@ -44,8 +44,8 @@ def measure(onnx_file: Path, *, image_size: int, calibration: Path | None = None
     """One row for each of `PRECISIONS`; raises ExportError where one misses its gate."""
     with TemporaryDirectory() as folder:
         checkpoint = write_checkpoint(onnx_file, Path(folder) / "checkpoint", image_size=image_size)
-        model = load_model(checkpoint)
-        how = read_assets(checkpoint, read_model_config(checkpoint)).preprocessing
+        model = load_model(Checkpoint(checkpoint))
+        how = read_assets(Checkpoint(checkpoint)).preprocessing
         trial = held_out_trial(model, how)
         graph = build_vision_graph(model, image_size)
         del model

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import load_model
 
 
@@ -21,7 +22,7 @@ def _golden(name: str) -> tuple[dict[str, Any], Any, Path]:
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_a_whole_checkpoint_equals_upstream(name: str) -> None:
     golden, arrays, folder = _golden(name)
-    model = load_model(folder, sources=shared_fixtures() / "sources", allow_pickle=True)
+    model = load_model(Checkpoint(folder, sources=shared_fixtures() / "sources", allow_pickle=True))
     for index in range(len(golden["images"])):
         pixels = torch.from_numpy(arrays[f"image{index}/pixel_values"])[None]
         with torch.no_grad():

@@ -13,9 +13,9 @@ from tests.integration.combinations import Combination, write_combination
 from tests.integration.layouts import LEGACY_FAMILIES
 from tests.tiny import tiny_config
 from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import LEGACY, Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UnsupportedModelError
-from tinyllava_edge.model.checkpoint import LEGACY, checkpoint_layout, tensor_facts
+from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict
 
 TOKENS = {"llama": 450, "phi": 453, "stablelm": 453}  # of the two small tokenizers
@@ -45,10 +45,10 @@ def test_the_tokenizers_length_is_upstreams(name: str) -> None:
 @pytest.mark.parametrize("family", LEGACY_FAMILIES)
 def test_embedding_and_head_are_cut_to_the_tokenizer(tmp_path: Path, family: str) -> None:
     checkpoint, weights = legacy_checkpoint(tmp_path, family)
-    assert checkpoint_layout(checkpoint) == LEGACY
-    assert read_model_config(checkpoint).language.vocab_size == TOKENS[family]
-    facts = tensor_facts(checkpoint)
-    loaded = upstream_state_dict(load_model(checkpoint))
+    assert Checkpoint(checkpoint).layout == LEGACY
+    assert Checkpoint(checkpoint).config.language.vocab_size == TOKENS[family]
+    facts = tensor_facts(Checkpoint(checkpoint))
+    loaded = upstream_state_dict(load_model(Checkpoint(checkpoint)))
     for name in ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"):
         assert facts[name][0][0] == len(loaded[name]) == TOKENS[family]
         assert torch.equal(loaded[name], weights[name])
@@ -56,7 +56,7 @@ def test_embedding_and_head_are_cut_to_the_tokenizer(tmp_path: Path, family: str
 
 def test_its_phi_has_no_bias_on_the_head(tmp_path: Path) -> None:
     checkpoint, _ = legacy_checkpoint(tmp_path, "phi")
-    bias = upstream_state_dict(load_model(checkpoint))["language_model.lm_head.bias"]
+    bias = upstream_state_dict(load_model(Checkpoint(checkpoint)))["language_model.lm_head.bias"]
     assert bias.shape == (453,)
     assert not bias.any()
 
@@ -64,7 +64,7 @@ def test_its_phi_has_no_bias_on_the_head(tmp_path: Path) -> None:
 def test_a_clip_tower_follows_the_config(tmp_path: Path) -> None:
     tower = tiny_config()["vision_config"] | {"model_type": "clip_vision_model"}
     checkpoint, _ = legacy_checkpoint(tmp_path, "llama", vision_config=tower)
-    vision = read_model_config(checkpoint).vision
+    vision = Checkpoint(checkpoint).config.vision
     assert (vision.feature_layer, vision.select_strategy, vision.num_tokens) == (-2, "patch", 16)
 
 
@@ -76,7 +76,7 @@ def test_a_projector_of_another_kind_is_refused(tmp_path: Path, projector: str) 
     with pytest.raises(
         UnsupportedModelError, match=rf"config.json: TinyLLaVABench's projector '{projector}'"
     ):
-        read_model_config(checkpoint)
+        assert Checkpoint(checkpoint).config
 
 
 @pytest.mark.parametrize("data", [b"\x0a\xff", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", b"\x08"])

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.streaming import stream_model
@@ -26,8 +26,7 @@ def no_gradients() -> Iterator[None]:
 
 def streamed(checkpoint: Path, scratch: Path, sources: Path | None = None) -> TinyLlava:
     scratch.mkdir(exist_ok=True)
-    config = read_model_config(checkpoint, sources=sources)
-    model = stream_model(checkpoint, config, scratch, allow_pickle=True)
+    model = stream_model(Checkpoint(checkpoint, sources=sources, allow_pickle=True), scratch)
     assert not list(scratch.iterdir())
     return model
 
@@ -47,7 +46,7 @@ def greedy_logits(model: TinyLlava, embeddings: torch.Tensor) -> list[torch.Tens
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_every_stage_is_bit_equal(name: str, tmp_path: Path) -> None:
     checkpoint, sources = golden_checkpoint(name) / "model", shared_fixtures() / "sources"
-    whole = load_model(checkpoint, sources=sources, allow_pickle=True)
+    whole = load_model(Checkpoint(checkpoint, sources=sources, allow_pickle=True))
     model = streamed(checkpoint, tmp_path / "scratch", sources)
     size = whole.config.vision.image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -77,7 +76,7 @@ def test_a_weight_is_there_only_while_its_module_runs(tmp_path: Path, dtype: tor
     for name in ("model.layers.1.mlp.up_proj", "lm_head"):
         module = model.language_model.get_submodule(name)
         module.register_forward_hook(see, prepend=True)  # before the weights are taken back
-    expected = load_model(checkpoint).logits([1, 5, 9, 2])
+    expected = load_model(Checkpoint(checkpoint)).logits([1, 5, 9, 2])
     assert torch.equal(model.logits([1, 5, 9, 2]), expected)
     assert held == [["model.layers.1.mlp.up_proj.weight"], ["lm_head.weight"]]
     assert all(parameter.is_meta for parameter in model.language_model.parameters())
@@ -100,7 +99,7 @@ def test_only_the_rows_that_are_looked_up_are_read(tmp_path: Path) -> None:
     )
     rows = model.splice([7, 3, 7, 449], torch.zeros(0, 0, 64))
     assert shapes == [(3, 64)]
-    assert torch.equal(rows, load_model(checkpoint).splice([7, 3, 7, 449], torch.zeros(0, 0, 64)))
+    assert torch.equal(rows, load_model(Checkpoint(checkpoint)).splice([7, 3, 7, 449], torch.zeros(0, 0, 64)))
 
 
 def test_tensors_and_bytes_are_told(tmp_path: Path) -> None:
@@ -108,8 +107,7 @@ def test_tensors_and_bytes_are_told(tmp_path: Path) -> None:
     seen: dict[str, torch.dtype] = {}
     sizes: list[int] = []
     model = stream_model(
-        checkpoint,
-        read_model_config(checkpoint),
+        Checkpoint(checkpoint),
         tmp_path,
         on_tensor=lambda name, tensor: seen.update({name: tensor.dtype}),
         on_bytes=sizes.append,

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.integration.layouts import write_weights
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import FLAT, LORA, Checkpoint
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
-from tinyllava_edge.model.checkpoint import FLAT, LORA, checkpoint_layout
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict
 
 QUERY = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
@@ -31,7 +31,7 @@ def lora(flat: Path, tmp_path: Path) -> Path:
     """The same model with a LoRA adapter over three sub-directories."""
     checkpoint = Path(shutil.copytree(flat, tmp_path / "lora"))
     (checkpoint / "model.safetensors").unlink()
-    write_weights(checkpoint, load_model(flat), "lora", torch.float32, 450)
+    write_weights(checkpoint, load_model(Checkpoint(flat)), "lora", torch.float32, 450)
     return checkpoint
 
 
@@ -53,13 +53,16 @@ def test_an_interrupted_training_is_read_as_it_stands(flat: Path, tmp_path: Path
         (checkpoint / name).write_bytes(b"cos\nsystem\n(S'false'\ntR.")  # a pickle nobody may open
     (checkpoint / "trainer_state.json").write_text('{"global_step": 1500}')
     (checkpoint / "latest").write_text("global_step1500")
-    assert checkpoint_layout(checkpoint) == FLAT
-    found, expected = upstream_state_dict(load_model(checkpoint)), upstream_state_dict(load_model(flat))
+    assert Checkpoint(checkpoint).layout == FLAT
+    found, expected = (
+        upstream_state_dict(load_model(Checkpoint(checkpoint))),
+        upstream_state_dict(load_model(Checkpoint(flat))),
+    )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_an_adapter_is_told_by_its_content_not_its_path(lora: Path) -> None:
-    assert checkpoint_layout(lora.rename(lora.parent / "plain")) == LORA
+    assert Checkpoint(lora.rename(lora.parent / "plain")).layout == LORA
 
 
 @pytest.mark.parametrize("part", ["language_model", "connector"])
@@ -79,7 +82,7 @@ def test_eight_bits_are_refused_without_an_adapter_too(flat: Path, tmp_path: Pat
     name = "language_model.model.layers.0.mlp.up_proj.weight"
     save_file(state | {name: state[name].to(torch.int8)}, checkpoint / "model.safetensors")
     with pytest.raises(UnsupportedModelError, match=r"up_proj.weight' is int8 without its scale"):
-        load_model(checkpoint)
+        load_model(Checkpoint(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_eight_bits_are_refused_without_an_adapter_too(flat: Path, tmp_path: Pat
 def test_a_damaged_adapter_is_named(lora: Path, change: Any, named: str) -> None:
     change_adapter(lora, change)
     with pytest.raises(CheckpointError) as caught:
-        load_model(lora, allow_pickle=True)
+        load_model(Checkpoint(lora, allow_pickle=True))
     assert named in str(caught.value)
 
 
@@ -112,7 +115,7 @@ def test_a_damaged_adapter_is_named(lora: Path, change: Any, named: str) -> None
 def test_another_kind_of_adapter_is_refused(lora: Path, changes: dict[str, Any]) -> None:
     change_config(lora, **changes)
     with pytest.raises(UnsupportedModelError, match=r"adapter_config.json"):
-        load_model(lora, allow_pickle=True)
+        load_model(Checkpoint(lora, allow_pickle=True))
 
 
 @pytest.mark.parametrize(
@@ -129,10 +132,10 @@ def test_another_kind_of_adapter_is_refused(lora: Path, changes: dict[str, Any])
 def test_an_adapter_whose_config_lies_is_named(lora: Path, changes: dict[str, Any], named: str) -> None:
     change_config(lora, **changes)
     with pytest.raises(CheckpointError, match=named):
-        load_model(lora, allow_pickle=True)
+        load_model(Checkpoint(lora, allow_pickle=True))
 
 
 def test_a_missing_adapter_file_is_named(lora: Path) -> None:
     (lora / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"adapter_model.safetensors: missing"):
-        load_model(lora, allow_pickle=True)
+        load_model(Checkpoint(lora, allow_pickle=True))

@@ -14,8 +14,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from tinyllava_edge.checkpoint.opened import LLAVA, Checkpoint
 from tinyllava_edge.errors import UnsupportedModelError
-from tinyllava_edge.model.checkpoint import LLAVA, checkpoint_layout
 from tinyllava_edge.model.vlm import load_model
 
 _TOWER: dict[str, Any] = {
@@ -62,17 +62,17 @@ def _saved(folder: Path, tower: Any, **changes: Any) -> Any:
 )
 def test_logits_equal_transformers(tmp_path: Path, tower: Any, changes: dict[str, Any], tokens: int) -> None:
     theirs = _saved(tmp_path, tower, **changes)
-    ours = load_model(tmp_path)
+    ours = load_model(Checkpoint(tmp_path))
     pixels = torch.randn(1, 3, 56, 56, generator=torch.Generator().manual_seed(1))
     ids = torch.tensor([[1, 20, 21, *[_PICTURE] * tokens, 30, 31]])
     with torch.no_grad():
         expected = theirs(input_ids=ids, pixel_values=pixels).logits[0]
     found = ours.logits([1, 20, 21, -200, 30, 31], pixels)
-    assert checkpoint_layout(tmp_path) == LLAVA
+    assert Checkpoint(tmp_path).layout == LLAVA
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_another_projector_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path, CLIPVisionConfig(**_TOWER), projector_hidden_act="relu")
     with pytest.raises(UnsupportedModelError, match="relu"):
-        load_model(tmp_path)
+        load_model(Checkpoint(tmp_path))

@@ -5,7 +5,7 @@ from typing import Any
 
 from tests.runtimes import bundles
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.prompt import TextTokenizer
 from tinyllava_edge.runtimes.base import Segment

@@ -10,7 +10,7 @@ from tests.runtimes import bundles
 from tests.runtimes.bundles import picture
 from tests.runtimes.scripted_models import SYSTEM, CountingLanguage, bundle_ids, counts, scripted_model
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.runtimes.engine import Model, open_bundle

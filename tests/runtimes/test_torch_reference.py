@@ -14,6 +14,7 @@ from tests.runtimes.bundles import picture
 from tests.runtimes.contract import LanguageContract, VisionContract
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, CheckpointError, UsageError
 from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.export.pipeline import export_bundle
@@ -87,7 +88,7 @@ def test_both_runtimes_give_the_same_ids_embeddings_logits_and_answers(bundle: B
 
 
 def test_the_engine_on_torch_gives_the_reference_models_own_logits(bundle: Bundle) -> None:
-    reference = load_model(Path(bundle.manifest.source.name))
+    reference = load_model(Checkpoint(Path(bundle.manifest.source.name)))
     turns = [("<image>\nWhat is this?", None)]
     with open_bundle(bundle.root, runtime="torch", threads=1) as model:
         ids, logits = model.tokenize(turns), model.logits(turns, [picture(1)])

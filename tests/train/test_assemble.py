@@ -12,8 +12,9 @@ import transformers
 
 from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
 from tests.train.own_data import write_own_data
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.model.checkpoint import checkpoint_sha256, iter_tensors
+from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train.assemble import assemble
 from tinyllava_edge.train.cli import train
@@ -78,7 +79,7 @@ def test_an_assembled_checkpoint_computes_what_its_parts_compute(
     """The oracle is transformers, on the models that were saved."""
     tower = _save_tower(build, tmp_path / "tower")
     assemble(tmp_path / "out", tower=tmp_path / "tower", connector="linear", language_model=llm, seed=0)
-    model = load_model(tmp_path / "out")
+    model = load_model(Checkpoint(tmp_path / "out"))
     pixels = torch.rand(2, 3, 28, 28) * 2 - 1
     with torch.no_grad():
         half = getattr(tower, "vision_model", tower)
@@ -108,12 +109,12 @@ def test_stage_one_from_parts_trains_the_connector_and_leaves_nothing_else_behin
     )
     assert {path.name for path in tmp_path.iterdir()} == names | {"out"}
     assemble(tmp_path / "start", tower=tmp_path / "tower", connector="mlp2x_gelu", language_model=llm, seed=0)
-    start = dict(iter_tensors(tmp_path / "start"))
-    changed = {name for name, tensor in iter_tensors(out) if not torch.equal(tensor, start[name])}
+    start = dict(iter_tensors(Checkpoint(tmp_path / "start")))
+    changed = {name for name, tensor in iter_tensors(Checkpoint(out)) if not torch.equal(tensor, start[name])}
     assert changed == {f"connector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
     sidecar = json.loads((out / "tinyllava_edge.json").read_text())
     assert sidecar["source"] == "tower + mlp2x_gelu + tiny-llama"
-    assert sidecar["source_sha256"] == checkpoint_sha256(tmp_path / "start")  # so it can be resumed
+    assert sidecar["source_sha256"] == Checkpoint(tmp_path / "start").sha256  # so it can be resumed
     assert sidecar["template"] == "llama"
 
 

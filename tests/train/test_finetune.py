@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.golden import shared_fixtures
 from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.checkpoint import UPSTREAM_PREFIXES, iter_tensors
@@ -43,8 +43,8 @@ def lora(folder: Path) -> Path:
 
 
 def _changed(before: Path, after: Path) -> set[str]:
-    old = dict(iter_tensors(before))
-    return {name for name, tensor in iter_tensors(after) if not torch.equal(tensor, old[name])}
+    old = dict(iter_tensors(Checkpoint(before)))
+    return {name for name, tensor in iter_tensors(Checkpoint(after)) if not torch.equal(tensor, old[name])}
 
 
 def test_lora_changes_the_linear_layers_but_the_head_and_the_whole_connector(
@@ -62,8 +62,8 @@ def test_lora_changes_the_linear_layers_but_the_head_and_the_whole_connector(
 def test_the_kept_adapter_over_the_source_is_the_merged_model(folder: Path, lora: Path) -> None:
     """Through the reader of upstream's LoRA directories, which does not use PEFT."""
     adapter = Adapter.read(lora / "adapter", UPSTREAM_PREFIXES, "language_model")
-    merged = dict(adapter.merge(iter_tensors(folder / "source", part="language_model")))
-    for name, tensor in iter_tensors(lora, part="language_model"):
+    merged = dict(adapter.merge(iter_tensors(Checkpoint(folder / "source"), part="language_model")))
+    for name, tensor in iter_tensors(Checkpoint(lora), part="language_model"):
         torch.testing.assert_close(tensor, merged[name](), rtol=0, atol=1e-6)
 
 
@@ -116,7 +116,7 @@ def test_captions_are_learned_with_the_checkpoints_own_template_kept(folder: Pat
     finetune(
         tmp_path / "out", own_options(folder, folder / "source", tune=parse_tune("connector"), **changes)
     )
-    assert read_model_config(tmp_path / "out").template == "llama"
+    assert Checkpoint(tmp_path / "out").config.template == "llama"
     changes["data"] = folder / "data.json"
     with pytest.raises(DataError, match="4 records have no picture, first r0"):
         finetune(tmp_path / "other", own_options(folder, folder / "source", **changes))
@@ -130,8 +130,8 @@ def test_every_layout_and_family_is_trained_and_read_again(folder: Path, tmp_pat
     finetune(tmp_path / "out", options)
     sidecar = json.loads((tmp_path / "out" / "tinyllava_edge.json").read_text())
     assert sidecar["merge_error"] <= 1e-5
-    before = read_model_config(source, sources=sources)
-    after = load_model(tmp_path / "out", sources=sources).config
+    before = Checkpoint(source, sources=sources).config
+    after = load_model(Checkpoint(tmp_path / "out", sources=sources)).config
     for part in ("vision", "second_vision", "connector", "language", "template", "image_aspect_ratio"):
         assert getattr(after, part) == getattr(before, part)
 

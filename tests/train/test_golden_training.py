@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import place_markers, template_named
@@ -30,8 +31,8 @@ def test_labels_loss_and_gradients_are_upstreams(name: str, tmp_path: Path) -> N
     golden = json.loads((folder / "golden.json").read_text())
     with np.load(folder / "golden.npz") as file:
         arrays = dict(file)
-    model = load_model(folder / "model", sources=sources, allow_pickle=True)
-    assets = read_assets(folder / "model", model.config, sources=sources)
+    source = Checkpoint(folder / "model", sources=sources, allow_pickle=True)
+    model, assets = load_model(source), read_assets(source)
     num_tokens = golden["image_tokens"]
     for kind, facts in golden["labels"].items():
         assert not facts["upstream_warning"]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vision_tower import VisionTower
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train.distill import run_used_layers, scale_stream
@@ -15,7 +16,7 @@ from tinyllava_edge.train.initialise import initialise_tower
 
 @pytest.fixture
 def tower(tmp_path: Path) -> VisionTower:
-    return load_model(write_tiny_checkpoint(tmp_path / "tiny")).vision_tower
+    return load_model(Checkpoint(write_tiny_checkpoint(tmp_path / "tiny"))).vision_tower
 
 
 def _pictures(count: int) -> torch.Tensor:

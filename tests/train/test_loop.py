@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
@@ -32,12 +32,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(checkpoint: Path) -> TinyLlava:
-    return load_model(checkpoint)
+    return load_model(Checkpoint(checkpoint))
 
 
 @pytest.fixture
 def batch(checkpoint: Path, model: TinyLlava) -> Batch:
-    assets = read_assets(checkpoint, model.config)
+    assets = read_assets(Checkpoint(checkpoint))
     encoded = [encode_conversation(assets.text_tokenizer(), assets.template, turns) for turns in TURNS]
     pixels = torch.rand(1, 3, 56, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return Batch(ids=[i for i, _ in encoded], labels=[labels for _, labels in encoded], pixels=pixels)
@@ -99,7 +99,7 @@ def test_only_the_parts_with_a_learning_rate_change(
     checkpoint: Path, model: TinyLlava, batch: Batch, tmp_path: Path
 ) -> None:
     _train(model, batch, _stage(connector=1e-3), tmp_path / "log.jsonl")
-    fresh = load_model(checkpoint)
+    fresh = load_model(Checkpoint(checkpoint))
     changed = {
         name.split(".")[0]
         for (name, new), old in zip(model.named_parameters(), fresh.parameters(), strict=True)
@@ -118,8 +118,8 @@ def test_a_saved_checkpoint_is_loaded_strictly_with_bit_equal_logits(
         for parameter in model.parameters():
             parameter.copy_(parameter.half())
     write_weights(model, tmp_path)
-    loaded = load_model(tmp_path)
-    assert read_model_config(tmp_path) == model.config
+    loaded = load_model(Checkpoint(tmp_path))
+    assert Checkpoint(tmp_path).config == model.config
     assert torch.equal(loaded.logits(batch.ids[0], batch.pixels), model.logits(batch.ids[0], batch.pixels))
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from tests.train.test_questions import RECORDS
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import OutputExistsError, UsageError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.tokenizer import read_tokenizer
@@ -62,8 +63,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_checkpoint_is_loaded_strictly_and_answers(folder: Path) -> None:
-    model = load_model(folder / "first")
-    assets = read_assets(folder / "first", model.config)
+    model = load_model(Checkpoint(folder / "first"))
+    assets = read_assets(Checkpoint(folder / "first"))
     assert model.config.template == "llama"
     assert model.config.template_reason == "stored in tinyllava_edge.json"
     assert json.loads((folder / "first" / "tinyllava_edge.json").read_text())["unlabelled_pictures"] == 1
@@ -107,7 +108,7 @@ def test_an_existing_output_is_refused_before_any_work(folder: Path) -> None:
 
 
 def test_the_tower_is_taught_at_the_layer_that_the_model_reads(folder: Path) -> None:
-    tower = load_model(folder / "first").vision_tower
+    tower = load_model(Checkpoint(folder / "first")).vision_tower
     pixels = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         assert torch.equal(tower.select(run_used_layers(tower, pixels)), tower(pixels))

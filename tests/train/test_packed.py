@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train.data import Batch, encode_conversation
@@ -24,8 +25,8 @@ ROWS = [
 
 def test_the_loss_is_that_of_every_conversation_by_itself(tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "tiny")
-    model = load_model(checkpoint)
-    assets = read_assets(checkpoint, model.config)
+    model = load_model(Checkpoint(checkpoint))
+    assets = read_assets(Checkpoint(checkpoint))
     pixels = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
     tokenizer = assets.text_tokenizer()
     rows = [[encode_conversation(tokenizer, assets.template, turns) for turns in row] for row in ROWS]

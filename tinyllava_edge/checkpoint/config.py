@@ -131,6 +131,15 @@ class ModelConfig:
     template_reason: str
     dtype: str  # of the stored weights as config.json says; "" where it does not
 
+    @property
+    def architectures(self) -> dict[str, str]:
+        """What each part is."""
+        return {
+            "vision_tower": self.vision.architecture,
+            "connector": self.connector.type,
+            "language_model": self.language.architecture,
+        }
+
     def num_picture_tokens(self, image_size: int) -> int:
         """Rows that one picture of `image_size` takes in the language model's context."""
         if self.connector.type in QUERY_CONNECTORS:

@@ -10,14 +10,12 @@ from tinyllava_edge.errors import CheckpointError, MissingExtraError
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 
 
-def read_factory_config(directory: Path, *, sources: Path | None = None) -> dict[str, Any]:
-    """`config.json` as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
+def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
+    """What is in a `config.json`, as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
 
     Raises:
-        CheckpointError: a file is missing or not JSON.
+        CheckpointError: the config of a TinyLLaVABench checkpoint's tower is missing or not JSON.
     """
-    path = directory / "config.json"
-    raw = read_json_object(path)
     if is_legacy(raw):
         return _legacy_config(raw, path, sources)
     return llava_config(raw, path) if is_llava(raw) else raw
@@ -89,12 +87,23 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the file is missing, not JSON, or not an object.
     """
+    return parse_json_object(read_small_file(path), path)
+
+
+def read_small_file(path: Path) -> bytes:
+    """The bytes of a file; errors as `read_json_object`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
+    """What a JSON file's bytes say; errors as `read_json_object`."""
+    try:
+        value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(value, dict):

@@ -1,44 +1,32 @@
-"""What a TinyLLaVA checkpoint says about itself.
+"""What a config.json says -> `ModelConfig`, every size checked before anything is computed from it.
 
 Source of the layout: spec/tinyllava.md sections 1 and 3.4. `text_config` and `vision_config` are *diffs*: a
 key equal to the defaults of its own transformers config class may be missing; `families.py` has those
 defaults. Knows nothing of torch or transformers.
 """
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from tinyllava_edge.errors import UnsupportedModelError
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
-from .config import (
-    IGNORE_LABEL,
-    IMAGE_MARKER,
-    IMAGE_TOKEN_ID,
-    QUERY_CONNECTORS,
-    SIDECAR_FILE,
-    BertSizes,
-    ConnectorConfig,
-    LanguageConfig,
-    ModelConfig,
-    VisionConfig,
-)
-from .config_parts import connector_config, language_config, second_vision, vision_config
-from .files import is_legacy, is_llava, read_factory_config, read_json_object
-from .values import whole_number
+from .config import SIDECAR_FILE, BertSizes, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS
+from .files import named_config, read_json_object
+from .values import MAX_SIZE, resolved_part, whole_number
 
-__all__ = [
-    "IGNORE_LABEL", "IMAGE_MARKER", "IMAGE_TOKEN_ID", "QUERY_CONNECTORS", "SIDECAR_FILE",
-    "BertSizes", "ConnectorConfig", "LanguageConfig", "ModelConfig", "VisionConfig",
-    "connector_config", "is_legacy", "is_llava", "language_config", "read_factory_config",
-    "read_json_object", "read_model_config", "vision_config",
-]  # fmt: skip
+_RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
-def read_model_config(
-    directory: Path, *, template: str | None = None, sources: Path | None = None
+def model_config(
+    raw: Mapping[str, Any], directory: Path, *, template: str | None = None, sources: Path | None = None
 ) -> ModelConfig:
-    """Read `config.json` (and `tinyllava_edge.json` where there is one) of a TinyLLaVA checkpoint.
+    """A whole config.json, in TinyLLaVA Factory's words, and the `tinyllava_edge.json` beside it.
 
     Args:
+        raw: what config.json says.
         directory: the checkpoint.
         template: name of the prompt template, in the place of the stored or inferred one.
         sources: where the configs are that the checkpoint only names (a MoF's second tower, Q-Former's BERT).
@@ -48,7 +36,6 @@ def read_model_config(
         UnsupportedModelError: a part is not supported; the message lists what is.
     """
     path = directory / "config.json"
-    raw = read_factory_config(directory, sources=sources)
     if raw.get("model_type") != "tinyllava":
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
@@ -100,3 +87,141 @@ def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, 
             reason = f"inferred from the family {name!r} and the tokenizer's EOS {eos!r}"
             return family.template_by_eos[eos], reason
     return family.template, f"inferred from the language model's family {name!r}"
+
+
+def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
+    """The vision tower of a whole config.json."""
+    values = resolved_part(raw, "vision_config", TOWERS, path)
+    if (mlp_ratio := values.pop("mlp_ratio", None)) is not None:
+        values["intermediate_size"] = values["hidden_size"] * mlp_ratio
+    config = VisionConfig(
+        **values,
+        feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
+        select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
+        name_or_path=str(raw.get("vision_model_name_or_path") or "").removeprefix("mof:"),
+        has_head=raw["vision_config"].get("vision_use_head", True) is not False,
+    )
+    if config.select_strategy not in ("patch", "cls_patch"):
+        raise UnsupportedModelError(
+            f"{path}: vision_feature_select_strategy {config.select_strategy!r} is not supported. "
+            "Supported: patch, cls_patch."
+        )
+    if config.hidden_act not in VISION_ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{path}: vision_config.hidden_act {config.hidden_act!r} is not supported. "
+            f"Supported: {', '.join(VISION_ACTIVATIONS)}."
+        )
+    if not 0 <= config.num_used_layers <= config.num_hidden_layers:
+        raise CheckpointError(
+            f"{path}: vision_feature_layer {config.feature_layer} does not exist in a tower of "
+            f"{config.num_hidden_layers} layers."
+        )
+    if config.hidden_size % config.num_attention_heads or config.num_tokens < 1:
+        raise CheckpointError(f"{path}: vision_config has sizes that do not fit together: {config}.")
+    return config
+
+
+def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> VisionConfig | None:
+    """A MoF's DINOv2, whose config is in no checkpoint: from `sources`, or of a public tower."""
+    name = str(raw.get("vision_model_name_or_path2") or "").removeprefix("mof:")
+    if not name:
+        return None
+    found = named_config(name, sources)
+    second = PUBLIC_TOWERS.get(name) if found is None else found
+    if second is None:
+        raise CheckpointError(
+            f"{path}: the config of the second tower {name!r} is in no checkpoint. Give --sources DIR with "
+            f"{name}/config.json in it. Known without: {', '.join(PUBLIC_TOWERS)}."
+        )
+    return vision_config({**raw, "vision_config": second, "vision_model_name_or_path": name}, path)
+
+
+def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> ConnectorConfig:
+    """The connector of a whole config.json; Q-Former's sizes from `sources` where they are there."""
+    bert = named_config("google-bert/bert-base-uncased", sources) or {}
+    known = {item.name for item in fields(BertSizes)}
+    return ConnectorConfig(
+        type=str(raw.get("connector_type")),
+        num_queries=whole_number(raw, "num_queries", 128, path),
+        num_layers=whole_number(raw, "num_resampler_layers", 3, path),
+        bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),
+    )
+
+
+def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
+    """The language model of a whole config.json."""
+    values = resolved_part(raw, "text_config", FAMILIES, path)
+    family = values["architecture"]
+    common = _openelm_sizes(values, path) if FAMILIES[family].layers_differ else _common_sizes(values)
+    config = LanguageConfig(
+        architecture=family,
+        vocab_size=values["vocab_size"],
+        tie_word_embeddings=values["tie_word_embeddings"],
+        bos_token_id=values["bos_token_id"],
+        eos_token_id=values["eos_token_id"],
+        name_or_path=str(raw.get("tokenizer_name_or_path") or raw.get("llm_model_name_or_path") or ""),
+        values=values,
+        **common,
+    )
+    heads = config.num_attention_heads
+    rest = config.hidden_size % heads if config.family.defaults.get("head_dim") is None else 0
+    if rest or heads % config.num_key_value_heads or config.head_dim % 2:
+        raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
+    if config.rotary_dim % 2 or not 2 <= config.rotary_dim <= config.head_dim:
+        raise CheckpointError(
+            f"{path}: text_config.partial_rotary_factor gives RoPE {config.rotary_dim} of a head's "
+            f"{config.head_dim} values; it turns pairs, at least one and at most the whole head."
+        )
+    if config.eos_token_id is not None and config.eos_token_id >= config.vocab_size:
+        raise CheckpointError(
+            f"{path}: text_config.eos_token_id {config.eos_token_id} is no row of a vocabulary of "
+            f"{config.vocab_size}."
+        )
+    return config
+
+
+def _common_sizes(values: dict[str, Any]) -> dict[str, Any]:
+    """Sizes of the families that use transformers' usual names."""
+    heads = values["num_attention_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return {
+        **{name: values[name] for name in (*names, "max_position_embeddings", "rope_theta")},
+        "num_key_value_heads": values["num_key_value_heads"] or heads,
+        "head_dim": head_dim,
+        "rotary_dim": int(head_dim * values.get("partial_rotary_factor", 1.0)),
+        "norm_eps": values["rms_norm_eps"] if "rms_norm_eps" in values else values["layer_norm_eps"],
+    }
+
+
+def _openelm_sizes(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Sizes of OpenELM, whose layers differ in heads and feed-forward width."""
+    layers = values["num_transformer_layers"]
+    for name in ("num_query_heads", "num_kv_heads", "ffn_multipliers"):
+        if len(values[name]) != layers:
+            raise CheckpointError(
+                f"{path}: text_config.{name} has {len(values[name])} values, expected one for each of "
+                f"{layers} layers."
+            )
+    values["intermediate_sizes"] = [
+        _make_divisible(multiplier * values["model_dim"], values["ffn_dim_divisor"])
+        for multiplier in values["ffn_multipliers"]
+    ]
+    return {
+        "hidden_size": values["model_dim"],
+        "intermediate_size": max(values["intermediate_sizes"]),
+        "num_hidden_layers": layers,
+        "num_attention_heads": max(values["num_query_heads"]),
+        "num_key_value_heads": max(values["num_kv_heads"]),
+        "head_dim": values["head_dim"],
+        "rotary_dim": values["head_dim"],
+        "max_position_embeddings": values["max_context_length"],
+        "norm_eps": _RMS_EPS_OF_OPENELM,
+        "rope_theta": float(values["rope_freq_constant"]),
+    }
+
+
+def _make_divisible(value: float, divisor: int) -> int:
+    """OpenELM's rounding of a width: to the nearest multiple, but never below nine tenths of it."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_json_object
+from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
@@ -58,28 +59,23 @@ class Assets:
         return TextTokenizer(self.tokenizer.tokenizer_json, bos_id=self.bos_id)
 
 
-def read_assets(directory: Path, config: ModelConfig, *, sources: Path | None = None) -> Assets:
+def read_assets(checkpoint: Checkpoint) -> Assets:
     """Gather a checkpoint's assets.
-
-    Args:
-        directory: the checkpoint.
-        config: what its config.json says.
-        sources: a directory with the files of the repositories that config.json names, at
-            `<sources>/<name>/` or directly in it.
 
     Raises:
         CheckpointError: a file is nowhere; the message lists where it was looked for.
     """
+    config = checkpoint.config
     template = template_named(config.template)
-    tokenizer = read_tokenizer(tokenizer_directory(directory, config, sources))
+    tokenizer = read_tokenizer(tokenizer_directory(checkpoint))
     eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else config.language.eos_token_id
     if eos_id is None:
-        raise CheckpointError(f"{directory}: neither tokenizer nor config.json names an EOS token.")
+        raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
     text = TextTokenizer(tokenizer.tokenizer_json, bos_id=None)
     end_id = text.token_id(template.end)
     stops = {eos_id, config.language.eos_token_id, end_id} - {None}
     return Assets(
-        preprocessing=_preprocessing(directory, config, sources),
+        preprocessing=_preprocessing(checkpoint),
         tokenizer=tokenizer,
         template=template,
         bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
@@ -88,59 +84,48 @@ def read_assets(directory: Path, config: ModelConfig, *, sources: Path | None = 
     )
 
 
-def _candidates(directory: Path, name: str, sources: Path | None) -> list[Path]:
-    found = [directory]
-    if sources is not None:
-        if name and not Path(name).is_absolute() and ".." not in Path(name).parts:
-            found.append(sources / name)
-        found.append(sources)
-    return found
-
-
-def tokenizer_directory(directory: Path, config: ModelConfig, sources: Path | None) -> Path:
+def tokenizer_directory(checkpoint: Checkpoint) -> Path:
     """Where the tokenizer's files are: the checkpoint, or a folder in `sources`.
 
     Raises:
         CheckpointError: nowhere; the message lists where they were looked for.
     """
-    candidates = _candidates(directory, config.language.name_or_path, sources)
+    name = checkpoint.config.language.name_or_path
+    candidates = checkpoint.folders(name)
     for candidate in candidates:
-        if any((candidate / name).exists() for name in TOKENIZER_FILES):
+        if any((candidate / file).exists() for file in TOKENIZER_FILES):
             return candidate
     raise CheckpointError(
         f"no {', '.join(TOKENIZER_FILES)} in {', '.join(map(str, candidates))}. Give --sources DIR "
-        f"with the files of {config.language.name_or_path or 'the language model'}."
+        f"with the files of {name or 'the language model'}."
     )
 
 
-def processor_path(directory: Path, config: ModelConfig, sources: Path | None) -> Path | None:
+def processor_path(checkpoint: Checkpoint) -> Path | None:
     """The file that says how pictures are prepared; None where built-in values stand in for it."""
-    candidates = _candidates(directory, config.vision.name_or_path, sources)
-    paths = [candidate / PROCESSOR_FILE for candidate in candidates]
+    folders = checkpoint.folders(checkpoint.config.vision.name_or_path)
+    paths = [folder / PROCESSOR_FILE for folder in folders]
     return next((path for path in paths if path.exists()), None)
 
 
-def _preprocessing(directory: Path, config: ModelConfig, sources: Path | None) -> Preprocessing:
+def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    config = checkpoint.config
     name = config.vision.name_or_path
     aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
-    path = processor_path(directory, config, sources)
+    path = processor_path(checkpoint)
     if path is not None:
         where, raw = str(path), read_json_object(path)
-    else:
-        if name not in PUBLIC_PROCESSORS and not config.vision.has_head:
-            # TinyLLaVABench's own SigLIP class: its processor is code, with these values.
-            return preprocessing_from_processor(
-                {**_SIGLIP, "size": {"height": config.vision.image_size, "width": config.vision.image_size}},
-                aspect=aspect,
-                where="TinyLLaVABench's SigLIP processor",
-            )
-        if name not in PUBLIC_PROCESSORS:
-            raise CheckpointError(
-                f"no {PROCESSOR_FILE} in {', '.join(map(str, _candidates(directory, name, sources)))}, and "
-                f"{name!r} is not one of the known public towers. Give --sources DIR with the files of "
-                f"{name or 'the vision tower'}."
-            )
+    elif name in PUBLIC_PROCESSORS:
         where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
+    elif not config.vision.has_head:  # TinyLLaVABench's own SigLIP class: its processor is code
+        side = config.vision.image_size
+        where, raw = "TinyLLaVABench's SigLIP processor", {**_SIGLIP, "size": {"height": side, "width": side}}
+    else:
+        raise CheckpointError(
+            f"no {PROCESSOR_FILE} in {', '.join(map(str, checkpoint.folders(name)))}, and "
+            f"{name!r} is not one of the known public towers. Give --sources DIR with the files of "
+            f"{name or 'the vision tower'}."
+        )
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)
     # DINOv2 takes any size: its position table is interpolated.
     if how.image_size != config.vision.image_size and config.vision.architecture != "dinov2":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from tinyllava_edge.checkpoint.read_config import ConnectorConfig
+from tinyllava_edge.checkpoint.config import ConnectorConfig
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 from .qformer import QFormer

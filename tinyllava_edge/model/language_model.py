@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import nn
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .openelm import OpenElm
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 
-from tinyllava_edge.checkpoint.read_config import read_json_object
+from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.opened import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 from .tensor_files import opened_safetensors
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 EIGHT_BITS = (
     "int8 without its scale, as a QLoRA run saves its base. Merge the adapter into the original base model "

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
-from tinyllava_edge.checkpoint.read_config import LanguageConfig
+from tinyllava_edge.checkpoint.config import LanguageConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ which no checkpoint contains: bert-base-uncased unless `--sources` has another.
 import torch
 from torch import nn
 
-from tinyllava_edge.checkpoint.read_config import BertSizes
+from tinyllava_edge.checkpoint.config import BertSizes
 
 
 class QFormer(nn.Module):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tinyllava_edge.checkpoint.read_config import ModelConfig
+from tinyllava_edge.checkpoint.opened import Checkpoint
 
 from .checkpoint import TensorReader, iter_readers
 from .vlm import TinyLlava, canonical_parameters, checked_tensors
@@ -30,30 +30,26 @@ OnBytes = Callable[[int], object]
 
 
 def stream_model(
-    directory: Path,
-    config: ModelConfig,
+    checkpoint: Checkpoint,
     scratch: Path,
     *,
-    allow_pickle: bool = False,
     on_tensor: OnTensor = lambda name, tensor: None,
     on_bytes: OnBytes = lambda count: None,
 ) -> TinyLlava:
     """A checkpoint's model, in float32 for whoever calls it, whose weights take no memory of their own.
 
     Args:
-        directory: the checkpoint.
-        config: what its config.json says.
+        checkpoint: whose model.
         scratch: a directory on a disk, with room for tower and connector in float32; nothing is left there.
-        allow_pickle: read `.bin` files, with `weights_only`.
         on_tensor: called with each tensor as it is stored, while all are checked once.
         on_bytes: called with the size of each weight that the language model reads for a forward pass.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
     """
-    tensors = checked_tensors(directory, config, allow_pickle=allow_pickle)
+    tensors = checked_tensors(checkpoint)
     with _parameters_on_meta():
-        model = TinyLlava(config).float().eval()
+        model = TinyLlava(checkpoint.config).float().eval()
     parameters = dict(canonical_parameters(model))
     places = _places(model, parameters)
     shapes = {name: value.shape for name, value in parameters.items() if not name.startswith(LANGUAGE)}
@@ -64,7 +60,7 @@ def stream_model(
             mapped[name].copy_(tensor)
             for module, key in places[name]:
                 module._parameters[key] = nn.Parameter(mapped[name], requires_grad=False)
-    readers = dict(iter_readers(directory, part="language_model", allow_pickle=allow_pickle))
+    readers = dict(iter_readers(checkpoint, part="language_model"))
     _Lender(readers, on_bytes).attach({name: places[name] for name in parameters if name not in mapped})
     return model
 

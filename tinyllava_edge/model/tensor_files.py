@@ -1,7 +1,6 @@
 """Open files of tensors: safetensors, its index of shards, and pickles that were allowed."""
 
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +10,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyllava_edge.checkpoint.read_config import read_json_object
+from tinyllava_edge.checkpoint.opened import FLAT_FILE, FLAT_INDEX, check_is_there, listed_shards
 from tinyllava_edge.errors import CheckpointError
-
-_SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors")
 
 
 @contextmanager
@@ -24,8 +21,7 @@ def opened_safetensors(path: Path) -> Iterator[Any]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    if not path.is_file():  # opening a pipe would wait for ever
-        raise CheckpointError(f"{path}: missing. Download or copy the checkpoint again.")
+    check_is_there(path)
     try:
         with safe_open(path, framework="pt") as file:
             yield file
@@ -62,24 +58,21 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def shards_of_index(path: Path) -> list[Path]:
-    """The shards that a `model.safetensors.index.json` lists, each holding just the tensors it says.
+def safetensors_files(directory: Path) -> list[Path]:
+    """`model.safetensors`, or the shards of its index, each holding just the tensors it says.
 
     Raises:
-        CheckpointError: a shard is missing or outside, or index and shard disagree.
+        CheckpointError: neither is there, a shard is missing or outside, or index and shard disagree.
     """
-    weight_map = read_json_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path}: weight_map is missing or empty.")
-    shards: dict[str, set[str]] = {}
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise CheckpointError(f"{path}: {key} is in {name!r}; a shard is a .safetensors file beside it.")
-        shards.setdefault(name, set()).add(key)
-    for name, keys in shards.items():
-        with opened_safetensors(path.parent / name) as file:
+    if (directory / FLAT_FILE).exists():
+        return [directory / FLAT_FILE]
+    if not (directory / FLAT_INDEX).exists():
+        raise CheckpointError(f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX}.")
+    shards = listed_shards(directory / FLAT_INDEX)
+    for path, keys in shards.items():
+        with opened_safetensors(path) as file:
             found = set(file.keys())
         if found != keys:
             odd = min(found ^ keys)
-            raise CheckpointError(f"{path.parent / name}: {odd!r} is in only one of the index and the shard.")
-    return [path.parent / name for name in sorted(shards)]
+            raise CheckpointError(f"{path}: {odd!r} is in only one of the index and the shard.")
+    return list(shards)

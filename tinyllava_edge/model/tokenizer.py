@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tinyllava_edge.checkpoint.read_config import read_json_object
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError
 
 from .tokenizer_bytelevel import tokenizer_from_merges

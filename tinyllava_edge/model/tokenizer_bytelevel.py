@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tinyllava_edge.checkpoint.read_config import read_json_object
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 QWEN2_SPLIT = (

@@ -15,7 +15,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from tinyllava_edge.checkpoint.read_config import VisionConfig
+from tinyllava_edge.checkpoint.config import VisionConfig
 from tinyllava_edge.errors import UnsupportedModelError
 
 # DINOv2's position table is resized as transformers 4.40.1 did, which upstream is pinned to: by a factor with

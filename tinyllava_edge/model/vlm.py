@@ -1,22 +1,15 @@
 """The three parts joined, with upstream's splicing (spec/tinyllava.md section 1.5)."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from tinyllava_edge.checkpoint.read_config import IMAGE_TOKEN_ID, ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
+from tinyllava_edge.checkpoint.opened import LORA, Checkpoint
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
 
-from .checkpoint import (
-    BUFFERS,
-    LORA,
-    UPSTREAM_PREFIXES,
-    checkpoint_layout,
-    iter_tensors,
-    tensor_facts,
-)
+from .checkpoint import BUFFERS, UPSTREAM_PREFIXES, iter_tensors, tensor_facts
 from .connector import build_connector
 from .language_model import build_language_model
 from .lora import EIGHT_BITS
@@ -78,27 +71,14 @@ def build_model(config: ModelConfig) -> TinyLlava:
     return TinyLlava(config).float().eval()
 
 
-def load_model(
-    directory: Path,
-    *,
-    template: str | None = None,
-    sources: Path | None = None,
-    allow_pickle: bool = False,
-) -> TinyLlava:
+def load_model(checkpoint: Checkpoint) -> TinyLlava:
     """Load a checkpoint in float32, strictly.
-
-    Args:
-        directory: the checkpoint.
-        template: name of the prompt template, in the place of the stored or inferred one.
-        sources: where the configs are that the checkpoint only names.
-        allow_pickle: read `.bin` files, with `weights_only`.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
     """
-    config = read_model_config(directory, template=template, sources=sources)
-    tensors = checked_tensors(directory, config, allow_pickle=allow_pickle)
-    model = build_model(config)
+    tensors = checked_tensors(checkpoint)
+    model = build_model(checkpoint.config)
     parameters = dict(canonical_parameters(model))
     for name, tensor in tensors:
         with torch.no_grad():
@@ -106,9 +86,7 @@ def load_model(
     return model
 
 
-def checked_tensors(
-    directory: Path, config: ModelConfig, *, allow_pickle: bool = False
-) -> Iterator[tuple[str, torch.Tensor]]:
+def checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter of the model as a checkpoint stores it, by canonical name, once each, in file order.
 
     What the headers tell is checked before this returns, the values on the way.
@@ -117,62 +95,59 @@ def checked_tensors(
         CheckpointError: a tensor is missing, left over, of another shape or not finite; the message names it.
     """
     with torch.device("meta"):
-        model = TinyLlava(config)
+        model = TinyLlava(checkpoint.config)
     expected = {name: tuple(value.shape) for name, value in canonical_parameters(model)}
-    if checkpoint_layout(directory) != LORA:  # merging, to know the shapes, takes time
-        facts = tensor_facts(directory, allow_pickle=allow_pickle)
-        _check_shapes(directory, {name: shape for name, (shape, _) in facts.items()}, expected, config)
-    return _checked_values(directory, config, expected, allow_pickle)
+    if checkpoint.layout != LORA:  # merging, to know the shapes, takes time
+        facts = tensor_facts(checkpoint)
+        _check_shapes(checkpoint, {name: shape for name, (shape, _) in facts.items()}, expected)
+    return _checked_values(checkpoint, expected)
 
 
 def _checked_values(
-    directory: Path, config: ModelConfig, expected: dict[str, tuple[int, ...]], allow_pickle: bool
+    checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
     found: dict[str, tuple[int, ...]] = {}
-    for name, tensor in iter_tensors(directory, allow_pickle=allow_pickle):
+    for name, tensor in iter_tensors(checkpoint):
         if name in found:
-            raise CheckpointError(f"{directory}: tensor {name!r} is there twice.")
+            raise CheckpointError(f"{checkpoint}: tensor {name!r} is there twice.")
         found[name] = tuple(tensor.shape)
         if found[name] == expected.get(name):
-            _check_values(directory, name, tensor)
+            _check_values(checkpoint, name, tensor)
             yield name, tensor
-    _check_shapes(directory, found, expected, config)
+    _check_shapes(checkpoint, found, expected)
 
 
 def _check_shapes(
-    directory: Path,
-    found: dict[str, tuple[int, ...]],
-    expected: dict[str, tuple[int, ...]],
-    config: ModelConfig,
+    checkpoint: Checkpoint, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
 ) -> None:
     for name, shape in found.items():
-        if name not in expected and not _is_harmless(name, config):
+        if name not in expected and not _is_harmless(name, checkpoint.config):
             raise CheckpointError(
-                f"{directory}: tensor {name!r} is left over: the model that config.json describes has no "
+                f"{checkpoint}: tensor {name!r} is left over: the model that config.json describes has no "
                 "such part. Is config.json of another model?"
             )
         if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{directory}: tensor {name!r} has shape {list(shape)}, config.json asks for "
+                f"{checkpoint}: tensor {name!r} has shape {list(shape)}, config.json asks for "
                 f"{list(expected[name])}."
             )
     missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(
-            f"{directory}: {len(missing)} tensors are missing, the first is {min(missing)!r}."
+            f"{checkpoint}: {len(missing)} tensors are missing, the first is {min(missing)!r}."
         )
 
 
-def _check_values(directory: Path, name: str, tensor: torch.Tensor) -> None:
+def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
     if tensor.dtype == torch.int8:
-        raise UnsupportedModelError(f"{directory}: tensor {name!r} is {EIGHT_BITS}")
+        raise UnsupportedModelError(f"{checkpoint}: tensor {name!r} is {EIGHT_BITS}")
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         raise CheckpointError(
-            f"{directory}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
+            f"{checkpoint}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
         )
     lowest, highest = tensor.aminmax()  # takes no memory, and NaN goes through it
     if not (lowest.isfinite() and highest.isfinite()):
-        raise CheckpointError(f"{directory}: tensor {name!r} holds NaN or infinity: the file is damaged.")
+        raise CheckpointError(f"{checkpoint}: tensor {name!r} holds NaN or infinity: the file is damaged.")
 
 
 def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tinyllava_edge import image, prompt
 from tinyllava_edge.bundle import Bundle, sha256_of_file
-from tinyllava_edge.checkpoint.read_config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 
 Manifest = dict[str, Any]
 

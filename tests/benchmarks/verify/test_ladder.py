@@ -10,6 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.benchmarks.conftest import Honest, climb_quickly, write_decided_checkpoint
+from tests.opened_files import counted_opens
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge import open_bundle
 from tinyllava_edge.benchmarks.verify.climb import open_reference
@@ -17,6 +18,7 @@ from tinyllava_edge.benchmarks.verify.ladder import Check, Report, StageResult, 
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.reference_stored import StoredReference
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
@@ -35,6 +37,14 @@ def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) ->
     for stage in ("tower", "connector"):
         assert {(stage, "fp32"), (stage, "fp16")} <= done
     assert ("logits", "f32, vision fp16") in done
+
+
+def test_config_json_is_read_once_on_the_whole_way_up(honest: Honest) -> None:
+    bundle = Bundle.open(honest.bundle)
+    with counted_opens(honest.checkpoint / "config.json") as opens:
+        reference = open_reference(bundle, honest.checkpoint, num_tokens=8)
+        assert climb_quickly(bundle, reference, vision=("fp32",), language=("f32",)).passed
+    assert opens == [1]
 
 
 def test_the_stored_tensors_pass_and_skip_only_what_needs_the_checkpoint(honest: Honest) -> None:
@@ -130,7 +140,7 @@ def test_any_llama_with_any_siglip_passes_the_f32_gate(
     folder = tmp_path_factory.mktemp("random")
     checkpoint = write_tiny_checkpoint(folder / "checkpoint", **sizes)
     export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
-    reference = CheckpointReference(checkpoint, num_tokens=8)
+    reference = CheckpointReference(Checkpoint(checkpoint), num_tokens=8)
     report = climb_quickly(Bundle.open(folder / "bundle"), reference)
     assert report.passed, report.verdict
     logits = next(result for result in report.results if result.stage == "logits")

@@ -13,6 +13,7 @@ from tinyllava_edge.benchmarks.verify.ladder import Ladder, StageResult
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.stage_weights import check_weights
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.parity import check_language
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
@@ -52,7 +53,7 @@ def honest_wide(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Path) -> CheckpointReference:
-    return CheckpointReference(checkpoint, num_tokens=1)
+    return CheckpointReference(Checkpoint(checkpoint), num_tokens=1)
 
 
 def weights(root: Path, name: str, reference: CheckpointReference) -> StageResult:

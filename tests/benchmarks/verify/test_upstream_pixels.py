@@ -7,12 +7,12 @@ import pytest
 
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.benchmarks.verify.upstream_pixels import ReferenceProcessor, picture_set
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 
 
 def processor(folder: Path, aspect: str) -> ReferenceProcessor:
     checkpoint = write_tiny_checkpoint(folder / aspect, aspect=aspect)
-    return ReferenceProcessor([checkpoint], read_model_config(checkpoint))
+    return ReferenceProcessor([checkpoint], Checkpoint(checkpoint).config)
 
 
 def test_a_plain_colour_becomes_its_normalized_value(tmp_path: Path) -> None:
@@ -33,8 +33,8 @@ def test_padding_centres_the_picture_on_the_mean_colour(tmp_path: Path) -> None:
 
 def test_without_a_processor_file_the_public_siglip_values_count(tmp_path: Path) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "c")
-    with_file = ReferenceProcessor([checkpoint], read_model_config(checkpoint))
-    without = ReferenceProcessor([tmp_path], read_model_config(checkpoint))
+    with_file = ReferenceProcessor([checkpoint], Checkpoint(checkpoint).config)
+    without = ReferenceProcessor([tmp_path], Checkpoint(checkpoint).config)
     upright = picture_set(56)[3].upright
     assert np.array_equal(with_file.pixels(upright), without.pixels(upright))
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.model.checkpoint import checkpoint_layout, checkpoint_sha256, iter_tensors, tensor_facts
+from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict
 
 HEAD = "language_model.lm_head.weight"
@@ -75,7 +76,7 @@ def split_into_pickles(checkpoint: Path) -> None:
 
 def assert_refused(checkpoint: Path, *named: str, **options: Any) -> None:
     with pytest.raises(CheckpointError) as caught:
-        load_model(checkpoint, **options)
+        load_model(Checkpoint(checkpoint, **options))
     message = str(caught.value)
     assert "\n" not in message
     assert len(message) < 1000
@@ -84,7 +85,7 @@ def assert_refused(checkpoint: Path, *named: str, **options: Any) -> None:
 
 
 def same_weights(one: Path, other: Path, **options: Any) -> bool:
-    first, second = (upstream_state_dict(load_model(path, **options)) for path in (one, other))
+    first, second = (upstream_state_dict(load_model(Checkpoint(path, **options))) for path in (one, other))
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -92,25 +93,25 @@ def test_every_layout_loads_the_same_weights(whole: Path, checkpoint: Path, tmp_
     sharded, pickled = checkpoint, Path(shutil.copytree(whole, tmp_path / "pickled"))
     split_into_shards(sharded)
     split_into_pickles(pickled)
-    assert [checkpoint_layout(path) for path in (whole, sharded, pickled)] == [
+    assert [Checkpoint(path).layout for path in (whole, sharded, pickled)] == [
         "flat safetensors",
         "sharded safetensors",
         "three sub-directories",
     ]
     assert same_weights(whole, sharded)
     assert same_weights(whole, pickled, allow_pickle=True)
-    assert dict(tensor_facts(whole)) == dict(tensor_facts(sharded))
+    assert dict(tensor_facts(Checkpoint(whole))) == dict(tensor_facts(Checkpoint(sharded)))
 
 
 def test_the_weights_are_those_of_the_file(whole: Path) -> None:
-    loaded = upstream_state_dict(load_model(whole))
+    loaded = upstream_state_dict(load_model(Checkpoint(whole)))
     stored = load_file(whole / "model.safetensors")
     assert loaded.keys() == stored.keys()
     assert all(torch.equal(loaded[key], stored[key]) for key in stored)
 
 
 def test_only_one_part_can_be_read(whole: Path) -> None:
-    names = [name for name, _ in iter_tensors(whole, part="connector")]
+    names = [name for name, _ in iter_tensors(Checkpoint(whole), part="connector")]
     assert sorted(names) == [
         "connector.0.bias",
         "connector.0.weight",
@@ -120,11 +121,11 @@ def test_only_one_part_can_be_read(whole: Path) -> None:
 
 
 def test_the_hash_changes_with_weights_and_config(checkpoint: Path) -> None:
-    first = checkpoint_sha256(checkpoint)
+    first = Checkpoint(checkpoint).sha256
     (checkpoint / "config.json").write_text((checkpoint / "config.json").read_text() + " ")
-    second = checkpoint_sha256(checkpoint)
+    second = Checkpoint(checkpoint).sha256
     rewrite(checkpoint, lambda state: state[HEAD].add_(1))
-    assert len({first, second, checkpoint_sha256(checkpoint)}) == 3
+    assert len({first, second, Checkpoint(checkpoint).sha256}) == 3
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 200, 0.5, 0.99, -1])

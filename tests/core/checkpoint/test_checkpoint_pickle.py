@@ -11,6 +11,7 @@ import torch
 
 from tests.core.checkpoint.test_checkpoint import split_into_pickles
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.vlm import load_model
 
@@ -34,8 +35,8 @@ class Hostile:
 
 def test_a_pickle_is_refused_with_the_way_out(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pytorch_model.bin: is a pickle.*--allow-pickle"):
-        load_model(checkpoint)
-    assert load_model(checkpoint, allow_pickle=True)
+        load_model(Checkpoint(checkpoint))
+    assert load_model(Checkpoint(checkpoint, allow_pickle=True))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -51,7 +52,7 @@ def test_a_hostile_pickle_never_runs(checkpoint: Path, tmp_path: Path, zipped: b
         with pytest.raises(
             CheckpointError, match=r"connector/pytorch_model.bin|language_model|vision_tower"
         ) as caught:
-            load_model(checkpoint, allow_pickle=allow_pickle)
+            load_model(Checkpoint(checkpoint, allow_pickle=allow_pickle))
         assert "`False`" not in str(caught.value)  # torch's own advice is to read it all the same
         assert not marker.exists()
     pickle.loads(pickle.dumps(Hostile(f"touch {marker}")))  # the trap is real
@@ -64,7 +65,7 @@ def test_a_hostile_pickle_never_runs(checkpoint: Path, tmp_path: Path, zipped: b
 def test_a_pickle_of_something_else_is_refused(checkpoint: Path, content: Any) -> None:
     torch.save(content, checkpoint / "connector" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match=r"connector/pytorch_model.bin"):
-        load_model(checkpoint, allow_pickle=True)
+        load_model(Checkpoint(checkpoint, allow_pickle=True))
 
 
 @pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.99])
@@ -75,7 +76,7 @@ def test_a_truncated_pickle_is_named(checkpoint: Path, kept: float) -> None:
     with pytest.raises(
         CheckpointError, match=r"language_model/pytorch_model.bin: refused or damaged"
     ) as caught:
-        load_model(checkpoint, allow_pickle=True)
+        load_model(Checkpoint(checkpoint, allow_pickle=True))
     assert "\n" not in str(caught.value)
 
 
@@ -83,5 +84,5 @@ def test_what_training_leaves_beside_the_weights_is_never_read(tmp_path: Path) -
     checkpoint = write_tiny_checkpoint(tmp_path / "tiny", hidden=32, intermediate=48, layers=1)
     (checkpoint / "training_args.bin").write_bytes(pickle.dumps(Hostile(f"touch {tmp_path / 'ran'}")))
     shutil.copy(checkpoint / "training_args.bin", checkpoint / "optimizer.pt")
-    load_model(checkpoint)
+    load_model(Checkpoint(checkpoint))
     assert not (tmp_path / "ran").exists()

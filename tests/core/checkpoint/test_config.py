@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tests.tiny import tiny_config
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.config import ModelConfig
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 
 # tinyllava/TinyLLaVA with TinyLlama-1.1B and SigLIP-so400m, as transformers writes it: only what differs from
@@ -51,7 +52,7 @@ RELEASED = {
 
 def read(directory: Path, config: Any, **options: Any) -> ModelConfig:
     (directory / "config.json").write_text(json.dumps(config))
-    return read_model_config(directory, **options)
+    return Checkpoint(directory, **options).config
 
 
 def test_a_diff_is_filled_from_the_defaults_of_its_family(tmp_path: Path) -> None:
@@ -121,9 +122,9 @@ def test_the_template_is_given_or_stored_or_inferred(tmp_path: Path) -> None:
         "inferred from the language model's family 'llama'",
     )
     (tmp_path / "tinyllava_edge.json").write_text('{"template": "phi"}')
-    config = read_model_config(tmp_path)
+    config = Checkpoint(tmp_path).config
     assert (config.template, config.template_reason) == ("phi", "stored in tinyllava_edge.json")
-    config = read_model_config(tmp_path, template="gemma")
+    config = Checkpoint(tmp_path, template="gemma").config
     assert (config.template, config.template_reason) == ("gemma", "given by --template")
 
 

@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import tiny_config
-from tinyllava_edge.checkpoint.read_config import ModelConfig, read_model_config
+from tinyllava_edge.checkpoint.config import ModelConfig
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 PARTS = ("text_config", "vision_config")
@@ -23,7 +24,7 @@ def read_changed(directory: Path, key: str, value: Any) -> ModelConfig:
         place = place[parent]
     place[last] = value
     (directory / "config.json").write_text(json.dumps(config))
-    return read_model_config(directory)
+    return Checkpoint(directory).config
 
 
 def short(value: Any) -> str:
@@ -169,14 +170,14 @@ def test_a_variety_that_a_family_has_and_we_do_not_is_refused(
     config["text_config"] |= {"model_type": family, key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"config.json: text_config\.{key}"):
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
 
 
 def test_two_towers_need_the_connector_that_joins_them(tmp_path: Path) -> None:
     config = tiny_config() | {"vision_model_name_or_path2": "mof:facebook/dinov2-large"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="mlp2x_gelu"):
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
 
 
 def test_two_towers_give_as_many_tokens_each(tmp_path: Path) -> None:
@@ -184,7 +185,7 @@ def test_two_towers_give_as_many_tokens_each(tmp_path: Path) -> None:
     config["vision_model_name_or_path2"] = "mof:facebook/dinov2-large"
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModelError, match="63 and 16 tokens"):
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
 
 
 NO_OBJECTS = (b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"a":' * 100_000, b"[" * 100_000)
@@ -194,18 +195,18 @@ NO_OBJECTS = (b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"a":' * 100_000, b"["
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config.json: (not valid JSON|expected a JSON)") as caught:
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
     assert len(str(caught.value)) < 600
 
 
 def test_a_file_that_is_missing_or_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json: no such file"):
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
     (tmp_path / "config.json").mkdir()
     with pytest.raises(CheckpointError, match=r"config.json: cannot be read"):
-        read_model_config(tmp_path)
+        assert Checkpoint(tmp_path).config
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_model_config(tmp_path / ("y" * 300))
+        assert Checkpoint(tmp_path / ("y" * 300)).config
 
 
 JSON = st.recursive(
@@ -249,7 +250,7 @@ def test_any_value_of_a_legacy_config_is_one_or_the_other_too(
     (tmp_path / "config.json").write_text(json.dumps(configs[0]))
     (tmp_path / "vision_tower" / "config.json").write_text(json.dumps(configs[1]))
     try:
-        config = read_model_config(tmp_path)
+        config = Checkpoint(tmp_path).config
     except CheckpointError as error:
         assert "config.json" in str(error)  # noqa: PT017 - both outcomes are right
     else:

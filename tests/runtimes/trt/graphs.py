@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.tiny import tiny_config
-from tinyllava_edge.checkpoint.read_config import read_model_config
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.onnx_file import write_vision_graph
 from tinyllava_edge.export.precision import to_float16
 from tinyllava_edge.export.vision_onnx import build_vision_graph
@@ -50,7 +50,7 @@ def write_tower_graph(name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
-    model = build_model(read_model_config(folder))
+    model = build_model(Checkpoint(folder).config)
     graph = build_vision_graph(model, TOWERS[name]["image_size"])
     del model
     gc.collect()
@@ -63,7 +63,9 @@ def write_dinov2_graph(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = write_checkpoint(download_onnx(folder), folder / "checkpoint")
-    return write_graph(to_float16(build_vision_graph(load_model(checkpoint), 224)), folder / "fp16.onnx")
+    return write_graph(
+        to_float16(build_vision_graph(load_model(Checkpoint(checkpoint)), 224)), folder / "fp16.onnx"
+    )
 
 
 def write_graph(proto: onnx.ModelProto, path: Path) -> Path:

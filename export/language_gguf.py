@@ -109,7 +109,7 @@ def write_language_gguf(
         file.truncate(end)
     if missing:
         raise ExportError(
-            f"{source.checkpoint.path}: {len(missing)} tensors of the language model are missing, the first is "
+            f"{source.checkpoint}: {len(missing)} tensors of the language model are missing, the first is "
             f"{next(iter(missing))!r}."
         )
 

@@ -145,6 +145,7 @@ def test_markup_in_a_bundle_is_shown_as_text(tmp_path: Path) -> None:
         (("verify",), "bundle"),
         (("run", "nano", "what", "--threads", "many"), "--threads"),
         (("run", "nano", "what", "--threads", "0"), "--threads"),
+        (("train", "nano", "-o", "out"), "nano"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(arguments: tuple[str, ...], named: str) -> None:

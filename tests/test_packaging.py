@@ -31,6 +31,18 @@ def test_every_folder_of_modules_is_installed_and_no_other() -> None:
     }
 
 
+def test_examples_and_tools_are_not_installed() -> None:
+    """A bare `examples` or `tools` in site-packages would hide anyone else's."""
+    assert {package.split(".")[0] for package in SETUPTOOLS["packages"]} == {"tinyllava_edge"}
+    assert set(SETUPTOOLS) == {"packages", "package-dir", "package-data"}  # nothing else adds modules
+
+
+def test_the_example_is_tested_with_what_it_requires() -> None:
+    required = (ROOT / "examples" / "nano" / "requirements.txt").read_text(encoding="utf-8")
+    for line in required.splitlines():
+        assert line.split("#")[0].strip() in PROJECT["project"]["optional-dependencies"]["dev"]
+
+
 @pytest.mark.parametrize("name", LINKED)
 def test_the_links_lead_to_the_folders(name: str) -> None:
     link = ROOT / "tinyllava_edge" / name

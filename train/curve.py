@@ -1,4 +1,4 @@
-"""The loss of every stage as a picture."""
+"""The loss of a run as a picture."""
 
 from pathlib import Path
 
@@ -6,19 +6,14 @@ from .data import read_lines
 
 
 def write_curve(log: Path, target: Path) -> None:
-    """Draw the losses of a training log, one panel a stage, as PNG."""
+    """Draw the losses of a training log as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    stages: dict[str, tuple[list[int], list[float]]] = {}
-    for line in read_lines(log):
-        steps, losses = stages.setdefault(line["stage"], ([], []))
-        steps.append(line["step"])
-        losses.append(line["loss"])
-    figure = Figure(figsize=(4 * len(stages), 3), layout="constrained")
+    lines = read_lines(log)
+    figure = Figure(figsize=(4, 3), layout="constrained")
     FigureCanvasAgg(figure)
-    for index, (name, (steps, losses)) in enumerate(stages.items(), start=1):
-        axes = figure.add_subplot(1, len(stages), index)
-        axes.plot(steps, losses, linewidth=1)
-        axes.set(title=name, xlabel="step", ylabel="loss")
+    axes = figure.add_subplot()
+    axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], linewidth=1)
+    axes.set(title=lines[0]["stage"], xlabel="step", ylabel="loss")
     figure.savefig(target, dpi=80)

@@ -25,7 +25,7 @@ from tinyllava_edge.prompt import template_named
 from .assemble import assemble
 from .curve import write_curve
 from .data import Conversation, PictureReader, read_conversations, read_lines
-from .loop import TrainingLog, adamw, choose_precision, conversation_loss, optimise, parameter_groups
+from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
 from .options import PRETRAIN, FinetuneOptions
 from .run import LOG_FILE, is_finished, open_run, remove_work, truncate_log
@@ -210,13 +210,18 @@ def _optimise(
     model.train()
     optimise(
         "finetune",
-        [adamw(parameter_groups([(model.get_submodule(part), options.rate) for part in options.tune], 0.0))],
+        torch.optim.AdamW(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=options.rate,
+            betas=(0.9, 0.98),  # the memory of second moments that short runs need
+            weight_decay=0.0,
+        ),
         _losses(model, samples, range(snapshots.step, num_steps)),
         num_steps=num_steps,
         warmup_ratio=_WARMUP_RATIO,
         gradient_norm=_GRADIENT_NORM,
         accelerator=accelerator,
-        log=TrainingLog(work / LOG_FILE, every=1, seconds_before=seconds_before, snapshots=snapshots),
+        log=TrainingLog(work / LOG_FILE, seconds_before, snapshots),
     )
     model.eval()
     return snapshots.step

@@ -7,8 +7,7 @@ from typing import Literal, get_args
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.prompt import template_named
 
-from .recipes import Part
-
+Part = Literal["vision_tower", "connector", "language_model"]
 RecipeName = Literal["full", "lora"]
 Precision = Literal["auto", "fp32", "bf16"]
 PARTS: dict[str, Part] = {

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from tinyllava_edge import open_bundle
-from tinyllava_edge.benchmarks.smollm2 import download_gguf, write_checkpoint
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.vlm import load_model
+from tools.smollm2 import download_gguf, write_checkpoint
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 # Keys that a converter fills from a model card, or that we leave to llama.cpp's defaults.

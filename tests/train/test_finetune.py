@@ -213,10 +213,7 @@ def test_the_command_prints_one_line_of_json(
     "arguments",
     [
         {},
-        {"model": "tiny"},
         {"data": Path("d.json")},
-        {"model": "nano", "source": "nano"},
-        {"model": "nano", "resume": True},
         {"data": Path("d.json"), "tower": Path("t")},
         {"data": Path("d.json"), "tower": Path("t"), "llm": Path("l"), "source": "s"},
     ],

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.nano.distill import run_used_layers, scale_stream
+from examples.nano.initialise import initialise_tower
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vision_tower import VisionTower
 from tinyllava_edge.model.vlm import load_model
-from tinyllava_edge.train.distill import run_used_layers, scale_stream
-from tinyllava_edge.train.initialise import initialise_tower
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
-from tinyllava_edge.benchmarks import random_checkpoint
-from tinyllava_edge.benchmarks.random_checkpoint import SHAPES, Shape, write_random_checkpoint
-from tinyllava_edge.benchmarks.real_size import bounds, main, measure_export
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
 from tinyllava_edge.model.vlm import load_model
+from tools import random_checkpoint
+from tools.random_checkpoint import SHAPES, Shape, write_random_checkpoint
+from tools.real_size import bounds, main, measure_export
 
 MEGABYTE = 1_000_000
 

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from tinyllava_edge.benchmarks.bench.compare import read_report
-from tinyllava_edge.benchmarks.readme import BEGIN, END, ROOT, find_reports, measured_block, write_readme
+from tools.readme import BEGIN, END, ROOT, find_reports, measured_block, write_readme
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -15,7 +15,7 @@ def test_readme_says_what_the_reports_say(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(empty, encoding="utf-8")
     write_readme(tmp_path)
     found = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert found == README, "run python -m tinyllava_edge.benchmarks.readme"
+    assert found == README, "run python -m tools.readme"
 
 
 def test_every_committed_result_is_whole_and_in_the_block() -> None:

@@ -1,4 +1,4 @@
-"""Fill README's measured block: `python -m tinyllava_edge.benchmarks.readme`.
+"""Fill README's measured block: `python -m tools.readme`.
 
 From benchmarks/results/*/report.json, each of one `bench`, so that no figure is typed by hand.
 """

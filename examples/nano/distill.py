@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
-from accelerate import Accelerator
 from torch import nn
 
 from tinyllava_edge.model.vision_tower import VisionTower
 
 from .initialise import initialise_tower
-from .loop import TrainingLog, muon_and_adamw, optimise
-from .recipes import Distillation
+from .loop import Loop, muon_and_adamw
+from .recipe import Distillation
 from .views import Views
 
 
@@ -28,9 +27,7 @@ def distil(
     how: Distillation,
     *,
     generator: torch.Generator,
-    gradient_norm: float,
-    accelerator: Accelerator,
-    log: TrainingLog,
+    loop: Loop,
 ) -> None:
     """Train a fresh tower of the SigLIP architecture, from first weights that are chosen here, on `views`."""
     hidden = tower.config.hidden_size
@@ -52,7 +49,7 @@ def distil(
             yield partial(loss, *views.sample(how, generator))
 
     tower.train()
-    optimise(
+    loop.optimise(
         "distil",
         muon_and_adamw(
             [(tower, how.learning_rate), (heads, how.learning_rate)],
@@ -62,9 +59,6 @@ def distil(
         losses(),
         num_steps=how.steps,
         warmup_ratio=0.05,
-        gradient_norm=gradient_norm,
-        accelerator=accelerator,
-        log=log,
     )
     with torch.no_grad():
         features = run_used_layers(tower, views.pixels[:512] / 127.5 - 1)

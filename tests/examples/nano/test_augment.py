@@ -2,7 +2,7 @@
 
 import torch
 
-from tinyllava_edge.train.augment import augment, mix, restyle
+from examples.nano.augment import augment, mix, restyle
 
 
 def _squares() -> torch.Tensor:

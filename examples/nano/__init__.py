@@ -1,0 +1,1 @@
+"""nano, the embedded model, from nothing; README.md says how."""

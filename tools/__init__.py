@@ -1,0 +1,1 @@
+"""Commands for who works on this repository: they make what its pages show. Not installed."""

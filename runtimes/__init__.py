@@ -1,1 +1,1 @@
-"""Bundle -> tokens: the engine, and the backends it stitches."""
+"""Bundle -> tokens: a model, and the backends it stitches."""

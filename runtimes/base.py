@@ -1,7 +1,7 @@
 """The two protocols of a runtime, and the values that cross them.
 
 Everything above them (splicing, sampling, caches, streaming, stop handling, timing) is written once, in
-`engine.py`. docs/add_a_runtime.md shows how to add one; `tests/runtimes/contract.py` is what it must pass.
+`model.py`. docs/add_a_runtime.md shows how to add one; `tests/runtimes/contract.py` is what it must pass.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ class VisionBackend(Protocol):
 
 
 class LanguageBackend(Protocol):
-    """A language model with one growing context, of which the engine is the only user.
+    """A language model with one growing context, of which `Context` is the only user.
 
     Attributes:
         name: for people, with what was chosen: "llamacpp q8_0, f16 KV".

@@ -1,6 +1,6 @@
 """`tinyllava-edge run`, `chat` and `doctor`.
 
-The engine is imported when a command runs, so that `--help` stays quick.
+The model is imported when a command runs, so that `--help` stays quick.
 """
 
 import sys
@@ -8,109 +8,33 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 
+from .cli_options import BundleArgument, JsonOption, Settings, with_settings
 from .registry import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.image import Picture
 
-    from .engine import Model
+    from .chat import Chat
+    from .model import Model
+    from .stream import Stream
     from .timings import Timings
 
-BundleArgument = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's directory, or nano.")]
-RuntimeOption = Annotated[
-    str,
-    typer.Option(
-        "--runtime",
-        help="onnxruntime+llamacpp, tensorrt+llamacpp, tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, "
-        "torch, scripted, or auto: what build chose here, else the best that opens.",
-    ),
-]
-VisionOption = Annotated[
-    str | None, typer.Option("--vision", help="Vision variant.", show_default="the most precise verified one")
-]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option("--language", help="Language variant.", show_default="the most precise verified one"),
-]
-KvTypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-type", help="Type of the KV cache: f16, f32 or q8_0.", show_default="the runtime's own"
-    ),
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option("--context", help="Positions of the context.", show_default="the model's own", min=1),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", help="Threads of each engine.", show_default="the usable cores", min=1),
-]
-CheckpointOption = Annotated[
-    Path | None, typer.Option("--checkpoint", help="Where the weights are, for --runtime torch.")
-]
-SourcesOption = Annotated[
-    Path | None,
-    typer.Option("--sources", help="Where files are that the checkpoint only names, for --runtime torch."),
-]
-AllowPickleOption = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights, for --runtime torch.")
-]
-MaxTokensOption = Annotated[
-    int | None,
-    typer.Option("--max-tokens", help="Most tokens of an answer.", show_default="512, or what fits", min=1),
-]
-TemperatureOption = Annotated[
-    float, typer.Option("--temperature", help="0 takes the most likely token each time.")
-]
-TopPOption = Annotated[
-    float, typer.Option("--top-p", help="Keep the likeliest tokens that together reach this probability.")
-]
-TopKOption = Annotated[int, typer.Option("--top-k", help="Keep this many tokens; 0 keeps all.")]
-MinPOption = Annotated[
-    float, typer.Option("--min-p", help="Keep tokens this likely, relative to the likeliest.")
-]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the sampling.")]
-StopOption = Annotated[
-    list[str] | None, typer.Option("--stop", help="Text that ends the answer; may be given several times.")
-]
-HonourSpecialOption = Annotated[
-    bool, typer.Option("--honour-special", help="Take text such as </s> in a question as the special token.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON for each answer.")]
 
-
+@with_settings
 def run(
     bundle: BundleArgument,
     pictures_and_question: Annotated[
         list[str], typer.Argument(metavar="[PICTURE]... QUESTION", help="Picture files, then the question.")
     ],
-    runtime: RuntimeOption = DEFAULT_RUNTIME,
-    vision: VisionOption = None,
-    language: LanguageOption = None,
-    kv_type: KvTypeOption = None,
-    context: ContextOption = None,
-    threads: ThreadsOption = None,
-    checkpoint: CheckpointOption = None,
-    sources: SourcesOption = None,
-    allow_pickle: AllowPickleOption = False,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    min_p: MinPOption = 0.0,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    honour_special: HonourSpecialOption = False,
-    json: JsonOption = False,
+    settings: Settings,
 ) -> None:
     """Answer one question: the text goes to stdout, what was used and how long it took to stderr."""
     *pictures, question = pictures_and_question
@@ -118,58 +42,37 @@ def run(
         raise UsageError(f"{question} is a file, but the last argument is the question. Add a question.")
     if not pictures and not question.strip():
         raise UsageError("the question is empty, and there is no picture. Ask something.")
-    stops = tuple(stop or ())
-    settings = _Settings(max_tokens, temperature, top_p, top_k, min_p, seed, stops, honour_special)
-    opened, images = _before_loading(bundle, pictures, settings)
-    with _open(
-        opened, runtime, vision, language, kv_type, context, threads, checkpoint, sources, allow_pickle
-    ) as model:
-        _answer(model, question, images, settings, as_json=json)
+    opened, images, how = _before_loading(bundle, pictures, settings)
+    with _open(opened, settings) as model:
+        _print_answer(model, model.answer([(question, None)], images, **how), as_json=settings.json)
 
 
+@with_settings
 def chat(
     bundle: BundleArgument,
+    settings: Settings,
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures of the first question.")
     ] = None,
-    runtime: RuntimeOption = DEFAULT_RUNTIME,
-    vision: VisionOption = None,
-    language: LanguageOption = None,
-    kv_type: KvTypeOption = None,
-    context: ContextOption = None,
-    threads: ThreadsOption = None,
-    checkpoint: CheckpointOption = None,
-    sources: SourcesOption = None,
-    allow_pickle: AllowPickleOption = False,
-    max_tokens: MaxTokensOption = None,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 1.0,
-    top_k: TopKOption = 0,
-    min_p: MinPOption = 0.0,
-    seed: SeedOption = None,
-    stop: StopOption = None,
-    honour_special: HonourSpecialOption = False,
-    json: JsonOption = False,
 ) -> None:
     """Answer one question a line of stdin, each knowing the ones before.
 
     Commands: /image PATH adds a picture to the next question, /reset begins anew, /quit ends. Ctrl-C stops an
     answer. Where stdin is not a terminal, the first error ends the command.
     """
-    stops = tuple(stop or ())
-    settings = _Settings(max_tokens, temperature, top_p, top_k, min_p, seed, stops, honour_special)
-    opened, waiting = _before_loading(bundle, pictures or (), settings)
-    with _open(
-        opened, runtime, vision, language, kv_type, context, threads, checkpoint, sources, allow_pickle
-    ) as model:
+    from .chat import Chat
+
+    opened, waiting, how = _before_loading(bundle, pictures or (), settings)
+    with _open(opened, settings) as model:
+        talk = Chat(model)
         if sys.stdin.isatty():
             note("/image PATH, /reset, /quit; Ctrl-C stops an answer")
         while (line := _read_line()) not in (None, "/quit"):
-            answered = len(model.turns)
+            answered = len(talk.turns)
             try:
-                waiting = _chat_line(model, line or "", waiting, settings, as_json=json)
+                waiting = _chat_line(model, talk, line or "", waiting, how, as_json=settings.json)
             except KeyboardInterrupt:
-                if len(model.turns) > answered:  # the turn was kept, and its pictures with it
+                if len(talk.turns) > answered:  # the turn was kept, and its pictures with it
                     waiting = []
                 note("\n(stopped)")
             except TinyLlavaEdgeError as error:
@@ -178,7 +81,7 @@ def chat(
                 note(str(error))
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False) -> None:
+def doctor(json: JsonOption = False) -> None:
     """Show what this machine can run; exit code 1 where the default runtime is not usable."""
     from .doctor import examine, lines
 
@@ -192,65 +95,24 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print one line of 
         raise typer.Exit(1)
 
 
-class _Settings(NamedTuple):
-    """The arguments of `Model.chat` that the options give."""
-
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int | None
-    stop: tuple[str, ...]
-    honour_special: bool
-
-
 def _before_loading(
-    bundle: str, pictures: Sequence[str], settings: _Settings
-) -> "tuple[Bundle, list[Picture]]":
+    bundle: str, pictures: Sequence[str], settings: Settings
+) -> "tuple[Bundle, list[Picture], dict[str, Any]]":
     """Check the bundle, the pictures and the settings, before the weights take their time and memory."""
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
-    from tinyllava_edge.sampling import Sampling
 
-    Sampling(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        seed=settings.seed,
-    )
-    return Bundle.open(bundle_path(bundle)), [open_picture(path) for path in pictures]
+    how = settings.how()
+    return Bundle.open(bundle_path(bundle)), [open_picture(path) for path in pictures], how
 
 
-def _open(
-    bundle: "Bundle",
-    runtime: str,
-    vision: str | None,
-    language: str | None,
-    kv_type: str | None,
-    context: int | None,
-    threads: int | None,
-    checkpoint: Path | None,
-    sources: Path | None,
-    allow_pickle: bool,
-) -> "Model":
+def _open(bundle: "Bundle", settings: Settings) -> "Model":
     """Open the bundle, and say what was chosen."""
-    from .engine import open_bundle
+    from .base import BackendOptions
+    from .model import open_bundle
 
-    model = open_bundle(
-        bundle,
-        runtime=runtime,
-        vision=vision,
-        language=language,
-        kv_type=kv_type,
-        context_length=context,
-        threads=threads,
-        checkpoint=checkpoint,
-        sources=sources,
-        allow_pickle=allow_pickle,
-    )
+    model = open_bundle(bundle, runtime=settings.runtime, **vars(settings.read(BackendOptions)))
     if model.runtime_reason:
         note(f"runtime: {model.runtime} ({model.runtime_reason})")
     note(f"vision: {model.vision.name}; language: {model.language.name}")
@@ -270,7 +132,7 @@ def _read_line() -> str | None:
 
 
 def _chat_line(
-    model: "Model", line: str, waiting: "list[Picture]", settings: _Settings, *, as_json: bool
+    model: "Model", talk: "Chat", line: str, waiting: "list[Picture]", how: dict[str, Any], *, as_json: bool
 ) -> "list[Picture]":
     """Do what a line says; returns the pictures that wait for a question."""
     from tinyllava_edge.image import open_picture
@@ -281,43 +143,38 @@ def _chat_line(
     if command == "/image":
         return [*waiting, open_picture(rest.strip())]
     if command == "/reset":
-        model.reset()
+        talk.reset()
         return []
     if command.startswith("/"):
         raise UsageError(f"{command} is no command. There are /image PATH, /reset and /quit.")
-    _answer(model, line, waiting, settings, as_json=as_json)
+    _print_answer(model, talk.ask(line, waiting, **how), as_json=as_json)
     return []
 
 
-def _answer(
-    model: "Model", question: str, pictures: "Sequence[Picture]", settings: _Settings, *, as_json: bool
-) -> None:
+def _print_answer(model: "Model", answer: "Stream", *, as_json: bool) -> None:
     """Stream an answer to stdout and its times to stderr, or print one line of JSON at the end."""
-    pieces = []
     # Closed when Ctrl-C comes while a piece is printed, too: the turn is then kept before anybody asks.
-    with closing(model.chat(question, pictures, **settings._asdict())) as answer:
+    with closing(answer):
         for piece in answer:
-            pieces.append(piece)
             if not as_json:
                 typer.echo(piece, nl=False)
-    timings = model.last_timings
-    assert timings is not None, "a finished turn has timings"
+    assert answer.timings is not None, "a finished answer has timings"
     if as_json:
         print_json(
             {
-                "answer": "".join(pieces),
+                "answer": answer.text,
                 "bundle": str(model.bundle.root),
                 "manifest_sha256": model.bundle.manifest_sha256,
                 "runtime": model.runtime,
                 "runtime_reason": model.runtime_reason,
                 "vision": model.vision.name,
                 "language": model.language.name,
-                "timings": asdict(timings),
+                "timings": asdict(answer.timings),
             }
         )
         return
     typer.echo()
-    note(_describe(timings))
+    note(_describe(answer.timings))
 
 
 def _describe(timings: "Timings") -> str:

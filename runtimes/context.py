@@ -94,8 +94,12 @@ class Context:
         """Evaluate `prompt` from nothing; logits [positions, vocab]."""
         self._elements, self._position = [], 0
         self._language.truncate(0)
-        parts = [self._evaluate(part, all_logits=True) for part in segments(prompt)]
-        self._elements = list(prompt)
+        return self.extend(prompt)
+
+    def extend(self, elements: Sequence[Element]) -> npt.NDArray[np.float32]:
+        """Evaluate what follows; logits [positions, vocab]."""
+        parts = [self._evaluate(part, all_logits=True) for part in segments(elements)]
+        self._elements += elements
         return np.concatenate([part for part in parts if part is not None])
 
     def _evaluate(self, segment: Segment, *, all_logits: bool = False) -> npt.NDArray[np.float32] | None:

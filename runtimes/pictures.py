@@ -1,11 +1,13 @@
 """Pictures -> rows of the language model's input, each picture encoded once."""
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tinyllava_edge.bundle import VisionSpec
 from tinyllava_edge.image import Picture, open_picture, preprocess
@@ -15,6 +17,13 @@ from .context import PictureRows
 from .timings import Stopwatch
 
 CACHE_BYTES = 256 << 20  # about 35 pictures of Phi-2 with SigLIP, 728 x 2560
+
+
+def as_pictures(given: Sequence[Picture] | Picture | None) -> tuple[Picture, ...]:
+    """Several pictures, or one by itself: a path is a sequence too, of characters that are no pictures."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str | bytes | os.PathLike | Image.Image) else tuple(given)
 
 
 class PictureEncoder:

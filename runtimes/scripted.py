@@ -1,6 +1,6 @@
 """A runtime without weights: it answers every question with one text, through the real protocols.
 
-For tests, documentation, and to see what the engine itself costs. Its logits follow from everything in the
+For tests, documentation, and to see what `Model` itself costs. Its logits follow from everything in the
 context, so a wrong splice, a lost position or a stale context shows, as it would with a real model.
 """
 

@@ -19,10 +19,10 @@ class Timings:
         preprocess_ms: picture files to pixels.
         vision_ms: pixels to embeddings, connector included; 0 for a picture already known.
         prefill_ms: everything of the prompt that was not in the context yet, and choosing the first token.
-        first_token_ms: from the call of `chat` to the first token ready for the caller (TTFT).
+        first_token_ms: from the question to the first token ready for the caller (TTFT).
         next_token_ms: of each further token, since the one before it (ITL); time the caller spent between
             pieces counts, as in B2.
-        total_ms: from the call to the last token.
+        total_ms: from the question to the last token.
         prompt_tokens: positions of the prompt, picture positions included.
         reused_tokens: positions of those that were in the context already.
         generated_tokens: tokens of the answer; an end-of-answer token is none of them.

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
-from tinyllava_edge.errors import PromptError
+from tinyllava_edge.errors import PromptError, UsageError
 
 Turn = tuple[str, str | None]  # question, answer (None: not answered yet)
 
@@ -78,6 +78,24 @@ def template_fault(template: Template) -> str | None:
     if IMAGE_MARKER in template.system + template.question + template.answer + template.end:
         return f"template {template.name!r} has a picture marker of its own"
     return None
+
+
+def check_turns(turns: Sequence[Turn]) -> None:
+    """Refuse anything but answered turns, and one to answer behind them.
+
+    Raises:
+        UsageError: names the turn, what was expected and what was found.
+    """
+    if not turns:
+        raise UsageError("there are no turns; give at least one, (question, None).")
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, tuple | list) or len(turn) != 2:
+            raise UsageError(f"turn {number} must be a pair of question and answer, found {turn!r:.60}.")
+        wanted = {"question": "text", "answer": "text" if number < len(turns) else "None: it is asked for"}
+        for (part, kind), found in zip(wanted.items(), turn, strict=True):
+            if not isinstance(found, str if kind == "text" else type(None)):
+                name = type(found).__name__
+                raise UsageError(f"the {part} of turn {number} of {len(turns)} must be {kind}, found {name}.")
 
 
 def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:

@@ -11,6 +11,7 @@ from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.runtimes.cli_options import AllowPickleOption, JsonOption, SourcesOption, ThreadsOption
 
 if TYPE_CHECKING:
     from .bench_quality import Quality
@@ -44,10 +45,8 @@ def bench(
         list[str] | None,
         typer.Option(help="For runtime torch, once a bundle; by default where the bundle says it came from."),
     ] = None,
-    sources: Annotated[
-        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
-    ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    sources: SourcesOption = None,
+    allow_pickle: AllowPickleOption = False,
     picture: Annotated[
         Path | None, typer.Option(help="Picture to ask about; one of the first bundle's own by default.")
     ] = None,
@@ -69,13 +68,14 @@ def bench(
         Path | None, typer.Option(help="Score every row with these questions too, as `eval` does.")
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the questions' pictures.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each engine.")] = None,
+    threads: ThreadsOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare runtimes and variants on the same request: time, parity, accuracy, size."""
     from tinyllava_edge.atomic_files import check_output
     from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.runtimes.base import BackendOptions
 
     from .bench_quality import Quality
     from .measure import Amount
@@ -91,9 +91,7 @@ def bench(
         vision=parse_names(vision),
         language=parse_names(language),
         checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
-        sources=sources,
-        allow_pickle=allow_pickle,
-        threads=threads,
+        options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
     )
     opened = named_bundles([Bundle.open(bundle_path(path)) for path in bundles])
     plan = Plan(
@@ -164,7 +162,7 @@ def bench_compare(
     force: Annotated[
         bool, typer.Option("--force", help="Compare although the environments are unlike.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Compare two reports cell by cell; refused where machine, versions, request or models are unlike."""
     from .compare import compare_cells, differences, read_report, source_difference, unmatched

@@ -219,7 +219,7 @@ class Worker:
 @contextmanager
 def opened_worker(cell: Cell, request: Request) -> Iterator[Worker]:
     """The process of a cell, which ends with the block."""
-    task = json.dumps({"cell": asdict(cell), "request": asdict(request)})
+    task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
     command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     # In a session of its own Ctrl-C ends it through its input, and not with a traceback.

@@ -1,7 +1,7 @@
 """What is compared: a cell for each bundle, runtime and pair of variants, and the first one again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -13,6 +13,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.reference_tensors import reference_pictures
 from tinyllava_edge.runtimes.auto import settle_runtime
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
 
 from .measure import Amount
@@ -35,17 +36,14 @@ class Wish:
             the pairs that `verify` measures: the first so, each other one with the first language variant.
         language: variants; by default all of them.
         checkpoints: for runtimes that compute from one; by default where the bundle says it came from.
-        sources, allow_pickle: for them too.
-        threads: of each engine.
+        options: the others; `sources` and `allow_pickle` reach only runtimes that compute from a checkpoint.
     """
 
     runtimes: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     checkpoints: tuple[Path, ...] = ()
-    sources: Path | None = None
-    allow_pickle: bool = False
-    threads: int | None = None
+    options: BackendOptions = field(default_factory=BackendOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
         MissingExtraError: a runtime's package is not installed.
         UsageError: there is no such runtime, or no checkpoint for it.
     """
-    check_sources(wish.sources)
+    check_sources(wish.options.sources)
     checkpoints = {name: find_checkpoint(bundle, wish.checkpoints) for name, bundle in bundles.items()}
     if wish.checkpoints and not any(checkpoints.values()):
         raise UsageError(
@@ -119,22 +117,13 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
         )
     vision = _names_of(bundle, "vision", wish.vision or (bundle.variant("vision").name,))
     language = _names_of(bundle, "language", wish.language or (ALL,))
-    cell = Cell(
-        name="",
-        model=name,
-        runtime=runtime,
-        bundle=str(bundle.root),
-        vision=None,
-        language=None,
-        threads=wish.threads,
-    )
+    options = replace(wish.options, sources=None, allow_pickle=False)
     if reads_checkpoint:
-        sources = None if wish.sources is None else str(wish.sources)
-        cell = replace(cell, checkpoint=str(checkpoint), sources=sources, allow_pickle=wish.allow_pickle)
+        options = replace(wish.options, checkpoint=checkpoint)
     vision = [None] if vision_entry.reads_checkpoint else vision
     language = [None] if language_entry.reads_checkpoint else language
     return [
-        replace(cell, vision=one, language=other)
+        Cell("", name, runtime, bundle.root, replace(options, vision=one, language=other))
         for one in vision
         for other in (language[:1] if wish.vision == (ALL,) and one != vision[0] else language)
     ]
@@ -153,10 +142,11 @@ def _names_of(
 def _cell_name(cell: Cell, num_bundles: int, runtimes: Sequence[str]) -> str:
     """As short as it is unique."""
     model = [cell.model] if num_bundles > 1 else []
-    if cell.vision is None and cell.language is None:
+    chosen = (cell.options.vision, cell.options.language)
+    if chosen == (None, None):
         return " ".join([*model, cell.runtime, "fp32"])
     several = len([name for name in runtimes if name != _TORCH]) > 1
-    variants = " + ".join(name or "fp32" for name in (cell.vision, cell.language))
+    variants = " + ".join(name or "fp32" for name in chosen)
     return " ".join([*model, *([cell.runtime] if several else []), variants])
 
 
@@ -195,11 +185,11 @@ def default_picture(bundle: Bundle) -> Path:
 def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:
     """What a cell reads its weights from: what must be on the device."""
     files = [bundle.path(TOKENIZER_FILE)]
-    for part, name in (("vision", cell.vision), ("language", cell.language)):
+    for part, name in (("vision", cell.options.vision), ("language", cell.options.language)):
         if name is not None:
             files += map(bundle.path, bundle.variant(part, name).files)  # type: ignore[arg-type]
-    if cell.checkpoint is not None:
-        files += Checkpoint(Path(cell.checkpoint)).weight_files
+    if cell.options.checkpoint is not None:
+        files += Checkpoint(cell.options.checkpoint).weight_files
     return files
 
 
@@ -217,7 +207,7 @@ def check_memory(plan: Plan, available_bytes: int | None) -> None:
     needed = 0
     for cell in plan.cells:
         bundle = plan.bundles[cell.model]
-        if cell.checkpoint is None:
+        if cell.options.checkpoint is None:
             needed += cell_bytes(cell, bundle)
         else:
             needed += _FLOAT32_BYTES * sum(part.parameters for part in bundle.manifest.parts.values())

@@ -106,7 +106,7 @@ def _request_record(plan: Plan) -> Record:
             "width": width,
             "height": height,
         },
-        "threads": plan.cells[0].threads,
+        "threads": plan.cells[0].options.threads,
     }
 
 
@@ -119,7 +119,8 @@ def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
     parity = read_parity(bundle, cell.runtime)
     cold_loads = [session.load_cold_s for session in found if session.load_cold_s is not None]
     return {
-        **{key: getattr(cell, key) for key in ("name", "model", "runtime", "vision", "language", "threads")},
+        **{key: getattr(cell, key) for key in ("name", "model", "runtime")},
+        **{key: getattr(cell.options, key) for key in ("vision", "language", "threads")},
         **found[0].facts,
         "size_bytes": cell_bytes(cell, bundle),
         "parity": None if parity is None else _cell_parity(cell, parity),
@@ -216,8 +217,8 @@ def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | No
 
     `verify` runs every language variant with its first vision variant, and names the others.
     """
-    is_first = cell.vision == parity["variants"]["vision"][0]
-    label = cell.language if is_first else f"{cell.language}, vision {cell.vision}"
+    vision, language = cell.options.vision, cell.options.language
+    label = language if vision == parity["variants"]["vision"][0] else f"{language}, vision {vision}"
     for stage in parity["stages"]:
         if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage["checks"]:
             return {check["metric"]: check["value"] for check in stage["checks"]}

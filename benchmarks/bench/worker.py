@@ -13,12 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
 from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, VisionBackend
-from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
 
 from .replay import Call, Recorder, replay
@@ -27,7 +29,7 @@ Say = Callable[[dict[str, Any]], None]
 _DIGITS = 4  # of a time in ms: 0.1 us
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Cell:
     """What is measured.
 
@@ -36,33 +38,14 @@ class Cell:
         model: name of the bundle in the comparison.
         runtime: name of the runtime.
         bundle: its directory.
-        vision: variant, or None where the runtime computes from the checkpoint.
-        language: likewise.
-        threads: of the engines, or None for the runtime's own choice.
-        checkpoint, sources, allow_pickle: for a runtime that computes from the checkpoint.
+        options: how it is opened; variants are None where the runtime computes from the checkpoint.
     """
 
     name: str
     model: str
     runtime: str
-    bundle: str
-    vision: str | None
-    language: str | None
-    threads: int | None
-    checkpoint: str | None = None
-    sources: str | None = None
-    allow_pickle: bool = False
-
-    def options(self) -> BackendOptions:
-        """How its backends are opened."""
-        return BackendOptions(
-            vision=self.vision,
-            language=self.language,
-            threads=self.threads,
-            checkpoint=None if self.checkpoint is None else Path(self.checkpoint),
-            sources=None if self.sources is None else Path(self.sources),
-            allow_pickle=self.allow_pickle,
-        )
+    bundle: Path
+    options: BackendOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +67,9 @@ class OpenCell:
     """
 
     def __init__(self, cell: Cell, request: Request) -> None:
-        self._bundle = Bundle.open(Path(cell.bundle))
+        self._bundle = Bundle.open(cell.bundle)
         self._request = request
-        backends = open_backends(cell.runtime, self._bundle, cell.options())
+        backends = open_backends(cell.runtime, self._bundle, cell.options)
         self._vision: VisionBackend = backends[0]
         self._language: LanguageBackend = backends[1]
         self._model = Model(_endless(self._bundle), self._vision, self._language)
@@ -108,12 +91,11 @@ class OpenCell:
     def measure_request(self) -> dict[str, Any]:
         """The request from nothing, and then the second question about the same picture.
 
-        The first one encodes the picture and fills an empty context. The second one is a new conversation in
-        which the picture is sent again: its embeddings and the context up to its end are there already.
+        The first one encodes the picture and fills an empty context. The second one is asked by itself,
+        with the same picture: its embeddings and the context up to its end are there already.
         """
         self._model.forget()
         warm = self._ask(self._model, self._request.question)
-        self._model.reset()
         return {"warm": warm, "cached": self._ask(self._model, self._request.second_question)}
 
     def measure_raw(self) -> dict[str, Any]:
@@ -148,7 +130,7 @@ class OpenCell:
         return calls
 
     def _ask(self, model: Model, question: str) -> dict[str, Any]:
-        answer = "".join(model.chat(question, [self._request.picture], max_tokens=self._request.num_tokens))
+        answer = model.ask(question, [self._request.picture], max_tokens=self._request.num_tokens)
         assert model.last_timings is not None
         timings = {name: _rounded(value) for name, value in asdict(model.last_timings).items()}
         return {**timings, "answer_sha256": hashlib.sha256(answer.encode()).hexdigest()[:16]}
@@ -190,4 +172,4 @@ def serve(cell: Cell, request: Request, say: Say) -> None:
 
 if __name__ == "__main__":
     task = json.loads(sys.argv[1])
-    serve(Cell(**task["cell"]), Request(**task["request"]), json_lines())
+    serve(TypeAdapter(Cell).validate_python(task["cell"]), Request(**task["request"]), json_lines())

@@ -13,6 +13,12 @@ from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.runtimes.cli_options import (
+    AllowPickleOption,
+    BundleArgument,
+    SourcesOption,
+    ThreadsOption,
+)
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    bundle: Annotated[str, typer.Argument(help="Bundle directory, or nano.")],
+    bundle: BundleArgument,
     questions: Annotated[
         Path | None, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
     ] = None,
@@ -46,15 +52,13 @@ def evaluate(
         str | None,
         typer.Option(help="For runtime torch; by default where the bundle says it came from."),
     ] = None,
-    sources: Annotated[
-        Path | None, typer.Option(help="Where files are that the checkpoint only names, for runtime torch.")
-    ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    sources: SourcesOption = None,
+    allow_pickle: AllowPickleOption = False,
     blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer: 16, and 128 of a benchmark's.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    threads: ThreadsOption = None,
     answers: Annotated[Path | None, typer.Option(help="Write every answer to this JSONL file.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the answers file.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
@@ -65,6 +69,7 @@ def evaluate(
     """
     from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
     from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.runtimes.base import BackendOptions
 
     from .public_sets import MAX_TOKENS
     from .scores import count_pictures
@@ -79,9 +84,7 @@ def evaluate(
         vision=parse_names(vision),
         language=parse_names(language) or (opened.variant("language").name,),
         checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
-        sources=sources,
-        allow_pickle=allow_pickle,
-        threads=threads,
+        options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
     )
     cells = plan_cells(named_bundles([opened]), wish)[:-1]
     ways = (blind,) if blind or public else (False, True)
@@ -90,8 +93,8 @@ def evaluate(
         {
             "name": cell.name,
             "runtime": cell.runtime,
-            "vision": cell.vision,
-            "language": cell.language,
+            "vision": cell.options.vision,
+            "language": cell.options.language,
             **_score(cell, cells[0], asked, found, blind, public),
         }
         for cell in cells
@@ -122,7 +125,7 @@ def _ask(
     cells: "Sequence[Cell]", asked: "Sequence[Question]", ways: Sequence[bool], max_tokens: int
 ) -> Answers:
     """Ask every cell all the questions in each way, one cell after the other."""
-    from tinyllava_edge.runtimes.engine import open_bundle
+    from tinyllava_edge.runtimes.model import open_bundle
 
     from .scores import ask_all
 
@@ -130,16 +133,7 @@ def _ask(
     with progress() as bar:
         task = bar.add_task("eval", total=len(asked) * len(cells) * len(ways))
         for cell in cells:
-            with open_bundle(
-                cell.bundle,
-                runtime=cell.runtime,
-                vision=cell.vision,
-                language=cell.language,
-                checkpoint=cell.checkpoint,
-                sources=cell.sources,
-                allow_pickle=cell.allow_pickle,
-                threads=cell.threads,
-            ) as model:
+            with open_bundle(cell.bundle, runtime=cell.runtime, **vars(cell.options)) as model:
                 for is_blind in ways:
                     found[cell.name, is_blind] = ask_all(
                         model,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tinyllava_edge.image import open_picture
-from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.model import Model
 
 from .questions import Question
 
@@ -45,7 +45,7 @@ def ask_all(
     max_tokens: int = 16,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Greedy answers, each question a conversation of its own.
+    """Greedy answers, each question by itself.
 
     Args:
         model: an opened bundle.
@@ -60,8 +60,7 @@ def ask_all(
         if question.image is not None:
             picture = open_picture(question.image)
             pictures = [Image.new("RGB", picture.size, MID_GREY) if blind else picture]
-        model.reset()
-        answers.append("".join(model.chat(question.text, pictures, max_tokens=max_tokens)))
+        answers.append(model.ask(question.text, pictures, max_tokens=max_tokens))
         on_answer()
     return answers
 

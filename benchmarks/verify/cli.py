@@ -1,6 +1,5 @@
 """The command `tinyllava-edge verify`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +8,13 @@ from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.runtimes.cli_options import (
+    AllowPickleOption,
+    BundleArgument,
+    JsonOption,
+    SourcesOption,
+    ThreadsOption,
+)
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
 
 # Quick is for a demo: a minute less, and about the tokens that C2 asks for at least.
@@ -17,7 +23,7 @@ _FULL = {"num_pictures": 16, "num_tokens": 128}
 
 
 def verify(
-    bundle: Annotated[str, typer.Argument(help="Bundle directory, or 'nano'.")],
+    bundle: BundleArgument,
     checkpoint: Annotated[
         str | None,
         typer.Option(
@@ -29,13 +35,11 @@ def verify(
     runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = DEFAULT_RUNTIME,
     vision: Annotated[str, typer.Option(help="Vision variants, comma-separated; all by default.")] = "",
     language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
-    sources: Annotated[
-        Path | None, typer.Option(help="Where files are that the checkpoint only names, as for export.")
-    ] = None,
-    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime.")] = None,
+    sources: SourcesOption = None,
+    allow_pickle: AllowPickleOption = False,
+    threads: ThreadsOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer pictures and tokens.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Find the first stage where a bundle differs from its source; exit code 1 where there is one.
 
@@ -44,6 +48,7 @@ def verify(
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.parity_files import parity_path, write_parity
     from tinyllava_edge.runtimes.auto import settle_runtime
+    from tinyllava_edge.runtimes.base import BackendOptions
 
     from .climb import CHECKS, amount_compared, chosen_variants, climb, open_reference, report_table
     from .ladder import Ladder
@@ -70,10 +75,9 @@ def verify(
         language=chosen_variants(opened, "language", parse_names(language)),
         runtime=settled.runtime,
         num_pictures=amount["num_pictures"],
-        checkpoint=source,
-        sources=sources,
-        allow_pickle=allow_pickle,
-        threads=threads,
+        options=BackendOptions(
+            checkpoint=source, sources=sources, allow_pickle=allow_pickle, threads=threads
+        ),
     )
     with progress() as bar:
         task = bar.add_task("verify", total=len(CHECKS), completed=-1)

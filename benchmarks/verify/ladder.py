@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.metrics import Gate, at_most
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES
 
 from .reference import Reference
@@ -66,8 +66,7 @@ class Ladder:
         language: variants to verify; the first is used together with every vision variant.
         runtime: name of the runtime whose results count.
         num_pictures: pictures whose tensors are compared.
-        checkpoint, sources, allow_pickle: for a runtime that computes from the checkpoint.
-        threads: of the runtime; None for its own choice.
+        options: how the runtime is opened, but for the variants.
     """
 
     bundle: Bundle
@@ -76,10 +75,7 @@ class Ladder:
     language: tuple[Variant, ...]
     runtime: str
     num_pictures: int
-    checkpoint: Path | None = None
-    sources: Path | None = None
-    allow_pickle: bool = False
-    threads: int | None = None
+    options: BackendOptions = field(default_factory=BackendOptions)
 
     @property
     def reads_onnx(self) -> bool:
@@ -91,16 +87,12 @@ class Ladder:
         """Whether the runtime computes the bundle's GGUF files."""
         return RUNTIMES[self.runtime][1] == "llamacpp"
 
-    @property
-    def source(self) -> dict[str, Any]:
-        """Where to find the checkpoint, as options of the runtime; only torch takes them."""
-        if self.runtime != "torch":
-            return {}
-        return {"checkpoint": self.checkpoint, "sources": self.sources, "allow_pickle": self.allow_pickle}
-
-    def option(self, variant: Variant) -> str | None:
-        """What to ask the runtime for; the torch runtime has no variants."""
-        return None if self.runtime == "torch" else variant.name
+    def options_of(self, vision: Variant, language: Variant | None = None) -> BackendOptions:
+        """How to open the runtime with variants; torch has none, and only it takes a checkpoint."""
+        if self.runtime == "torch":
+            return self.options
+        named = None if language is None else language.name
+        return BackendOptions(vision=vision.name, language=named, threads=self.options.threads)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ vision backend. The KV cache is float32, so that what is measured is the variant
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +29,8 @@ from tinyllava_edge.metrics import (
     snr_db,
     top1_agreement,
 )
-from tinyllava_edge.runtimes.context import Element, PictureRows, count_positions, segments
-from tinyllava_edge.runtimes.engine import Model, open_bundle
+from tinyllava_edge.runtimes.context import Context, Element, PictureRows
+from tinyllava_edge.runtimes.model import Model, open_bundle
 
 from .ladder import Ladder, StageResult, judge, refused
 from .reference import PromptCase
@@ -62,15 +62,8 @@ def check_language(ladder: Ladder) -> Iterator[StageResult]:
     for pair in _pairs(ladder):
         stage = "splice"
         try:
-            with open_bundle(
-                ladder.bundle.root,
-                runtime=ladder.runtime,
-                vision=ladder.option(pair.vision),
-                language=ladder.option(pair.language),
-                kv_type="f32",
-                threads=ladder.threads,
-                **ladder.source,
-            ) as model:
+            options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
+            with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
                 run = _Run(ladder, pair, model)
                 if pair.is_first_vision:
                     yield run.check_splice()
@@ -305,17 +298,11 @@ class _Run:
         ids = self._model.tokenize(prompt.turns, num_pictures=len(prompt.pictures))
         return [PictureRows(b"", next(rows)) if token < 0 else token for token in ids]
 
-    def _prefill(self, prompt: PromptCase) -> int:
-        """Evaluate a prompt on the backend itself; returns its positions."""
-        elements = self._elements(prompt)
-        self._model.reset()
-        self._model.language.truncate(0)
-        position = 0
-        for segment in segments(elements):
-            self._model.language.evaluate(segment, position)
-            position += len(segment)
-        assert position == count_positions(elements)
-        return position
+    def _prefill(self, prompt: PromptCase) -> Context:
+        """The backend's context with a prompt in it, evaluated from nothing."""
+        context = Context(self._model.language)
+        context.prefill(self._elements(prompt))
+        return context
 
     def _forced_logits(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
         """Logits [tokens, vocab] from which each of `ids`, the reference's, is to be predicted; kept."""
@@ -324,17 +311,14 @@ class _Run:
         return self._forced[prompt]
 
     def _evaluate_forced(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
-        position = self._prefill(prompt)
-        first = self._model.language.last_logits()[None]
-        forced = np.array(ids[:-1], dtype=np.int32)
-        rest = self._model.language.evaluate(forced, position, all_logits=True) if len(forced) else None
-        return first if rest is None else np.concatenate([first, rest])
+        context = self._prefill(prompt)
+        first = context.last_logits()[None]
+        return np.concatenate([first, context.extend(ids[:-1])]) if len(ids) > 1 else first
 
     def _greedy(self, prompt: PromptCase, num_tokens: int) -> list[int]:
-        position = self._prefill(prompt)
+        context = self._prefill(prompt)
         ids: list[int] = []
         for _ in range(num_tokens):
-            ids.append(int(self._model.language.last_logits().argmax()))
-            self._model.language.evaluate(np.array(ids[-1:], dtype=np.int32), position)
-            position += 1
+            ids.append(int(context.last_logits().argmax()))
+            context.append(ids[-1])
         return ids

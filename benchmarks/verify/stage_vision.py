@@ -17,7 +17,6 @@ from tinyllava_edge.bundle import Variant
 from tinyllava_edge.gates import gates_of, precision_of
 from tinyllava_edge.metrics import feature_figures, nmse, snr_db
 from tinyllava_edge.precisions import ROUNDED
-from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
 from .ladder import Ladder, StageResult, judge
@@ -79,8 +78,7 @@ def _embeddings(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> l
     if not is_run(variant):
         return _rounded(ladder, variant, pixels)
     open_vision = vision_opener(RUNTIMES[ladder.runtime][0])
-    options = BackendOptions(vision=ladder.option(variant), threads=ladder.threads, **ladder.source)
-    backend = open_vision(ladder.bundle, options)
+    backend = open_vision(ladder.bundle, ladder.options_of(variant))
     try:
         return _in_batches(backend.encode, pixels)
     finally:
@@ -138,7 +136,7 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
         return _rounded(ladder, variant, pixels, name)
     from .onnx_tap import tapped
 
-    with tapped(ladder.bundle.path(variant.files[0]), name, ladder.threads) as run:
+    with tapped(ladder.bundle.path(variant.files[0]), name, ladder.options.threads) as run:
         return _in_batches(run, pixels)
 
 

@@ -15,6 +15,7 @@ from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointRefe
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+from tinyllava_edge.runtimes.base import BackendOptions
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,6 @@ def climb_quickly(
             language=chosen_variants(bundle, "language", language),
             runtime=runtime,
             num_pictures=3,
-            threads=1,
+            options=BackendOptions(threads=1),
         )
     )

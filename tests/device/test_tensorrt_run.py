@@ -14,7 +14,7 @@ import pytest
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.runtimes.ort import open_vision, open_vision_cuda
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
 from tinyllava_edge.runtimes.trt.cache import EngineCache

@@ -22,7 +22,7 @@ from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.language_model import continued_logits
 from tinyllava_edge.model.vlm import TinyLlava
-from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.model import Model
 
 Floats = npt.NDArray[np.float32]
 VISION_TOLERANCE = 1e-4

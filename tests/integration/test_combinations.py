@@ -18,7 +18,7 @@ from tinyllava_edge.gates import gates_of
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.metrics import nmse
 from tinyllava_edge.model.vlm import TinyLlava, load_model, upstream_state_dict
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 
 pytestmark = pytest.mark.slow
 PICTURE = Path(__file__).parents[1] / "fixtures" / "images" / "cat_231x153.png"

@@ -19,7 +19,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.model.vlm import load_model
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 
 SHARED = shared_fixtures()
 pytestmark = pytest.mark.slow

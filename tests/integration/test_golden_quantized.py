@@ -17,6 +17,7 @@ from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb, open_
 from tinyllava_edge.benchmarks.verify.ladder import Ladder, Report
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+from tinyllava_edge.runtimes.base import BackendOptions
 
 pytestmark = pytest.mark.slow
 TABLE = os.environ.get("TINYLLAVA_EDGE_QUANTIZED_TABLE")
@@ -88,7 +89,7 @@ def test_verify_passes_at_f16_and_q8_0(name: str, tmp_path: Path, rows: list[str
             language=chosen_variants(bundle, "language", ()),
             runtime="onnxruntime+llamacpp",
             num_pictures=4,
-            threads=1,
+            options=BackendOptions(threads=1),
         )
     )
     for variant in variants:

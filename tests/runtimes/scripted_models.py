@@ -9,7 +9,7 @@ from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.prompt import TextTokenizer
 from tinyllava_edge.runtimes.base import Segment
-from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.scripted import ScriptedLanguage, ScriptedVision
 
 SYSTEM = (

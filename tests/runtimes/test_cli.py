@@ -13,7 +13,7 @@ import typer
 
 from tests.runtimes import bundles
 from tinyllava_edge.cli import main
-from tinyllava_edge.runtimes.engine import Model
+from tinyllava_edge.runtimes.chat import Chat
 from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER, ScriptedLanguage
 
 # Started so that some packages are not there.
@@ -202,16 +202,16 @@ def test_a_picture_waits_after_ctrl_c_only_where_the_turn_was_dropped(
 ) -> None:
     asked: list[int] = []
     shown: list[object] = []
-    chat, evaluate, echo = Model.chat, ScriptedLanguage.evaluate, typer.echo
+    ask, evaluate, echo = Chat.ask, ScriptedLanguage.evaluate, typer.echo
     presses = iter([where])
 
     def press(place: str) -> None:
         if place == where and next(presses, None):
             raise KeyboardInterrupt
 
-    def counted(self: Model, question: str, pictures: Any, **settings: Any) -> Any:
+    def counted(self: Chat, question: str, pictures: Any, **settings: Any) -> Any:
         asked.append(len(pictures))
-        return chat(self, question, pictures, **settings)
+        return ask(self, question, pictures, **settings)
 
     def evaluated(self: ScriptedLanguage, segment: Any, position: int, **settings: Any) -> Any:
         if len(segment) > 1:
@@ -225,7 +225,7 @@ def test_a_picture_waits_after_ctrl_c_only_where_the_turn_was_dropped(
         shown.append(arguments)
         press("print")
 
-    monkeypatch.setattr(Model, "chat", counted)
+    monkeypatch.setattr(Chat, "ask", counted)
     monkeypatch.setattr(ScriptedLanguage, "evaluate", evaluated)
     monkeypatch.setattr(typer, "echo", echoed)
     result = command("chat", bundle, photo, "--runtime", "scripted", stdin="what is this\nand now\n")

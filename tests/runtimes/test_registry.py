@@ -11,7 +11,7 @@ from tests.runtimes import bundles
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 
 
 @pytest.mark.parametrize("name", registry.VISION_BACKENDS)

@@ -21,7 +21,7 @@ from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes import torch_reference
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.checkpoint import UPSTREAM_PREFIXES, iter_tensors
 from tinyllava_edge.model.lora import Adapter
 from tinyllava_edge.model.vlm import load_model
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune

@@ -22,6 +22,7 @@ from tinyllava_edge.benchmarks.bench.worker import Cell, OpenCell, Request
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.parity_files import write_parity
+from tinyllava_edge.runtimes.base import BackendOptions
 
 TOKENS = 4
 BLOCK = Amount(sessions=1, blocks=1, warm_up_s=0.0)
@@ -35,9 +36,8 @@ def request(honest: Honest) -> Request:
     )
 
 
-def scripted(honest: Honest, name: str, **changes: Any) -> Cell:
-    values = {"vision": None, "language": None, "threads": None, "runtime": "scripted", **changes}
-    return Cell(name=name, model="tiny", bundle=str(honest.bundle), **values)
+def scripted(honest: Honest, name: str, runtime: str = "scripted", **options: Any) -> Cell:
+    return Cell(name, "tiny", runtime, honest.bundle, BackendOptions(**options))
 
 
 def questions(folder: Path) -> Quality:
@@ -56,7 +56,7 @@ def record(honest: Honest, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     ladder = climb_quickly(bundle, honest.reference).to_json()
     write_parity(bundle, RUNTIME, {**ladder, "variants": {"vision": ["fp32", "fp16"]}})
     bundles = {"tiny": bundle}
-    wish = Wish(runtimes=(RUNTIME,), language=("f32", "q8_0"), threads=1)
+    wish = Wish(runtimes=(RUNTIME,), language=("f32", "q8_0"), options=BackendOptions(threads=1))
     plan = Plan(
         bundles=bundles,
         cells=plan_cells(bundles, wish),
@@ -106,7 +106,7 @@ def test_raw_calls_are_those_of_the_request_and_give_the_same_logits(honest: Hon
     assert names[:6] == ["encode", "truncate", "evaluate", "evaluate", "evaluate", "last_logits"]
     assert names[6:] == ["evaluate", "last_logits"] * (TOKENS - 1)
     opened._model.forget()
-    list(opened._model.chat("What is this?", [request(honest).picture], max_tokens=TOKENS))
+    opened._model.ask("What is this?", [request(honest).picture], max_tokens=TOKENS)
     asked = opened._language.last_logits()
     spent = replay(calls)
     assert opened._language.last_logits() == pytest.approx(asked)
@@ -242,7 +242,8 @@ def test_the_notes_say_what_makes_figures_doubtful(record: dict[str, Any]) -> No
 @pytest.mark.slow
 def test_torch_is_measured_on_the_checkpoint_that_the_bundle_came_from(honest: Honest) -> None:
     bundles = {"tiny": Bundle.open(honest.bundle)}
-    cells = plan_cells(bundles, Wish(language=("f32",), checkpoints=(honest.checkpoint,), threads=1))
+    options = BackendOptions(threads=1)
+    cells = plan_cells(bundles, Wish(language=("f32",), checkpoints=(honest.checkpoint,), options=options))
     found = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
     torch_cell, f32, _ = found["cells"]
     assert torch_cell["name"] == "torch fp32"

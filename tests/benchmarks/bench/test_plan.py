@@ -22,6 +22,7 @@ from tinyllava_edge.benchmarks.bench.worker import Request
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes import registry
+from tinyllava_edge.runtimes.base import BackendOptions
 
 DEFAULT = "onnxruntime+llamacpp"
 
@@ -90,12 +91,14 @@ def test_a_runtime_that_is_registered_later_appears_or_says_what_it_needs(
 
 def test_only_torch_is_told_of_the_checkpoint(honest: Honest, bundles: dict[str, Bundle]) -> None:
     checkpoint, sources = honest.checkpoint, honest.checkpoint.parent
-    wish = Wish(language=("f32",), checkpoints=(checkpoint,), sources=sources, allow_pickle=True)
+    options = BackendOptions(sources=sources, allow_pickle=True)
+    wish = Wish(language=("f32",), checkpoints=(checkpoint,), options=options)
     torch_cell, other, control = plan_cells(bundles, wish)
     for cell in (torch_cell, control):
-        told = (str(checkpoint), str(sources), True)
-        assert (cell.checkpoint, cell.sources, cell.allow_pickle) == told
-    assert (other.checkpoint, other.sources, other.allow_pickle) == (None, None, False)
+        told = cell.options
+        assert (told.checkpoint, told.sources, told.allow_pickle) == (checkpoint, sources, True)
+    told = other.options
+    assert (told.checkpoint, told.sources, told.allow_pickle) == (None, None, False)
 
 
 def test_the_checkpoint_is_known_by_its_content(

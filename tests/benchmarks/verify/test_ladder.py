@@ -23,6 +23,7 @@ from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.metrics import at_least, at_most
+from tinyllava_edge.runtimes.base import BackendOptions
 
 
 def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) -> None:
@@ -94,7 +95,7 @@ def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:
             language=chosen_variants(bundle, "language", ("f32",)),
             runtime="torch",
             num_pictures=2,
-            checkpoint=honest.checkpoint,
+            options=BackendOptions(checkpoint=honest.checkpoint),
         )
     )
     assert report.passed, report.verdict

@@ -23,7 +23,7 @@ from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import TextTokenizer, template_named
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 
 
 def _small_recipe() -> Recipe:

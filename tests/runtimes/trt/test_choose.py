@@ -29,7 +29,7 @@ from tinyllava_edge.errors import (
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.auto import candidates, settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.engine import open_bundle
+from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.choose import DeviceBuild
@@ -342,9 +342,9 @@ def test_what_compares_runtimes_takes_what_build_chose_and_nothing_else(gpu: Fak
     assert settle_runtime("auto", bundle).runtime == "onnxruntime+llamacpp"
     device(bundle, Builds()).choose()
     (cell, _) = plan_cells({"tiny": bundle}, Wish(runtimes=("auto",)))
-    assert (cell.runtime, cell.vision) == ("tensorrt+llamacpp", "fp16")
+    assert (cell.runtime, cell.options.vision) == ("tensorrt+llamacpp", "fp16")
     named = Wish(runtimes=("auto",), vision=("fp32",))
-    assert plan_cells({"tiny": bundle}, named)[0].vision == "fp32"
+    assert plan_cells({"tiny": bundle}, named)[0].options.vision == "fp32"
     gpu.be_version("10.7.0")  # its engine does not fit any more
     assert settle_runtime("auto", bundle).runtime == "tensorrt+llamacpp"
     assert settle_runtime("onnxruntime+llamacpp", bundle).variants == ()

@@ -57,7 +57,7 @@ def test_special_text_in_a_question_is_plain_text(bundle: Bundle, parts: list[st
     assert isinstance(model.language, CountingLanguage)
     special = [token for token in model.language.seen if token in (bundles.UNK, bundles.BOS, bundles.EOS)]
     assert special == [bundles.BOS, bundles.EOS]  # ours: the prompt's beginning, and the first answer's end
-    assert model._tokenizer.decode(model.language.seen).count(question.strip()) >= 2 or not question.strip()
+    assert model.tokenizer.decode(model.language.seen).count(question.strip()) >= 2 or not question.strip()
 
 
 def test_special_text_is_the_special_token_where_that_is_asked_for(bundle: Bundle) -> None:

@@ -13,7 +13,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.image import Picture
-from tinyllava_edge.runtimes.engine import Model, open_bundle
+from tinyllava_edge.runtimes.model import Model, open_bundle
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_logits_have_a_row_for_every_position_and_agree_with_the_answer(model: M
     ids = model.tokenize(turns)
     assert logits.shape == (len(ids) - 1 + bundles.NUM_TOKENS, bundles.VOCAB)
     pieces = list(model.chat("what is this", [picture(4)], max_tokens=1))
-    expected = model._tokenizer.decode([int(logits[-1].argmax())]).strip()
+    expected = model.tokenizer.decode([int(logits[-1].argmax())]).strip()
     assert "".join(pieces) == expected
 
 

@@ -1,0 +1,70 @@
+"""An answer while it is made: what its loop works on, and what the caller holds of it."""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tinyllava_edge.image import Picture
+from tinyllava_edge.sampling import Sampler
+
+from .answer_text import AnswerText
+from .context import Element
+from .timings import Finish, Stopwatch, Timings
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One answer while it is made.
+
+    Attributes:
+        prompt: its elements; -200 stands for each of `pictures` until they are encoded.
+        pictures: those the prompt does not hold yet, in order.
+        max_tokens: most tokens of the answer.
+        sampler: chooses them.
+        text: what they say.
+        stopwatch: started when the answer was asked for.
+        on_end: called when nothing more comes, except after an error or before the first token.
+        ids: the tokens so far.
+        finish: what ended the answer, "closed" until something did.
+        timings: None until nothing more comes.
+    """
+
+    prompt: Sequence[Element]
+    pictures: Sequence[Picture]
+    max_tokens: int
+    sampler: Sampler
+    text: AnswerText
+    stopwatch: Stopwatch
+    on_end: Callable[["Run"], None]
+    ids: list[int] = field(default_factory=list)
+    finish: Finish = "closed"
+    timings: Timings | None = None
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer's text, each computed when it is asked for; closed when it is dropped."""
+
+    def __init__(self, run: Run, pieces: Generator[str, None, None]) -> None:
+        self._run = run
+        self._pieces = pieces  # no cycle: `pieces` knows the run, not this stream, so dropping closes it
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """End the answer here; calling it twice is harmless."""
+        self._pieces.close()
+
+    @property
+    def text(self) -> str:
+        """All pieces so far."""
+        return self._run.text.text
+
+    @property
+    def timings(self) -> Timings | None:
+        """None until the answer has ended, and where it was closed before its first token."""
+        return self._run.timings
+
+    @property
+    def finish(self) -> Finish | None:
+        """What ended the answer, likewise."""
+        return None if self.timings is None else self.timings.finish

@@ -1,6 +1,6 @@
 """Is what was written equal to the checkpoint? Checked before a bundle is published.
 
-The gates are those of `verify`, whose work whole-model figures (logits, answers) are.
+Gates: docs/sources/measuring.md#gates, as of `verify`, whose work whole-model figures (logits, answers) are.
 """
 
 from collections import Counter

@@ -2,8 +2,8 @@
 
 Holds only the encoder layers that the feature layer needs, and drops token 0 where upstream does. Opset 18
 keeps LayerNormalization whole and has no Gelu or Attention op, so that TensorRT 10.3 to 11 read one file
-(spec/tensorrt_jetson.md section 2). The scale of attention is on the query alone, before the first product,
-as TensorRT's fused attention asks for; torch's own translation spreads it over query and key.
+(docs/sources/tensorrt.md#one-graph-for-all-versions). The scale of attention is on the query alone, before
+the first product (docs/sources/tensorrt.md#scale-of-attention); torch's own translation spreads it over both.
 """
 
 import ast

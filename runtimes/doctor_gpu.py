@@ -10,7 +10,7 @@ from tinyllava_edge.runtimes.trt.binding import TARGETS, open_tensorrt
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 from tinyllava_edge.runtimes.trt.cudart import Gpu, open_cudart
 
-# Below this JetPack 6 fails on large allocations: NvMapMemAllocInternalTagged, error 12 (spec section 5).
+# Below this JetPack 6 fails on large allocations: docs/sources/tensorrt.md#contiguous-memory.
 JETPACK6_CMA_BYTES = 900 << 20
 
 

@@ -1,4 +1,4 @@
-"""How long each stage of a turn took; definitions of spec/reliability_bench_parity.md section B2."""
+"""How long each stage of a turn took; definitions: docs/sources/measuring.md#times-of-a-request."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Timings:
         prefill_ms: everything of the prompt that was not in the context yet, and choosing the first token.
         first_token_ms: from the question to the first token ready for the caller (TTFT).
         next_token_ms: of each further token, since the one before it (ITL); time the caller spent between
-            pieces counts, as in B2.
+            pieces counts.
         total_ms: from the question to the last token.
         prompt_tokens: positions of the prompt, picture positions included.
         reused_tokens: positions of those that were in the context already.

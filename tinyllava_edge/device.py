@@ -1,7 +1,7 @@
 """What machine is this: processor, memory, GPU, Jetson board.
 
 Everything is read from files of the kernel and of NVIDIA's board support, below a root that tests replace.
-What cannot be found is None, never guessed. Jetson files: spec/tensorrt_jetson.md section 5.
+What cannot be found is None, never guessed. Jetson files: docs/sources/tensorrt.md#jetson-files.
 """
 
 import os
@@ -41,7 +41,7 @@ ARM_CORES = {
     ("0x41", "0xd83"): "Arm Neoverse-V3AE",  # Jetson Thor
     ("0x4e", "0x004"): "NVIDIA Carmel",  # Jetson Xavier
 }
-# L4T release -> JetPack. Source: spec/tensorrt_jetson.md section 1.1.
+# L4T release -> JetPack. Source: docs/sources/tensorrt.md#jetpack-releases.
 JETPACKS = {
     "36.3.0": "6.0",
     "36.4.0": "6.1",

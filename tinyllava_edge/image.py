@@ -1,7 +1,7 @@
 """A picture as a file -> pixels [3, height, width], bit-equal to what the model was trained on.
 
 Equal to TinyLLaVA's ImagePreprocess followed by the transformers image processors SiglipImageProcessor,
-CLIPImageProcessor and BitImageProcessor in their PIL variants (spec/tinyllava.md sections 1.2 and 1.3).
+CLIPImageProcessor and BitImageProcessor in their PIL variants: docs/sources/tinyllava.md#image-preprocessing.
 Needs Pillow and numpy only, so that a device computes the same pixels as the trainer.
 """
 

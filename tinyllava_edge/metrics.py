@@ -49,8 +49,8 @@ def first_fault(gates: Iterable[Gate], figures: Mapping[str, float]) -> str:
 def nmse(expected: Array, actual: Array) -> float:
     """Mean squared error over the variance of what is expected.
 
-    Source: llama.cpp, examples/model-conversion/scripts/utils/check-nmse.py. A constant `expected` has no
-    variance: then 0 where both are equal, infinity where not.
+    Source: docs/sources/measuring.md#metrics-of-equality. A constant `expected` has no variance: then 0 where
+    both are equal, infinity where not.
     """
     expected, actual = _pair(expected, actual)
     error = float(np.mean((expected - actual) ** 2))

@@ -1,9 +1,9 @@
 """The precisions that a part may have, and what each may cost, as data that export, build and verify read.
 
-Source: spec/reliability_bench_parity.md, section C2. Calibrated once and then frozen: a gate is loosened only
-in a commit of its own, with the noise floor that was measured. The floor is the reference in float32 against
-itself in float64 (nano: embeddings NMSE 2.8e-13, logits 5.9e-14; one or two threads give the same bits); a
-gate stays at least five times above it. docs/measuring.md has the table, and a test compares the two.
+Source: docs/sources/measuring.md#gates. Calibrated once and then frozen: a gate is loosened only in a commit
+of its own, with the noise floor that was measured. The floor is the reference in float32 against itself in
+float64 (nano: embeddings NMSE 2.8e-13, logits 5.9e-14; one or two threads give the same bits); a gate stays
+at least five times above it. docs/measuring.md has the table, and a test compares the two.
 """
 
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _FP32 = (at_most("nmse", 1e-8), at_least("min_token_cosine", 0.99999), at_least(
 _FP16 = (at_least("snr_db", 40.0), at_least("min_token_cosine", 0.999))
 # bfloat16 keeps 8 bits: a real ViT (DINOv2-S) measured 33 dB in the evaluation that rounds every value.
 _BF16 = (at_least("snr_db", 30.0), at_least("min_token_cosine", 0.997))
-# int8: C2 names a cosine, not the worst token's; a real ViT's tokens with outliers are worse than others
+# int8: the mean cosine, not the worst token's; a real ViT's tokens with outliers are worse than others
 # (DINOv2-S: 23 dB, mean .998, worst .97).
 _INT8 = (at_least("snr_db", 20.0), at_least("mean_token_cosine", 0.99))
 # A wrong GELU costs nano 4e-10 only, which a gate with room for a deep tower cannot see. The connector alone,
@@ -114,9 +114,9 @@ def _quantized(mean_kld: float, p99_kld: float, top1: float, *, logit_error: flo
     return LanguageClass(gates=gates, logit_error=logit_error)
 
 
-# Mean and 99 % KL divergence in nats, and how often the most likely token stays the same. Where the table of
-# C2 has no row: about three times what llama.cpp's scoreboard lists for Llama-3-8B. nano's mean: Q8_0 4.4e-5,
-# Q6_K 1.3e-4, Q5_K_M 5.4e-4, Q4_K_M 2.9e-3, Q3_K_M 1.8e-3, Q2_K 5.4e-3, TQ .62.
+# Mean and 99 % KL divergence in nats, and how often the most likely token stays the same: about three times
+# what llama.cpp lists for Llama-3-8B (docs/sources/measuring.md#cost-of-a-quantization). nano's mean: Q8_0
+# 4.4e-5, Q6_K 1.3e-4, Q5_K_M 5.4e-4, Q4_K_M 2.9e-3, Q3_K_M 1.8e-3, Q2_K 5.4e-3, TQ .62.
 # nano's largest error of a logit: f32 6.7e-5, f16 4.3e-3 (with fp16 vision 8.4e-3), Q8_0 .20, Q4_K_M .82,
 # Q2_K 2.7, TQ 10; the caps are two to five times that, and the others lie between.
 LANGUAGE_CLASSES: dict[str, LanguageClass] = {

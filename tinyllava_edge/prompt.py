@@ -1,7 +1,7 @@
 """A conversation -> the prompt string -> token ids, as upstream makes them.
 
-Source: spec/tinyllava.md sections 1.5 to 1.7 (TinyLLaVA Factory main, not develop). Text is tokenised in
-pieces around `<image>`, each piece on its own. No language model's own chat template is ever used.
+Source: docs/sources/tinyllava.md#prompt-templates and docs/sources/tinyllava.md#token-ids. Text is tokenised
+in pieces around `<image>`, each piece on its own. No language model's own chat template is ever used.
 """
 
 import json

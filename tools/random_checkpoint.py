@@ -126,7 +126,7 @@ class Shape:
         }
 
 
-# The numbers are published ones, or summed by hand from published sizes (spec/tinyllava.md sections 3.4, 8).
+# The numbers are published ones, or summed by hand from published sizes (docs/sources/tinyllava.md#sizes).
 SHAPES = {
     "phi2-siglip": Shape(_PHI_2, _SIGLIP, _SIGLIP_PROCESSOR, "phi-gpt2", 3_217_417_280),
     "qwen2-0.5b-siglip": Shape(_QWEN2_HALF_B, _SIGLIP, _SIGLIP_PROCESSOR, "qwen2", 924_095_168),

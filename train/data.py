@@ -1,7 +1,7 @@
 """LLaVA JSON -> conversations -> token ids with labels -> batches.
 
-Format and labels: spec/tinyllava.md sections 1.5 to 1.7 and 2. Only answers and the end-of-turn string after
-them are learned; prompts and pictures carry the label -100.
+Format: docs/sources/tinyllava.md#training-data; labels: docs/sources/tinyllava.md#labels. Only
+answers and the end-of-turn string after them are learned; prompts and pictures carry the label -100.
 """
 
 import json
@@ -128,7 +128,7 @@ def encode_conversation(
     """Token ids and labels of a conversation.
 
     An answer starts where the ids of the prompt that asks for it end. Equal to upstream's masks wherever
-    upstream does not discard the sample (answers that contain ` ASSISTANT: `; spec section 1.7).
+    upstream does not discard the sample (docs/sources/tinyllava.md#labels).
     """
     if template.name == "pretrain":  # the picture and its caption; the question is not shown
         turns = [(IMAGE_MARKER, turns[0][1])]

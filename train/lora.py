@@ -21,7 +21,7 @@ _MERGE_TOLERANCE = 1e-5
 def add_lora(model: TinyLlava, options: LoraOptions) -> Any:
     """Put an update beside every linear layer of the language model; all other weights are frozen.
 
-    As upstream, layers with `head` in their name have none (spec/tinyllava.md section 1.8).
+    As upstream, layers with `head` in their name have none (docs/sources/tinyllava.md#lora).
 
     Returns:
         PEFT's wrapper; `model` itself computes with the updates from now on.

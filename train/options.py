@@ -47,7 +47,7 @@ class FinetuneOptions:
             other parts of `tune` are trained in full either way, as upstream does.
         tune: which parts are trained.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
-        learning_rate: None is upstream's (spec/tinyllava.md section 2).
+        learning_rate: None is upstream's (docs/sources/tinyllava.md#learning-rates).
         save_every: steps between snapshots; 0 takes none.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A trained model -> TinyLLaVA Factory's flat safetensors layout (spec/tinyllava.md section 3.2)."""
+"""A trained model -> TinyLLaVA Factory's flat layout (docs/sources/tinyllava.md#flat-safetensors)."""
 
 import shutil
 from pathlib import Path

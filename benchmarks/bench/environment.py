@@ -1,6 +1,6 @@
-"""What a measurement depends on beside the bundle: machine, versions, this source. spec section B4.
+"""What a measurement depends on beside the bundle: machine, versions, this source.
 
-What cannot be found is None, never guessed.
+What cannot be found is None, never guessed (docs/sources/measuring.md#machine-card).
 """
 
 import os

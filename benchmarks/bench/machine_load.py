@@ -1,7 +1,7 @@
 """What disturbs a measurement: others on the processor, and files that are in memory already.
 
-Source of the rule: spec/reliability_bench_parity.md sections B3 and B7. Nothing is left out for it: a
-disturbed block is counted, and said beside the figures.
+Source of the rule: docs/sources/measuring.md#disturbed-blocks. Nothing is left out for it: a disturbed
+block is counted, and said beside the figures.
 """
 
 import ctypes

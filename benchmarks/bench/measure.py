@@ -1,8 +1,8 @@
 """Measure several cells against each other, interleaved, so that a drifting machine hits all of them alike.
 
-Source of the protocol: spec/reliability_bench_parity.md sections B2, B3 and B7. In a session every cell is
-opened anew, in a process of its own, and warmed up; then come blocks, each of which visits every cell in
-order and then in reverse (A B B A for two cells).
+Source of the protocol: docs/sources/measuring.md#warm-up-and-repeats and
+docs/sources/measuring.md#interleaved-pairs. In a session every cell is opened anew, in a process of its own,
+and warmed up; then come blocks, each of which visits every cell in order and then in reverse (A B B A).
 """
 
 import json

@@ -1,7 +1,6 @@
 """Ratios of two cells' times with an interval, and what may be claimed from them.
 
-Source: spec/reliability_bench_parity.md sections B3 and B7. On a simulated noisy machine, comparing block
-after block called equal programs different in 89 % of trials; interleaved pairs with this interval in 7.5 %.
+Source: docs/sources/measuring.md#interleaved-pairs, with what such an interval is worth on a noisy machine.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 RESAMPLES = 10_000
 PRACTICAL_MARGIN = 0.03  # a difference below 3 % is not worth a claim
-PERCENTILE_90_RUNS = 64  # MLPerf's early-stopping rule at 99 % confidence
+PERCENTILE_90_RUNS = 64  # docs/sources/measuring.md#a-90th-percentile
 Sessions = Sequence[Sequence[Sequence[float]]]  # times in ms: two of each block of each session
 Array = npt.NDArray[np.float64]
 

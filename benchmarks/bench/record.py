@@ -148,7 +148,7 @@ def _samples(sessions: Sequence[CellSession], kind: str) -> list[Record]:
 
 
 def _figures(samples: Sequence[Mapping[str, Any]]) -> Record:
-    """Medians of one kind of run; definitions of section B2."""
+    """Medians of one kind of run."""
     totals, firsts = ([sample[metric] for sample in samples] for metric in METRICS)
     per_token = [(s["total_ms"] - s["first_token_ms"]) / (s["generated_tokens"] - 1) for s in samples]
     stages = {stage: median([_stage_ms(sample, stage) for sample in samples]) for stage in STAGES}

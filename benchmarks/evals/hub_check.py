@@ -3,9 +3,9 @@
 Each command runs in a process of its own, so that a checkpoint that fails, or takes all memory, does not stop
 the others. The report is a directory with report.json, report.md and a file for each checkpoint.
 
-Published figures: spec/tinyllava.md section 4 (README of TinyLLaVA Factory and of TinyLLaVABench). No
-revision could be looked up where this was written, so none is pinned here: a report records the commit that
-it resolved, and `owner/name@commit` on the command line pins it.
+Published figures: docs/sources/tinyllava.md#published-scores. No revision could be looked up where this was
+written, so none is pinned here: a report records the commit that it resolved, and `owner/name@commit` on the
+command line pins it.
 """
 
 import json as json_module

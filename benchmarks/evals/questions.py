@@ -1,6 +1,6 @@
 """Questions with short answers: LLaVA conversations or a plain list, told apart by their keys.
 
-Source of the keys: spec/reliability_bench_parity.md section C3.
+Source of the keys: docs/sources/measuring.md#question-files.
 """
 
 import json

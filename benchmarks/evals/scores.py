@@ -2,7 +2,7 @@
 
 An answer is right when it equals the expected one but for case, outer spaces and a final full stop. Questions
 about one picture are not independent: intervals come from a bootstrap that draws whole pictures
-(spec/reliability_bench_parity.md, end of section C2).
+(docs/sources/measuring.md#intervals-of-accuracy).
 """
 
 from collections import defaultdict

@@ -18,12 +18,12 @@ from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 from .reference_stored import StoredReference
 from .stage_inputs import check_pixels, check_text
-from .stage_language import check_language
+from .stage_language import OnStage, check_language, language_stages
 from .stage_metadata import check_metadata
 from .stage_vision import check_connector, check_tower
 from .stage_weights import check_weights
 
-# In the order of the chain; the last one has stages 7 to 11.
+# In the order of the chain; `check_language` has the stages behind them.
 CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
     ("weights", check_weights),
     ("metadata", check_metadata),
@@ -31,9 +31,12 @@ CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
     ("pixels", check_pixels),
     ("tower", check_tower),
     ("connector", check_connector),
-    ("splice", check_language),
 )
-OnStage = Callable[[str], None]
+
+
+def planned_stages(ladder: Ladder) -> list[str]:
+    """The stages that `climb` will begin, in order; the language model's, once for each pair of variants."""
+    return [*(stage for stage, _ in CHECKS), *language_stages(ladder)]
 
 
 def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
@@ -41,7 +44,7 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
 
     Args:
         ladder: the bundle, what is expected of it, and how much is compared.
-        on_stage: called with the name of each of `CHECKS` when it begins.
+        on_stage: called with the name of each of `planned_stages` when it begins.
     """
     results: list[StageResult] = []
     for stage, check in CHECKS:
@@ -51,6 +54,7 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
                 results.append(result)
         except TinyLlavaEdgeError as error:
             results.append(refused(stage, "", error))
+    results.extend(check_language(ladder, on_stage))
     results.sort(key=lambda result: STAGES.index(result.stage))
     return Report(
         runtime=ladder.runtime,

@@ -4,7 +4,7 @@ All of them from the bundle alone: text rows are the GGUF's own `token_embd`, pi
 vision backend. The KV cache is float32, so that what is measured is the variant.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +40,7 @@ from .stage_vision import is_run
 from .stage_weights import NEEDS_CHECKPOINT, gguf_path
 
 Floats = npt.NDArray[np.float32]
+OnStage = Callable[[str], None]
 TOKENS_FOR_A_PERCENTILE = 200  # of fewer, the largest two values are the 99th
 _SEE_WEIGHTS = "weights, RoPE order, norm eps, K and V; "
 
@@ -54,27 +55,40 @@ class _Pair:
     gates: str
     is_first_vision: bool
 
+    @property
+    def stages(self) -> list[str]:
+        """What is computed of it, in order: the input rows once, dequantized values where there are some."""
+        first = ["splice"] if self.is_first_vision else []
+        quantized = ["dequantized"] if language_class_of(self.language.name).is_quantized else []
+        return [*first, "logits", *quantized, "teacher_forced", "greedy"]
 
-def check_language(ladder: Ladder) -> Iterator[StageResult]:
-    """Stages 7 to 11 of every language variant, and of every further vision variant that can be run."""
+
+def language_stages(ladder: Ladder) -> list[str]:
+    """The stages that `check_language` will begin, in order."""
+    return [stage for pair in _pairs(ladder) for stage in pair.stages]
+
+
+def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
+    """Stages 7 to 11 of every language variant, and of every further vision variant that can be run.
+
+    Args:
+        ladder: as of `climb`.
+        on_stage: called with the name of each stage when it begins; a pair's first one opens the model.
+    """
     if not any(map(is_run, ladder.vision)):
         yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
     for pair in _pairs(ladder):
-        stage = "splice"
+        first, *others = pair.stages
+        stage = first
+        on_stage(stage)
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
                 run = _Run(ladder, pair, model)
-                if pair.is_first_vision:
-                    yield run.check_splice()
-                stage = "logits"
-                judged = [run.check_logits()]
-                if language_class_of(pair.language.name).is_quantized:
-                    stage = "dequantized"
-                    judged.append(run.check_dequantized())
-                judged.append(run.check_teacher_forced(judged[-1]))
-                yield from judged
-                yield run.check_greedy(excusable=all(result.status != "failed" for result in judged))
+                yield run.check(stage)
+                for stage in others:
+                    on_stage(stage)
+                    yield run.check(stage)
         except TinyLlavaEdgeError as error:
             yield refused(stage, pair.label, error)
 
@@ -109,6 +123,19 @@ class _Run:
         self._model = model
         self._logit_tolerance = 0.0  # largest difference of a logit so far
         self._forced: dict[PromptCase, Floats] = {}
+        self._judged: dict[str, StageResult] = {}
+
+    def check(self, stage: str) -> StageResult:
+        """One of the pair's stages, which are computed in their order."""
+        checks = {
+            "splice": self.check_splice,
+            "logits": self.check_logits,
+            "dequantized": self.check_dequantized,
+            "teacher_forced": self.check_teacher_forced,
+            "greedy": self.check_greedy,
+        }
+        self._judged[stage] = checks[stage]()
+        return self._judged[stage]
 
     def check_splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
@@ -174,11 +201,10 @@ class _Run:
             return "prompts without a picture are right: the picture rows' scale, number or positions"
         return f"the language model computes something else ({_SEE_WEIGHTS}--checkpoint names the tensor)"
 
-    def check_teacher_forced(self, before: StageResult) -> StageResult:
+    def check_teacher_forced(self) -> StageResult:
         """Distributions over the next token, behind pictures, on tokens that the reference chose.
 
-        Args:
-            before: of dequantized, where that was computed: says what the weights themselves cost.
+        Where dequantized passed, it says what the weights themselves cost.
         """
         pairs: list[tuple[Floats, Floats]] = []
         for prompt in self._reference.prompts:
@@ -191,7 +217,8 @@ class _Run:
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
         gates = gates_of("teacher_forced", self._pair.gates)
-        cost = cost_of_weights(before) if before.status == "passed" else {}
+        before = self._judged.get("dequantized")
+        cost = cost_of_weights(before) if before and before.status == "passed" else {}
         if cost and self._pair.language.name in PROVEN:
             gates = widened(gates, cost)
         if len(divergence) < TOKENS_FOR_A_PERCENTILE:
@@ -231,12 +258,10 @@ class _Run:
             lambda prompt, ids: _rows([*self._elements(prompt), *ids], table),
         )
 
-    def check_greedy(self, *, excusable: bool) -> StageResult:
-        """Greedy answers are the reference's up to a step at which two tokens are equally good.
-
-        Args:
-            excusable: whether the logits are what the gates allow; wrong ones explain nothing.
-        """
+    def check_greedy(self) -> StageResult:
+        """Greedy answers are the reference's up to a step at which two tokens are equally good."""
+        logit_stages = ("logits", "dequantized", "teacher_forced")  # wrong logits explain nothing
+        excusable = all(self._judged[s].status != "failed" for s in logit_stages if s in self._judged)
         cap = largest_logit_error(self._pair.gates, self._ladder.bundle.manifest.language.architecture)
         tolerance = min(self._logit_tolerance, cap) if excusable else 0.0
         unexplained: list[str] = []

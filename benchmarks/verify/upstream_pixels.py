@@ -97,7 +97,7 @@ def _settings(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expand_to_square(upright: Bytes, mean: tuple[float, float, float]) -> Bytes:
-    """Upstream's expand2square (spec/tinyllava.md section 1.3): centred, the rest in the mean's colour."""
+    """Upstream's expand2square: docs/sources/tinyllava.md#image-preprocessing."""
     height, width = upright.shape[:2]
     side = max(height, width)
     square = np.empty((side, side, 3), dtype=np.uint8)

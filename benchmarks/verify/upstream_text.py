@@ -1,8 +1,8 @@
 """Prompts and token ids as upstream makes them, written again so that `prompt.py` is not its own judge.
 
-Sources: spec/tinyllava.md sections 1.5 to 1.7. SentencePiece vocabularies are read by the sentencepiece
-library itself, the way transformers' slow LlamaTokenizer (`legacy=False`) does it;
-byte-level BPE by transformers.
+Sources: docs/sources/tinyllava.md#prompt-templates and docs/sources/tinyllava.md#token-ids.
+SentencePiece vocabularies are read by the sentencepiece library itself, the way transformers' slow
+LlamaTokenizer (`legacy=False`) does it; byte-level BPE by transformers.
 Checked against the golden ids of the original code in tests/benchmarks/verify/test_upstream_text.py.
 """
 
@@ -23,7 +23,7 @@ _BPE_FILES = (
     *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
     *("tokenizer_config.json", "special_tokens_map.json"),
 )
-# End of an answer, per template (spec 1.7).
+# End of an answer, per template (docs/sources/tinyllava.md#prompt-templates).
 ENDS = {
     "phi": "<|endoftext|>",
     "llama": "</s>",

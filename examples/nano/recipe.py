@@ -1,7 +1,7 @@
 """What is trained, in which order, and how: data, not code.
 
-A stage names the parts it trains, as upstream's tune types do (spec/tinyllava.md section 1.8); a part without
-a learning rate is frozen.
+A stage names the parts it trains, as upstream's tune types do; a part without a learning rate is frozen
+(docs/sources/tinyllava.md#what-each-stage-trains).
 """
 
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def nano() -> Recipe:
 
 
 def _nano_config(vocab_size: int) -> dict[str, Any]:
-    """`config.json`, with the keys and in the form that TinyLLaVA Factory writes (spec section 3.4)."""
+    """`config.json`, with the keys that TinyLLaVA Factory writes (docs/sources/tinyllava.md#config-file)."""
     language, vision = "tinyllava-edge/nano-tinyllama", "tinyllava-edge/nano-siglip-patch16-96"
     return {
         "architectures": ["TinyLlavaForConditionalGeneration"],

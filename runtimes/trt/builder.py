@@ -1,8 +1,8 @@
 """A vision graph's ONNX file -> a TensorRT engine: one code path for TensorRT 10.3 to 11.x and TensorRT-RTX.
 
-The graph's own types decide every precision ("strongly typed", the only way from TensorRT 11 on), so no flag
-does. Needs TensorRT and the core, neither torch nor onnx: a device builds its engines with it. TensorRT-RTX
-needs no GPU to build (`EngineOptions.sms`); TensorRT needs the GPU that the engine is for.
+The graph's own types decide every precision (docs/sources/tensorrt.md#strong-typing), so no flag does.
+Needs TensorRT and the core, neither torch nor onnx: a device builds its engines with it. TensorRT-RTX needs
+no GPU to build (`EngineOptions.sms`); TensorRT needs the GPU that the engine is for.
 """
 
 import time

@@ -2,8 +2,8 @@
 
 An engine is native code, so it is loaded only from here: a directory of the user's own (0700), files of the
 user's own (0600), with the SHA-256 that was recorded when it was stored. An engine fits one machine and one
-library, so it is found by a key of all that it depends on (spec/tensorrt_jetson.md section 6). Whatever does
-not fit, or is damaged, counts as not there: it is built again.
+library, so it is found by a key of all that it depends on (docs/sources/tensorrt.md#what-an-engine-fits).
+Whatever does not fit, or is damaged, counts as not there: it is built again.
 
     engines/<key>.json           the record: key, hash of the plan, parity on this device
     engines/<key>-<hash>.plan    the engine; the record is renamed into place last and names it

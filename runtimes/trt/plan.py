@@ -2,7 +2,7 @@
 
 Without a GPU no engine can be loaded, so its inspector cannot be asked; but a build with a verbose logger
 ends with the whole plan: every kernel with the types of what it reads and writes, and the memory. Seen with
-TensorRT-RTX 1.7 (spec/tensorrt_jetson.md section 3.2).
+TensorRT-RTX 1.7 (docs/sources/tensorrt.md#plans-without-a-gpu).
 """
 
 import re

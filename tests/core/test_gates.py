@@ -1,4 +1,4 @@
-"""The gates are the numbers of spec/reliability_bench_parity.md C2, and behave like bounds. No model."""
+"""The gates are the numbers that were decided, and behave like bounds. No model."""
 
 import math
 

@@ -71,7 +71,7 @@ def test_memory_copies_graphs_and_events_of_a_real_gpu() -> None:
 
 @pytest.mark.device("tensorrt")
 def test_an_fp16_engine_passes_on_this_device(bundle: Bundle, chosen: Choice) -> None:
-    """fp16 kernels differ by GPU and version; TensorRT 10.3 is the one to doubt (spec section 6)."""
+    """fp16 kernels differ by GPU and version; TensorRT 10.3 is the one to doubt."""
     assert (chosen.runtime, chosen.vision) == ("tensorrt+llamacpp", "fp16"), chosen.steps
 
 

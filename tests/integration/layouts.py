@@ -1,4 +1,4 @@
-"""Write a model's weights as each of the layouts that TinyLLaVA's codes leave behind (spec section 3)."""
+"""Write a model's weights as each of the layouts of docs/sources/tinyllava.md#checkpoint-layouts."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ _LLAVA = (  # before and since transformers 4.52
         "language_model.model.": "model.language_model.",
     },
 )
-# The classes that TinyLLaVABench registered (spec/tinyllava.md section 3.5).
+# The classes that TinyLLaVABench registered (docs/sources/tinyllava.md#tinyllavabench-checkpoints).
 LEGACY_FAMILIES = {"llama": "tiny_llava", "phi": "tiny_llava_phi", "stablelm": "tiny_llava_stablelm"}
 _OLD_STABLELM = {"partial_rotary_factor": "rope_pct", "layer_norm_eps": "norm_eps"}
 _ROWS_OF_TOKENS = {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"}

@@ -187,7 +187,7 @@ def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
 
 
 def test_learning_rates_are_upstreams_where_none_is_given() -> None:
-    """spec/tinyllava.md section 2."""
+    """docs/sources/tinyllava.md#learning-rates."""
 
     def rate(**changes: Any) -> float:
         return FinetuneOptions(data=Path("d"), images=Path("i"), source=Path("s"), **changes).rate

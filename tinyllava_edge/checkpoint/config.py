@@ -35,7 +35,7 @@ class VisionConfig:
 
     @property
     def drop_first(self) -> bool:
-        """Whether token 0 is dropped: `patch` does so for every tower, class token or not (spec 0.1)."""
+        """Whether token 0 is dropped, class token or not (docs/sources/tinyllava.md#vision-towers)."""
         return self.select_strategy == "patch"
 
     @property

@@ -1,8 +1,8 @@
 """Facts of each family of parts, one entry a family, read by everything that depends on it.
 
-A checkpoint's `text_config` and `vision_config` are *diffs* (spec/tinyllava.md section 0.8): a key that
-equals the default of its own transformers 4.40 config class (4.51 for Qwen3, its first) may be missing, so
-those defaults stand here.
+A checkpoint's `text_config` and `vision_config` are *diffs*: a key that equals the default of its own
+transformers 4.40 config class (4.51 for Qwen3, its first) may be missing, so those defaults stand here
+(docs/sources/tinyllava.md#sub-configs-are-differences).
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,8 @@ class Family(Part):
     """A family of language models, by `model_type`. docs/add_a_family.md.
 
     Attributes:
-        template: of prompts, that the family was trained with upstream (spec/tinyllava.md section 1.7).
+        template: of prompts, that the family was trained with upstream
+            (docs/sources/tinyllava.md#prompt-templates).
         template_by_eos: another template, by the tokenizer's EOS token that tells it.
         llamacpp: llama.cpp's name of the architecture (src/llama-arch.cpp).
         norm: kind of its norms.

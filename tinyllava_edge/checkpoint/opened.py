@@ -1,7 +1,7 @@
 """A checkpoint opened once: what the program hands on in the place of a path, and of how the path is read.
 
-Layouts: spec/tinyllava.md section 3; which one it is, is seen by content, never by path names. Needs no
-torch: the tensors are read by `tinyllava_edge.model.checkpoint`.
+Layouts: docs/sources/tinyllava.md#checkpoint-layouts; which one it is, is seen by content, never by path
+names. Needs no torch: the tensors are read by `tinyllava_edge.model.checkpoint`.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 FLAT = "flat safetensors"
 SHARDED = "sharded safetensors"
-FOLDERS = "three sub-directories"
+FOLDERS = "three sub-directories"  # docs/sources/tinyllava.md#three-sub-directories
 LORA = "LoRA adapter over three sub-directories"
 LEGACY = "TinyLLaVABench (legacy)"
 LLAVA = "transformers LlavaForConditionalGeneration"

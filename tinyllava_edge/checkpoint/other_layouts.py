@@ -1,4 +1,7 @@
-"""The configs of other layouts, in the words of TinyLLaVA Factory (spec/tinyllava.md section 3.5)."""
+"""The configs of other layouts, in the words of TinyLLaVA Factory.
+
+Source: docs/sources/tinyllava.md#tinyllavabench-checkpoints.
+"""
 
 import re
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What a config.json says -> `ModelConfig`, every size checked before anything is computed from it.
 
-Source of the layout: spec/tinyllava.md sections 1 and 3.4. `text_config` and `vision_config` are *diffs*: a
+Source of the layout: docs/sources/tinyllava.md#config-file. `text_config` and `vision_config` are *diffs*: a
 key equal to the defaults of its own transformers config class may be missing; `families.py` has those
 defaults. Knows nothing of torch or transformers.
 """

@@ -1,7 +1,8 @@
 """What a checkpoint needs besides weights: preprocessing, tokenizer, special ids.
 
-Upstream fetches these from other repositories at load (spec/tinyllava.md section 0.6). Here they come from
-the checkpoint's directory, from `--sources DIR`, or, for the public image processors, from a table.
+Upstream fetches these from other repositories: docs/sources/tinyllava.md#what-a-checkpoint-only-names. Here
+they come from the checkpoint's directory, from `--sources DIR`, or, for the public image processors, from a
+table.
 """
 
 from dataclasses import dataclass
@@ -30,8 +31,7 @@ _DINOV2: dict[str, Any] = {
     "resample": 3,
     "do_center_crop": True,
 }
-# Values of the public repositories' preprocessor_config.json (spec/tinyllava.md section 1.2). A mixture of
-# features has CLIP's alone.
+# Source: docs/sources/tinyllava.md#public-image-processors. A mixture of features has CLIP's alone.
 PUBLIC_PROCESSORS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},
     "google/siglip-base-patch16-224": {**_SIGLIP, "size": {"height": 224, "width": 224}},

@@ -1,7 +1,7 @@
 """Stream the tensors of a checkpoint, whatever its layout, under one set of names.
 
 Canonical names start with `vision_tower.`, `connector.` or `language_model.`, followed by the name that
-upstream gives behind its own prefix. Layouts: spec/tinyllava.md section 3.
+upstream gives behind its own prefix. Layouts: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
 from collections.abc import Callable, Iterator

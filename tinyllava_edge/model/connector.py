@@ -1,4 +1,4 @@
-"""The connectors, keyed by the exact `connector_type` (spec/tinyllava.md section 1.4)."""
+"""The connectors, keyed by the exact `connector_type` (docs/sources/tinyllava.md#connectors)."""
 
 import re
 from collections.abc import Callable

@@ -52,8 +52,8 @@ def _from_transformers(config: LanguageConfig, **changed: Any) -> nn.Module:
 def _gemma(config: LanguageConfig) -> nn.Module:
     """Gemma as transformers 4 has it: all of `inputs_embeds` is scaled inside, picture rows too.
 
-    transformers 5 scales in the embedding instead, where picture rows do not pass. 4.40.1 computes the tanh
-    variant of GELU whatever hidden_act says (spec/tinyllava.md section 3.4).
+    transformers 5 scales in the embedding instead, where picture rows do not pass. The tanh variant of GELU
+    is computed whatever hidden_act says (docs/sources/tinyllava.md#gemmas-activation).
     """
     activation = config.values["hidden_activation"] or "gelu_pytorch_tanh"
     model = _from_transformers(config, hidden_act=activation, hidden_activation=activation)

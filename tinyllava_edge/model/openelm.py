@@ -1,8 +1,6 @@
 """OpenELM in torch. Upstream needs remote code for it; we do not.
 
-Source: the OpenELM paper (arXiv 2404.14619, layer-wise scaling) and spec/tinyllava.md section 3.4: fused
-qkv as [Q heads | K heads | V heads], RMS norm of each query and key head before RoPE (the rotate-half kind),
-feed-forward SiLU(gate) * up with proj_1 = [gate | up], head tied to the embedding.
+Source: docs/sources/tinyllava.md#openelm.
 """
 
 from collections.abc import Sequence

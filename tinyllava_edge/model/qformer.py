@@ -1,4 +1,4 @@
-"""The `qformer` connector: BLIP-2's querying transformer (spec/tinyllava.md section 1.4).
+"""The `qformer` connector: BLIP-2's querying transformer (docs/sources/tinyllava.md#q-former).
 
 BERT layers, norms after the sums; even layers also attend to the picture. Sizes are those of a BERT config,
 which no checkpoint contains: bert-base-uncased unless `--sources` has another.

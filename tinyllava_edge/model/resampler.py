@@ -1,6 +1,6 @@
 """The `resampler` connector: learned latents that attend to the picture's tokens (Perceiver).
 
-Source: spec/tinyllava.md section 1.4. Width is the language model's; `resampler_hidden_size` is not used.
+Source: docs/sources/tinyllava.md#resampler. Its width is the language model's.
 """
 
 import torch

@@ -33,7 +33,7 @@ _RENAMED = {
 
 
 class VisionTower(nn.Module):
-    """Pixels -> the features that upstream selects (spec/tinyllava.md section 1.2).
+    """Pixels -> the features that upstream selects (docs/sources/tinyllava.md#vision-towers).
 
     Runs all layers, as upstream does; the exported graph holds only those that the feature layer needs.
     """

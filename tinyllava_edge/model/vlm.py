@@ -1,4 +1,4 @@
-"""The three parts joined, with upstream's splicing (spec/tinyllava.md section 1.5)."""
+"""The three parts joined, with upstream's splicing (docs/sources/tinyllava.md#splicing)."""
 
 from collections.abc import Iterator, Sequence
 

@@ -22,7 +22,7 @@ def test_a_cell_that_takes_half_the_time_is_twice_as_fast() -> None:
 def noisy_session(
     rng: np.random.Generator, num_blocks: int, luck: tuple[float, float] = (1.0, 1.0)
 ) -> list[list[tuple[float, float]]]:
-    """Two cells in A B B A order on a machine that slows down by 6 % and has bursts (spec B7).
+    """Two cells in A B B A order on a machine that slows down by 6 % and has bursts.
 
     Args:
         rng: for noise and bursts.

@@ -95,7 +95,7 @@ def test_a_damaged_question_file_is_refused(tmp_path: Path, records: Any, named:
 
 
 def test_pope_and_llava_question_files_are_read_by_their_own_keys(tmp_path: Path) -> None:
-    """One record a line, with other names for the same things (spec C3); a `.json` name says nothing."""
+    """One record a line, with other names for the same things; a `.json` name says nothing."""
     Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     lines = [
         {"question_id": 1, "image": "a.png", "text": "Is there a cat?", "label": "no"},

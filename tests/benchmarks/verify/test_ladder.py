@@ -13,10 +13,11 @@ from tests.benchmarks.conftest import Honest, climb_quickly, write_decided_check
 from tests.opened_files import counted_opens
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge import open_bundle
-from tinyllava_edge.benchmarks.verify.climb import open_reference
-from tinyllava_edge.benchmarks.verify.ladder import Check, Report, StageResult, judge
+from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb, open_reference, planned_stages
+from tinyllava_edge.benchmarks.verify.ladder import Check, Ladder, Report, StageResult, judge
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.reference_stored import StoredReference
+from tinyllava_edge.benchmarks.verify.stage_language import check_language
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
@@ -83,9 +84,6 @@ def test_int8_is_run_and_what_only_tensorrt_runs_is_evaluated(honest: Honest, tm
 
 
 def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:
-    from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb
-    from tinyllava_edge.benchmarks.verify.ladder import Ladder
-
     bundle = Bundle.open(honest.bundle)
     report = climb(
         Ladder(
@@ -100,6 +98,39 @@ def test_the_torch_runtime_is_its_own_measure(honest: Honest) -> None:
     )
     assert report.passed, report.verdict
     assert {r.stage for r in report.results if r.skipped} == {"weights", "metadata", "tower", "splice"}
+
+
+def small_ladder(honest: Honest, *, vision: tuple[str, ...], language: tuple[str, ...]) -> Ladder:
+    bundle = Bundle.open(honest.bundle)
+    return Ladder(
+        bundle=bundle,
+        reference=StoredReference(bundle),
+        vision=chosen_variants(bundle, "vision", vision),
+        language=chosen_variants(bundle, "language", language),
+        runtime="onnxruntime+llamacpp",
+        num_pictures=1,
+        options=BackendOptions(threads=1),
+    )
+
+
+def test_progress_names_every_stage_when_it_begins(honest: Honest) -> None:
+    ladder = small_ladder(honest, vision=("fp32", "fp16"), language=("f16", "q8_0"))
+    begun: list[str] = []
+    climb(ladder, begun.append)
+    assert begun == [
+        *("weights", "metadata", "text", "pixels", "tower", "connector"),
+        *("splice", "logits", "teacher_forced", "greedy"),  # f16 with fp32
+        *("splice", "logits", "dequantized", "teacher_forced", "greedy"),  # q8_0 with fp32
+        *("logits", "teacher_forced", "greedy"),  # f16 with fp16
+    ]
+    assert planned_stages(ladder) == begun
+
+
+def test_a_result_is_of_the_stage_that_was_named_last(honest: Honest) -> None:
+    begun: list[str] = []
+    for result in check_language(small_ladder(honest, vision=("fp32",), language=("q8_0",)), begun.append):
+        assert result.stage == begun[-1]
+    assert begun == ["splice", "logits", "dequantized", "teacher_forced", "greedy"]
 
 
 def test_a_runtime_that_answers_without_looking_is_excused_nowhere(honest: Honest) -> None:

@@ -200,7 +200,7 @@ def test_a_weight_that_is_no_number_is_named(checkpoint: Path, value: float) -> 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool])
 def test_a_weight_of_whole_numbers_is_named(checkpoint: Path, dtype: torch.dtype) -> None:
-    """QLoRA in 8 bits leaves such tensors without their scales (spec/tinyllava.md section 3.3)."""
+    """QLoRA in 8 bits leaves such tensors without their scales (docs/sources/tinyllava.md#lora-directory)."""
     rewrite(checkpoint, lambda state: state.update({HEAD: state[HEAD].to(dtype)}))
     assert_refused(checkpoint, HEAD, str(dtype).removeprefix("torch."))
 

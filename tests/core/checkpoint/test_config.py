@@ -12,7 +12,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 
 # tinyllava/TinyLLaVA with TinyLlama-1.1B and SigLIP-so400m, as transformers writes it: only what differs from
-# the defaults of LlamaConfig and SiglipVisionConfig (spec/tinyllava.md sections 3.4 and 8).
+# the defaults of LlamaConfig and SiglipVisionConfig (docs/sources/tinyllava.md#sub-configs-are-differences).
 RELEASED = {
     "model_type": "tinyllava",
     "connector_type": "mlp2x_gelu",
@@ -62,7 +62,7 @@ def test_a_diff_is_filled_from_the_defaults_of_its_family(tmp_path: Path) -> Non
     assert (language.rope_theta, language.max_position_embeddings, language.norm_eps) == (10000.0, 2048, 1e-5)
     assert (language.bos_token_id, language.eos_token_id, language.tie_word_embeddings) == (1, 2, False)
     assert (vision.layer_norm_eps, vision.hidden_act) == (1e-6, "gelu_pytorch_tanh")
-    assert (vision.num_tokens, vision.num_used_layers) == (728, 26)  # spec 0.1, 0.2
+    assert (vision.num_tokens, vision.num_used_layers) == (728, 26)  # docs/sources/tinyllava.md#vision-towers
     assert (config.template, config.image_aspect_ratio, config.dtype) == ("llama", "square", "float16")
 
 

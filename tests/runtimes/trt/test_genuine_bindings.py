@@ -1,7 +1,7 @@
 """NVIDIA's own Python bindings, of versions on boards and PCs, over stub libraries: what we do without a GPU.
 
 The bindings come from PyPI (`tensorrt-cu12-bindings`, about 1 MB each); their libraries do not, so a C stub
-with the symbols they need is compiled (spec/tensorrt_jetson.md section 2).
+with the symbols they need is compiled (docs/sources/tensorrt.md#bindings-without-the-libraries).
 """
 
 import json

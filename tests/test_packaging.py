@@ -69,7 +69,7 @@ def test_what_is_not_python_is_installed_too() -> None:
 
 def test_the_base_install_has_no_torch() -> None:
     names = {requirement.split(">")[0].split("[")[0] for requirement in PROJECT["project"]["dependencies"]}
-    assert names == {"numpy", "pillow", "tokenizers", "pydantic", "typer", "rich"}
+    assert names == {"numpy", "pillow", "tokenizers", "platformdirs", "pydantic", "typer", "rich"}
 
 
 def test_every_extra_that_a_message_recommends_exists() -> None:

@@ -1,4 +1,4 @@
-/* A CUDA runtime without a GPU, for tests: what tinyllava_edge/runtimes/cudart.py calls, with the real rules.
+/* A CUDA runtime without a GPU, for tests: what runtimes/trt/cudart.py calls, with the real rules.
  *
  * Work on a stream is done when the stream is synchronized, and not before, so a missing wait is seen. Device
  * memory is other memory than the host's: mapped host memory has two addresses of the same pages, and a copy

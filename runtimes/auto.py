@@ -4,13 +4,13 @@ It says what it took and why. A runtime that was asked for by name is never repl
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
-from tinyllava_edge.runtimes.trt.record import Choice
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .registry import AUTO_ORDER, RUNTIMES, VISION_BACKENDS, choose_runtime, is_complete, open_backends
@@ -42,16 +42,17 @@ class Opened(NamedTuple):
 
 def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
     """Open a runtime by name, for "auto" the first candidate that opens; raises as `open_backends` does."""
-    if name != "auto":
-        return Opened(name, *open_backends(choose_runtime(name), bundle, options), "")
+    tried = candidates(bundle, options) if name == "auto" else [Candidate(choose_runtime(name), None, "")]
     failed: list[str] = []
-    *others, last = candidates(bundle, options)
-    for candidate in others:
+    while True:
+        runtime, vision, reason = tried[len(failed)]
+        chosen = replace(options, vision=vision or options.vision)
         try:
-            return _open(candidate, bundle, options, failed)
+            return Opened(runtime, *open_backends(runtime, bundle, chosen), "; ".join([*failed, reason]))
         except BackendError as error:
-            failed.append(f"{candidate.runtime} does not open ({error})")
-    return _open(last, bundle, options, failed)
+            failed.append(f"{runtime} does not open ({error})")
+            if len(failed) == len(tried):
+                raise
 
 
 def settle_runtime(name: str, bundle: Bundle) -> Candidate:
@@ -59,10 +60,8 @@ def settle_runtime(name: str, bundle: Bundle) -> Candidate:
 
     For commands that compare: where it then does not open, they say so, and compare nothing else.
     """
-    choice = _stored_choice(bundle) if name == "auto" else None
-    if choice is None:
-        return Candidate(choose_runtime(name), None, "")
-    return Candidate(choice.runtime, choice.vision, _reason(choice))
+    built = _built_here(bundle) if name == "auto" else None
+    return built or Candidate(choose_runtime(name), None, "")
 
 
 def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
@@ -78,27 +77,18 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
 
 
 def _preferred(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:
-    choice = _stored_choice(bundle)
-    if choice is not None and options.vision in (None, choice.vision):
-        yield Candidate(choice.runtime, choice.vision, _reason(choice))
+    chosen = _built_here(bundle)
+    if chosen is not None and options.vision in (None, chosen.vision):
+        yield chosen
     elif has_nvidia_gpu() and is_complete(CUDA_RUNTIME):
         built = [name for name in ("tensorrt", "tensorrt-rtx") if VISION_BACKENDS[name].is_installed]
         hint = f"; tinyllava-edge build {bundle.root} --target {built[0]} may make it faster" if built else ""
         yield Candidate(CUDA_RUNTIME, None, f"there is a GPU, and nothing was built for it{hint}")
 
 
-def _reason(choice: Choice) -> str:
-    return f"chosen by build here: {choice.steps[-1].reason}"
-
-
-def _stored_choice(bundle: Bundle) -> Choice | None:
-    if not engine_folder().is_dir():
+def _built_here(bundle: Bundle) -> Candidate | None:
+    """What `build` chose for the bundle on this machine."""
+    choice = EngineCache().choice(bundle.manifest_sha256) if engine_folder().is_dir() else None
+    if choice is None or choice.runtime not in RUNTIMES:
         return None
-    choice = EngineCache().choice(bundle.manifest_sha256)
-    return choice if choice is not None and choice.runtime in RUNTIMES else None
-
-
-def _open(candidate: Candidate, bundle: Bundle, options: BackendOptions, failed: list[str]) -> Opened:
-    chosen = options.with_vision(candidate.vision)
-    reason = "; ".join([*failed, candidate.reason])
-    return Opened(candidate.runtime, *open_backends(candidate.runtime, bundle, chosen), reason)
+    return Candidate(choice.runtime, choice.vision, f"chosen by build here: {choice.steps[-1].reason}")

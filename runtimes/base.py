@@ -5,7 +5,7 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -111,11 +111,7 @@ class BackendOptions:
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse values no runtime has.
-
-        Raises:
-            UsageError: names the option, its value and what is allowed.
-        """
+        """Refuse values no runtime has: a UsageError with the option, its value and what is allowed."""
         if self.kv_type not in (None, *KV_TYPES):
             raise UsageError(f"kv_type is {self.kv_type!r}; known: {', '.join(KV_TYPES)}.")
         for name in ("context_length", "threads"):
@@ -123,16 +119,8 @@ class BackendOptions:
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more.")
 
-    def with_vision(self, vision: str | None) -> "BackendOptions":
-        """The same, with another vision variant; None changes nothing."""
-        return self if vision is None else replace(self, vision=vision)
-
     def positions(self, spec: LanguageSpec) -> int:
-        """Positions of the context to make.
-
-        Raises:
-            UsageError: more are asked for than the model was made for.
-        """
+        """Positions of the context to make; more than the model was made for are a UsageError."""
         if self.context_length is not None and self.context_length > spec.context_length:
             raise UsageError(
                 f"a context of {self.context_length} positions was asked for, the model was made for "
@@ -141,11 +129,7 @@ class BackendOptions:
         return self.context_length or spec.context_length
 
     def check_float32_cache(self, runtime: str) -> None:
-        """Refuse a KV type for a runtime that computes in float32 throughout.
-
-        Raises:
-            UsageError: another type than f32 is asked for.
-        """
+        """A KV type other than f32 is a UsageError for a runtime that computes in float32 throughout."""
         if self.kv_type not in (None, "f32"):
             raise UsageError(
                 f"runtime {runtime} computes in float32, so it has no {self.kv_type} KV cache. "
@@ -158,23 +142,13 @@ LanguageOpener = Callable[[Bundle, BackendOptions], LanguageBackend]
 
 
 def check_open(name: str, is_open: bool) -> None:
-    """Refuse the use of a backend that was closed, whose memory may belong to somebody else by now.
-
-    Raises:
-        BackendError: it was closed.
-    """
+    """A BackendError for a backend that was closed, whose memory may belong to somebody else by now."""
     if not is_open:
         raise BackendError(f"{name}: the model is closed. Open the bundle again.")
 
 
 def check_segment(backend: LanguageBackend, segment: Segment, position: int, expected: int) -> None:
-    """Refuse a segment that does not continue the context.
-
-    Args:
-        backend: the one that is about to evaluate it.
-        segment: token ids or embeddings.
-        position: where the caller wants it.
-        expected: positions evaluated so far.
+    """Refuse a segment that does not continue a context of `expected` positions.
 
     Raises:
         BackendError: position, shape, type, ids or length are wrong; the message says what was expected.
@@ -198,11 +172,7 @@ def check_segment(backend: LanguageBackend, segment: Segment, position: int, exp
 
 
 def check_pixels(name: str, pixels: npt.NDArray[np.float32], image_size: int) -> None:
-    """Refuse pixels that are not what the vision graph takes.
-
-    Raises:
-        BackendError: shape or type are wrong; the message says what was expected.
-    """
+    """A BackendError for pixels whose shape or type is not what the vision graph takes."""
     wanted = (3, image_size, image_size)
     if pixels.dtype != np.float32 or pixels.ndim != 4 or pixels.shape[1:] != wanted or len(pixels) == 0:
         raise BackendError(

@@ -19,7 +19,6 @@ from .cli_options import BundleArgument, JsonOption, Settings, with_settings
 from .registry import DEFAULT_RUNTIME
 
 if TYPE_CHECKING:
-    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.image import Picture
 
     from .chat import Chat
@@ -42,8 +41,8 @@ def run(
         raise UsageError(f"{question} is a file, but the last argument is the question. Add a question.")
     if not pictures and not question.strip():
         raise UsageError("the question is empty, and there is no picture. Ask something.")
-    opened, images, how = _before_loading(bundle, pictures, settings)
-    with _open(opened, settings) as model:
+    model, images, how = _open(bundle, pictures, settings)
+    with model:
         _print_answer(model, model.answer([(question, None)], images, **how), as_json=settings.json)
 
 
@@ -62,8 +61,8 @@ def chat(
     """
     from .chat import Chat
 
-    opened, waiting, how = _before_loading(bundle, pictures or (), settings)
-    with _open(opened, settings) as model:
+    model, waiting, how = _open(bundle, pictures or (), settings)
+    with model:
         talk = Chat(model)
         if sys.stdin.isatty():
             note("/image PATH, /reset, /quit; Ctrl-C stops an answer")
@@ -95,28 +94,25 @@ def doctor(json: JsonOption = False) -> None:
         raise typer.Exit(1)
 
 
-def _before_loading(
+def _open(
     bundle: str, pictures: Sequence[str], settings: Settings
-) -> "tuple[Bundle, list[Picture], dict[str, Any]]":
-    """Check the bundle, the pictures and the settings, before the weights take their time and memory."""
+) -> "tuple[Model, list[Picture], dict[str, Any]]":
+    """Check bundle, pictures and settings before the weights take their time; say what was chosen."""
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
 
-    how = settings.how()
-    return Bundle.open(bundle_path(bundle)), [open_picture(path) for path in pictures], how
-
-
-def _open(bundle: "Bundle", settings: Settings) -> "Model":
-    """Open the bundle, and say what was chosen."""
     from .base import BackendOptions
     from .model import open_bundle
 
-    model = open_bundle(bundle, runtime=settings.runtime, **vars(settings.read(BackendOptions)))
+    how = settings.how()
+    opened = Bundle.open(bundle_path(bundle))
+    images: list[Picture] = [open_picture(path) for path in pictures]
+    model = open_bundle(opened, runtime=settings.runtime, **vars(settings.read(BackendOptions)))
     if model.runtime_reason:
         note(f"runtime: {model.runtime} ({model.runtime_reason})")
     note(f"vision: {model.vision.name}; language: {model.language.name}")
-    return model
+    return model, images, how
 
 
 def _read_line() -> str | None:

@@ -7,6 +7,8 @@ evaluated.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, takewhile
+from operator import eq
 
 import numpy as np
 import numpy.typing as npt
@@ -35,17 +37,11 @@ def count_positions(elements: Sequence[Element]) -> int:
 
 def segments(elements: Sequence[Element]) -> Iterator[Segment]:
     """Neighbouring ids as one array, each picture's rows as one."""
-    ids: list[int] = []
-    for element in elements:
-        if isinstance(element, int):
-            ids.append(element)
-            continue
-        if ids:
-            yield np.array(ids, dtype=np.int32)
-            ids = []
-        yield element.rows
-    if ids:
-        yield np.array(ids, dtype=np.int32)
+    for is_id, neighbours in groupby(elements, lambda element: isinstance(element, int)):
+        if is_id:
+            yield np.array(list(neighbours), dtype=np.int32)
+        else:
+            yield from (element.rows for element in neighbours if isinstance(element, PictureRows))
 
 
 class Context:
@@ -66,11 +62,7 @@ class Context:
         Returns:
             Positions that were there already and were not evaluated again.
         """
-        common = 0
-        for old, new in zip(self._elements, prompt[:-1], strict=False):  # the last one gives the logits
-            if old != new:
-                break
-            common += 1
+        common = sum(takewhile(bool, map(eq, self._elements, prompt[:-1])))  # the last one gives the logits
         kept = list(prompt[:common])
         reused = count_positions(kept)
         self._elements = []

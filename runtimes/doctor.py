@@ -49,13 +49,14 @@ def examine() -> Report:
     """Look at the machine, the packages and every runtime; each runtime's packages are really imported."""
     packages = package_versions()
     machine, gpu = read_machine(), examine_gpu()
+    doubled = (TWO_ONNXRUNTIMES,) if packages["onnxruntime"] and packages["onnxruntime-gpu"] else ()
     return Report(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         packages=packages,
         machine=machine,
         gpu=gpu,
         runtimes=tuple(_examine_runtime(name, gpu) for name in RUNTIMES),
-        problems=(*_find_problems(packages), *gpu_problems(gpu, machine)),
+        problems=(*doubled, *gpu_problems(gpu, machine)),
     )
 
 
@@ -104,42 +105,25 @@ def package_versions() -> dict[str, str | None]:
 def _examine_runtime(name: str, gpu: GpuReport) -> RuntimeState:
     entries = runtime_entries(name)
     status = "" if all(entry.has_run for entry in entries) else "built, not run"
-    for entry in entries:
-        reason, mend = _fault(entry, gpu)
-        if reason:
-            return RuntimeState(name=name, usable=False, status=status, reason=reason, mend=mend)
-    return RuntimeState(name=name, usable=True, status=status)
+    faults = filter(None, (_fault(entry, gpu) for entry in entries))
+    reason, mend = next(faults, ("", ""))
+    return RuntimeState(name=name, usable=not reason, status=status, reason=reason, mend=mend)
 
 
-def _fault(entry: Entry, gpu: GpuReport) -> tuple[str, str]:
-    """Why a backend cannot be used, and what mends it; both empty where it can."""
+def _fault(entry: Entry, gpu: GpuReport) -> tuple[str, str] | None:
+    """Why a backend cannot be used, and what mends it; None where it can."""
     if not entry.is_installed:
         return f"{entry.package} is not installed", entry.install_line
     if entry.package == "llama_cpp" and (fault := build_fault(read_cpu().features)):
         return fault, MEND
-    if failure := _import_failure(entry):
-        mend = entry.install_line.replace("install", "install --force-reinstall", 1)
-        return f"{entry.package} does not load ({failure})", mend
-    if entry.needs_gpu and entry.package == "onnxruntime" and "CUDA" not in gpu.providers:
-        return (
-            "the installed onnxruntime has no CUDA",
-            f"pip uninstall -y onnxruntime && {entry.install_line}",
-        )
-    if entry.needs_gpu and gpu.gpu is None:
-        return gpu.problem, ""
-    return "", ""
-
-
-def _import_failure(entry: Entry) -> str:
-    """Why a package cannot be imported, or nothing; native libraries raise many types."""
     try:
         if entry.package:
             import_module(entry.package)
-    except Exception as error:
-        return " ".join(str(error).split()) or type(error).__name__
-    return ""
-
-
-def _find_problems(packages: dict[str, str | None]) -> Iterator[str]:
-    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
-        yield TWO_ONNXRUNTIMES
+    except Exception as error:  # native libraries raise many types
+        failure = " ".join(str(error).split()) or type(error).__name__
+        mend = entry.install_line.replace("install", "install --force-reinstall", 1)
+        return f"{entry.package} does not load ({failure})", mend
+    if entry.needs_gpu and entry.package == "onnxruntime" and "CUDA" not in gpu.providers:
+        mend = f"pip uninstall -y onnxruntime && {entry.install_line}"
+        return "the installed onnxruntime has no CUDA", mend
+    return (gpu.problem, "") if entry.needs_gpu and gpu.gpu is None else None

@@ -109,19 +109,16 @@ def gpu_lines(report: GpuReport) -> Iterator[str]:
     yield f"providers    {', '.join(report.providers) or 'no onnxruntime'}"
     cache = report.cache
     damaged = f", {cache.damaged} damaged" if cache.damaged else ""
-    state = (
-        cache.problem or f"{len(cache.engines)} engines{damaged}, {cache.nbytes >> 20} MiB, {cache.folder}"
-    )
-    yield f"engine cache {state}"
+    state = f"{len(cache.engines)} engines{damaged}, {cache.nbytes >> 20} MiB, {cache.folder}"
+    yield f"engine cache {cache.problem or state}"
     for engine in cache.engines:
         yield f"             {engine}"
 
 
 def gpu_problems(report: GpuReport, machine: Machine) -> Iterator[str]:
     """What is wrong and can be mended."""
-    jetson = machine.jetson
-    if jetson is not None:
-        yield from _jetson_problems(jetson, report.libraries["tensorrt"])
+    if machine.jetson is not None:
+        yield from _jetson_problems(machine.jetson, report.libraries["tensorrt"])
     if report.cache.problem:
         yield report.cache.problem
     if report.gpu is None and machine.gpus:
@@ -129,18 +126,18 @@ def gpu_problems(report: GpuReport, machine: Machine) -> Iterator[str]:
 
 
 def _jetson_problems(jetson: Jetson, tensorrt: str) -> Iterator[str]:
-    release = (jetson.jetpack or "").split(".")[0]
+    expected, cma = jetson.tensorrt, jetson.cma_bytes
     if jetson.jetpack == "6.0":
         yield "JetPack 6.0 has TensorRT 8.6, engines need 10.3: update to JetPack 6.2 (sudo apt dist-upgrade)"
-    elif jetson.tensorrt and tensorrt[:1].isdigit() and not jetson.tensorrt.startswith(_minor(tensorrt)):
+    elif expected and tensorrt[:1].isdigit() and expected.split(".")[:2] != tensorrt.split(".")[:2]:
         yield (
-            f"TensorRT {tensorrt} is installed, JetPack {jetson.jetpack} has {jetson.tensorrt}: a pip wheel "
+            f"TensorRT {tensorrt} is installed, JetPack {jetson.jetpack} has {expected}: a pip wheel "
             "is for another CUDA than the board's. pip uninstall -y tensorrt, and sudo apt install "
             "python3-libnvinfer"
         )
-    if release == "6" and jetson.cma_bytes is not None and jetson.cma_bytes < JETPACK6_CMA_BYTES:
+    if (jetson.jetpack or "").startswith("6.") and cma is not None and cma < JETPACK6_CMA_BYTES:
         yield (
-            f"CmaTotal is {jetson.cma_bytes >> 20} MiB: on JetPack 6 large engines fail with NvMap error "
+            f"CmaTotal is {cma >> 20} MiB: on JetPack 6 large engines fail with NvMap error "
             "12; add cma=950M to APPEND in /boot/extlinux/extlinux.conf and reboot"
         )
     if jetson.power_mode and not jetson.power_mode.upper().startswith("MAXN"):
@@ -148,10 +145,6 @@ def _jetson_problems(jetson: Jetson, tensorrt: str) -> Iterator[str]:
             f"power mode is {jetson.power_mode}: for full speed take the MAXN mode of /etc/nvpmodel.conf "
             "by its number (sudo nvpmodel -m N), then sudo jetson_clocks"
         )
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 def _library(target: str) -> str:

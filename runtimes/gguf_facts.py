@@ -28,9 +28,11 @@ def check_facts(library: Any, model: Any, spec: LanguageSpec, path: Path) -> Non
         raise BundleError(
             f"{path}: the manifest's family is {spec.architecture!r}; llamacpp runs {', '.join(FAMILIES)}."
         )
+    architecture = ctypes.create_string_buffer(_NAME_BYTES)
+    library.llama_model_meta_val_str(model, b"general.architecture", architecture, _NAME_BYTES)
     vocab = library.llama_model_get_vocab(model)
     pairs: dict[str, tuple[str | int, str | int]] = {
-        "architecture": (family.llamacpp, _architecture(library, model)),
+        "architecture": (family.llamacpp, architecture.value.decode(errors="replace")),
         "tokens": (spec.vocab_size, library.llama_vocab_n_tokens(vocab)),
         "width": (spec.hidden_size, library.llama_model_n_embd(model)),
         "layers": (spec.num_hidden_layers, library.llama_model_n_layer(model)),
@@ -48,9 +50,3 @@ def check_facts(library: Any, model: Any, spec: LanguageSpec, path: Path) -> Non
         raise BundleError(
             f"{path} is not what the manifest says: {'; '.join(wrong)}. Export the bundle again."
         )
-
-
-def _architecture(library: Any, model: Any) -> str:
-    buffer = ctypes.create_string_buffer(_NAME_BYTES)
-    library.llama_model_meta_val_str(model, b"general.architecture", buffer, _NAME_BYTES)
-    return buffer.value.decode("utf-8", errors="replace")

@@ -17,24 +17,9 @@ from tinyllava_edge.device import read_cpu
 
 MEND = "pip cache remove llama_cpp_python; pip install --force-reinstall --no-deps llama-cpp-python"
 # As llama_print_system_info() spells them -> as /proc/cpuinfo does.
-INSTRUCTIONS = {
-    "AVX": "avx",
-    "AVX2": "avx2",
-    "FMA": "fma",
-    "F16C": "f16c",
-    "BMI2": "bmi2",
-    "AVX_VNNI": "avx_vnni",
-    "AVX512": "avx512f",
-    "AVX512_VBMI": "avx512_vbmi",
-    "AVX512_VNNI": "avx512_vnni",
-    "AVX512_BF16": "avx512_bf16",
-    "AMX_INT8": "amx_int8",
-    "NEON": "asimd",
-    "FP16_VA": "asimdhp",
-    "DOTPROD": "asimddp",
-    "MATMUL_INT8": "i8mm",
-    "SVE": "sve",
-}
+_SAME = "AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_INT8 SVE"
+_ARM = {"NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm"}
+INSTRUCTIONS = {"AVX512": "avx512f", **_ARM, **{name: name.lower() for name in _SAME.split()}}
 _ASK = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 _TIMEOUT = 60  # seconds
 
@@ -50,7 +35,8 @@ def build_fault(features: Collection[str]) -> str:
     answer, status = _system_info()
     if status == -signal.SIGILL:
         return "llama.cpp was built for another processor: it dies of an illegal instruction"
-    missing = sorted(name for name in _built_for(answer) if name not in features)
+    compiled = {name for name, value in re.findall(r"(\w+) = (\d+)", answer) if value != "0"}
+    missing = sorted({INSTRUCTIONS[name] for name in compiled & INSTRUCTIONS.keys()} - set(features))
     if missing and features:
         return f"llama.cpp was built for {', '.join(missing)}, which this processor does not have"
     return ""
@@ -58,16 +44,10 @@ def build_fault(features: Collection[str]) -> str:
 
 @cache
 def _system_info() -> tuple[str, int]:
-    """What the library says of itself, and the exit status of the process that asked."""
+    """What the library says of itself ("CPU : AVX = 1 | ..."), and the exit status of who asked it."""
     command = [sys.executable, "-c", _ASK]
     result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
     return result.stdout, result.returncode
-
-
-def _built_for(system_info: str) -> set[str]:
-    """Instructions in "CPU : SSE3 = 1 | AVX = 1 | ...", as /proc/cpuinfo spells them."""
-    compiled = {name for name, value in re.findall(r"(\w+) = (\d+)", system_info) if value != "0"}
-    return {INSTRUCTIONS[name] for name in compiled & INSTRUCTIONS.keys()}
 
 
 if __name__ == "__main__":

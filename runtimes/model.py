@@ -280,20 +280,15 @@ class Model:
             raise BackendError(f"the model is closed. Open {self.bundle.root} again.")
 
     def _check_room(self, elements: Sequence[Element], max_tokens: int | None) -> int:
-        """Tokens the answer may have.
-
-        Raises:
-            ContextOverflowError: says how many positions are asked for, and how many there are.
-        """
+        """Tokens the answer may have, or a ContextOverflowError with the positions asked for and there."""
         per_picture = self.bundle.manifest.vision.num_tokens
-        new_pictures = sum(element == IMAGE_TOKEN_ID for element in elements)
-        needed = count_positions(elements) + new_pictures * (per_picture - 1)
+        num_pictures = sum(e == IMAGE_TOKEN_ID or not isinstance(e, int) for e in elements)
+        needed = len(elements) + num_pictures * (per_picture - 1)
         available = self.language.context_length
         if max_tokens is None:
             max_tokens = max(1, min(DEFAULT_MAX_TOKENS, available - needed))
         if needed + max_tokens > available:
-            has_pictures = any(not isinstance(e, int) or e == IMAGE_TOKEN_ID for e in elements)
-            pictures = f" ({per_picture} a picture)" if has_pictures else ""
+            pictures = f" ({per_picture} a picture)" if num_pictures else ""
             raise ContextOverflowError(
                 f"the prompt has {needed} tokens{pictures} and the answer may have "
                 f"{max_tokens}: together {needed + max_tokens}, but the context holds {available}. "

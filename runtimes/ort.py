@@ -46,32 +46,24 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
         BackendError: ONNX Runtime refuses the graph, or computes it elsewhere than asked.
         BundleError: no such variant, or its inputs and outputs are not what the manifest says.
     """
+    return _open(OnnxVision, "onnxruntime", bundle, options)
+
+
+def open_vision_cuda(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
+    """Open a bundle's ONNX variant on the first CUDA GPU; raises as `open_vision`, and without CUDA."""
+    return _open(OnnxCudaVision, "onnxruntime-cuda", bundle, options)
+
+
+def _open(kind: "type[OnnxVision]", name: str, bundle: Bundle, options: BackendOptions) -> "OnnxVision":
     variant = bundle.variant("vision", options.vision)
     if variant.target != "onnx":
         raise BundleError(f"vision variant {variant.name} is {variant.target}; onnxruntime runs onnx.")
-    path = bundle.path(variant.files[0])
-    return OnnxVision(
-        path, bundle.manifest.vision, name=f"onnxruntime {variant.name}", threads=options.threads
-    )
-
-
-def open_vision_cuda(bundle: Bundle, options: BackendOptions) -> "OnnxCudaVision":
-    """Open a bundle's ONNX variant on the first CUDA GPU.
-
-    Raises:
-        BundleError: as for `open_vision`.
-        BackendError: the installed ONNX Runtime has no CUDA, or could not use it and took the CPU.
-    """
-    variant = bundle.variant("vision", options.vision)
-    if variant.target != "onnx":
-        raise BundleError(f"vision variant {variant.name} is {variant.target}; onnxruntime runs onnx.")
-    limit = max(_CUDA_MEMORY_LEAST, _CUDA_MEMORY_SHARE * bundle.variant_bytes(variant))
-    return OnnxCudaVision(
+    return kind(
         bundle.path(variant.files[0]),
         bundle.manifest.vision,
-        name=f"onnxruntime-cuda {variant.name}",
+        name=f"{name} {variant.name}",
         threads=options.threads,
-        memory_limit_bytes=limit,
+        memory_limit_bytes=max(_CUDA_MEMORY_LEAST, _CUDA_MEMORY_SHARE * bundle.variant_bytes(variant)),
     )
 
 
@@ -83,10 +75,20 @@ class OnnxVision:
         spec: what the manifest says of it.
         name: for people.
         threads: see `thread_budget`.
+        memory_limit_bytes: of the session's memory on a GPU.
     """
 
-    def __init__(self, path: Path, spec: VisionSpec, *, name: str, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        spec: VisionSpec,
+        *,
+        name: str,
+        threads: int | None = None,
+        memory_limit_bytes: int = _CUDA_MEMORY_LEAST,
+    ) -> None:
         self.name = name
+        self._memory_limit_bytes = memory_limit_bytes
         self._image_size = spec.image_size
         self._output_shape = (spec.num_tokens, spec.hidden_size)
         options = session_options(thread_budget(threads))
@@ -103,7 +105,7 @@ class OnnxVision:
         check_open(self.name, self._session is not None)
         check_pixels(self.name, pixels, self._image_size)
         try:
-            embeddings = self._run(pixels)
+            embeddings: npt.NDArray[np.float32] = self._run(pixels)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{self.name}: ONNX Runtime failed ({_first_line(error)}).") from None
         if embeddings.shape != (len(pixels), *self._output_shape) or embeddings.dtype != np.float32:
@@ -111,8 +113,7 @@ class OnnxVision:
                 f"{self.name}: expected embeddings {[len(pixels), *self._output_shape]} float32, found "
                 f"{list(embeddings.shape)} {embeddings.dtype}."
             )
-        rows: npt.NDArray[np.float32] = embeddings
-        return rows
+        return embeddings
 
     def close(self) -> None:
         """See `VisionBackend`."""
@@ -121,10 +122,8 @@ class OnnxVision:
     def _providers(self) -> list[Any]:
         return list(PROVIDERS)
 
-    def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        [embeddings] = self._session.run([EMBEDDINGS], {PIXELS: pixels})
-        rows: npt.NDArray[np.float32] = embeddings
-        return rows
+    def _run(self, pixels: npt.NDArray[np.float32]) -> Any:
+        return self._session.run([EMBEDDINGS], {PIXELS: pixels})[0]
 
     def _check_providers(self, path: Path, wanted: list[str]) -> None:
         """ONNX Runtime takes the CPU silently where it cannot have what was asked for."""
@@ -136,58 +135,33 @@ class OnnxVision:
             )
 
     def _check_shapes(self, path: Path) -> None:
-        inputs = {node.name: (node.type, list(node.shape[1:])) for node in self._session.get_inputs()}
-        outputs = {node.name: (node.type, list(node.shape[1:])) for node in self._session.get_outputs()}
-        wanted_inputs = {PIXELS: ("tensor(float)", [3, self._image_size, self._image_size])}
-        wanted_outputs = {EMBEDDINGS: ("tensor(float)", list(self._output_shape))}
-        if inputs != wanted_inputs or outputs != wanted_outputs:
-            raise BundleError(
-                f"{path}: expected {wanted_inputs} -> {wanted_outputs}, found {inputs} -> {outputs}. "
-                "Export the bundle again."
-            )
+        ends = (self._session.get_inputs(), self._session.get_outputs())
+        found = [{node.name: (node.type, list(node.shape[1:])) for node in nodes} for nodes in ends]
+        pixels, embeddings = [3, self._image_size, self._image_size], list(self._output_shape)
+        wanted = [{PIXELS: ("tensor(float)", pixels)}, {EMBEDDINGS: ("tensor(float)", embeddings)}]
+        if found != wanted:
+            raise BundleError(f"{path}: expected {wanted}, found {found}. Export the bundle again.")
 
 
 class OnnxCudaVision(OnnxVision):
-    """A session on the first CUDA GPU, with its output bound there and copied once.
-
-    Args:
-        path, spec, name, threads: as for `OnnxVision`.
-        memory_limit_bytes: of the session's memory on the GPU.
-
-    Attributes:
-        device: where the output is bound.
-    """
+    """A session on the first CUDA GPU, with its output bound to `device` and copied once."""
 
     device = "cuda"
 
-    def __init__(
-        self,
-        path: Path,
-        spec: VisionSpec,
-        *,
-        name: str,
-        threads: int | None = None,
-        memory_limit_bytes: int = _CUDA_MEMORY_LEAST,
-    ) -> None:
-        self._memory_limit_bytes = memory_limit_bytes
+    def _providers(self) -> list[Any]:
         check_cuda_offered()
         if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA and cuDNN of pip; says what it misses
             with redirect_stdout(StringIO()):
                 onnxruntime.preload_dlls()
-        super().__init__(path, spec, name=name, threads=threads)
-
-    def _providers(self) -> list[Any]:
         limit = str(self._memory_limit_bytes)
         return [(CUDA, {**CUDA_OPTIONS, "gpu_mem_limit": limit}), CPU]  # the CPU for the nodes of shapes
 
-    def _run(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _run(self, pixels: npt.NDArray[np.float32]) -> Any:
         binding = self._session.io_binding()
         binding.bind_cpu_input(PIXELS, np.ascontiguousarray(pixels))
         binding.bind_output(EMBEDDINGS, self.device)
         self._session.run_with_iobinding(binding)
-        [rows] = binding.copy_outputs_to_cpu()
-        found: npt.NDArray[np.float32] = rows
-        return found
+        return binding.copy_outputs_to_cpu()[0]
 
 
 def offered_providers() -> tuple[str, ...]:

@@ -33,10 +33,10 @@ class PictureEncoder:
     same picture under two names, or sent again in a later turn, is encoded once.
     """
 
-    def __init__(self, vision: VisionBackend, spec: VisionSpec, *, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, vision: VisionBackend, spec: VisionSpec) -> None:
         self._vision = vision
         self._spec = spec
-        self._cache_bytes = cache_bytes
+        self._cache_bytes = CACHE_BYTES
         self._cache: OrderedDict[bytes, PictureRows] = OrderedDict()
 
     def encode(self, pictures: Sequence[Picture], stopwatch: Stopwatch) -> list[PictureRows]:
@@ -59,9 +59,7 @@ class PictureEncoder:
         if known is None:
             known = PictureRows(key, np.ascontiguousarray(self._vision.encode(pixels[None])[0]))
         self._cache[key] = known  # now the most recently used
-        while len(self._cache) > 1 and self._used_bytes() > self._cache_bytes:
-            self._cache.popitem(last=False)
+        used = sum(picture.rows.nbytes for picture in self._cache.values())
+        while len(self._cache) > 1 and used > self._cache_bytes:
+            used -= self._cache.popitem(last=False)[1].rows.nbytes
         return known
-
-    def _used_bytes(self) -> int:
-        return sum(picture.rows.nbytes for picture in self._cache.values())

@@ -1,7 +1,8 @@
 """Which runtimes there are: exact names, each module imported only when it is asked for."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ class Entry:
     """Where a backend is, and what it needs.
 
     Attributes:
-        target: "module:function" that opens it.
+        target: "module:function" of this room that opens it.
         package: the vendor's package as it is imported, or "" for none.
         extra: our extra that installs the package.
         reads_checkpoint: whether it computes from the checkpoint, and not from the bundle's files.
@@ -48,38 +49,20 @@ class Entry:
         return self.install or f"pip install 'tinyllava-edge[{self.extra}]'"
 
 
+_untried = partial(Entry, needs_gpu=True, has_run=False)
+_GPU_INSTALL = "pip install 'tinyllava-edge[gpu]'; on a Jetson: see docs/jetson.md"
 VISION_BACKENDS = {
-    "tensorrt": Entry(
-        "tinyllava_edge.runtimes.trt.vision:open_vision",
-        "tensorrt",
-        "tensorrt",
-        needs_gpu=True,
-        has_run=False,
-        install=INSTALL["tensorrt"],
-    ),
-    "tensorrt-rtx": Entry(
-        "tinyllava_edge.runtimes.trt.vision:open_vision_rtx",
-        "tensorrt_rtx",
-        "tensorrt-rtx",
-        needs_gpu=True,
-        has_run=False,
-    ),
-    "onnxruntime-cuda": Entry(
-        "tinyllava_edge.runtimes.ort:open_vision_cuda",
-        "onnxruntime",
-        "gpu",
-        needs_gpu=True,
-        has_run=False,
-        install="pip install 'tinyllava-edge[gpu]'; on a Jetson: see docs/jetson.md",
-    ),
-    "onnxruntime": Entry("tinyllava_edge.runtimes.ort:open_vision", "onnxruntime", "ort"),
-    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_vision", "torch", "torch", True),
-    "scripted": Entry("tinyllava_edge.runtimes.scripted:open_vision"),
+    "tensorrt": _untried("trt.vision:open_vision", "tensorrt", "tensorrt", install=INSTALL["tensorrt"]),
+    "tensorrt-rtx": _untried("trt.vision:open_vision_rtx", "tensorrt_rtx", "tensorrt-rtx"),
+    "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu", install=_GPU_INSTALL),
+    "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort"),
+    "torch": Entry("torch_reference:open_vision", "torch", "torch", reads_checkpoint=True),
+    "scripted": Entry("scripted:open_vision"),
 }
 LANGUAGE_BACKENDS = {
-    "llamacpp": Entry("tinyllava_edge.runtimes.llamacpp:open_language", "llama_cpp", "llamacpp"),
-    "torch": Entry("tinyllava_edge.runtimes.torch_reference:open_language", "torch", "torch", True),
-    "scripted": Entry("tinyllava_edge.runtimes.scripted:open_language"),
+    "llamacpp": Entry("llamacpp:open_language", "llama_cpp", "llamacpp"),
+    "torch": Entry("torch_reference:open_language", "torch", "torch", reads_checkpoint=True),
+    "scripted": Entry("scripted:open_language"),
 }
 # name -> (vision backend, language backend)
 RUNTIMES = {
@@ -132,14 +115,12 @@ def vision_opener(name: str) -> "VisionOpener":
         UsageError: there is none; the message lists those there are.
         MissingExtraError: its package is not installed; the message has the line that installs it.
     """
-    opener: VisionOpener = _import_opener(VISION_BACKENDS, name)
-    return opener
+    return _import_opener(VISION_BACKENDS, name)
 
 
 def language_opener(name: str) -> "LanguageOpener":
     """Import the language backend of that name; raises as `vision_opener` does."""
-    opener: LanguageOpener = _import_opener(LANGUAGE_BACKENDS, name)
-    return opener
+    return _import_opener(LANGUAGE_BACKENDS, name)
 
 
 def open_backends(
@@ -168,11 +149,12 @@ def open_backends(
         raise
 
 
-def _import_opener(table: Mapping[str, Entry], name: str) -> Any:
+def _import_opener(table: Mapping[str, Entry], name: str) -> Callable[..., Any]:
     if name not in table:
         raise UsageError(f"there is no backend {name!r}. Known: {', '.join(table)}.")
     entry = table[name]
     if not entry.is_installed:
         raise MissingExtraError(f"backend {name} needs the package {entry.package}: {entry.install_line}")
     module, _, function = entry.target.partition(":")
-    return getattr(import_module(module), function)
+    opener: Callable[..., Any] = getattr(import_module(f".{module}", __package__), function)
+    return opener

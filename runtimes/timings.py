@@ -1,6 +1,7 @@
 """How long each stage of a turn took; definitions: docs/sources/measuring.md#times-of-a-request."""
 
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,7 +54,7 @@ class Stopwatch:
     """Collects the marks of one turn while it runs."""
 
     started_ns: int = field(default_factory=time.perf_counter_ns)
-    spent_ns: dict[str, int] = field(default_factory=dict)
+    spent_ns: Counter[str] = field(default_factory=Counter)
     token_ns: list[int] = field(default_factory=list)
 
     @contextmanager
@@ -63,7 +64,7 @@ class Stopwatch:
         try:
             yield
         finally:
-            self.spent_ns[name] = self.spent_ns.get(name, 0) + time.perf_counter_ns() - start
+            self.spent_ns[name] += time.perf_counter_ns() - start
 
     def mark_token(self) -> None:
         """A token is ready for the caller."""
@@ -75,10 +76,10 @@ class Stopwatch:
         """The finished turn."""
         marks = self.token_ns or [time.perf_counter_ns()]  # an empty answer ends where a token would be
         return Timings(
-            tokenize_ms=self._stage_ms("tokenize"),
-            preprocess_ms=self._stage_ms("preprocess"),
-            vision_ms=self._stage_ms("vision"),
-            prefill_ms=self._stage_ms("prefill"),
+            tokenize_ms=self.spent_ns["tokenize"] / 1e6,
+            preprocess_ms=self.spent_ns["preprocess"] / 1e6,
+            vision_ms=self.spent_ns["vision"] / 1e6,
+            prefill_ms=self.spent_ns["prefill"] / 1e6,
             first_token_ms=(marks[0] - self.started_ns) / 1e6,
             next_token_ms=tuple((b - a) / 1e6 for a, b in pairwise(marks)),
             total_ms=(marks[-1] - self.started_ns) / 1e6,
@@ -87,6 +88,3 @@ class Stopwatch:
             generated_tokens=generated_tokens,
             finish=finish,
         )
-
-    def _stage_ms(self, name: str) -> float:
-        return self.spent_ns.get(name, 0) / 1e6

@@ -33,13 +33,11 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "TorchVision":
         BackendError: the checkpoint is not there, or is not the one the bundle came from.
         UsageError: a variant was asked for, which are other programs' files, or another KV type than f32.
     """
-    _refuse_variant(options.vision)
     return TorchVision(_load_model(bundle, options), bundle.manifest.vision.image_size)
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "TorchLanguage":
     """Open the language model; raises as `open_vision` does. The KV cache is float32."""
-    _refuse_variant(options.language)
     return TorchLanguage(_load_model(bundle, options), options.positions(bundle.manifest.language))
 
 
@@ -52,13 +50,12 @@ class TorchVision:
         self.name = NAME
         self._torch = torch
         self._image_size = image_size
-        self._model: TinyLlava | None = model
+        self._model: Any = model
 
     def encode(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """See `VisionBackend`."""
         check_open(self.name, self._model is not None)
         check_pixels(self.name, pixels, self._image_size)
-        assert self._model is not None, "it is open"
         with self._torch.inference_mode():
             embeddings: npt.NDArray[np.float32] = self._model.encode(self._torch.from_numpy(pixels)).numpy()
         return embeddings
@@ -75,14 +72,11 @@ class TorchLanguage:
         import torch
         from transformers import DynamicCache
 
-        from tinyllava_edge.model.language_model import continued_logits
-
         self.name = NAME
         self.vocab_size = model.config.language.vocab_size
         self.hidden_size = model.config.language.hidden_size
         self.context_length = context_length
         self._torch = torch
-        self._continued_logits = continued_logits
         self._new_cache = DynamicCache
         self._cache: Any = DynamicCache()
         self._position = 0
@@ -95,12 +89,14 @@ class TorchLanguage:
         """See `LanguageBackend`."""
         check_open(self.name, self._model is not None)
         check_segment(self, segment, position, self._position)
+        from tinyllava_edge.model.language_model import continued_logits
+
         self._last = None
         with self._torch.inference_mode():
             rows = self._torch.from_numpy(segment)
             if segment.ndim == 1:
                 rows = self._model.get_input_embeddings()(rows)
-            found = self._continued_logits(self._model, rows[None], self._cache)
+            found = continued_logits(self._model, rows[None], self._cache)
             logits: npt.NDArray[np.float32] = found[0].numpy()
         self._position += len(segment)
         self._last = logits[-1]
@@ -130,16 +126,13 @@ class TorchLanguage:
         self._model = self._cache = None
 
 
-def _refuse_variant(name: str | None) -> None:
-    if name is not None:
+def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
+    """Load the checkpoint the bundle came from, once for both halves."""
+    if (name := options.vision or options.language) is not None:
         raise UsageError(
             f"runtime torch computes from the checkpoint in float32, so it has no variant {name!r}. "
             "Leave --vision and --language out."
         )
-
-
-def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
-    """Load the checkpoint the bundle came from, once for both halves."""
     options.check_float32_cache("torch")
     source = bundle.manifest.source
     path = options.checkpoint or checkpoint_path(source.name)

@@ -9,12 +9,13 @@ recorded API of each supported version.
 """
 
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tinyllava_edge.errors import (
     EngineLoadError,
@@ -22,13 +23,11 @@ from tinyllava_edge.errors import (
     NoGpuError,
     TensorRTError,
     TensorRTVersionError,
-    UsageError,
 )
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-Value = TypeVar("Value")
 # target -> (module, oldest version, newest major version)
 TARGETS = {
     "tensorrt": ("tensorrt", (10, 3), 11),
@@ -52,7 +51,6 @@ _GPU_ERRORS = {
     804: "this GPU does not run a CUDA newer than its driver",
     999: "the driver does not answer",
 }
-_SEVERITIES = ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE")
 KEPT_MESSAGES = 500  # outside of a verbose capture
 
 
@@ -63,29 +61,23 @@ class LogMessage:
     severity: str  # "INTERNAL_ERROR", "ERROR", "WARNING", "INFO" or "VERBOSE"
     text: str
 
-    @property
-    def is_error(self) -> bool:
-        """Whether something failed."""
-        return self.severity in _SEVERITIES[:2]
-
 
 class MessageLog:
     """What TensorRT said while it was open."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
-        self.messages: list[LogMessage] = []
+        self.messages: deque[LogMessage] = deque(maxlen=None if verbose else KEPT_MESSAGES)
 
     def add(self, message: LogMessage) -> None:
         """Keep a message; without `verbose` only the last ones, and none of the chatter."""
         if self.verbose or message.severity != "VERBOSE":
             self.messages.append(message)
-            if not self.verbose and len(self.messages) > KEPT_MESSAGES:
-                del self.messages[0]
 
     def errors(self) -> tuple[str, ...]:
         """Text of every error, each once."""
-        return tuple(dict.fromkeys(" ".join(m.text.split()) for m in self.messages if m.is_error))
+        said = [m.text for m in self.messages if m.severity in ("INTERNAL_ERROR", "ERROR")]
+        return tuple(dict.fromkeys(" ".join(text.split()) for text in said))
 
 
 class TensorRT:
@@ -94,14 +86,13 @@ class TensorRT:
     Attributes:
         target: "tensorrt" or "tensorrt-rtx".
         trt: the library's module.
-        version: (10, 3, 0); `version_text` is as the library spells it.
+        version_text: as the library spells it: "10.3.0".
         logger: the one logger of the process: TensorRT keeps the first it gets, for everything.
     """
 
-    def __init__(self, target: str, module: Any, version: tuple[int, ...]) -> None:
+    def __init__(self, target: str, module: Any) -> None:
         self.target = target
         self.trt = module
-        self.version = version
         self.version_text = str(module.__version__)
         self._logs: list[MessageLog] = [MessageLog()]
         self.logger = _logger(module, self._logs)
@@ -122,11 +113,11 @@ class TensorRT:
         Raises:
             NoGpuError: TensorRT finds no usable GPU; TensorRT-RTX needs none to build.
         """
-        return self._create("Builder")
+        return self._create(self.trt.Builder)
 
     def create_runtime(self) -> "trt.Runtime":
         """A runtime; raises as `create_builder` does."""
-        return self._create("Runtime")
+        return self._create(self.trt.Runtime)
 
     def deserialize(self, runtime: "trt.Runtime", plan: bytes | memoryview) -> "trt.ICudaEngine":
         """An engine from its plan, which must come from this machine: a plan is code.
@@ -162,19 +153,10 @@ class TensorRT:
         said = f": {errors[0].rstrip('.')}" if errors else ""
         return kind(f"{what}{said}. {next_step}.", errors)
 
-    def require(
-        self, value: Value | None, kind: type[TensorRTError], what: str, next_step: str, log: MessageLog
-    ) -> Value:
-        """`value`, or the error where TensorRT answered None or False."""
-        if value is None or value is False:
-            raise self.failure(kind, what, next_step, log)
-        return value
-
-    def _create(self, kind: str) -> Any:
-        factories = {"Builder": self.trt.Builder, "Runtime": self.trt.Runtime}
+    def _create(self, kind: Any) -> Any:
         with self.capture() as log:
             try:
-                return factories[kind](self.logger)
+                return kind(self.logger)
             except TypeError:  # pybind11: "factory function returned nullptr"
                 self._no_gpu(gpu_fault(log.errors()), log)
 
@@ -197,13 +179,10 @@ def open_tensorrt(target: str) -> TensorRT:
         target: "tensorrt" or "tensorrt-rtx".
 
     Raises:
-        UsageError: there is no such target.
         MissingExtraError: it is not installed.
         TensorRTError: it is installed and does not load.
         TensorRTVersionError: its version is not one of those supported.
     """
-    if target not in TARGETS:
-        raise UsageError(f"--target {target!r} is not known. Known: {', '.join(TARGETS)}.")
     module_name, oldest, newest_major = TARGETS[target]
     try:
         module = import_module(module_name)
@@ -222,7 +201,7 @@ def open_tensorrt(target: str) -> TensorRT:
             f"{module_name} {text or 'without a version'} is installed ({getattr(module, '__file__', '?')}), "
             f"supported are {wanted}. Install one of those: {INSTALL[target]}."
         )
-    return TensorRT(target, module, version)
+    return TensorRT(target, module)
 
 
 def gpu_fault(errors: tuple[str, ...]) -> str:

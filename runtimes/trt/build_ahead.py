@@ -1,90 +1,81 @@
 """`tinyllava-edge build -o`: engines into a directory, with a table of what is in them. None of them is run.
 
 TensorRT-RTX needs no GPU for that. An engine never goes into a bundle: it is code, for one kind of GPU.
+The table is also that of docs/tensorrt.md.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.bundle import Bundle, Variant
-from tinyllava_edge.console import note, progress, stdout
+from tinyllava_edge.console import note, stdout
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
+from .builder import OnProgress
 from .options import EngineOptions
-from .process import build_engine_apart
-from .table import SHORT, STATUS, engine_row, row_cells, table_lines
+from .process import build_engine_apart, shown_progress
 
 DEFAULT_VARIANT = "fp16"
+STATUS = "built, not run"
+HEADINGS = (
+    "engine",
+    "SM",
+    "build s",
+    "peak memory MiB",
+    "engine MiB",
+    "fused attention",
+    "fp32 GEMMs",
+    "GEMMs",
+    "weights MiB",
+    "scratch MiB",
+)
+SHORT = ("engine", "build s", "engine MiB", "fused attention", "fp32 GEMMs", "scratch MiB")  # fits a terminal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One engine to build."""
+def write_engines(
+    bundle: Bundle, vision: str | None, options: EngineOptions, output: Path, *, force: bool = False
+) -> dict[str, Any]:
+    """Build an engine a variant and compute capability, each in a process of its own.
 
-    name: str  # of its file, without suffix
-    onnx: Path
-    variant: str
-    options: EngineOptions
-    islands: tuple[dict[str, Any], ...] = ()  # what the export kept in float32 on purpose
-
-
-def plan_jobs(bundle: Bundle, vision: str | None, options: EngineOptions) -> list[Job]:
-    """One engine a variant and compute capability.
-
-    Raises:
-        BundleError: the bundle has no such variant.
-        UsageError: none is named.
-    """
-    names = [variant.name for variant in bundle.manifest.variants if variant.part == "vision"]
-    default = DEFAULT_VARIANT if DEFAULT_VARIANT in names else None
-    asked = [default] if vision is None else [name.strip() for name in vision.split(",") if name.strip()]
-    if not asked:
-        raise UsageError("--vision: name at least one variant to build.")
-    jobs = []
-    for variant in (bundle.variant("vision", name) for name in asked):
-        path = _onnx_path(bundle, variant)
-        islands = _islands(bundle, variant)
-        for sm in options.sms or (None,):
-            single = options if sm is None else replace(options, sms=(sm,))
-            name = variant.name if sm is None else f"{variant.name}_sm{sm}"
-            jobs.append(Job(name=name, onnx=path, variant=variant.name, options=single, islands=islands))
-    return jobs
-
-
-def write_engines(bundle: Bundle, jobs: list[Job], output: Path, *, force: bool = False) -> dict[str, Any]:
-    """Build every engine in a process of its own; the directory appears when all of them are there.
+    Args:
+        bundle: whose graphs they are of.
+        vision: names of variants, comma-separated, or None for `DEFAULT_VARIANT` where the bundle has it.
+        options: how.
+        output: a directory that appears when all of them are there.
+        force: replace an existing one.
 
     Returns:
         what `report.json` in the directory says.
 
     Raises:
-        as `build_engine_apart` does.
+        BundleError: the bundle has no such variant.
+        UsageError: none is named.
+        EngineBuildError, TensorRTError: as `build_engine_apart` does.
     """
-    target = jobs[0].options.target
-    version = open_tensorrt(target).version_text  # not installed: said before anything is built
-    rows = []
-    with output_directory(output, force=force) as folder, progress() as bar:
-        for job in jobs:
-            facts = _build(job, folder, bar)
-            rows.append({"variant": job.variant, **engine_row(job.name, _sm(job), facts)})
-        report = {
+    jobs = list(_jobs(bundle, vision, options))
+    version = open_tensorrt(options.target).version_text  # not installed: said before anything is built
+    with output_directory(output, force=force) as folder, shown_progress() as on_progress:
+        report: dict[str, Any] = {
             "kind": "engines",
             "status": STATUS,
-            "target": target,
+            "target": options.target,
             "tensorrt": version,
             "bundle": str(bundle.root),
             "manifest_sha256": bundle.manifest_sha256,
-            "engines": rows,
+            "engines": [_build(bundle, variant, single, folder, on_progress) for variant, single in jobs],
         }
         write_json(folder / "report.json", report)
-        (folder / "report.md").write_text(_markdown(report), encoding="utf-8")
+        head = f"# Engines of {bundle.root}\n\n{options.target} {version}, {STATUS}"
+        table = "\n".join(table_lines(report["engines"]))
+        text = f"{head}: no engine here has computed anything.\n\n{table}\n"
+        (folder / "report.md").write_text(text, encoding="utf-8")
     return report
 
 
@@ -92,52 +83,90 @@ def print_engines(report: dict[str, Any], output: Path) -> None:
     """The table for people, and NVIDIA's own command for each engine."""
     table = Table(*SHORT, title=f"{output}: {STATUS}", title_justify="left")
     for row in report["engines"]:
-        cells = row_cells(row)
+        cells = _row_cells(row)
         table.add_row(*(cells[heading] for heading in SHORT))
     stdout.print(table)
     for row in report["engines"]:
         note(f"{row['engine']}, the same by NVIDIA's own tool: {row['trtexec']}")
 
 
-def _build(job: Job, folder: Path, bar: Progress) -> dict[str, Any]:
-    task = bar.add_task(job.name)
+def engine_row(name: str, sm: int | None, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report keeps of the facts of one engine (`build_engine_apart`)."""
+    kept = ("seconds", "peak_memory_bytes", "plan_bytes", "softmax_layers", "types", "inputs", "outputs")
+    return {
+        "engine": name,
+        "sm": sm,
+        "status": STATUS,
+        **{key: facts[key] for key in kept},
+        "batch": [facts["options"][f"{key}_batch"] for key in ("min", "opt", "max")],
+        "workspace_bytes": facts["workspace_bytes"],
+        "plan": facts.get("plan"),
+        "trtexec": facts["trtexec"],
+    }
 
-    def on_progress(phase: str, done: int, total: int) -> None:
-        bar.update(task, description=f"{job.name}: {phase}", completed=done, total=total)
 
+def table_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Markdown table of `engine_row` values."""
+    yield f"| {' | '.join(HEADINGS)} |"
+    yield f"|{'---|' * len(HEADINGS)}"
+    for row in rows:
+        cells = _row_cells(row)
+        yield f"| {' | '.join(cells[heading] for heading in HEADINGS)} |"
+
+
+def _jobs(
+    bundle: Bundle, vision: str | None, options: EngineOptions
+) -> Iterator[tuple[Variant, EngineOptions]]:
+    names = [variant.name for variant in bundle.manifest.variants if variant.part == "vision"]
+    default = DEFAULT_VARIANT if DEFAULT_VARIANT in names else None
+    asked = [default] if vision is None else [name.strip() for name in vision.split(",") if name.strip()]
+    if not asked:
+        raise UsageError("--vision: name at least one variant to build.")
+    for variant in [bundle.variant("vision", name) for name in asked]:
+        if variant.target != "onnx":
+            raise BundleError(f"{bundle.root}: vision variant {variant.name} is {variant.target}, not ONNX.")
+        yield from ((variant, replace(options, sms=(sm,))) for sm in options.sms)
+        if not options.sms:
+            yield variant, options
+
+
+def _build(
+    bundle: Bundle, variant: Variant, options: EngineOptions, folder: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Build one engine, with the float32 islands that the export declared; returns its row."""
+    sm = options.sms[0] if options.sms else None
+    name = variant.name if sm is None else f"{variant.name}_sm{sm}"
+    exported = (read_parity(bundle, "export") or {}).get("vision", {}).get(variant.name, {})
     facts = build_engine_apart(
-        job.onnx,
-        job.options,
-        folder / f"{job.name}.engine",
-        on_progress,
-        plan_rules=job.options.target == "tensorrt-rtx",
-        islands=job.islands,
+        bundle.path(variant.files[0]),
+        options,
+        folder / f"{name}.engine",
+        lambda phase, done, total: on_progress(f"{name}: {phase}", done, total),
+        plan_rules=options.target == "tensorrt-rtx",
+        islands=exported.get("islands", ()),
     )
-    bar.remove_task(task)
-    return facts
+    return {"variant": variant.name, **engine_row(name, sm, facts)}
 
 
-def _sm(job: Job) -> int | None:
-    return job.options.sms[0] if job.options.sms else None
+def _row_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """One row as text, by heading."""
+    cells = dict.fromkeys(HEADINGS, "not read") | {
+        "engine": row["engine"],
+        "SM": "-" if row["sm"] is None else str(row["sm"]),
+        "build s": f"{row['seconds']:.1f}",
+        "peak memory MiB": _mib(row["peak_memory_bytes"]),
+        "engine MiB": _mib(row["plan_bytes"]),
+    }
+    if plan := row["plan"]:
+        cells |= {
+            "fused attention": f"{plan['fused_attention']} of {row['softmax_layers']}",
+            "fp32 GEMMs": str(plan["float32_gemms"]),
+            "GEMMs": ", ".join(f"{count} {dtype}" for dtype, count in sorted(plan["gemms"].items())),
+            "weights MiB": _mib(plan["weight_bytes"]),
+            "scratch MiB": _mib(plan["scratch_bytes"]),
+        }
+    return cells
 
 
-def _onnx_path(bundle: Bundle, variant: Variant) -> Path:
-    if variant.target != "onnx":
-        raise BundleError(f"{bundle.root}: vision variant {variant.name} is {variant.target}, not ONNX.")
-    return bundle.path(variant.files[0])
-
-
-def _islands(bundle: Bundle, variant: Variant) -> tuple[dict[str, Any], ...]:
-    """Operations that the export kept in float32 in a narrower graph, as its report says."""
-    report = read_parity(bundle, "export") or {}
-    return tuple(report.get("vision", {}).get(variant.name, {}).get("islands", ()))
-
-
-def _markdown(report: dict[str, Any]) -> str:
-    head = [
-        f"# Engines of {report['bundle']}",
-        "",
-        f"{report['target']} {report['tensorrt']}, {report['status']}: no engine here has computed anything.",
-        "",
-    ]
-    return "\n".join([*head, *table_lines(report["engines"]), ""])
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.1f}"

@@ -6,7 +6,7 @@ no GPU to build (`EngineOptions.sms`); TensorRT needs the GPU that the engine is
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,13 +34,11 @@ class BuiltEngine:
 
     Attributes:
         plan: the serialized engine; a view of TensorRT's own memory, so that it is there once.
-        seconds: that parsing and building took.
         facts: what was built with what, for the engine's sidecar; JSON values.
         log: what TensorRT said, with the engine plan where `verbose` was asked for.
     """
 
     plan: memoryview
-    seconds: float
     facts: dict[str, Any]
     log: tuple[LogMessage, ...]
 
@@ -58,7 +56,7 @@ def build_engine(
         onnx_path: a vision graph: one picture input, one embeddings output, both float32.
         options: how.
         on_progress: called with a phase, the steps it has done and how many it has.
-        verbose: keep everything TensorRT says, which ends with the engine plan (`trt_plan.parse_plan`).
+        verbose: keep everything TensorRT says, which ends with the engine plan (`plan.parse_plan`).
 
     Raises:
         MissingExtraError, TensorRTError, TensorRTVersionError: the library is not usable.
@@ -74,7 +72,7 @@ def build_engine(
     with binding.capture(verbose=verbose) as log:
         builder = binding.create_builder()
         config = builder.create_builder_config()
-        network = _create_network(binding, builder)
+        network = builder.create_network(1 << int(binding.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         _parse(binding, network, onnx_path, log)
         facts = _network_facts(binding, network)
         _check_precisions(facts, options)
@@ -90,10 +88,8 @@ def build_engine(
         if plan is None:
             raise build_failure(binding, options, workspace, log)
         _save_timing_cache(config, options)
-    seconds = time.perf_counter() - start
     return BuiltEngine(
         plan=memoryview(plan),
-        seconds=seconds,
         facts={
             **facts,
             "target": options.target,
@@ -101,7 +97,7 @@ def build_engine(
             "options": {key: value for key, value in asdict(options).items() if key != "timing_cache"},
             "workspace_bytes": workspace,
             "plan_bytes": plan.nbytes,
-            "seconds": seconds,
+            "seconds": time.perf_counter() - start,
             "trtexec": trtexec_line(onnx_path, options, workspace, facts["inputs"]),
         },
         log=tuple(log.messages),
@@ -147,10 +143,6 @@ def trtexec_line(
     return " ".join(words)
 
 
-def _create_network(binding: TensorRT, builder: "trt.Builder") -> "trt.INetworkDefinition":
-    return builder.create_network(1 << int(binding.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-
-
 def _parse(binding: TensorRT, network: "trt.INetworkDefinition", path: Path, log: MessageLog) -> None:
     """Read the ONNX file into the network; external weights lie beside it."""
     if not path.is_file():
@@ -162,30 +154,25 @@ def _parse(binding: TensorRT, network: "trt.INetworkDefinition", path: Path, log
 
 def _network_facts(binding: TensorRT, network: "trt.INetworkDefinition") -> dict[str, Any]:
     """Inputs and outputs, types, attention blocks (softmax layers), and products in float32 by node name."""
-    inputs = [_tensor_facts(network.get_input(i)) for i in range(network.num_inputs)]
-    outputs = [_tensor_facts(network.get_output(i)) for i in range(network.num_outputs)]
     products = (binding.trt.LayerType.MATRIX_MULTIPLY, binding.trt.LayerType.CONVOLUTION)
     types: set[str] = set()
     float32_products = []
     num_softmax = 0
-    for layer in _layers(network):
+    for position in range(network.num_layers):
+        layer = network.get_layer(position)
         num_softmax += layer.type == binding.trt.LayerType.SOFTMAX
         for index in range(layer.num_outputs):
-            tensor: trt.ITensor = layer.get_output(index)
+            tensor = layer.get_output(index)
             types.add(tensor.dtype.name)
             if layer.type in products and tensor.dtype == binding.trt.DataType.FLOAT:
                 float32_products.append(layer.name)
     return {
-        "inputs": inputs,
-        "outputs": outputs,
+        "inputs": [_tensor_facts(network.get_input(index)) for index in range(network.num_inputs)],
+        "outputs": [_tensor_facts(network.get_output(index)) for index in range(network.num_outputs)],
         "types": sorted(types),
         "softmax_layers": num_softmax,
         "float32_products": float32_products,
     }
-
-
-def _layers(network: "trt.INetworkDefinition") -> "Iterator[trt.ILayer]":
-    return (network.get_layer(index) for index in range(network.num_layers))
 
 
 def _tensor_facts(tensor: "trt.ITensor") -> dict[str, Any]:
@@ -193,7 +180,6 @@ def _tensor_facts(tensor: "trt.ITensor") -> dict[str, Any]:
 
 
 def _check_precisions(facts: dict[str, Any], options: EngineOptions) -> None:
-    """Refuse a type that a GPU to build for does not have."""
     sms = options.sms or (() if options.device_sm is None else (options.device_sm,))
     for name, first in FIRST_SM.items():
         lacking = [sm for sm in sms if sm < first]

@@ -42,7 +42,7 @@ Record = TypeVar("Record", bound=BaseModel)
 
 @dataclass
 class StoredEngine:
-    """An engine in memory, checked; closed when the library has read it."""
+    """An engine in memory, checked; its memory goes with the block that it is opened for."""
 
     record: EngineRecord
     plan: memoryview
@@ -51,11 +51,7 @@ class StoredEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let its memory go; where an error's traceback still views it, it goes with that."""
-        with suppress(BufferError):
+        with suppress(BufferError):  # an error's traceback may still view it: then it goes with that
             self.plan.release()
 
 

@@ -7,31 +7,30 @@ Every step that is left says why. What was chosen, and every figure, is remember
 `--runtime auto` goes by it. A variant that was asked for by name is not replaced by another.
 """
 
-from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Literal
 
 import numpy as np
 
-from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.console import note
 from tinyllava_edge.errors import BackendError, BundleError, EngineLoadError, NoEngineError, PackError
 from tinyllava_edge.gates import precision_of
 from tinyllava_edge.precisions import PRECISIONS
 from tinyllava_edge.reference_tensors import read_reference_tensors
-from tinyllava_edge.runtimes.base import BackendOptions, VisionBackend
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
-from .binding import TensorRT, open_tensorrt
+from .binding import open_tensorrt
 from .builder import OnProgress
 from .cache import EngineCache, StoredEngine
-from .cudart import Cudart, open_cudart
+from .cudart import open_cudart
 from .device_parity import DeviceParity, measure_parity
 from .lookup import onnx_hashes, read_board
 from .options import EngineOptions
 from .process import build_engine_apart
-from .record import Board, Choice, EngineKey, EngineRecord, Step, new_record
+from .record import Choice, EngineKey, EngineRecord, Step, new_record
 from .vision import TensorRTVision
 
 # Variants that an engine is tried from, in this order; int8_fp16 where it is asked for, never by itself.
@@ -39,22 +38,6 @@ ENGINE_VARIANTS = ("fp16", "bf16", "fp32")
 CUDA_VARIANTS = tuple(name for name in ENGINE_VARIANTS if "cuda" in PRECISIONS[name].runs_on)
 CPU_RUNTIME, CUDA_RUNTIME = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
 _WARM_UPS, _RUNS = 3, 10
-Build = Callable[..., dict[str, Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a step came to.
-
-    Attributes:
-        step: for the record.
-        engine: digest of its key where it has an engine.
-        error: why it was not possible, where it was not.
-    """
-
-    step: Step
-    engine: str | None = None
-    error: BackendError | BundleError | None = None
 
 
 class DeviceBuild:
@@ -63,10 +46,8 @@ class DeviceBuild:
     Args:
         bundle: with a reference/ folder.
         options: how engines are built; `target` says with what.
-        say: called with a line for the user at every step.
         on_progress: as for `build_engine`.
         force: build again what the cache has.
-        build: what builds an engine into a file; by default a process of its own.
 
     Raises:
         BackendError: TensorRT or the GPU is not usable at all; nothing is tried instead.
@@ -77,26 +58,23 @@ class DeviceBuild:
         bundle: Bundle,
         options: EngineOptions,
         *,
-        say: Callable[[str], None] = lambda line: None,
         on_progress: OnProgress = lambda phase, done, total: None,
         force: bool = False,
-        build: Build | None = None,
     ) -> None:
         self.bundle = bundle
         self.cache = EngineCache()
-        self.binding: TensorRT = open_tensorrt(options.target)
-        self.cuda: Cudart = open_cudart()
+        self.binding = open_tensorrt(options.target)
+        self.cuda = open_cudart()
         self.binding.create_runtime()  # a TensorRT that cannot start is not a step
         gpu = self.cuda.read_gpu()
-        self.board: Board = read_board(self.binding, gpu)
+        self.board = read_board(self.binding, gpu)
+        self.runtime = f"{options.target}+llamacpp"
         if options.target == "tensorrt-rtx":
             self.options = replace(options, device_sm=gpu.sm, sms=(gpu.sm,))
         else:
             self.options = replace(options, device_sm=gpu.sm, timing_cache=self.cache.timings)
-        self._say = say
         self._on_progress = on_progress
         self._force = force
-        self._build = build or build_engine_apart
 
     def choose(self, vision: str | None = None) -> Choice:
         """Go down until a step passes, and remember it.
@@ -112,16 +90,15 @@ class DeviceBuild:
         self.bundle.variant("vision", vision)
         read_reference_tensors(self.bundle)  # before minutes go into engines that nothing could judge
         steps: list[Step] = []
-        for attempt in self._attempts(vision):
-            outcome = attempt()
-            if vision is not None and outcome.error is not None:
-                raise outcome.error
-            steps.append(outcome.step)
-            self._say(
-                f"{outcome.step.runtime} {outcome.step.vision}: {outcome.step.outcome}, {outcome.step.reason}"
-            )
-            if outcome.step.outcome == "chosen":
-                return self._remember(steps, outcome.engine)
+        for runtime, name in self._attempts(vision):
+            try:
+                steps.append(self._try(runtime, name))
+            except (BackendError, BundleError) as error:
+                if vision is not None:
+                    raise
+                steps.append(Step(runtime=runtime, vision=name, outcome="not possible", reason=str(error)))
+            if _told(steps[-1]).outcome == "chosen":
+                return self._remember(steps)
         left = "; ".join(f"{step.runtime} {step.vision}: {step.reason}" for step in steps)
         raise BackendError(f"{self.bundle.root}: nothing computes it here as it must be. {left}.")
 
@@ -140,122 +117,74 @@ class DeviceBuild:
         if vision not in (None, record.variant):
             raise PackError(f"it is of vision {record.variant}, asked for is {vision}.")
         try:
-            wanted = self.key(self.bundle.variant("vision", record.variant))
+            wanted = self.key(record.variant)
         except BundleError as error:
             raise PackError(str(error)) from None
         if fault := wanted.board.difference(record.key.board):
             raise PackError(f"it is for another board: this one has {fault}.")
         if record.key != wanted:
-            fields = [
-                name
-                for name in ("onnx", "profile", "flags")
-                if getattr(record.key, name) != getattr(wanted, name)
-            ]
+            fields = [name for name, value in wanted if getattr(record.key, name) != value]
             raise PackError(f"it was built from another bundle or with other options ({', '.join(fields)}).")
         with self.cache.lock(wanted):
             checked = self._compare(stored)
             if checked.status != "verified":
                 raise BackendError(f"its engine is refused on this board: {checked.reason}.")
             self.cache.store_copy(checked, stored.plan)
-        step = Step(
-            runtime=f"{self.options.target}+llamacpp",
-            vision=record.variant,
-            outcome="chosen",
-            reason=f"{checked.origin}; {checked.reason}",
-            parity=dict(checked.parity),
-        )
-        self._say(f"{step.runtime} {step.vision}: chosen, {step.reason}")
-        return self._remember([step], wanted.digest)
+        reason = f"{checked.origin}; {checked.reason}"
+        step = _step(self.runtime, record.variant, checked.status, reason, checked.parity)
+        return self._remember([_told(step)])
 
-    def _remember(self, steps: list[Step], engine: str | None) -> Choice:
-        """The last step is what `--runtime auto` takes from now on."""
-        choice = Choice(
-            manifest_sha256=self.bundle.manifest_sha256,
-            runtime=steps[-1].runtime,
-            vision=steps[-1].vision,
-            engine=engine,
-            steps=tuple(steps),
-        )
-        self.cache.choose(choice)
-        return choice
-
-    def key(self, variant: Variant) -> EngineKey:
-        """What the engine of a variant depends on."""
+    def key(self, name: str) -> EngineKey:
+        """What the engine of a variant depends on; BundleError: the bundle has none of that name."""
         options = asdict(self.options)
         profile = (options.pop("min_batch"), options.pop("opt_batch"), options.pop("max_batch"))
-        for name in ("target", "timing_cache", "device_sm"):
-            del options[name]
+        for given_otherwise in ("target", "timing_cache", "device_sm"):
+            del options[given_otherwise]
         return EngineKey(
-            onnx=onnx_hashes(self.bundle, variant),
+            onnx=onnx_hashes(self.bundle, self.bundle.variant("vision", name)),
             board=self.board,
             profile=profile,
             flags={name: str(value) for name, value in sorted(options.items())},
         )
 
-    def _attempts(self, vision: str | None) -> Iterator[Callable[[], Outcome]]:
-        """What to try, in order."""
-        names = [variant.name for variant in self.bundle.manifest.variants if variant.part == "vision"]
+    def _attempts(self, vision: str | None) -> list[tuple[str, str]]:
+        """Runtime and variant of every step to try, in order."""
         if vision is not None:
-            yield partial(self._try_engine, vision)
-            return
-        for name in ENGINE_VARIANTS:
-            if name in names:
-                yield partial(self._try_engine, name)
-        verified = [
-            v.name for v in self.bundle.manifest.variants if v.part == "vision" and v.status == "verified"
-        ]
-        for name in CUDA_VARIANTS:
-            if name in verified:
-                yield partial(self._try_onnxruntime, CUDA_RUNTIME, name)
-        yield partial(self._try_onnxruntime, CPU_RUNTIME, self.bundle.variant("vision").name)
+            return [(self.runtime, vision)]
+        status = {v.name: v.status for v in self.bundle.manifest.variants if v.part == "vision"}
+        engines = [(self.runtime, name) for name in ENGINE_VARIANTS if name in status]
+        on_cuda = [(CUDA_RUNTIME, name) for name in CUDA_VARIANTS if status.get(name) == "verified"]
+        return [*engines, *on_cuda, (CPU_RUNTIME, self.bundle.variant("vision").name)]
 
-    def _try_engine(self, name: str) -> Outcome:
-        """Build the engine of a variant, or find it, and compare it."""
-        runtime = f"{self.options.target}+llamacpp"
-        variant = self.bundle.variant("vision", name)
-        key = self.key(variant)
-        try:
-            precision_of(name)
-            with self.cache.lock(key, lambda: self._say("another process is building this engine: waiting")):
-                record = self._checked(variant, key)
-        except (BackendError, BundleError) as error:
-            step = Step(runtime=runtime, vision=name, outcome="not possible", reason=str(error))
-            return Outcome(step=step, error=error)
-        step = Step(
-            runtime=runtime,
-            vision=name,
-            outcome="chosen" if record.status == "verified" else "refused",
-            reason=record.reason,
-            parity=dict(record.parity),
-        )
-        return Outcome(step=step, engine=key.digest)
+    def _try(self, runtime: str, name: str) -> Step:
+        """Compare a variant on a runtime; its engine is built where there is none."""
+        if runtime != self.runtime:
+            backend = vision_opener(RUNTIMES[runtime][0])(self.bundle, BackendOptions(vision=name))
+            with closing(backend):
+                return _step(runtime, name, *_judged(measure_parity(self.bundle, backend.encode), name))
+        precision_of(name)  # one without gates is not built
+        key = self.key(name)
+        with self.cache.lock(key, lambda: note("another process is building this engine: waiting")):
+            record = self._checked(name, key)
+        return _step(runtime, name, record.status, record.reason, record.parity)
 
-    def _checked(self, variant: Variant, key: EngineKey) -> EngineRecord:
+    def _checked(self, name: str, key: EngineKey) -> EngineRecord:
         """The record of an engine that was compared just now; built where the cache has none that loads."""
         if not self._force:
             try:
-                return self.check(key)
+                return self._check(key)
             except NoEngineError as error:
-                self._say(f"vision {variant.name}: to be built ({error})")
+                note(f"vision {name}: to be built ({error})")
             except EngineLoadError as error:  # the library does not load what the cache has
-                self._say(f"vision {variant.name}: to be built again ({error})")
-        self._store(variant, key)
-        return self.check(key)
-
-    def _store(self, variant: Variant, key: EngineKey) -> None:
+                note(f"vision {name}: to be built again ({error})")
+        graph = self.bundle.path(self.bundle.variant("vision", name).files[0])
         with self.cache.work_file() as work:
-            facts = self._build(self.bundle.path(variant.files[0]), self.options, work, self._on_progress)
-            record = new_record(key, variant.name, work, build_seconds=facts.get("seconds"), facts=facts)
-            self.cache.store(record, work)
+            facts = build_engine_apart(graph, self.options, work, self._on_progress)
+            self.cache.store(new_record(key, name, work, facts), work)
+        return self._check(key)
 
-    def check(self, key: EngineKey) -> EngineRecord:
-        """Compare the cache's engine with the reference tensors, and write the result into its record.
-
-        Raises:
-            NoEngineError: there is none, or it is damaged.
-            BackendError: it does not load, or fails.
-            BundleError: its variant has no gates, or the bundle no reference.
-        """
+    def _check(self, key: EngineKey) -> EngineRecord:
+        """Compare the cache's engine with the reference tensors, and write the result into its record."""
         with self.cache.find(key) as stored:
             record = self._compare(stored)
         self.cache.update(record)
@@ -266,40 +195,45 @@ class DeviceBuild:
         backend = TensorRTVision(self.binding, self.cuda, stored, self.bundle.manifest.vision)
         with closing(backend):
             parity = measure_parity(self.bundle, backend.encode, self.options.max_batch)
-            fault = parity.fault(stored.record.variant)
+            status, reason, figures = _judged(parity, stored.record.variant)
             facts = {
                 **stored.record.facts,
                 "memory": asdict(backend.memory),
                 "graph": backend.graph,
-                "device_ms": None if fault else _measure_ms(self.bundle, backend),
+                "device_ms": _measure_ms(self.bundle, backend) if status == "verified" else None,
             }
-        return stored.record.model_copy(
-            update={
-                "status": "refused" if fault else "verified",
-                "reason": fault or f"equal within the gates ({parity})",
-                "parity": parity.to_json(),
-                "facts": facts,
-            }
-        )
+        update = {"status": status, "reason": reason, "parity": figures, "facts": facts}
+        return stored.record.model_copy(update=update)
 
-    def _try_onnxruntime(self, runtime: str, name: str) -> Outcome:
-        """Compare a variant on ONNX Runtime."""
-        step = partial(Step, runtime=runtime, vision=name)
-        try:
-            parity = self._onnxruntime_parity(runtime, name)
-            fault = parity.fault(name)
-        except (BackendError, BundleError) as error:
-            return Outcome(step=step(outcome="not possible", reason=str(error)), error=error)
-        reason = fault or f"equal within the gates ({parity})"
-        return Outcome(
-            step=step(outcome="refused" if fault else "chosen", reason=reason, parity=parity.to_json())
+    def _remember(self, steps: list[Step]) -> Choice:
+        """The last step is what `--runtime auto` takes from now on."""
+        runtime, vision = steps[-1].runtime, steps[-1].vision
+        choice = Choice(
+            manifest_sha256=self.bundle.manifest_sha256,
+            runtime=runtime,
+            vision=vision,
+            engine=self.key(vision).digest if runtime == self.runtime else None,
+            steps=tuple(steps),
         )
+        self.cache.choose(choice)
+        return choice
 
-    def _onnxruntime_parity(self, runtime: str, name: str) -> DeviceParity:
-        open_vision = vision_opener(RUNTIMES[runtime][0])
-        backend: VisionBackend = open_vision(self.bundle, BackendOptions(vision=name))
-        with closing(backend):
-            return measure_parity(self.bundle, backend.encode)
+
+def _judged(parity: DeviceParity, variant: str) -> tuple[str, str, dict[str, float | int | None]]:
+    """Status, reason and figures of a comparison."""
+    fault = parity.fault(variant)
+    status = "refused" if fault else "verified"
+    return status, fault or f"equal within the gates ({parity})", parity.to_json()
+
+
+def _step(runtime: str, vision: str, status: str, reason: str, parity: dict[str, float | int | None]) -> Step:
+    outcome: Literal["chosen", "refused"] = "chosen" if status == "verified" else "refused"
+    return Step(runtime=runtime, vision=vision, outcome=outcome, reason=reason, parity=parity)
+
+
+def _told(step: Step) -> Step:
+    note(f"{step.runtime} {step.vision}: {step.outcome}, {step.reason}")
+    return step
 
 
 def _measure_ms(bundle: Bundle, backend: TensorRTVision) -> float:

@@ -1,7 +1,7 @@
 """The commands `build` and `keygen`: engines from a bundle's vision graphs, and the key that signs packs.
 
 Without `-o` an engine is built for this machine, compared and kept in the private cache (`build_here.py`);
-with it engines are written to a directory and not run (`build_files.py`).
+with it engines are written to a directory and not run (`build_ahead.py`).
 """
 
 from pathlib import Path
@@ -60,11 +60,10 @@ def build(
     """
     from tinyllava_edge.bundle import Bundle
 
-    from .build_ahead import plan_jobs, print_engines, write_engines
-    from .build_here import PackOptions, build_here, print_choice
+    from .build_ahead import print_engines, write_engines
+    from .build_here import build_here, print_choice
     from .options import MIB, EngineOptions
 
-    packs = PackOptions(pack=pack, key=key, install=install, trust=trust, force=force)
     options = EngineOptions(
         target=target,
         max_batch=max_batch,
@@ -78,8 +77,16 @@ def build(
                 f"{place} is inside the bundle, which never holds engines. Choose another place."
             )
     if output is None:
-        _check_here(vision, sm, {"--pack": pack, "--key": key, "--install": install, "--trust": trust})
-        result = build_here(Bundle.open(root), vision, options, packs)
+        if sm:
+            raise UsageError(
+                "--sm builds for other GPUs than this machine's: name a directory for them with -o."
+            )
+        if vision is not None and "," in vision:
+            raise UsageError(f"--vision {vision}: one variant for this machine, or several with -o.")
+        packed = _both("--pack and --key", pack, key)
+        taken = _both("--install and --trust", install, trust)
+        opened = Bundle.open(root)
+        result = build_here(opened, vision, options, pack=packed, install=taken, force=force)
         print_json(result) if json else print_choice(result)
         return
     if pack or install or key or trust:
@@ -87,8 +94,7 @@ def build(
             "packs are of the private cache: leave -o out, or --pack, --install, --key and --trust."
         )
     check_output(output, force=force)
-    opened = Bundle.open(root)
-    report = write_engines(opened, plan_jobs(opened, vision, options), output, force=force)
+    report = write_engines(Bundle.open(root), vision, options, output, force=force)
     print_json(report) if json else print_engines(report, output)
 
 
@@ -104,12 +110,10 @@ def keygen(
     stdout.print(f"{path}: private, keep it\n{public}: for the boards", markup=False, highlight=False)
 
 
-def _check_here(vision: str | None, sm: list[int] | None, packs: dict[str, Path | None]) -> None:
-    """Refuse what only goes together with -o, and halves of pairs."""
-    if sm:
-        raise UsageError("--sm builds for other GPUs than this machine's: name a directory for them with -o.")
-    if vision is not None and "," in vision:
-        raise UsageError(f"--vision {vision}: one variant for this machine, or several with -o.")
-    for one, other in (("--pack", "--key"), ("--install", "--trust")):
-        if (packs[one] is None) != (packs[other] is None):
-            raise UsageError(f"{one} and {other} go together.")
+def _both(names: str, path: Path | None, key: Path | None) -> tuple[Path, Path] | None:
+    """The values of two options that go together, where they are given."""
+    if path is not None and key is not None:
+        return path, key
+    if path is not None or key is not None:
+        raise UsageError(f"{names} go together.")
+    return None

@@ -125,14 +125,12 @@ class Buffer:
     def enqueue_upload(self, nbytes: int, stream: Stream) -> None:
         """Host to device; nothing to do where the memory is mapped."""
         if self._device:
-            arguments = (self._device, self._host, nbytes, _TO_DEVICE, stream.handle)
-            self._cuda.call("cudaMemcpyAsync", *arguments)
+            self._cuda.call("cudaMemcpyAsync", self._device, self._host, nbytes, _TO_DEVICE, stream.handle)
 
     def enqueue_download(self, nbytes: int, stream: Stream) -> None:
         """Device to host, likewise."""
         if self._device:
-            arguments = (self._host, self._device, nbytes, _TO_HOST, stream.handle)
-            self._cuda.call("cudaMemcpyAsync", *arguments)
+            self._cuda.call("cudaMemcpyAsync", self._host, self._device, nbytes, _TO_HOST, stream.handle)
 
     def close(self) -> None:
         """Free both."""

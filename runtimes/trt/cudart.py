@@ -11,7 +11,7 @@ import ctypes
 import importlib.util
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ _SUCCESS, _OUT_OF_MEMORY = 0, 2
 # No driver or one too old; no GPU; library and kernel part differ; no forward compatibility on this GPU.
 _UNUSABLE = (35, 100, 803, 804)
 _DRIVER_TOO_OLD = (35, 803, 804)
-_MULTIPROCESSORS, _INTEGRATED, _MAPS_HOST_MEMORY, _MAJOR, _MINOR = 16, 18, 19, 75, 76  # cudaDevAttr...
+# cudaDevAttr...: multiprocessors, integrated, maps host memory, compute capability's major and minor.
+_ATTRIBUTES = (16, 18, 19, 75, 76)
 _PROPERTIES_BYTES = 8192  # cudaDeviceProp: some 1 KB, by release; a name of 256 bytes comes first in all
 _NAME_BYTES = 256
 
@@ -135,18 +136,20 @@ class Cudart:
 
     def read_gpu(self) -> Gpu:
         """Make the first device the current one, and read what it is; raises as `call` does."""
-        count = self._integer("cudaGetDeviceCount")
-        if count == 0:
+        if self._integer("cudaGetDeviceCount") == 0:
             raise NoGpuError(f"{self.path}: there is no CUDA device. See tinyllava-edge doctor.")
         self.call("cudaSetDevice", 0)
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         self.call("cudaGetDeviceProperties", properties, 0)
+        multiprocessors, integrated, maps_host_memory, major, minor = (
+            self._integer("cudaDeviceGetAttribute", attribute, 0) for attribute in _ATTRIBUTES
+        )
         return Gpu(
             name=properties.raw[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace"),
-            sm=10 * self._attribute(_MAJOR) + self._attribute(_MINOR),
-            multiprocessors=self._attribute(_MULTIPROCESSORS),
-            integrated=bool(self._attribute(_INTEGRATED)),
-            maps_host_memory=bool(self._attribute(_MAPS_HOST_MEMORY)),
+            sm=10 * major + minor,
+            multiprocessors=multiprocessors,
+            integrated=bool(integrated),
+            maps_host_memory=bool(maps_host_memory),
             driver_cuda=_version(self._integer("cudaDriverGetVersion")),
             runtime_cuda=_version(self._integer("cudaRuntimeGetVersion")),
         )
@@ -157,14 +160,9 @@ class Cudart:
         self.call(name, byref(found), *arguments)
         return found.value or 0
 
-    def _integer(self, name: str) -> int:
+    def _integer(self, name: str, *arguments: int) -> int:
         found = c_int()
-        self.call(name, byref(found))
-        return found.value
-
-    def _attribute(self, attribute: int) -> int:
-        found = c_int()
-        self.call("cudaDeviceGetAttribute", byref(found), attribute, 0)
+        self.call(name, byref(found), *arguments)
         return found.value
 
     def _why_unusable(self, code: int, said: str) -> str:
@@ -220,20 +218,16 @@ def _candidates() -> Iterator[str]:
         yield f"libcudart.so.{major}"
     spec = importlib.util.find_spec("nvidia")
     packages = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    folders = ["cu13/lib", "cuda_runtime/lib"]
-    yield from _existing([package / folder for package in packages for folder in folders])
-    roots = [*sorted(Path("/usr/local").glob("cuda*"), reverse=True)]
+    roots = sorted(Path("/usr/local").glob("cuda*"), reverse=True)
     target = "aarch64-linux" if platform.machine() == "aarch64" else "x86_64-linux"
-    yield from _existing([root / f"targets/{target}/lib" for root in roots])
-    yield from _existing([root / "lib64" for root in roots])
-
-
-def _existing(folders: Sequence[Path]) -> Iterator[str]:
-    for major in MAJORS:
-        for folder in folders:
-            path = folder / f"libcudart.so.{major}"
-            if path.exists():
-                yield str(path)
+    places = (
+        [package / folder for package in packages for folder in ("cu13/lib", "cuda_runtime/lib")],
+        [root / f"targets/{target}/lib" for root in roots],
+        [root / "lib64" for root in roots],
+    )
+    for folders in places:
+        paths = [folder / f"libcudart.so.{major}" for major in MAJORS for folder in folders]
+        yield from (str(path) for path in paths if path.exists())
 
 
 def _version(number: int) -> str:

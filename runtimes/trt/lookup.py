@@ -7,7 +7,7 @@ from tinyllava_edge.errors import NoEngineError
 from .binding import TensorRT
 from .cache import EngineCache, StoredEngine
 from .cudart import Gpu
-from .record import Board, EngineRecord
+from .record import Board
 
 
 def read_board(binding: TensorRT, gpu: Gpu) -> Board:
@@ -32,12 +32,6 @@ def onnx_hashes(bundle: Bundle, variant: Variant) -> dict[str, str]:
     return {path: hashes[path] for path in variant.files}
 
 
-def build_line(bundle: Bundle, target: str, variant: str | None = None) -> str:
-    """The command that builds what is missing."""
-    option = f" --vision {variant}" if variant else ""
-    return f"tinyllava-edge build {bundle.root} --target {target}{option}"
-
-
 def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: Board) -> StoredEngine:
     """The engine of a variant, or of the one that `build` chose.
 
@@ -46,16 +40,15 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
         NoEngineError: there is no engine for this machine, none that passed, or it is damaged; says which,
             and the command that builds one.
     """
+    line = f"tinyllava-edge build {bundle.root} --target {board.library}"  # builds what is missing
     choice = cache.choice(bundle.manifest_sha256)
     if vision is None:
         if choice is None or choice.engine is None:
             why = f", for which build chose {choice.runtime}" if choice else ""
-            raise NoEngineError(
-                f"no engine was built here for {bundle.root}{why}: {build_line(bundle, board.library)}"
-            )
+            raise NoEngineError(f"no engine was built here for {bundle.root}{why}: {line}")
         vision = choice.vision
     variant = bundle.variant("vision", vision)
-    line = build_line(bundle, board.library, variant.name)
+    line += f" --vision {variant.name}"
     hashes = onnx_hashes(bundle, variant)
     records = [record for _, record in cache.records() if record is not None and record.key.onnx == hashes]
     fitting = [record for record in records if record.key.board == board]
@@ -63,7 +56,8 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
         others = {board.difference(record.key.board) for record in records}
         built = f"; those there are differ: this is {'; '.join(sorted(others))}" if others else ""
         raise NoEngineError(f"no engine of vision {variant.name} was built for this machine{built}. {line}")
-    record = _best(fitting, choice.engine if choice else None)
+    chosen = choice.engine if choice else None
+    record = max(fitting, key=lambda r: (r.key.digest == chosen, r.status == "verified", r.stored_utc))
     if record.status != "verified":
         force = " --force" if record.status == "refused" else ""
         why = record.reason or "it was not checked on this device"
@@ -72,8 +66,3 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
         return cache.find(record.key)
     except NoEngineError as error:
         raise NoEngineError(f"the engine of vision {variant.name} cannot be used: {error}. {line}") from None
-
-
-def _best(records: list[EngineRecord], chosen: str | None) -> EngineRecord:
-    """The chosen one, else a verified one, else the newest."""
-    return max(records, key=lambda r: (r.key.digest == chosen, r.status == "verified", r.stored_utc))

@@ -8,7 +8,6 @@ from tinyllava_edge.errors import UsageError
 from .binding import TARGETS
 
 MIB = 1 << 20
-OPTIMIZATION_LEVELS = range(6)
 HARDWARE_COMPATIBILITY = ("none", "ampere_plus", "same_compute_capability")
 
 
@@ -58,7 +57,7 @@ class EngineOptions:
             )
         if self.workspace_bytes is not None and self.workspace_bytes < MIB:
             raise UsageError(f"workspace is {self.workspace_bytes} bytes; it must be at least 1 MiB.")
-        if self.optimization_level not in (None, *OPTIMIZATION_LEVELS):
+        if self.optimization_level not in (None, *range(6)):
             raise UsageError(f"optimization level is {self.optimization_level}; it goes from 0 to 5.")
         if self.hardware_compatibility not in HARDWARE_COMPATIBILITY:
             known = ", ".join(HARDWARE_COMPATIBILITY)

@@ -7,7 +7,7 @@ TensorRT-RTX 1.7 (docs/sources/tensorrt.md#plans-without-a-gpu).
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from tinyllava_edge.errors import EnginePlanError
 
 from .binding import LogMessage
+from .builder import BuiltEngine
 
 FUSED_ATTENTION = "_gemm_mha"  # QK^T, softmax and PV in one kernel
 # Kernels that multiply matrices: by their type, and the fusions around one ("Fc") by their name.
@@ -23,7 +24,7 @@ _WIDTHS = {"Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}  # bits
 _GEMM_FUSION = re.compile(r"__myl_\w*?Fc")
 _LAYER = re.compile(
     r"^Name: (?P<name>.+?), LayerType: (?P<type>\w+), Inputs: \[(?P<inputs>.*?)\], "
-    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[(?P<outputs>.*?)\], TacticName: (?P<tactic>[^,]*)",
+    r"(?:Constants: \[(?P<constants>.*?)\], )?Outputs: \[.*?\], TacticName: ",
     re.MULTILINE,
 )
 _TENSOR = re.compile(
@@ -34,6 +35,9 @@ _IO = re.compile(
     r"\[(?P<shape>[-\d,]*)\]",
     re.MULTILINE,
 )
+# TensorRT's name of a type in a network -> in a plan.
+_PLAN_TYPES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
+_NARROW_TYPES = {"HALF", "BF16"}
 _MEMORY = {
     "scratch_bytes": "Max Scratch Memory",
     "activation_bytes": "Total Activation Memory",
@@ -56,9 +60,7 @@ class PlanLayer:
 
     name: str
     type: str
-    inputs: tuple[PlanTensor, ...]
-    constants: tuple[PlanTensor, ...]
-    outputs: tuple[PlanTensor, ...]
+    operands: tuple[PlanTensor, ...]  # inputs and constants
 
     @property
     def is_fused_attention(self) -> bool:
@@ -73,8 +75,9 @@ class PlanLayer:
     @property
     def gemm_type(self) -> str:
         """The type a GEMM multiplies in: the narrowest of its matrices; scalars and biases do not count."""
-        matrices = [t for t in (*self.inputs, *self.constants) if len(t.shape) > 1 and abs(prod(t.shape)) > 1]
-        return min((tensor.dtype for tensor in matrices), key=_width, default="Float")
+        matrices = [t.dtype for t in self.operands if len(t.shape) > 1 and abs(prod(t.shape)) > 1]
+        # A type that is not known is the widest, so that nothing is taken for narrow.
+        return min(matrices, key=lambda dtype: _WIDTHS.get(dtype, 32), default="Float")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,77 +133,68 @@ def parse_plan(log: Iterable[LogMessage]) -> EnginePlan:
             "form is known of TensorRT-RTX 1.7."
         )
     layers_text, _, io_text = plans[0].partition("I/O Tensors:")
-    layers = tuple(_layer(found) for found in _LAYER.finditer(layers_text))
+    layers = []
+    for found in _LAYER.finditer(layers_text):
+        operands = _TENSOR.finditer(f"{found['inputs']} {found['constants'] or ''}")
+        layers.append(PlanLayer(found["name"], found["type"], tuple(map(_tensor, operands))))
     if len(layers) != len(re.findall(r"^Name: ", layers_text, re.MULTILINE)):
         raise EnginePlanError("the engine plan in TensorRT's log has layers in a form that is not known.")
     io = [(found["mode"], _tensor(found)) for found in _IO.finditer(io_text)]
     return EnginePlan(
-        layers=layers,
+        layers=tuple(layers),
         inputs=tuple(tensor for mode, tensor in io if mode == "Input"),
         outputs=tuple(tensor for mode, tensor in io if mode == "Output"),
         **{name: _bytes(messages, label) for name, label in _MEMORY.items()},
     )
 
 
-def check_plan(
-    plan: EnginePlan,
-    *,
-    attention_layers: int | None,
-    float32_gemms: int | None = 0,
-    inputs: Sequence[PlanTensor] = (),
-    outputs: Sequence[PlanTensor] = (),
-) -> None:
-    """Refuse an engine that lost what makes it fast, or that does not fit its runtime.
+def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Figures of an engine's plan, once it is what its graph asks for.
+
+    A graph with float16 or bfloat16 in it must have every attention layer (softmax) fused and no matrix
+    multiplication in float32, but for the islands that its export kept there; of a float32 graph TensorRT
+    fuses none.
 
     Args:
-        plan: of the engine.
-        attention_layers: attention blocks that must be one kernel each, at least; None: not checked (float32
-            attention is never fused).
-        float32_gemms: matrix multiplications that may be in float32; None: any number.
-        inputs: what the engine must read; none given: not checked.
-        outputs: what it must write, likewise.
+        engine: of a verbose build.
+        islands: each with its `nodes` by name, and whether it is `in_attention`.
 
     Raises:
-        EnginePlanError: says everything that is wrong.
+        EnginePlanError: it is not; says everything that is wrong.
     """
+    plan, facts = parse_plan(engine.log), engine.facts
     faults = []
-    if attention_layers is not None and plan.num_fused_attention < attention_layers:
-        faults.append(
-            f"{plan.num_fused_attention} of {attention_layers} attention layers run as one fused kernel"
-        )
-    excess = plan.float32_gemms
-    if float32_gemms is not None and len(excess) > float32_gemms:
-        faults.append(
-            f"{len(excess)} matrix multiplications are in float32, expected {float32_gemms}; one is "
-            f"{excess[-1]}"
-        )
-    for what, expected, found in (("reads", inputs, plan.inputs), ("writes", outputs, plan.outputs)):
-        if expected and tuple(expected) != found:
+    if _NARROW_TYPES & set(facts["types"]):
+        attention = facts["softmax_layers"] - sum(island["in_attention"] for island in islands)
+        if plan.num_fused_attention < attention:
+            faults.append(
+                f"{plan.num_fused_attention} of {attention} attention layers run as one fused kernel"
+            )
+        declared = {node for island in islands for node in island["nodes"]}
+        kept = sum(name in declared for name in facts["float32_products"])
+        excess = plan.float32_gemms
+        if len(excess) > kept:
+            faults.append(
+                f"{len(excess)} matrix multiplications are in float32, expected {kept}; one is {excess[-1]}"
+            )
+    for what, key, found in (("reads", "inputs", plan.inputs), ("writes", "outputs", plan.outputs)):
+        expected = tuple(_plan_tensor(tensor, facts["options"]) for tensor in facts[key])
+        if expected != found:
             faults.append(f"it {what} {_shown(found)}, expected {_shown(expected)}")
     if faults:
         raise EnginePlanError(
             f"the engine is not as it must be: {'; '.join(faults)}. Is the graph typed throughout, its "
             "attention in fp16 or bf16 without quantization? Export the variant again."
         )
+    return plan.facts()
 
 
-def _width(dtype: str) -> int:
-    """Bits of a type; one that is not known is the widest, so that nothing is taken for narrow."""
-    return _WIDTHS.get(dtype, max(_WIDTHS.values()))
-
-
-def _layer(found: "re.Match[str]") -> PlanLayer:
-    return PlanLayer(
-        name=found["name"],
-        type=found["type"],
-        inputs=_tensors(found["inputs"]),
-        constants=_tensors(found["constants"] or ""),
-        outputs=_tensors(found["outputs"]),
-    )
-
-
-def _tensors(text: str) -> tuple[PlanTensor, ...]:
-    return tuple(_tensor(found) for found in _TENSOR.finditer(text))
+def _plan_tensor(tensor: dict[str, Any], options: dict[str, Any]) -> PlanTensor:
+    """A tensor of a network as it is in a plan, where a profile of one batch size has fixed it."""
+    batch, *rest = tensor["shape"]
+    if batch < 0 and options["min_batch"] == options["max_batch"]:
+        batch = options["max_batch"]
+    return PlanTensor(tensor["name"], _PLAN_TYPES.get(tensor["dtype"], tensor["dtype"]), (batch, *rest))
 
 
 def _tensor(found: "re.Match[str]") -> PlanTensor:

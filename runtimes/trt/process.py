@@ -9,27 +9,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from pydantic import TypeAdapter
+from pydantic_core import to_json
+
 from tinyllava_edge import errors
 from tinyllava_edge.atomic_files import write_bytes
-from tinyllava_edge.console import json_lines
+from tinyllava_edge.console import json_lines, progress
 from tinyllava_edge.errors import EngineBuildError, EngineMemoryError, TensorRTError, TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
 
-from .builder import BuiltEngine, OnProgress, build_engine
+from .builder import OnProgress, build_engine
 from .options import EngineOptions
-from .plan import PlanTensor, check_plan, parse_plan
+from .plan import checked_plan_facts
 
 _REPORT_SECONDS = 0.1  # between two lines about progress
 _LAST_WORDS_BYTES = 8192  # of a process that ended without an answer
-# TensorRT's name of a type in a network -> in a plan.
-_PLAN_TYPES = {"FLOAT": "Float", "HALF": "Half", "BF16": "BFloat16"}
-_NARROW_TYPES = {"HALF", "BF16"}
 
 
 def build_engine_apart(
@@ -56,16 +56,16 @@ def build_engine_apart(
         The facts of `build_engine`, `peak_memory_bytes` of the process, and `plan` where `plan_rules`.
 
     Raises:
-        as `build_engine` and `check_plan` do.
+        as `build_engine` and `checked_plan_facts` do.
     """
     task = {
-        "onnx": str(onnx_path),
-        "options": {**asdict(options), "timing_cache": options.timing_cache and str(options.timing_cache)},
-        "plan": str(plan_path),
+        "onnx": onnx_path,
+        "options": options,
+        "plan": plan_path,
         "plan_rules": plan_rules,
-        "islands": [dict(island) for island in islands],
+        "islands": islands,
     }
-    command = [sys.executable, "-m", __spec__.name, json.dumps(task)]
+    command = [sys.executable, "-m", __spec__.name, to_json(task).decode()]
     result: dict[str, Any] = {}
     with TemporaryFile() as words:  # not a pipe: a library that says much would wait for somebody to read it
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=words, text=True)
@@ -88,6 +88,14 @@ def build_engine_apart(
     raise _child_error(result, code, said)
 
 
+@contextmanager
+def shown_progress() -> Iterator[OnProgress]:
+    """What shows the progress of builds on stderr."""
+    with progress() as bar:
+        task = bar.add_task("build")
+        yield lambda phase, done, total: bar.update(task, description=phase, completed=done, total=total)
+
+
 def _child_error(result: dict[str, Any], code: int, said: str) -> TinyLlavaEdgeError:
     if "error" in result:
         kind: type[TinyLlavaEdgeError] = getattr(errors, result["error"])
@@ -108,9 +116,7 @@ def _child_error(result: dict[str, Any], code: int, said: str) -> TinyLlavaEdgeE
 
 def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
     """Build what the task says, and say how it goes, in lines of JSON."""
-    raw = task["options"]
-    cache = raw["timing_cache"] and Path(raw["timing_cache"])
-    options = EngineOptions(**{**raw, "timing_cache": cache, "sms": tuple(raw["sms"])})
+    options = TypeAdapter(EngineOptions).validate_python(task["options"])
     last = 0.0
 
     def on_progress(phase: str, done: int, total: int) -> None:
@@ -131,46 +137,6 @@ def _serve(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         return
     facts["peak_memory_bytes"] = peak_memory_bytes()
     say({"facts": facts})
-
-
-def checked_plan_facts(engine: BuiltEngine, islands: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """Figures of an engine's plan, once it is what its graph asks for.
-
-    A graph with float16 or bfloat16 in it must have every attention layer (softmax) fused and no matrix
-    multiplication in float32, but for the islands that its export kept there; of a float32 graph TensorRT
-    fuses none.
-
-    Args:
-        engine: of a verbose build.
-        islands: each with its `nodes` by name, and whether it is `in_attention`.
-
-    Raises:
-        EnginePlanError: it is not.
-    """
-    plan = parse_plan(engine.log)
-    is_narrow = bool(_NARROW_TYPES & set(engine.facts["types"]))
-    declared = {node for island in islands for node in island["nodes"]}
-    unfused = sum(island["in_attention"] for island in islands)
-    kept = sum(name in declared for name in engine.facts["float32_products"])
-    check_plan(
-        plan,
-        attention_layers=engine.facts["softmax_layers"] - unfused if is_narrow else None,
-        float32_gemms=kept if is_narrow else None,
-        inputs=_plan_tensors(engine.facts["inputs"], engine.facts["options"]),
-        outputs=_plan_tensors(engine.facts["outputs"], engine.facts["options"]),
-    )
-    return plan.facts()
-
-
-def _plan_tensors(tensors: list[dict[str, Any]], options: dict[str, Any]) -> list[PlanTensor]:
-    """Tensors of a network as they are in a plan, where a profile of one batch size has fixed it."""
-    is_fixed = options["min_batch"] == options["max_batch"]
-    found = []
-    for tensor in tensors:
-        batch, *rest = tensor["shape"]
-        shape = (options["max_batch"] if batch < 0 and is_fixed else batch, *rest)
-        found.append(PlanTensor(tensor["name"], _PLAN_TYPES.get(tensor["dtype"], tensor["dtype"]), shape))
-    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What is known of TensorRT engines: what they depend on, how they did here, and which one was chosen.
 
-The values that the engine cache keeps (`engine_cache.py`) and a pack carries (`engine_pack.py`).
+The values that the engine cache keeps (`cache.py`) and a pack carries (`pack.py`).
 """
 
 import hashlib
@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -118,26 +119,16 @@ class Choice(_Strict):
 
 
 def new_record(
-    key: EngineKey,
-    variant: str,
-    work: Path,
-    *,
-    build_seconds: float | None = None,
-    facts: Mapping[str, Any] | None = None,
+    key: EngineKey, variant: str, work: Path, facts: Mapping[str, Any] = MappingProxyType({})
 ) -> EngineRecord:
-    """The record of an engine that was just built into a work file, and has not run."""
+    """The record of an engine that was just built into a work file, and has not run; `facts` of the build."""
     return EngineRecord(
         key=key,
         variant=variant,
         plan_bytes=work.stat().st_size,
         plan_sha256=sha256_of_file(work),
         origin="built here",
-        stored_utc=utc_now(),
-        build_seconds=build_seconds,
-        facts=dict(facts or {}),
+        stored_utc=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        build_seconds=facts.get("seconds"),
+        facts=dict(facts),
     )
-
-
-def utc_now() -> str:
-    """The time, for records."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

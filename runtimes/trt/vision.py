@@ -1,15 +1,14 @@
 """Vision tower and connector through TensorRT or TensorRT-RTX, on this machine's GPU. Built, not run.
 
-Engines are built by `tinyllava-edge build` and come from the private cache (`trt_engines.py`). Pixels and
+Engines are built by `tinyllava-edge build` and come from the private cache (`lookup.py`). Pixels and
 embeddings are float32 in host memory: llama.cpp takes its input from there. A GPU that shares the main memory
 (a Jetson) reads and writes them in place; for another one they are pinned and copied on the engine's stream.
 """
 
-from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +46,9 @@ def open_vision(bundle: Bundle, options: BackendOptions, *, target: str = "tenso
     """
     binding = open_tensorrt(target)
     cuda = open_cudart()
-    stored = find_engine(EngineCache(), bundle, options.vision, read_board(binding, cuda.read_gpu()))
-    try:
+    board = read_board(binding, cuda.read_gpu())
+    with find_engine(EngineCache(), bundle, options.vision, board) as stored:
         return TensorRTVision(binding, cuda, stored, bundle.manifest.vision)
-    finally:
-        stored.close()
 
 
 open_vision_rtx = partial(open_vision, target="tensorrt-rtx")
@@ -72,11 +69,6 @@ class EngineMemory:
     context: int
     buffers: int
     pinned: int
-
-    @property
-    def total(self) -> int:
-        """All of it, which on a Jetson is main memory."""
-        return self.plan + self.context + self.buffers + self.pinned
 
 
 class TensorRTVision:
@@ -115,20 +107,19 @@ class TensorRTVision:
         self._spec = spec
         self._batch = 0
         self._recorded: Graph | None = None
-        self._closers: list[Callable[[], None]] = []
+        self._resources = ExitStack()
         self._engine: trt.ICudaEngine | None = None
         self._context: trt.IExecutionContext | None = None
         try:
             self._runtime: trt.Runtime | None = binding.create_runtime()
-            self._engine = binding.deserialize(self._runtime, stored.plan)
-            self._check_tensors()
-            self._batches = self._batch_range()
-            self._context = self._create_context(use_graph)
-            mapped = gpu.integrated and gpu.maps_host_memory if mapped is None else mapped
-            self._open_buffers(mapped)
+            self._engine = engine = binding.deserialize(self._runtime, stored.plan)
+            self._check_tensors(engine)
+            self._smallest, self._largest = _batch_range(engine)
+            self._context = context = self._create_context(engine, use_graph)
+            self._open_buffers(context, gpu.integrated and gpu.maps_host_memory if mapped is None else mapped)
             self.memory = EngineMemory(
                 plan=stored.record.plan_bytes,
-                context=self._engine.device_memory_size_v2,
+                context=engine.device_memory_size_v2,
                 buffers=self._input.device_bytes + self._output.device_bytes,
                 pinned=self._input.array.nbytes + self._output.array.nbytes,
             )
@@ -141,9 +132,9 @@ class TensorRTVision:
         check_open(self.name, self._context is not None)
         check_pixels(self.name, pixels, self._spec.image_size)
         rows = np.empty((len(pixels), self._spec.num_tokens, self._spec.hidden_size), dtype=np.float32)
-        _, largest = self._batches
-        for start in range(0, len(pixels), largest):
-            self._encode_batch(pixels[start : start + largest], rows[start : start + largest])
+        for start in range(0, len(pixels), self._largest):
+            end = start + self._largest
+            self._encode_batch(pixels[start:end], rows[start:end])
         return rows
 
     def close(self) -> None:
@@ -152,14 +143,12 @@ class TensorRTVision:
         self._context = None  # before the engine, and that before its runtime
         self._engine = None
         self._runtime = None
-        while self._closers:
-            with suppress(CudaError):  # a GPU that failed refuses this too; the rest goes with the process
-                self._closers.pop()()
+        with suppress(CudaError):  # a GPU that failed refuses this too; the rest goes with the process
+            self._resources.close()
 
     def _encode_batch(self, pixels: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> None:
         """Run [batch, 3, h, w] -> [batch, tokens, hidden]; a batch under the smallest is filled up."""
-        smallest, _ = self._batches
-        batch = max(len(pixels), smallest)
+        batch = max(len(pixels), self._smallest)
         is_new = batch != self._batch
         if is_new:
             self._set_batch(batch)
@@ -181,16 +170,13 @@ class TensorRTVision:
     def _enqueue(self) -> None:
         """Upload, run, download, as far as there is something to copy."""
         assert self._context is not None, "checked by encode"
-        per_picture = _FLOAT_BYTES * self._batch
-        self._input.enqueue_upload(per_picture * 3 * self._spec.image_size**2, self._stream)
+        self._input.enqueue_upload(self._batch * self._pixel_bytes, self._stream)
         with self._binding.capture() as log:
             if not self._context.execute_async_v3(self._stream.handle):
                 raise self._binding.failure(
                     EngineLoadError, f"{self.name} failed", "Build the engine again with --force", log
                 )
-        self._output.enqueue_download(
-            per_picture * self._spec.num_tokens * self._spec.hidden_size, self._stream
-        )
+        self._output.enqueue_download(self._batch * self._row_bytes, self._stream)
 
     def _record(self) -> None:
         """Record the work of this batch size as a graph; where that is not possible, go on without."""
@@ -231,10 +217,8 @@ class TensorRTVision:
             with suppress(CudaError):
                 recorded.close()
 
-    def _check_tensors(self) -> None:
+    def _check_tensors(self, engine: "trt.ICudaEngine") -> None:
         """Hold the engine's inputs and outputs against the manifest; "batch" stands for any number."""
-        assert self._engine is not None, "it was just loaded"
-        engine = self._engine
         side = self._spec.image_size
         wanted = {
             PIXELS: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
@@ -252,19 +236,8 @@ class TensorRTVision:
         if found != wanted:
             raise EngineLoadError(f"{self.name}: expected {wanted}, found {found}. Export the bundle again.")
 
-    def _batch_range(self) -> tuple[int, int]:
-        """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
-        assert self._engine is not None, "it was just loaded"
-        batch = self._engine.get_tensor_shape(PIXELS)[0]
-        if batch >= 1:
-            return batch, batch
-        least, _, largest = self._engine.get_tensor_profile_shape(PIXELS, 0)
-        return least[0], largest[0]
-
-    def _create_context(self, use_graph: bool) -> "trt.IExecutionContext":
+    def _create_context(self, engine: "trt.ICudaEngine", use_graph: bool) -> "trt.IExecutionContext":
         """The execution context; TensorRT-RTX records graphs by itself where it is told to."""
-        assert self._engine is not None, "it was just loaded"
-        engine = self._engine
         with self._binding.capture() as log:
             if self._binding.target == "tensorrt-rtx" and use_graph:
                 config: trt.IRuntimeConfig = engine.create_runtime_config()
@@ -273,31 +246,34 @@ class TensorRTVision:
                 self.graph = "by TensorRT"
             else:
                 context = engine.create_execution_context()
-            return self._binding.require(
-                context,
-                EngineLoadError,
-                f"{self.name}: no execution context",
-                f"It needs {engine.device_memory_size_v2 >> 20} MiB beside the weights: close other "
-                "programs, or build with a smaller --max-batch",
-                log,
-            )
+            if context is None:
+                raise self._binding.failure(
+                    EngineLoadError,
+                    f"{self.name}: no execution context",
+                    f"It needs {engine.device_memory_size_v2 >> 20} MiB beside the weights: close other "
+                    "programs, or build with a smaller --max-batch",
+                    log,
+                )
+            return context
 
-    def _open_buffers(self, mapped: bool) -> None:
+    def _open_buffers(self, context: "trt.IExecutionContext", mapped: bool) -> None:
         """Make stream, marks and buffers for the largest batch, whose addresses never change."""
-        _, largest = self._batches
-        self._stream = self._opened(Stream(self._cuda))
-        self._started, self._ended = self._opened(Event(self._cuda)), self._opened(Event(self._cuda))
-        values = largest * _FLOAT_BYTES
-        input_bytes = values * 3 * self._spec.image_size**2
-        output_bytes = values * self._spec.num_tokens * self._spec.hidden_size
-        self._input = self._opened(Buffer(self._cuda, input_bytes, mapped=mapped))
-        self._output = self._opened(Buffer(self._cuda, output_bytes, mapped=mapped))
-        assert self._context is not None, "it was just made"
+        cuda, opened = self._cuda, self._resources.enter_context
+        self._stream = opened(closing(Stream(cuda)))
+        self._started, self._ended = opened(closing(Event(cuda))), opened(closing(Event(cuda)))
+        self._pixel_bytes = _FLOAT_BYTES * 3 * self._spec.image_size**2
+        self._row_bytes = _FLOAT_BYTES * self._spec.num_tokens * self._spec.hidden_size
+        self._input = opened(closing(Buffer(cuda, self._largest * self._pixel_bytes, mapped=mapped)))
+        self._output = opened(closing(Buffer(cuda, self._largest * self._row_bytes, mapped=mapped)))
         for name, buffer in ((PIXELS, self._input), (EMBEDDINGS, self._output)):
-            if not self._context.set_tensor_address(name, buffer.address):
+            if not context.set_tensor_address(name, buffer.address):
                 raise EngineLoadError(f"{self.name}: TensorRT does not take the memory of {name}.")
 
-    def _opened(self, thing: Any) -> Any:
-        """Remember that it has to be closed."""
-        self._closers.append(thing.close)
-        return thing
+
+def _batch_range(engine: "trt.ICudaEngine") -> tuple[int, int]:
+    """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
+    batch = engine.get_tensor_shape(PIXELS)[0]
+    if batch >= 1:
+        return batch, batch
+    least, _, largest = engine.get_tensor_profile_shape(PIXELS, 0)
+    return least[0], largest[0]

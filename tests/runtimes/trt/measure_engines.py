@@ -19,9 +19,9 @@ from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.build_ahead import STATUS, engine_row
 from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.process import build_engine_apart
-from tinyllava_edge.runtimes.trt.table import STATUS, engine_row
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "benchmarks" / "results" / "tensorrt" / "rtx_engines.json"

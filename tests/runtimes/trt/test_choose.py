@@ -41,30 +41,37 @@ def bundle(gpu: FakeGpu, tmp_path: Path) -> Bundle:
     return write_engine_bundle(tmp_path / "bundle")
 
 
-class Builds:
-    """Builds in this process, and counts."""
+@pytest.fixture(autouse=True)
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Engines are built in this process; the names of their graphs."""
+    names: list[str] = []
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    def __call__(
-        self, onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
+    def build(
+        onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
     ) -> dict[str, Any]:
-        self.names.append(onnx_path.stem)
+        names.append(onnx_path.stem)
         built = build_engine(onnx_path, options, on_progress)
         plan_path.write_bytes(built.plan)
         return built.facts
 
-
-def device(bundle: Bundle, builds: Builds, said: list[str] | None = None, **options: Any) -> DeviceBuild:
-    force = options.pop("force", False)
-    say = (lambda line: None) if said is None else said.append
-    return DeviceBuild(bundle, EngineOptions(**options), say=say, force=force, build=builds)
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.build_engine_apart", build)
+    return names
 
 
-def test_the_first_engine_that_computes_the_reference_is_chosen(bundle: Bundle) -> None:
-    said: list[str] = []
-    choice = device(bundle, Builds(), said, max_batch=2).choose()
+@pytest.fixture(autouse=True)
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines for the user."""
+    lines: list[str] = []
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.note", lines.append)
+    return lines
+
+
+def device(bundle: Bundle, *, force: bool = False, **options: Any) -> DeviceBuild:
+    return DeviceBuild(bundle, EngineOptions(**options), force=force)
+
+
+def test_the_first_engine_that_computes_the_reference_is_chosen(bundle: Bundle, said: list[str]) -> None:
+    choice = device(bundle, max_batch=2).choose()
     assert (choice.runtime, choice.vision) == ("tensorrt+llamacpp", "fp16")
     assert choice.engine is not None
     record = EngineCache().record(choice.engine)
@@ -90,11 +97,15 @@ def test_the_first_engine_that_computes_the_reference_is_chosen(bundle: Bundle) 
     ],
 )
 def test_what_differs_is_left_for_the_next_step_and_says_why(
-    gpu: FakeGpu, bundle: Bundle, faults: dict[str, str], chosen: tuple[str, str], outcomes: list[str]
+    gpu: FakeGpu,
+    bundle: Bundle,
+    faults: dict[str, str],
+    chosen: tuple[str, str],
+    outcomes: list[str],
+    said: list[str],
 ) -> None:
     gpu.spoil(bf16="build: no kernel", **faults)
-    said: list[str] = []
-    choice = device(bundle, Builds(), said).choose()
+    choice = device(bundle).choose()
     assert (choice.runtime, choice.vision) == chosen
     engines = {step.vision: step for step in choice.steps if step.runtime == "tensorrt+llamacpp"}
     assert engines["bf16"].outcome == "not possible"
@@ -111,7 +122,7 @@ def test_what_differs_is_left_for_the_next_step_and_says_why(
 
 def test_onnxruntime_on_cuda_comes_before_the_cpu(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.spoil(fp16="nan", bf16="nan", fp32="nan")
-    choice = device(bundle, Builds()).choose()
+    choice = device(bundle).choose()
     tried = [(step.runtime, step.vision) for step in choice.steps]
     assert tried[3:] == [
         ("onnxruntime-cuda+llamacpp", "fp16"),
@@ -124,10 +135,10 @@ def test_onnxruntime_on_cuda_comes_before_the_cpu(gpu: FakeGpu, bundle: Bundle) 
 def test_a_variant_that_was_asked_for_is_not_replaced(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.spoil(fp16="nan")
     with pytest.raises(BackendError, match="fp16: 9 embeddings are NaN"):
-        device(bundle, Builds()).choose("fp16")
+        device(bundle).choose("fp16")
     assert EngineCache().choice(bundle.manifest_sha256) is None
     with pytest.raises(BundleError, match="no vision variant 'fp8'"):
-        device(bundle, Builds()).choose("fp8")
+        device(bundle).choose("fp8")
 
 
 def add_to_graph(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> None:
@@ -163,8 +174,8 @@ def test_a_precision_that_the_gpu_lacks_is_told_before_the_build(
     gpu.be(device_name)
     add_to_graph(bundle, constant(kind))
     with pytest.raises(UnsupportedPrecisionError, match=rf"{message}.*Build the fp16 or int8_fp16 variant"):
-        device(bundle, Builds()).choose("fp16")
-    assert device(bundle, Builds()).choose().vision != "fp16"  # the ladder goes on
+        device(bundle).choose("fp16")
+    assert device(bundle).choose().vision != "fp16"  # the ladder goes on
 
 
 @pytest.mark.parametrize(
@@ -189,7 +200,7 @@ def test_a_build_that_fails_is_a_typed_error_with_the_next_step(
 ) -> None:
     gpu.spoil(fp16=fault)
     with pytest.raises(error, match=next_step):
-        device(bundle, Builds()).choose("fp16")
+        device(bundle).choose("fp16")
     assert list(EngineCache().folder.glob("*.plan")) == []
 
 
@@ -197,7 +208,7 @@ def test_an_operator_that_tensorrt_does_not_know_is_named(gpu: FakeGpu, bundle: 
     node = onnx.helper.make_node("Strange", ["pixels"], ["nothing"])
     add_to_graph(bundle, lambda graph: graph.node.append(node))
     with pytest.raises(UnsupportedGraphError, match=r"no importer registered for Strange.*Export it again"):
-        device(bundle, Builds()).choose("fp16")
+        device(bundle).choose("fp16")
 
 
 @pytest.mark.parametrize("version", ["8.6.2", "12.0.0"])
@@ -206,14 +217,14 @@ def test_tensorrt_of_another_major_is_refused(gpu: FakeGpu, bundle: Bundle, vers
     with pytest.raises(
         TensorRTVersionError, match=rf"tensorrt {version} is installed .* supported are 10.3 to 11.x"
     ):
-        device(bundle, Builds())
+        device(bundle)
     with pytest.raises(TensorRTVersionError):
         open_bundle(bundle, runtime="tensorrt+llamacpp")
 
 
 def test_an_engine_that_was_never_compared_is_not_used(bundle: Bundle) -> None:
     """As one is whose build was killed before the comparison."""
-    choice = device(bundle, Builds()).choose()
+    choice = device(bundle).choose()
     assert choice.engine is not None
     record = EngineCache().record(choice.engine)
     EngineCache().update(record.model_copy(update={"status": "built, not run", "reason": ""}))
@@ -223,41 +234,41 @@ def test_an_engine_that_was_never_compared_is_not_used(bundle: Bundle) -> None:
         open_bundle(bundle, runtime="tensorrt+llamacpp")
 
 
-def test_an_engine_is_built_once_and_again_when_it_must_be(gpu: FakeGpu, bundle: Bundle) -> None:
-    builds = Builds()
+def test_an_engine_is_built_once_and_again_when_it_must_be(
+    gpu: FakeGpu, bundle: Bundle, builds: list[str], said: list[str]
+) -> None:
     for _ in range(2):
-        choice = device(bundle, builds).choose()
-    assert builds.names == ["fp16"]
-    device(bundle, builds, force=True).choose()
-    assert builds.names == ["fp16"] * 2
-    device(bundle, builds, max_batch=2).choose()
-    assert builds.names == ["fp16"] * 3
+        choice = device(bundle).choose()
+    assert builds == ["fp16"]
+    device(bundle, force=True).choose()
+    assert builds == ["fp16"] * 2
+    device(bundle, max_batch=2).choose()
+    assert builds == ["fp16"] * 3
     (plan,) = EngineCache().folder.glob(f"{choice.engine}-*.plan")
     content = bytearray(plan.read_bytes())
     content[len(content) // 2] ^= 1
     plan.write_bytes(content)
-    said: list[str] = []
-    device(bundle, builds, said).choose()
-    assert builds.names == ["fp16"] * 4
+    said.clear()
+    device(bundle).choose()
+    assert builds == ["fp16"] * 4
     assert "is damaged (its hash)" in said[0]
     gpu.be_version("10.7.0")
-    device(bundle, builds).choose()
+    device(bundle).choose()
     gpu.be(RTX_3060)
-    device(bundle, builds).choose()
-    assert builds.names == ["fp16"] * 6
+    device(bundle).choose()
+    assert builds == ["fp16"] * 6
 
 
 def test_an_engine_that_the_library_does_not_load_is_built_again(
-    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, builds: list[str], said: list[str]
 ) -> None:
-    builds = Builds()
-    device(bundle, builds).choose()
-    board = device(bundle, builds).board
+    device(bundle).choose()
+    board = device(bundle).board
     gpu.be_version("10.7.0")  # as if an update had not changed its version's name
     monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.read_board", lambda *_: board)
-    said: list[str] = []
-    device(bundle, builds, said).choose()
-    assert builds.names == ["fp16", "fp16"]
+    said.clear()
+    device(bundle).choose()
+    assert builds == ["fp16", "fp16"]
     assert "to be built again (TensorRT 10.7.0 does not load this engine" in said[0]
 
 
@@ -266,38 +277,37 @@ def test_an_engine_of_a_pack_that_does_not_pass_takes_no_place(
     gpu: FakeGpu, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     """The board's own engine of the same key stays as it is; where there was none, there still is none."""
-    own = device(bundle, Builds()).choose()
+    own = device(bundle).choose()
     assert own.engine is not None
     before = EngineCache().record(own.engine)
     with EngineCache().find(before.key) as stored:
         foreign = StoredEngine(before.model_copy(update={"origin": "pack of key 0"}), stored.plan)
         gpu.spoil(fp16=fault)
         with pytest.raises(BackendError, match="refused on this board" if fault == "nan" else "failed"):
-            device(bundle, Builds()).install(foreign)
+            device(bundle).install(foreign)
         assert EngineCache().record(own.engine) == before
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
         with pytest.raises(BackendError):
-            device(bundle, Builds()).install(foreign)
+            device(bundle).install(foreign)
         assert list(EngineCache().records()) == []
 
 
 def test_the_timings_of_a_build_are_kept_for_the_next(gpu: FakeGpu, bundle: Bundle) -> None:
-    build = device(bundle, Builds())
+    build = device(bundle)
     build.choose()
     assert build.options.timing_cache == EngineCache().timings
     assert EngineCache().timings.read_bytes() == b"timings"  # what the fake's builder says
     assert EngineCache().timings.stat().st_mode & 0o077 == 0
     gpu.be(RTX_3060)
-    assert device(bundle, Builds(), target="tensorrt-rtx").options.timing_cache is None
+    assert device(bundle, target="tensorrt-rtx").options.timing_cache is None
 
 
 def test_a_bundle_without_reference_tensors_is_refused_before_anything_is_built(
-    gpu: FakeGpu, tmp_path: Path
+    gpu: FakeGpu, tmp_path: Path, builds: list[str]
 ) -> None:
-    builds = Builds()
     with pytest.raises(BundleError, match=r"lists no file 'reference/reference.json'"):
-        device(bundles.write_bundle(tmp_path / "plain"), builds).choose()
-    assert builds.names == []
+        device(bundles.write_bundle(tmp_path / "plain")).choose()
+    assert builds == []
 
 
 @pytest.mark.parametrize("missing", ["driver", "package"])
@@ -307,23 +317,23 @@ def test_without_tensorrt_or_gpu_nothing_is_tried(
     if missing == "driver":
         gpu.be("none")
         with pytest.raises(NoGpuError, match=r"no NVIDIA driver|no usable GPU"):
-            device(bundle, Builds())
+            device(bundle)
     else:
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
         with pytest.raises(MissingExtraError, match="tensorrt_rtx is not installed"):
-            device(bundle, Builds(), target="tensorrt-rtx")
+            device(bundle, target="tensorrt-rtx")
 
 
 def test_tensorrt_rtx_builds_for_this_gpu(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.be(RTX_3060)
-    build = device(bundle, Builds(), target="tensorrt-rtx")
+    build = device(bundle, target="tensorrt-rtx")
     assert build.options.sms == (86,)
-    assert build.key(bundle.variant("vision", "fp16")).flags["sms"] == "(86,)"
+    assert build.key("fp16").flags["sms"] == "(86,)"
 
 
 def test_auto_takes_what_build_chose_and_says_why(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.spoil(fp16="nan", bf16="nan")
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     with open_bundle(bundle, runtime="auto", threads=1) as model:
         assert model.runtime == "tensorrt+llamacpp"
         assert model.runtime_reason.startswith("chosen by build here: equal within the gates")
@@ -332,7 +342,7 @@ def test_auto_takes_what_build_chose_and_says_why(gpu: FakeGpu, bundle: Bundle) 
 
 def test_auto_takes_the_cpu_where_build_chose_it(gpu: FakeGpu, bundle: Bundle) -> None:
     gpu.spoil(fp16="nan", bf16="nan", fp32="nan")
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     with open_bundle(bundle, runtime="auto", threads=1) as model:
         assert model.runtime == "onnxruntime+llamacpp"
         assert "chosen by build here" in model.runtime_reason
@@ -340,7 +350,7 @@ def test_auto_takes_the_cpu_where_build_chose_it(gpu: FakeGpu, bundle: Bundle) -
 
 def test_what_compares_runtimes_takes_what_build_chose_and_nothing_else(gpu: FakeGpu, bundle: Bundle) -> None:
     assert settle_runtime("auto", bundle).runtime == "onnxruntime+llamacpp"
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     (cell, _) = plan_cells({"tiny": bundle}, Wish(runtimes=("auto",)))
     assert (cell.runtime, cell.options.vision) == ("tensorrt+llamacpp", "fp16")
     named = Wish(runtimes=("auto",), vision=("fp32",))
@@ -353,7 +363,7 @@ def test_what_compares_runtimes_takes_what_build_chose_and_nothing_else(gpu: Fak
 def test_auto_says_that_what_build_chose_is_not_installed_any_more(
     gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     gone = replace(registry.VISION_BACKENDS["tensorrt"], package="no_such_package")
     monkeypatch.setitem(registry.VISION_BACKENDS, "tensorrt", gone)
     with open_bundle(bundle, runtime="auto", threads=1) as model:
@@ -365,7 +375,7 @@ def test_auto_says_that_what_build_chose_is_not_installed_any_more(
 def test_auto_goes_on_where_the_engine_no_longer_fits_and_says_so(
     gpu: FakeGpu, bundle: Bundle, change: str
 ) -> None:
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     if change == "library":
         gpu.be_version("10.7.0")
     elif change == "gpu":
@@ -387,7 +397,7 @@ def test_a_runtime_that_was_asked_for_is_never_replaced(gpu: FakeGpu, bundle: Bu
     ):
         open_bundle(bundle, runtime="tensorrt+llamacpp")
     gpu.spoil(fp16="nan")
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     with pytest.raises(NoEngineError, match=r"not to be used: 9 embeddings are NaN.*--force"):
         open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16")
     gpu.be_version("10.7.0")
@@ -396,7 +406,7 @@ def test_a_runtime_that_was_asked_for_is_never_replaced(gpu: FakeGpu, bundle: Bu
 
 
 def test_an_answer_is_the_one_of_onnxruntime(gpu: FakeGpu, bundle: Bundle) -> None:
-    device(bundle, Builds()).choose()
+    device(bundle).choose()
     picture = str(bundle.root / "reference/0.png")
     answers = []
     for runtime in ("onnxruntime+llamacpp", "tensorrt+llamacpp"):

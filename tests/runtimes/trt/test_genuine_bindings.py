@@ -29,9 +29,9 @@ LIBRARIES = ("nvinfer", "nvonnxparser", "nvinfer_plugin")
 PROBE = """
 import json, sys
 from tinyllava_edge.errors import TinyLlavaEdgeError
-from tinyllava_edge.export.trt_engine import build_engine
-from tinyllava_edge.export.trt_options import EngineOptions
-from tinyllava_edge.tensorrt_binding import open_tensorrt
+from tinyllava_edge.runtimes.trt.builder import build_engine
+from tinyllava_edge.runtimes.trt.options import EngineOptions
+from tinyllava_edge.runtimes.trt.binding import open_tensorrt
 from pathlib import Path
 
 def error_of(action):
@@ -49,7 +49,7 @@ if result["open"] is None:
         for part in name.split("."):
             value = getattr(value, part, None)
         return value is not None
-    result["version"] = binding.version
+    result["version"] = binding.version_text
     result["missing"] = [name for name in json.loads(sys.argv[1]) if not reached(name)]
     result["builder"] = error_of(binding.create_builder)
     result["runtime"] = error_of(binding.create_runtime)
@@ -108,7 +108,7 @@ def _compile_stubs(folder: Path, major: str) -> None:
 def test_installed_but_no_gpu(folder: Path, version: str) -> None:
     result = probe(folder, version)
     assert result["open"] is None
-    assert result["version"] == [int(number) for number in version.split(".")]
+    assert result["version"] == version
     assert result["missing"] == []
     for action in ("builder", "runtime", "build"):
         name, message, messages = result[action]

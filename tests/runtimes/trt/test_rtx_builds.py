@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ from tinyllava_edge.errors import (
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
 from tinyllava_edge.runtimes.trt.builder import BuiltEngine, build_engine
 from tinyllava_edge.runtimes.trt.options import EngineOptions
-from tinyllava_edge.runtimes.trt.plan import EnginePlan, PlanTensor, check_plan, parse_plan
-from tinyllava_edge.runtimes.trt.process import build_engine_apart, checked_plan_facts
+from tinyllava_edge.runtimes.trt.plan import EnginePlan, PlanTensor, checked_plan_facts, parse_plan
+from tinyllava_edge.runtimes.trt.process import build_engine_apart
 
 pytestmark = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx-cu13 (Linux, x86-64): pip install -e .[dev]"
@@ -89,9 +90,9 @@ def test_nano_on_every_gpu(sm: int) -> None:
     used = layers + 1 + config["vision_feature_layer"]  # hidden state -1 is the last layer's
     engine = build(GRAPH, sms=(sm,))
     found = parse_plan(engine.log)
-    pixels = (PlanTensor("pixels", "Float", (-1, 3, 96, 96)),)
-    embeddings = (PlanTensor("embeddings", "Float", (-1, 35, 256)),)
-    check_plan(found, attention_layers=used, inputs=pixels, outputs=embeddings)
+    assert found.inputs == (PlanTensor("pixels", "Float", (-1, 3, 96, 96)),)
+    assert found.outputs == (PlanTensor("embeddings", "Float", (-1, 35, 256)),)
+    assert checked_plan_facts(engine) == found.facts()
     assert found.num_fused_attention == used == 5
     # The patches, four products a layer (q, k and v are one), two in the connector.
     assert found.gemms == {"Half": 1 + 4 * used + 2}
@@ -153,9 +154,11 @@ def test_an_island_in_float32_is_allowed_where_the_export_says_so(
         checked_plan_facts(engine, islands[1:])
 
 
-def test_other_names_or_types_are_refused(plan: EnginePlan) -> None:
+def test_other_names_or_types_are_refused(engine: BuiltEngine) -> None:
+    pictures = {"name": "pictures", "dtype": "HALF", "shape": [1]}
+    other = replace(engine, facts={**engine.facts, "inputs": [pictures]})
     with pytest.raises(EnginePlanError, match=r"it reads pixels Float .*, expected pictures Half \[1\]"):
-        check_plan(plan, attention_layers=5, inputs=[PlanTensor("pictures", "Half", (1,))])
+        checked_plan_facts(other)
 
 
 def test_a_log_without_a_plan_is_refused() -> None:

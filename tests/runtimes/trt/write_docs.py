@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.runtimes.trt.measure_engines import RESULTS
 from tests.runtimes.trt.names import CONDITIONAL, ROOT, collect_all, has_name, manifests
-from tinyllava_edge.runtimes.trt.table import table_lines
+from tinyllava_edge.runtimes.trt.build_ahead import table_lines
 
 DOCS = ROOT / "docs" / "tensorrt.md"
 

@@ -1,6 +1,7 @@
 """The commands `tinyllava-edge bench` and `tinyllava-edge bench compare`."""
 
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import AllowPickleOption, JsonOption, SourcesOption, ThreadsOption
 
 if TYPE_CHECKING:
-    from .bench_quality import Quality
+    from .measure import Quality
     from .plan import Plan
     from .record import Record
 
@@ -74,12 +75,14 @@ def bench(
 ) -> None:
     """Compare runtimes and variants on the same request: time, parity, accuracy, size."""
     from tinyllava_edge.atomic_files import check_output
+    from tinyllava_edge.benchmarks.evals.questions import read_questions
     from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.reference_tensors import reference_pictures
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .bench_quality import Quality
-    from .measure import Amount
-    from .plan import Plan, Wish, default_picture, named_bundles, plan_cells
+    from .measure import Amount, Quality
+    from .plan import Plan, Wish, named_bundles, plan_cells
+    from .report import markdown_lines
     from .worker import Request
 
     if output is not None:
@@ -98,19 +101,22 @@ def bench(
         bundles=opened,
         cells=plan_cells(opened, wish),
         request=Request(
-            picture=str(picture or default_picture(next(iter(opened.values())))),
+            picture=str(picture or reference_pictures(next(iter(opened.values())))[0]),
             question=question,
             second_question=second_question,
             num_tokens=tokens,
         ),
         amount=Amount(sessions=sessions, blocks=-(-runs // (2 * sessions))),
     )
-    quality = None if questions is None or images is None else Quality.read(questions, images)
+    quality = None
+    if questions is not None and images is not None:
+        quality = Quality(questions, images, read_questions(questions, images))
     record = _measure(plan, quality, output, force=force)
     if json:
         print_json(record)
     else:
-        _print(record)
+        for line in markdown_lines(record):
+            stdout.print(line, markup=False, highlight=False, soft_wrap=True)
         note("give -o DIR to keep the raw samples and the plot" if output is None else f"written to {output}")
 
 
@@ -134,26 +140,18 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
     writing = nullcontext(None) if output is None else output_directory(output, force=force)
     with writing as folder, progress() as bar:
         task = bar.add_task("bench", total=plan.amount.visits(len(plan.cells)))
-        asking = None
-        if quality is not None:
-            asking = bar.add_task("questions", total=quality.count_answers(len(plan.cells) - 1))
+        asked = 0 if quality is None else len(quality.questions) * 2 * (len(plan.cells) - 1)
+        asking = bar.add_task("questions", total=asked, visible=quality is not None)
         record = run_plan(
             plan,
             quality,
             on_run=lambda name: bar.update(task, advance=1, description=f"bench {name}"),
-            on_answer=lambda: None if asking is None else bar.advance(asking),
+            on_answer=lambda: bar.advance(asking),
             warn=note,
         )
         if folder is not None:
             write_report(folder, record)
     return record
-
-
-def _print(record: "Record") -> None:
-    from .report import markdown_lines
-
-    for line in markdown_lines(record):
-        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def bench_compare(
@@ -184,7 +182,7 @@ def bench_compare(
             {
                 "unlike": [vars(difference) for difference in unlike],
                 "source": None if ours is None else vars(ours),
-                "cells": [cell.to_json() for cell in compared],
+                "cells": [{**asdict(cell), "verdict": cell.ratio.verdict} for cell in compared],
                 "unmatched": unmatched(one, other),
             }
         )
@@ -196,7 +194,7 @@ def bench_compare(
         times = (f"{cell.first_ms:.2f}", f"{cell.second_ms:.2f}")
         table.add_row(cell.name, METRICS[cell.metric], *times, interval, ratio.verdict)
     stdout.print(table)
-    for difference in (*unlike, *([] if ours is None else [ours])):
+    for difference in (*unlike, *filter(None, [ours])):
         stdout.print(f"unlike: {difference}", markup=False, highlight=False, soft_wrap=True)
     if missing := unmatched(one, other):
         stdout.print(f"in one of them only: {', '.join(missing)}", markup=False, soft_wrap=True)

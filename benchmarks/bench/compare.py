@@ -6,16 +6,15 @@ environments are refused, and nothing is claimed that the intervals of both do n
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import DataError
 
 from .ratios import Ratio, unpaired_ratio
-from .record import METRICS, SCHEMA_VERSION, Record, times_of
+from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
 
-REPORT_FILE = "report.json"
 # What decides how fast the same program is. Free memory, the time and our own source are not of these.
 _MACHINE = (
     *("system", "python", "cpu", "gpus", "jetson", "distribution", "virtualization", "cpu_settings"),
@@ -23,7 +22,6 @@ _MACHINE = (
 )
 _OWN_PACKAGE = "tinyllava-edge"
 _KEYS = {"bundles", "request", "machine", "control", "cells"}
-Key = tuple[str, str, str | None, str | None]  # model, runtime, vision, language
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +46,6 @@ class CellComparison:
     second_ms: float
     ratio: Ratio
 
-    def to_json(self) -> dict[str, Any]:
-        """As the command prints it."""
-        return {**asdict(self), "ratio": asdict(self.ratio), "verdict": self.ratio.verdict}
-
 
 def read_report(path: Path) -> Record:
     """Read a report.json, or the one in a directory.
@@ -59,13 +53,11 @@ def read_report(path: Path) -> Record:
     Raises:
         DataError: there is none, or it is of another version or form.
     """
-    file = path / REPORT_FILE if path.is_dir() else path
+    file = path / "report.json" if path.is_dir() else path
     try:
         record: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise DataError(
-            f"{file}: cannot be read ({error.strerror}). Give the directory of a bench."
-        ) from None
+        raise DataError(f"{file}: cannot be read ({error.strerror}). Give a bench's directory.") from None
     except ValueError as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
@@ -95,16 +87,16 @@ def source_difference(first: Record, second: Record) -> Difference | None:
 
 def compare_cells(first: Record, second: Record) -> list[CellComparison]:
     """Every cell that both have, for each metric."""
-    others = {_key(cell): cell for cell in _measured(second)}
+    others = {_key(cell): cell for cell in shown_cells(second)}
     return [
         CellComparison(
             name=cell["name"],
             metric=metric,
             first_ms=cell["warm"][metric],
             second_ms=other["warm"][metric],
-            ratio=unpaired_ratio(times_of(cell, metric), times_of(other, metric)),
+            ratio=unpaired_ratio(*(times_of(c["sessions"], metric) for c in (cell, other))),
         )
-        for cell in _measured(first)
+        for cell in shown_cells(first)
         if (other := others.get(_key(cell))) is not None
         for metric in METRICS
     ]
@@ -112,36 +104,24 @@ def compare_cells(first: Record, second: Record) -> list[CellComparison]:
 
 def unmatched(first: Record, second: Record) -> list[str]:
     """Names of the cells that only one of the reports has."""
-    keys = [{_key(cell) for cell in _measured(record)} for record in (first, second)]
-    both = keys[0] & keys[1]
-    return [
-        cell["name"] for record in (first, second) for cell in _measured(record) if _key(cell) not in both
-    ]
+    cells = [*shown_cells(first), *shown_cells(second)]
+    both = set(map(_key, shown_cells(first))) & set(map(_key, shown_cells(second)))
+    return [cell["name"] for cell in cells if _key(cell) not in both]
 
 
-def _measured(record: Record) -> list[Record]:
-    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
-
-
-def _key(cell: Record) -> Key:
-    return (cell["model"], cell["runtime"], cell["vision"], cell["language"])
+def _key(cell: Record) -> tuple[str, ...]:
+    return tuple(cell[name] for name in ("model", "runtime", "vision", "language"))
 
 
 def _conditions(record: Record) -> dict[str, Any]:
     machine = record["machine"]
-    memory = machine["memory"] or {}
+    memory_total = {"memory_total_bytes": (machine["memory"] or {}).get("total_bytes")}
     return {
-        "machine": {
-            **{name: machine[name] for name in _MACHINE},
-            "memory_total_bytes": memory.get("total_bytes"),
-        },
+        "machine": {**{name: machine[name] for name in _MACHINE}, **memory_total},
         "versions": {name: value for name, value in machine["versions"].items() if name != _OWN_PACKAGE},
         "request": record["request"],
         "model": {
-            bundle["name"]: {
-                "checkpoint_sha256": bundle["checkpoint_sha256"],
-                "manifest_sha256": bundle["manifest_sha256"],
-            }
+            bundle["name"]: {name: bundle[name] for name in ("checkpoint_sha256", "manifest_sha256")}
             for bundle in record["bundles"]
         },
     }
@@ -150,11 +130,11 @@ def _conditions(record: Record) -> dict[str, Any]:
 def _different(where: str, first: Any, second: Any) -> Iterator[Difference]:
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         for name in dict.fromkeys([*first, *second]):
-            yield from _different(f"{where}{' ' if where else ''}{name}", first.get(name), second.get(name))
+            yield from _different(f"{where} {name}".strip(), first.get(name), second.get(name))
     elif first != second:
         yield Difference(what=where, first=first, second=second)
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

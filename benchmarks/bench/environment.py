@@ -6,7 +6,6 @@ What cannot be found is None, never guessed (docs/sources/measuring.md#machine-c
 import os
 import platform
 import re
-import shutil
 import subprocess
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -37,7 +36,7 @@ def machine_card(root: Path = Path("/")) -> dict[str, Any]:
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **asdict(read_machine(root)),
-        "distribution": _distribution(root),
+        "distribution": find_text(root, "etc/os-release", r'^PRETTY_NAME="?(.*?)"?$'),
         "virtualization": _output("systemd-detect-virt", codes=(0, 1)),
         "cpu_settings": _cpu_settings(root),
         "memory_settings": _memory_settings(root),
@@ -58,20 +57,12 @@ def source_state() -> dict[str, Any] | None:
     return {"commit": commit, "changed": None if changed is None else bool(changed)}
 
 
-def _distribution(root: Path) -> str | None:
-    found = re.search(r'^PRETTY_NAME="?(.*?)"?$', read_text(root, "etc/os-release") or "", flags=re.MULTILINE)
-    return found[1] if found else None
-
-
 def _cpu_settings(root: Path) -> dict[str, Any]:
     """What decides how fast the cores run; names of files below sys/devices/system/cpu."""
     cpu = "sys/devices/system/cpu"
-    microcode = re.search(
-        r"^microcode\s*:\s*(\S+)", read_text(root, "proc/cpuinfo") or "", flags=re.MULTILINE
-    )
     no_turbo, boost = read_text(root, f"{cpu}/intel_pstate/no_turbo"), read_text(root, f"{cpu}/cpufreq/boost")
     return {
-        "microcode": microcode[1] if microcode else None,
+        "microcode": find_text(root, "proc/cpuinfo", r"^microcode\s*:\s*(\S+)"),
         "frequency_governor": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_governor"),
         "frequency_driver": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_driver"),
         "min_khz": read_text(root, f"{cpu}/cpu0/cpufreq/cpuinfo_min_freq"),
@@ -83,12 +74,10 @@ def _cpu_settings(root: Path) -> dict[str, Any]:
 
 
 def _memory_settings(root: Path) -> dict[str, Any]:
-    swap = re.search(r"^SwapTotal:\s*(\d+)", read_text(root, "proc/meminfo") or "", flags=re.MULTILINE)
-    huge = read_text(root, "sys/kernel/mm/transparent_hugepage/enabled")
-    chosen = re.search(r"\[(\w+)\]", huge or "")
+    swap_kib = find_text(root, "proc/meminfo", r"^SwapTotal:\s*(\d+)")
     return {
-        "swap_bytes": int(swap[1]) << 10 if swap else None,
-        "transparent_hugepage": chosen[1] if chosen else None,
+        "swap_bytes": int(swap_kib) << 10 if swap_kib else None,
+        "transparent_hugepage": find_text(root, "sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
     }
 
 
@@ -103,8 +92,6 @@ def _gpu_settings() -> list[dict[str, str]] | None:
 
 def _output(*command: str, codes: tuple[int, ...] = (0,)) -> str | None:
     """What a program prints, or None where it is missing or ends with another code."""
-    if shutil.which(command[0]) is None:
-        return None
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -118,3 +105,9 @@ def read_text(root: Path, path: str) -> str | None:
         return (root / path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+
+
+def find_text(root: Path, path: str, pattern: str) -> str | None:
+    """The pattern's group in such a file, where `^` and `$` are a line's ends; None where it is not there."""
+    found = re.search(pattern, read_text(root, path) or "", flags=re.MULTILINE)
+    return found[1] if found else None

@@ -10,17 +10,18 @@ import os
 import re
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import read_text
+from .environment import find_text, read_text
 
 MOST_STOLEN = 0.05  # of the processors' time, given to others by the hypervisor
 MOST_OTHERS = 0.10  # of the processors' time, used by other processes
 _BUSY = (0, 1, 2, 5, 6)  # user, nice, system, irq and softirq in the first line of /proc/stat
 _STOLEN = 7
 _LEFT_OVER = 0.02  # share of the pages that may stay, for a load to be called cold
+Shares = dict[str, Any]  # others, stolen: of the time of all processors; waiting: of time; disturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +35,6 @@ class CpuTimes:
     waiting_s: float | None  # time in which a process that could run had to wait (PSI "some")
 
 
-@dataclass(frozen=True, kw_only=True)
-class CpuShares:
-    """Of the time of all processors in a stretch of time; `waiting` of the stretch itself."""
-
-    others: float
-    stolen: float
-    waiting: float | None
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether so much went to others that a time measured meanwhile tells of them too."""
-        return self.stolen > MOST_STOLEN or self.others > MOST_OTHERS
-
-
 def read_cpu_times(processes: Iterable[int] = (), root: Path = Path("/")) -> CpuTimes | None:
     """Read the kernel's counters, or None where it has none.
 
@@ -59,45 +46,44 @@ def read_cpu_times(processes: Iterable[int] = (), root: Path = Path("/")) -> Cpu
     if len(fields) <= _STOLEN:
         return None
     tick = 1 / os.sysconf("SC_CLK_TCK")
-    pressure = re.search(
-        r"^some .*total=(\d+)", read_text(root, "proc/pressure/cpu") or "", flags=re.MULTILINE
-    )
+    waiting_us = find_text(root, "proc/pressure/cpu", r"^some .*total=(\d+)")
     return CpuTimes(
         at_s=time.monotonic(),
         busy_s=sum(int(fields[index]) for index in _BUSY) * tick,
         stolen_s=int(fields[_STOLEN]) * tick,
         own_s=sum(_process_ticks(root, name) for name in ("self", *map(str, processes))) * tick,
-        waiting_s=int(pressure[1]) / 1e6 if pressure else None,
+        waiting_s=int(waiting_us) / 1e6 if waiting_us else None,
     )
 
 
-def shares_between(before: CpuTimes | None, after: CpuTimes | None) -> CpuShares | None:
-    """What happened between two readings, or None where there is no reading."""
+def shares_between(before: CpuTimes | None, after: CpuTimes | None) -> Shares | None:
+    """What happened between two readings, or None where there is no reading.
+
+    It is disturbed where so much went to others that a time measured meanwhile tells of them too.
+    """
     if before is None or after is None:
         return None
     elapsed = max(after.at_s - before.at_s, 1e-3)
     available = elapsed * (os.cpu_count() or 1)
     others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
-    waiting = None
+    shares: Shares = {
+        "others": round(max(0.0, others / available), 3),
+        "stolen": round((after.stolen_s - before.stolen_s) / available, 3),
+        "waiting": None,
+    }
     if before.waiting_s is not None and after.waiting_s is not None:
-        waiting = round((after.waiting_s - before.waiting_s) / elapsed, 3)
-    return CpuShares(
-        others=round(max(0.0, others / available), 3),
-        stolen=round((after.stolen_s - before.stolen_s) / available, 3),
-        waiting=waiting,
-    )
+        shares["waiting"] = round((after.waiting_s - before.waiting_s) / elapsed, 3)
+    return {**shares, "disturbed": shares["stolen"] > MOST_STOLEN or shares["others"] > MOST_OTHERS}
 
 
 def watch(seconds: float = 1.0) -> dict[str, Any]:
     """How busy the machine is while this process waits: taken before and after a measurement."""
     before = read_cpu_times()
     time.sleep(seconds)
-    shares = shares_between(before, read_cpu_times())
     return {
         "load_average_1_min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "mhz": core_mhz(),
-        **({} if shares is None else asdict(shares)),
-        "disturbed": None if shares is None else shares.disturbed,
+        **(shares_between(before, read_cpu_times()) or {"disturbed": None}),
     }
 
 

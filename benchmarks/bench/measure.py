@@ -10,16 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tinyllava_edge.benchmarks.evals.questions import Question
+from tinyllava_edge.benchmarks.evals.scores import summarize
 from tinyllava_edge.errors import BackendError
 
-from .machine_load import evict, read_cpu_times, shares_between
+from .machine_load import Shares, evict, read_cpu_times, shares_between
 from .worker import Cell, Request
 
 MIN_WARM_UP_RUNS, MAX_WARM_UP_RUNS = 6, 20
@@ -27,17 +29,13 @@ STEADY = 0.05  # how far apart the medians of the last three and the three befor
 PAUSE_S = 0.02  # for threads that still wait for work to fall asleep
 Sample = dict[str, Any]
 Pair = tuple[Sample, Sample]  # of one block, forwards and backwards
-OnRun = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amount:
     """How much is measured: `blocks` in each of `sessions`, each giving two runs of every cell.
 
-    Attributes:
-        sessions: how often everything is done from nothing.
-        blocks: in each session.
-        warm_up_s: the least time that a cell is warmed up for in a session.
+    `warm_up_s` is the least time that a cell is warmed up for in a session.
     """
 
     sessions: int
@@ -82,7 +80,7 @@ class Session:
     """One session: of each cell in order, and of each block who else used the processors."""
 
     cells: list[CellSession]
-    blocks: list[dict[str, Any] | None] = field(default_factory=list)
+    blocks: list[Shares | None] = field(default_factory=list)
 
 
 def measure_cells(
@@ -90,7 +88,7 @@ def measure_cells(
     request: Request,
     amount: Amount,
     files: Mapping[str, Sequence[Path]],
-    on_run: OnRun = lambda name: None,
+    on_run: Callable[[str], None] = lambda name: None,
 ) -> list[Session]:
     """Measure all cells in interleaved blocks.
 
@@ -104,61 +102,51 @@ def measure_cells(
     Raises:
         BackendError: a cell cannot be opened here, or its process ended.
     """
-    return [_measure_session(cells, request, amount, files, on_run) for _ in range(amount.sessions)]
+    sessions = []
+    for _ in range(amount.sessions):
+        # All cold loads first: a process that has a file mapped keeps it in memory.
+        session = Session([CellSession(_cold_load_s(cell, request, files[cell.name])) for cell in cells])
+        sessions.append(session)
+        with ExitStack() as stack:
+            workers = []
+            for cell, found in zip(cells, session.cells, strict=True):
+                worker = stack.enter_context(closing(Worker(cell, request)))
+                found.facts = worker.read()
+                found.load_warm_s = found.facts.pop("load_s")
+                workers.append(worker)
+            for worker, found in zip(workers, session.cells, strict=True):
+                found.warm_up = list(_warm_up(worker, amount.warm_up_s))
+            for worker in workers[:-1]:
+                worker.ask("raw")  # the first time it writes the calls down
+            for _ in range(amount.blocks):
+                _measure_block(workers, session, on_run)
+            for worker, found in zip(workers, session.cells, strict=True):
+                found.peak_memory_bytes = worker.ask("peak")["peak_memory_bytes"]
+    return sessions
 
 
-def _measure_session(
-    cells: Sequence[Cell],
-    request: Request,
-    amount: Amount,
-    files: Mapping[str, Sequence[Path]],
-    on_run: OnRun,
-) -> Session:
-    # All cold loads first: a process that has a file mapped keeps it in memory.
-    session = Session([CellSession(_cold_load_s(cell, request, files[cell.name])) for cell in cells])
-    with ExitStack() as stack:
-        workers = []
-        for cell, found in zip(cells, session.cells, strict=True):
-            worker = stack.enter_context(opened_worker(cell, request))
-            found.facts = worker.read()
-            found.load_warm_s = found.facts.pop("load_s")
-            workers.append(worker)
-        for worker, found in zip(workers, session.cells, strict=True):
-            found.warm_up = list(_warm_up(worker, amount.warm_up_s))
-        for worker in workers[:-1]:
-            worker.ask("raw")  # the first time it writes the calls down
-        for _ in range(amount.blocks):
-            _measure_block(workers, session, on_run)
-        for worker, found in zip(workers, session.cells, strict=True):
-            found.peak_memory_bytes = worker.ask("peak")["peak_memory_bytes"]
-    return session
-
-
-def _measure_block(workers: "Sequence[Worker]", session: Session, on_run: OnRun) -> None:
+def _measure_block(workers: "Sequence[Worker]", session: Session, on_run: Callable[[str], None]) -> None:
     """Requests of all cells, raw calls of all but the control; then the same backwards."""
 
-    def visit(index: int, job: str) -> Sample:
-        on_run(workers[index].cell.name)
+    def visit(job: str, index: int) -> Sample:
+        on_run(workers[index].name)
         time.sleep(PAUSE_S)
         return workers[index].ask(job)
 
     processes = [worker.process_id for worker in workers]
-    count = len(workers)
     before = read_cpu_times(processes)
-    jobs = [("request", i) for i in range(count)] + [("raw", i) for i in range(count - 1)]
-    forwards = [visit(index, job) for job, index in jobs]
-    backwards = [visit(index, job) for job, index in reversed(jobs)][::-1]
-    shares = shares_between(before, read_cpu_times(processes))
-    for (job, index), one, other in zip(jobs, forwards, backwards, strict=True):
-        found = session.cells[index]
-        (found.requests if job == "request" else found.raw).append((one, other))
-    session.blocks.append(None if shares is None else {**asdict(shares), "disturbed": shares.disturbed})
+    jobs = [("requests", i) for i in range(len(workers))] + [("raw", i) for i in range(len(workers) - 1)]
+    forwards = [visit(*job) for job in jobs]
+    backwards = [visit(*job) for job in reversed(jobs)][::-1]
+    session.blocks.append(shares_between(before, read_cpu_times(processes)))
+    for (job, index), pair in zip(jobs, zip(forwards, backwards, strict=True), strict=True):
+        getattr(session.cells[index], job).append(pair)
 
 
 def _cold_load_s(cell: Cell, request: Request, files: Sequence[Path]) -> float | None:
     if not evict(files):
         return None
-    with opened_worker(cell, request) as worker:
+    with closing(Worker(cell, request)) as worker:
         return float(worker.read()["load_s"])
 
 
@@ -168,7 +156,7 @@ def _warm_up(worker: "Worker", least_s: float) -> Iterator[Sample]:
     start = time.monotonic()
     while len(totals) < MAX_WARM_UP_RUNS:
         time.sleep(PAUSE_S)
-        sample = worker.ask("request")
+        sample = worker.ask("requests")
         for kind in sample.values():
             kind.pop("next_token_ms")  # of these runs only the sums are kept
         yield sample
@@ -185,17 +173,50 @@ def is_steady(totals: Sequence[float]) -> bool:
     return abs(last - before) <= STEADY * before
 
 
+@dataclass(frozen=True)
+class Quality:
+    """Questions to score every cell with, the file that they are from, and the folder of their pictures."""
+
+    path: Path
+    images: Path
+    questions: Sequence[Question]
+
+
+def score_cells(
+    cells: Sequence[Cell], request: Request, quality: Quality, on_answer: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    """Scores of each cell by its name, seeing and blind, and how its answers differ from the first one's.
+
+    Raises:
+        BackendError: a cell cannot be opened.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        with closing(Worker(cell, request)) as worker:
+            worker.read()
+            files = {"questions": str(quality.path), "images": str(quality.images)}
+            found[cell.name] = worker.ask("answers", on_answer, **files)
+    first = found[cells[0].name]["seeing"]
+    return {
+        name: summarize(quality.questions, answers["seeing"], answers["blind"], first)
+        for name, answers in found.items()
+    }
+
+
 class Worker:
     """The process of one cell."""
 
-    def __init__(self, cell: Cell, process: "subprocess.Popen[str]") -> None:
-        self.cell = cell
-        self.process_id = process.pid
-        self._process = process
+    def __init__(self, cell: Cell, request: Request) -> None:
+        self.name = cell.name
+        task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
+        command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
+        self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
+        self.process_id: int = self._process.pid
 
-    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: Any) -> Sample:
-        """Give it a job, and wait for what comes of it."""
-        assert self._process.stdin is not None
+    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: str) -> Sample:
+        """Give it a job, a method of `OpenCell`, and wait for what comes of it."""
         with suppress(BrokenPipeError):  # it has ended: reading says so
             self._process.stdin.write(json.dumps({"job": job, **details}) + "\n")
             self._process.stdin.flush()
@@ -205,30 +226,18 @@ class Worker:
 
     def read(self) -> Sample:
         """The next line that the process says."""
-        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BackendError(f"{self.cell.name}: its process ended with code {code}; its words are above.")
+            raise BackendError(f"{self.name}: its process ended with code {code}; its words are above.")
         said: Sample = json.loads(line)
         if "error" in said:
-            raise BackendError(f"{self.cell.name}: {said['error']}")
+            raise BackendError(f"{self.name}: {said['error']}")
         return said
 
-
-@contextmanager
-def opened_worker(cell: Cell, request: Request) -> Iterator[Worker]:
-    """The process of a cell, which ends with the block."""
-    task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
-    command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
-    process = subprocess.Popen(command, start_new_session=True, **pipes)
-    try:
-        yield Worker(cell, process)
-    finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()  # the end of its input ends the process
-        process.wait()
+    def close(self) -> None:
+        """End the process by ending its input."""
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                stream.close()
+        self._process.wait()

@@ -11,7 +11,6 @@ from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.checkpoint.names import check_sources, checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
-from tinyllava_edge.reference_tensors import reference_pictures
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
@@ -175,11 +174,6 @@ def find_checkpoint(bundle: Bundle, given: Sequence[Path] = ()) -> Path | None:
         except (CheckpointError, OSError):
             continue
     return None
-
-
-def default_picture(bundle: Bundle) -> Path:
-    """The first picture of the bundle's reference."""
-    return reference_pictures(bundle)[0]
 
 
 def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:

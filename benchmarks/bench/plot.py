@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .record import STAGES, Record, times_of
+from .record import STAGES, Record, shown_cells, times_of
 
 # Dark to light in the order of the chain; told apart without colour vision (Okabe and Ito).
 _COLOURS = {
@@ -18,21 +18,19 @@ _COLOURS = {
 }
 _CELL_COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
 _LINES = ("-", "--", ":")
-_KINDS = (("warm", 1.0, ""), ("cached", 0.55, "//"))
-_CONTROL_COLOUR = "#888888"
+_KINDS = (("warm", 1.0, "", ""), ("cached", 0.55, "//", " cached"))
 
 
 def draw_report(path: Path, record: Record) -> None:
     """Draw report.png."""
     from matplotlib.figure import Figure
 
-    cells = [cell for cell in record["cells"] if cell["name"] != record["control"]]
+    cells = shown_cells(record)
     heights = (2.2 + 0.55 * len(cells), 2.6 + 0.28 * len(cells))
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
-    top, bottom = parts
-    _draw_stages(top.subplots(), cells)
-    distribution, speeds = bottom.subplots(1, 2, width_ratios=(1, 1))
+    _draw_stages(parts[0].subplots(), cells)
+    distribution, speeds = parts[1].subplots(1, 2, width_ratios=(1, 1))
     _draw_distributions(distribution, cells)
     _draw_speeds(speeds, record)
     names = ", ".join(bundle["name"] for bundle in record["bundles"])
@@ -47,27 +45,28 @@ def draw_report(path: Path, record: Record) -> None:
 def _draw_stages(axes: Any, cells: list[Record]) -> None:
     """Two bars for each cell: nothing cached, and the second question about the same picture."""
     thickness = 0.38
-    for row, cell in enumerate(cells):
-        for index, (kind, strength, hatch) in enumerate(_KINDS):
-            centre = row + (index - 0.5) * thickness * 1.05
-            left = 0.0
-            for stage in STAGES:
-                width = cell[kind]["stages_ms"][stage]
-                axes.barh(
-                    centre,
-                    width,
-                    thickness,
-                    left=left,
-                    color=_COLOURS[stage],
-                    alpha=strength,
-                    hatch=hatch,
-                    edgecolor="white",
-                    linewidth=0.4,
-                    label=stage if (row, index) == (0, 0) else None,
-                )
-                left += width
-            said = f" {cell[kind]['total_ms']:.1f}" + (" cached" if kind == "cached" else "")
-            axes.annotate(said, (left, centre), va="center", fontsize="small")
+    for index, (kind, strength, hatch, said) in enumerate(_KINDS):
+        centres = np.arange(len(cells)) + (index - 0.5) * thickness * 1.05
+        left = np.zeros(len(cells))
+        for stage in STAGES:
+            widths = [cell[kind]["stages_ms"][stage] for cell in cells]
+            axes.barh(
+                centres,
+                widths,
+                thickness,
+                left=left,
+                color=_COLOURS[stage],
+                alpha=strength,
+                hatch=hatch,
+                edgecolor="white",
+                linewidth=0.4,
+                label=stage if index == 0 else None,
+            )
+            left += widths
+        for cell, end, centre in zip(cells, left, centres, strict=True):
+            axes.annotate(
+                f" {cell[kind]['total_ms']:.1f}{said}", (end, centre), va="center", fontsize="small"
+            )
     axes.set_yticks(range(len(cells)), [_label(cell["name"]) for cell in cells])
     axes.invert_yaxis()
     axes.margins(x=0.1)
@@ -82,7 +81,7 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
 def _draw_distributions(axes: Any, cells: list[Record]) -> None:
     """Share of the runs that took at most so long: no run is left out."""
     for index, cell in enumerate(cells):
-        times = np.sort(np.array(times_of(cell, "total_ms")).ravel())
+        times = np.sort(np.array(times_of(cell["sessions"], "total_ms")).ravel())
         axes.step(
             [times[0], *times],
             np.arange(len(times) + 1) / len(times),
@@ -107,7 +106,7 @@ def _draw_speeds(axes: Any, record: Record) -> None:
     ratios = [ratio for ratio in record["ratios"] if ratio["metric"] == "total_ms"]
     for row, ratio in enumerate(ratios):
         bounds = [[ratio["ratio"] - ratio["low"]], [ratio["high"] - ratio["ratio"]]]
-        colour = _CONTROL_COLOUR if ratio["cell"] == record["control"] else "black"
+        colour = "#888888" if ratio["cell"] == record["control"] else "black"
         axes.errorbar(ratio["ratio"], row, xerr=bounds, fmt="o", capsize=4, color=colour)
         axes.annotate(
             f"{ratio['ratio']:.2f}",

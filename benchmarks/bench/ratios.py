@@ -86,11 +86,6 @@ def _interval(middle: Any, medians: Array) -> Ratio:
     return Ratio(*(float(np.exp(value)) for value in (middle, low, high)))
 
 
-def median(values: Sequence[float]) -> float:
-    """The middle value: what a typical run took."""
-    return float(np.median(np.asarray(values, dtype=np.float64)))
-
-
 def median_deviation(values: Sequence[float]) -> float:
     """Median absolute deviation from the median."""
     array: Array = np.asarray(values, dtype=np.float64)

@@ -6,18 +6,19 @@ docs/measuring.md has the definitions.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.scores import MAX_TOKENS, count_pictures
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.parity_files import read_parity
 
-from .bench_quality import Quality
 from .environment import machine_card
 from .machine_load import busy_line, watch
-from .measure import CellSession, Session, measure_cells
+from .measure import Quality, Session, measure_cells, score_cells
 from .plan import Plan, cell_bytes, cell_files
-from .ratios import median, median_deviation, paired_ratio, percentile_90
+from .ratios import median_deviation, paired_ratio, percentile_90
 from .worker import Cell
 
 SCHEMA_VERSION = 2
@@ -71,11 +72,29 @@ def run_plan(
     }
     record["questions"] = None
     if quality is not None:
-        record["questions"] = quality.about()
-        scores = quality.score_cells(plan.cells[:-1], plan.request, on_answer)
+        record["questions"] = {
+            "file": quality.path.name,
+            "sha256": sha256_of_file(quality.path),
+            "questions": len(quality.questions),
+            "pictures": count_pictures(quality.questions),
+            "max_tokens": MAX_TOKENS,
+        }
+        scores = score_cells(plan.cells[:-1], plan.request, quality, on_answer)
         for cell in record["cells"]:
             cell["quality"] = scores.get(cell["name"])
     return record
+
+
+def _request_record(plan: Plan) -> Record:
+    """What is asked; a picture is known by its content.
+
+    Raises:
+        ImageError: the picture cannot be read.
+    """
+    picture = Path(plan.request.picture)
+    width, height = open_picture(picture).size
+    about = {"name": picture.name, "sha256": sha256_of_file(picture), "width": width, "height": height}
+    return {**asdict(plan.request), "picture": about, "threads": plan.cells[0].options.threads}
 
 
 def _bundle_record(name: str, bundle: Bundle) -> Record:
@@ -90,68 +109,49 @@ def _bundle_record(name: str, bundle: Bundle) -> Record:
     }
 
 
-def _request_record(plan: Plan) -> Record:
-    """What is asked; a picture is known by its content.
-
-    Raises:
-        ImageError: the picture cannot be read.
-    """
-    picture = Path(plan.request.picture)
-    width, height = open_picture(picture).size
-    return {
-        **asdict(plan.request),
-        "picture": {
-            "name": picture.name,
-            "sha256": sha256_of_file(picture),
-            "width": width,
-            "height": height,
-        },
-        "threads": plan.cells[0].options.threads,
-    }
-
-
 def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
     cell = plan.cells[index]
     bundle = plan.bundles[cell.model]
-    found = [session.cells[index] for session in sessions]
-    warm = _samples(found, "warm")
+    found = [asdict(session.cells[index]) for session in sessions]
+    requests, raw = _samples(found, "requests"), _samples(found, "raw")
+    warm, cached = ([request[kind] for request in requests] for kind in ("warm", "cached"))
     totals = [sample["total_ms"] for sample in warm]
     parity = read_parity(bundle, cell.runtime)
-    cold_loads = [session.load_cold_s for session in found if session.load_cold_s is not None]
+    cold_loads = [session["load_cold_s"] for session in found if session["load_cold_s"] is not None]
     return {
         **{key: getattr(cell, key) for key in ("name", "model", "runtime")},
         **{key: getattr(cell.options, key) for key in ("vision", "language", "threads")},
-        **found[0].facts,
+        **found[0]["facts"],
         "size_bytes": cell_bytes(cell, bundle),
         "parity": None if parity is None else _cell_parity(cell, parity),
         "parity_passed": None if parity is None else parity["passed"],
         "quality": None,
         "load_cold_s": median(cold_loads) if cold_loads else None,
-        "load_warm_s": median([session.load_warm_s for session in found]),
-        "cold": _figures([session.warm_up[0]["warm"] for session in found]),
+        "load_warm_s": median(session["load_warm_s"] for session in found),
+        "cold": _figures([session["warm_up"][0]["warm"] for session in found]),
         "warm": _figures(warm),
-        "cached": _figures(_samples(found, "cached")),
-        "raw": _raw_figures(found),
-        "stitching": _stitching(found),
-        "peak_memory_bytes": max(session.peak_memory_bytes for session in found),
+        "cached": _figures(cached),
+        "raw": {name: median(sample[name] for sample in raw) for name in raw[0]} if raw else None,
+        "stitching": _stitching(found) if raw else None,
+        "peak_memory_bytes": max(session["peak_memory_bytes"] for session in found),
         "unstable": median_deviation(totals) > UNSTABLE * median(totals),
         "same_answer_every_run": all(
-            len({sample["answer_sha256"] for sample in _samples(found, kind)}) == 1
-            for kind in ("warm", "cached")
+            len({sample["answer_sha256"] for sample in samples}) == 1 for samples in (warm, cached)
         ),
-        "sessions": [asdict(session) for session in found],
+        "sessions": found,
     }
 
 
-def _samples(sessions: Sequence[CellSession], kind: str) -> list[Record]:
-    return [sample[kind] for session in sessions for pair in session.requests for sample in pair]
+def _samples(sessions: Sequence[Record], job: str) -> list[Record]:
+    return [sample for session in sessions for pair in session[job] for sample in pair]
 
 
-def _figures(samples: Sequence[Mapping[str, Any]]) -> Record:
+def _figures(samples: Sequence[Record]) -> Record:
     """Medians of one kind of run."""
     totals, firsts = ([sample[metric] for sample in samples] for metric in METRICS)
-    per_token = [(s["total_ms"] - s["first_token_ms"]) / (s["generated_tokens"] - 1) for s in samples]
-    stages = {stage: median([_stage_ms(sample, stage) for sample in samples]) for stage in STAGES}
+    decode = [total - first for total, first in zip(totals, firsts, strict=True)]
+    token_ms = median(ms / (s["generated_tokens"] - 1) for ms, s in zip(decode, samples, strict=True))
+    stages = {stage: median(sample[f"{stage}_ms"] for sample in samples) for stage in STAGES[:-1]}
     evaluated = samples[0]["prompt_tokens"] - samples[0]["reused_tokens"]
     return {
         "runs": len(samples),
@@ -160,36 +160,19 @@ def _figures(samples: Sequence[Mapping[str, Any]]) -> Record:
         "total_ms_p90": percentile_90(totals),
         "first_token_ms": median(firsts),
         "first_token_ms_p90": percentile_90(firsts),
-        "token_ms": median(per_token),
-        "tokens_per_second": 1000 / median(per_token),
+        "token_ms": token_ms,
+        "tokens_per_second": 1000 / token_ms,
         "prefill_tokens_per_second": 1000 * evaluated / stages["prefill"],
-        "stages_ms": stages,
+        "stages_ms": {**stages, "decode": median(decode)},
         "prompt_tokens": samples[0]["prompt_tokens"],
         "reused_tokens": samples[0]["reused_tokens"],
     }
 
 
-def _stage_ms(sample: Mapping[str, Any], stage: str) -> float:
-    if stage == "decode":
-        return float(sample["total_ms"] - sample["first_token_ms"])
-    return float(sample[f"{stage}_ms"])
-
-
-def _raw_figures(sessions: Sequence[CellSession]) -> Record | None:
-    samples = [sample for session in sessions for pair in session.raw for sample in pair]
-    return {name: median([sample[name] for sample in samples]) for name in samples[0]} if samples else None
-
-
-def _stitching(sessions: Sequence[CellSession]) -> Record | None:
+def _stitching(sessions: Sequence[Record]) -> Record:
     """End to end over the sum of the request's own backend calls."""
-    if not sessions[0].raw:
-        return None
-    raw = [[[sample["total_ms"] for sample in pair] for pair in session.raw] for session in sessions]
-    return asdict(paired_ratio(_times(sessions, "total_ms"), raw))
-
-
-def _times(sessions: Sequence[CellSession], metric: str) -> list[list[list[float]]]:
-    return [[[s["warm"][metric] for s in pair] for pair in session.requests] for session in sessions]
+    raw = [[[sample["total_ms"] for sample in pair] for pair in session["raw"]] for session in sessions]
+    return asdict(paired_ratio(times_of(sessions, "total_ms"), raw))
 
 
 def _ratios(cells: Sequence[Record]) -> list[Record]:
@@ -199,7 +182,7 @@ def _ratios(cells: Sequence[Record]) -> list[Record]:
             "cell": cell["name"],
             "baseline": cells[0]["name"],
             "metric": metric,
-            **asdict(ratio := paired_ratio(times_of(cells[0], metric), times_of(cell, metric))),
+            **asdict(ratio := paired_ratio(*(times_of(c["sessions"], metric) for c in (cells[0], cell)))),
             "verdict": ratio.verdict,
         }
         for cell in cells[1:]
@@ -207,9 +190,14 @@ def _ratios(cells: Sequence[Record]) -> list[Record]:
     ]
 
 
-def times_of(cell: Record, metric: str, kind: str = "warm") -> list[list[list[float]]]:
-    """Raw times of a cell in a record: sessions, blocks, two runs."""
-    return [[[s[kind][metric] for s in pair] for pair in session["requests"]] for session in cell["sessions"]]
+def times_of(sessions: Sequence[Record], metric: str) -> list[list[list[float]]]:
+    """Raw times of a cell's sessions in a record: sessions, blocks, two runs."""
+    return [[[s["warm"][metric] for s in pair] for pair in session["requests"]] for session in sessions]
+
+
+def shown_cells(record: Record) -> list[Record]:
+    """All cells but the control."""
+    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
 
 
 def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +10,23 @@ from tinyllava_edge.atomic_files import write_bytes
 
 from .machine_load import busy_line
 from .plot import draw_report
-from .record import METRICS, STAGES, STATES, Record
+from .record import METRICS, STAGES, STATES, Record, shown_cells
 
 MOST_STITCHING = 1.03  # end to end over the raw calls, for a language model of 135 M parameters and more
-Columns = tuple[tuple[str, list[str]], ...]
 
 
 def write_report(folder: Path, record: Record) -> None:
-    """Write report.json, report.md and report.png."""
-    write_bytes(folder / "report.json", _json_text(record).encode())
+    """Write report.json, with the times of a run's tokens on one line, report.md and report.png."""
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[[\s\d.,e-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
+    write_bytes(folder / "report.json", text.encode())
     (folder / "report.md").write_text("\n".join(markdown_lines(record)) + "\n", encoding="utf-8")
     draw_report(folder / "report.png", record)
 
 
-def _json_text(record: Record) -> str:
-    """JSON with a line for each field, but the times of a run's tokens on one."""
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    return re.sub(r"\[[\s\d.,e-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
-
-
 def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
     """The tables, with what they depend on below them; the one of the stages is long."""
-    request, amount = record["request"], record["amount"]
+    request, amount, cells = record["request"], record["amount"], shown_cells(record)
     yield f"# {', '.join(bundle['name'] for bundle in record['bundles'])}: the same request on every variant"
     yield ""
     yield (
@@ -40,107 +35,80 @@ def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
         "cached but where it says so."
     )
     yield ""
-    yield from table_lines(record)
+    yield from _table([_speed_row(record, cell) for cell in cells])
     yield ""
-    yield from start_lines(record)
+    yield from _table([_start_row(cell) for cell in cells])
     yield ""
     if stages:
-        yield from stage_lines(record)
+        yield from _table([_stage_row(cell, state) for cell in cells for state in STATES])
         yield ""
-    yield from note_lines(record)
+    yield from (f"- {line}" for line in _notes(record))
 
 
-def table_lines(record: Record) -> Iterator[str]:
-    """Speed beside size, parity and accuracy: one row for each cell but the control."""
-    cells = shown_cells(record)
-    columns: Columns = (
-        ("cell", [cell["name"] for cell in cells]),
-        ("MB", [f"{cell['size_bytes'] / 1e6:.1f}" for cell in cells]),
-        ("KL", [_metric(cell["parity"], "mean_kld", ".1e") for cell in cells]),
-        ("top-1", [_metric(cell["parity"], "top1_agreement", ".3f") for cell in cells]),
-        ("accuracy (blind)", [_accuracy(cell["quality"]) for cell in cells]),
-        ("end to end", [_with_deviation(cell["warm"]) for cell in cells]),
-        ("p90", [_or_dash(cell["warm"]["total_ms_p90"], ".1f") for cell in cells]),
-        ("speed", [_speed(record, cell) for cell in cells]),
-        ("first token", [f"{cell['warm']['first_token_ms']:.1f}" for cell in cells]),
-        ("per token", [f"{cell['warm']['token_ms']:.2f}" for cell in cells]),
-        ("tokens/s", [f"{cell['warm']['tokens_per_second']:.0f}" for cell in cells]),
-        ("peak MB", [f"{cell['peak_memory_bytes'] / 1e6:.0f}" for cell in cells]),
-    )
-    yield from _table(columns)
+def _speed_row(record: Record, cell: Record) -> dict[str, str]:
+    """Speed beside size, parity and accuracy."""
+    warm, parity, quality = cell["warm"], cell["parity"] or {}, cell["quality"]
+    return {
+        "cell": cell["name"],
+        "MB": f"{cell['size_bytes'] / 1e6:.1f}",
+        "KL": _or_dash(parity.get("mean_kld"), ".1e"),
+        "top-1": _or_dash(parity.get("top1_agreement"), ".3f"),
+        "accuracy (blind)": f"{quality['accuracy']:.3f} ({quality['blind_accuracy']:.3f})"
+        if quality
+        else "-",
+        "end to end": f"{warm['total_ms']:.1f} +- {warm['total_ms_deviation']:.1f}",
+        "p90": _or_dash(warm["total_ms_p90"], ".1f"),
+        "speed": _speed(record, cell),
+        "first token": f"{warm['first_token_ms']:.1f}",
+        "per token": f"{warm['token_ms']:.2f}",
+        "tokens/s": f"{warm['tokens_per_second']:.0f}",
+        "peak MB": f"{cell['peak_memory_bytes'] / 1e6:.0f}",
+    }
 
 
-def start_lines(record: Record) -> Iterator[str]:
+def _start_row(cell: Record) -> dict[str, str]:
     """What a start costs, and what everything around the libraries does."""
-    cells = shown_cells(record)
-    columns: Columns = (
-        ("cell", [cell["name"] for cell in cells]),
-        ("load cold s", [_or_dash(cell["load_cold_s"], ".2f") for cell in cells]),
-        ("load warm s", [f"{cell['load_warm_s']:.2f}" for cell in cells]),
-        ("first request", [_first_request(cell) for cell in cells]),
-        ("second question", [f"{cell['cached']['total_ms']:.1f}" for cell in cells]),
-        ("its first token", [f"{cell['cached']['first_token_ms']:.1f}" for cell in cells]),
-        ("prefill tokens/s", [f"{cell['warm']['prefill_tokens_per_second']:.0f}" for cell in cells]),
-        ("stitching", [_interval(cell["stitching"], 3) for cell in cells]),
-    )
-    yield from _table(columns)
+    cold, warm, cached = (cell[state] for state in STATES)
+    return {
+        "cell": cell["name"],
+        "load cold s": _or_dash(cell["load_cold_s"], ".2f"),
+        "load warm s": f"{cell['load_warm_s']:.2f}",
+        "first request": f"{cold['total_ms']:.1f} (x{cold['total_ms'] / warm['total_ms']:.2f})",
+        "second question": f"{cached['total_ms']:.1f}",
+        "its first token": f"{cached['first_token_ms']:.1f}",
+        "prefill tokens/s": f"{warm['prefill_tokens_per_second']:.0f}",
+        "stitching": _interval(cell["stitching"], 3) if cell["stitching"] else "-",
+    }
 
 
-def stage_lines(record: Record) -> Iterator[str]:
-    """Where the time goes, cold, warm and with a cached picture: three rows for each cell."""
-    rows = [(cell, state, cell[state]) for cell in shown_cells(record) for state in STATES]
-    columns: Columns = (
-        ("cell", [cell["name"] for cell, _, _ in rows]),
-        ("picture", [state for _, state, _ in rows]),
-        *((stage, [f"{figures['stages_ms'][stage]:.2f}" for _, _, figures in rows]) for stage in STAGES),
-        ("first token", [f"{figures['first_token_ms']:.2f}" for _, _, figures in rows]),
-        ("end to end", [f"{figures['total_ms']:.2f}" for _, _, figures in rows]),
-        ("positions", [str(figures["prompt_tokens"]) for _, _, figures in rows]),
-        ("reused", [str(figures["reused_tokens"]) for _, _, figures in rows]),
-    )
-    yield from _table(columns)
+def _stage_row(cell: Record, state: str) -> dict[str, str]:
+    """Where the time goes: cold, warm or with a cached picture."""
+    figures = cell[state]
+    return {
+        "cell": cell["name"],
+        "picture": state,
+        **{stage: f"{figures['stages_ms'][stage]:.2f}" for stage in STAGES},
+        "first token": f"{figures['first_token_ms']:.2f}",
+        "end to end": f"{figures['total_ms']:.2f}",
+        "positions": str(figures["prompt_tokens"]),
+        "reused": str(figures["reused_tokens"]),
+    }
 
 
-def shown_cells(record: Record) -> list[Record]:
-    """All cells but the control."""
-    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
-
-
-def _table(columns: Columns) -> Iterator[str]:
-    shown = [(name, values) for name, values in columns if name == "cell" or set(values) != {"-"}]
-    yield f"| {' | '.join(name for name, _ in shown)} |"
+def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
+    """The rows, without columns of dashes."""
+    shown = [name for name in rows[0] if any(row[name] != "-" for row in rows)]
+    yield f"| {' | '.join(shown)} |"
     yield "|---" + "|---:" * (len(shown) - 1) + "|"
-    for row in zip(*(values for _, values in shown), strict=True):
-        yield f"| {' | '.join(row)} |"
+    for row in rows:
+        yield f"| {' | '.join(row[name] for name in shown)} |"
 
 
 def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _metric(parity: dict[str, float] | None, name: str, form: str) -> str:
-    return _or_dash((parity or {}).get(name), form)
-
-
-def _accuracy(quality: Record | None) -> str:
-    if quality is None:
-        return "-"
-    return f"{quality['accuracy']:.3f} ({quality['blind_accuracy']:.3f})"
-
-
-def _with_deviation(figures: Record) -> str:
-    return f"{figures['total_ms']:.1f} +- {figures['total_ms_deviation']:.1f}"
-
-
-def _first_request(cell: Record) -> str:
-    """What the first request of a process takes, and how many times that of a later one."""
-    cold = cell["cold"]["total_ms"]
-    return f"{cold:.1f} (x{cold / cell['warm']['total_ms']:.2f})"
-
-
-def _interval(ratio: Record | None, digits: int = 2) -> str:
-    if ratio is None:
-        return "-"
+def _interval(ratio: Record, digits: int) -> str:
     return f"{ratio['ratio']:.{digits}f} [{ratio['low']:.{digits}f}, {ratio['high']:.{digits}f}]"
 
 
@@ -149,16 +117,12 @@ def _speed(record: Record, cell: Record) -> str:
     for ratio in record["ratios"]:
         if ratio["cell"] == cell["name"] and ratio["metric"] == "total_ms":
             verdict = ratio["verdict"] if record["control_passed"]["total_ms"] else "no claim"
-            return f"{_interval(ratio)} {verdict}"
+            return f"{_interval(ratio, 2)} {verdict}"
     return "1"
 
 
-def note_lines(record: Record) -> Iterator[str]:
-    """What the figures mean and depend on, as a list."""
-    yield from (f"- {line}" for line in _notes(record))
-
-
 def _notes(record: Record) -> Iterator[str]:
+    """What the figures mean and depend on."""
     yield (
         f"*speed*: times faster end to end than {record['baseline']}, with the 95 % interval of interleaved "
         "pairs. *per token*: mean after the first one (TPOT)."
@@ -199,13 +163,13 @@ def _accuracy_note(questions: Record | None) -> str:
 
 
 def _stitching_note(record: Record) -> str:
-    measured = [cell for cell in shown_cells(record) if cell["stitching"]]
     said = (
         "end to end over the sum of the request's own backend calls, made again with nothing around them; "
         f"at most {MOST_STITCHING} is wanted of language models from 135 M parameters on"
     )
     large = {b["name"] for b in record["bundles"] if b["parameters"]["language_model"] >= 130_000_000}
-    over = [c["name"] for c in measured if c["model"] in large and c["stitching"]["ratio"] > MOST_STITCHING]
+    measured = [cell for cell in record["cells"] if cell["stitching"] and cell["model"] in large]
+    over = [cell["name"] for cell in measured if cell["stitching"]["ratio"] > MOST_STITCHING]
     return f"{said}. OVER IT: {', '.join(over)}." if over else f"{said}."
 
 
@@ -220,31 +184,24 @@ def _control_line(record: Record) -> str:
 
 
 def _machine_notes(record: Record) -> Iterator[str]:
-    machine = record["machine"]
-    cpu = machine["cpu"]
-    gpus = f", {', '.join(machine['gpus'])}" if machine["gpus"] else ""
-    cores = f"{cpu['usable_cores']} cores usable"
-    yield f"{cpu['model']}, {cores}{gpus}, {machine['system']}; {_load_note(record)}"
-    versions = {name: value for name, value in machine["versions"].items() if value}
-    source = machine["source"]
-    commit = (
-        f", commit {source['commit'][:12]}{' with changes' if source['changed'] else ''}" if source else ""
-    )
-    yield f"{', '.join(f'{name} {value}' for name, value in versions.items())}{commit}"
+    machine, source = record["machine"], record["machine"]["source"]
+    cores = f"{machine['cpu']['usable_cores']} cores usable"
+    parts = (machine["cpu"]["model"], cores, *machine["gpus"], machine["system"])
+    yield f"{', '.join(parts)}; {_load_note(record['load'])}"
+    versions = [f"{name} {value}" for name, value in machine["versions"].items() if value]
+    if source:
+        versions.append(f"commit {source['commit'][:12]}{' with changes' if source['changed'] else ''}")
+    yield ", ".join(versions)
     for bundle in record["bundles"]:
         yield f"{bundle['name']}: manifest sha256 {bundle['manifest_sha256']}"
     yield machine["time_utc"]
 
 
-def _load_note(record: Record) -> str:
-    load = record["load"]
+def _load_note(load: Record) -> str:
     loads = [load[when]["load_average_1_min"] for when in ("before", "after")]
-    said = "load unknown" if None in loads else f"load average {loads[0]:.1f} before, {loads[1]:.1f} after"
+    said = ["load unknown" if None in loads else f"load average {loads[0]:.1f} before, {loads[1]:.1f} after"]
     blocks: list[Any] = [block for session in load["blocks"] for block in session if block is not None]
-    disturbed = sum(block["disturbed"] for block in blocks)
     if blocks:
-        said += f"; {disturbed} of {len(blocks)} blocks disturbed by others"
-    for when in ("before", "after"):
-        if line := busy_line(load[when]):
-            said += f"; {when}: {line}"
-    return said
+        said.append(f"{sum(b['disturbed'] for b in blocks)} of {len(blocks)} blocks disturbed by others")
+    said += [f"{when}: {line}" for when in ("before", "after") if (line := busy_line(load[when]))]
+    return "; ".join(said)

@@ -2,14 +2,19 @@
 
 Opens one runtime with one pair of variants, then answers each job on its input with one line of JSON. Between
 jobs it waits for input, so it takes no time from the cell that is measured.
+
+A request's calls of the two backends are written down, and made again with nothing around them. End to end
+over their sum is the stitching overhead: what picture files, prompts, sampling, text and Python cost beside
+the libraries' own work.
 """
 
 import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +28,20 @@ from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, Vision
 from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
 
-from .replay import Call, Recorder, replay
-
 Say = Callable[[dict[str, Any]], None]
+_RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured.
-
-    Attributes:
-        name: unique in a comparison.
-        model: name of the bundle in the comparison.
-        runtime: name of the runtime.
-        bundle: its directory.
-        options: how it is opened; variants are None where the runtime computes from the checkpoint.
-    """
+    """What is measured: its name and that of its bundle are unique in a comparison."""
 
     name: str
     model: str
     runtime: str
     bundle: Path
-    options: BackendOptions
+    options: BackendOptions  # without variants where the runtime computes from the checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +54,61 @@ class Request:
     num_tokens: int
 
 
+@dataclass
+class Recorder:
+    """Stands in front of a backend and writes down the calls that compute something."""
+
+    backend: VisionBackend | LanguageBackend
+    calls: list[partial[Any]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.backend, name)
+        if name not in _RECORDED:
+            return found
+
+        def recorded(*positional: Any, **named: Any) -> Any:
+            self.calls.append(partial(found, *positional, **named))
+            return found(*positional, **named)
+
+        return recorded
+
+
+def replay(calls: Sequence[partial[Any]]) -> dict[str, float]:
+    """Make the calls again, each timed by itself.
+
+    Args:
+        calls: of one request from nothing, in their order: the first choice of a token ends the prefill.
+
+    Returns:
+        ms of each stage, and of all of them together.
+    """
+    spent = {"vision_ms": 0.0, "prefill_ms": 0.0, "decode_ms": 0.0}
+    stage = "prefill_ms"
+    for call in calls:
+        start = time.perf_counter_ns()
+        call()
+        took = (time.perf_counter_ns() - start) / 1e6
+        name = call.func.__name__
+        spent["vision_ms" if name == "encode" else stage] += took
+        if name == "last_logits":
+            stage = "decode_ms"
+    return {**spent, "total_ms": sum(spent.values())}
+
+
 class OpenCell:
-    """A cell's backends, and what is asked of them.
+    """A cell's backends, and what is asked of them: each public method but `close` is a job.
 
     Args:
         cell: what to open.
         request: what a run does.
+        say: writes a line on the way to a result.
     """
 
-    def __init__(self, cell: Cell, request: Request) -> None:
-        self._bundle = Bundle.open(cell.bundle)
-        self._request = request
-        backends = open_backends(cell.runtime, self._bundle, cell.options)
-        self._vision: VisionBackend = backends[0]
-        self._language: LanguageBackend = backends[1]
+    def __init__(self, cell: Cell, request: Request, say: Say = lambda line: None) -> None:
+        self._bundle, self._request, self._say = Bundle.open(cell.bundle), request, say
+        self._vision, self._language = open_backends(cell.runtime, self._bundle, cell.options)
         self._model = Model(_endless(self._bundle), self._vision, self._language)
-        self._calls: list[Call] = []
+        self._calls: list[partial[Any]] = []
 
     def close(self) -> None:
         """Free the backends."""
@@ -88,7 +123,7 @@ class OpenCell:
             "context_length": self._language.context_length,
         }
 
-    def measure_request(self) -> dict[str, Any]:
+    def requests(self) -> dict[str, Any]:
         """The request from nothing, and then the second question about the same picture.
 
         The first one encodes the picture and fills an empty context. The second one is asked by itself,
@@ -98,33 +133,30 @@ class OpenCell:
         warm = self._ask(self._model, self._request.question)
         return {"warm": warm, "cached": self._ask(self._model, self._request.second_question)}
 
-    def measure_raw(self) -> dict[str, Any]:
+    def raw(self) -> dict[str, Any]:
         """The backend calls of the request, with nothing around them."""
         if not self._calls:
             self._calls = self._record_calls()
         return {name: round(ms, _DIGITS) for name, ms in replay(self._calls).items()}
 
-    def answers(self, job: dict[str, Any], say: Say) -> dict[str, Any]:
+    def answers(self, questions: str, images: str) -> dict[str, Any]:
         """Answers to a file of questions, seeing and blind; a line for each on the way."""
         from tinyllava_edge.benchmarks.evals.questions import read_questions
         from tinyllava_edge.benchmarks.evals.scores import ask_all
 
-        questions = read_questions(Path(job["questions"]), Path(job["images"]))
+        asked = read_questions(Path(questions), Path(images))
         model = Model(self._bundle, self._vision, self._language)  # ends its answers as it should
-        kinds = {"seeing": False, "blind": True}
         return {
-            kind: ask_all(
-                model,
-                questions,
-                blind=blind,
-                max_tokens=job["max_tokens"],
-                on_answer=lambda: say({"more": 1}),
-            )
-            for kind, blind in kinds.items()
+            kind: ask_all(model, asked, blind=kind == "blind", on_answer=lambda: self._say({"more": 1}))
+            for kind in ("seeing", "blind")
         }
 
-    def _record_calls(self) -> list[Call]:
-        calls: list[Call] = []
+    def peak(self) -> dict[str, int]:
+        """Most memory that the process has held."""
+        return {"peak_memory_bytes": peak_memory_bytes()}
+
+    def _record_calls(self) -> list[partial[Any]]:
+        calls: list[partial[Any]] = []
         recorders: Any = [Recorder(backend, calls) for backend in (self._vision, self._language)]
         self._ask(Model(_endless(self._bundle), *recorders), self._request.question)
         return calls
@@ -153,18 +185,11 @@ def serve(cell: Cell, request: Request, say: Say) -> None:
     """Answer every line of standard input, until it ends; a user's mistake is one line too."""
     try:
         start = time.perf_counter()
-        opened = OpenCell(cell, request)
+        opened = OpenCell(cell, request, say)
         say({"load_s": time.perf_counter() - start, **opened.facts()})
         for line in sys.stdin:
             job = json.loads(line)
-            if job["job"] == "request":
-                say(opened.measure_request())
-            elif job["job"] == "raw":
-                say(opened.measure_raw())
-            elif job["job"] == "answers":
-                say(opened.answers(job, say))
-            else:
-                say({"peak_memory_bytes": peak_memory_bytes()})
+            say(getattr(opened, job.pop("job"))(**job))
         opened.close()
     except TinyLlavaEdgeError as error:
         say({"error": " ".join(str(error).split())})

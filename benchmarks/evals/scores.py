@@ -19,6 +19,7 @@ from tinyllava_edge.runtimes.model import Model
 
 from .questions import Question
 
+MAX_TOKENS = 16  # of a short answer
 MID_GREY = (128, 128, 128)
 RESAMPLES = 2000
 Array = npt.NDArray[np.float64]
@@ -42,7 +43,7 @@ def ask_all(
     questions: Iterable[Question],
     *,
     blind: bool = False,
-    max_tokens: int = 16,
+    max_tokens: int = MAX_TOKENS,
     on_answer: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Greedy answers, each question by itself.

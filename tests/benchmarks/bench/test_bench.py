@@ -12,13 +12,12 @@ import pytest
 from PIL import Image
 
 from tests.benchmarks.conftest import Honest, climb_quickly
-from tinyllava_edge.benchmarks.bench.bench_quality import Quality
-from tinyllava_edge.benchmarks.bench.measure import Amount, is_steady, measure_cells
+from tinyllava_edge.benchmarks.bench.measure import Amount, Quality, is_steady, measure_cells
 from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
 from tinyllava_edge.benchmarks.bench.record import run_plan
-from tinyllava_edge.benchmarks.bench.replay import Recorder, replay
 from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
-from tinyllava_edge.benchmarks.bench.worker import Cell, OpenCell, Request
+from tinyllava_edge.benchmarks.bench.worker import Cell, OpenCell, Recorder, Request, replay
+from tinyllava_edge.benchmarks.evals.questions import read_questions
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.parity_files import write_parity
@@ -46,7 +45,7 @@ def questions(folder: Path) -> Quality:
         {"image": "red.png", "question": f"Question {n}?", "answer": "x", "type": "t"} for n in range(3)
     ]
     (folder / "q.json").write_text(json.dumps(records))
-    return Quality.read(folder / "q.json", folder)
+    return Quality(folder / "q.json", folder, read_questions(folder / "q.json", folder))
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +85,22 @@ def test_cells_run_in_order_and_back_and_every_answer_has_the_same_length(honest
 def test_only_the_second_question_finds_something_computed(honest: Honest) -> None:
     opened = OpenCell(scripted(honest, "a"), request(honest))
     for _ in range(2):  # and no request finds what the one before it left
-        found = opened.measure_request()
+        found = opened.requests()
         assert found["warm"]["reused_tokens"] == 0
         assert found["warm"]["vision_ms"] > 0
         tokens = Bundle.open(honest.bundle).manifest.vision.num_tokens
         assert tokens < found["cached"]["reused_tokens"] < found["cached"]["prompt_tokens"]
-        opened.measure_raw()
+        opened.raw()
     opened.close()
 
 
 def test_raw_calls_are_those_of_the_request_and_give_the_same_logits(honest: Honest) -> None:
     cell = scripted(honest, "a", runtime=RUNTIME, vision="fp32", language="f32", threads=1)
     opened = OpenCell(cell, request(honest))
-    opened.measure_request()
+    opened.requests()
     expected = opened._language.last_logits()
     calls = opened._record_calls()
-    names = [call.method.__name__ for call in calls]
+    names = [call.func.__name__ for call in calls]
     # One picture between two stretches of text, then a token at a time; the last token is not evaluated.
     assert names[:6] == ["encode", "truncate", "evaluate", "evaluate", "evaluate", "last_logits"]
     assert names[6:] == ["evaluate", "last_logits"] * (TOKENS - 1)
@@ -125,7 +124,7 @@ def test_a_recorder_is_seen_through() -> None:
 
     recorder: Any = Recorder(Backend())  # type: ignore[arg-type]
     assert (recorder.name, recorder.encode(1)) == ("mine", 2)
-    assert [call.positional for call in recorder.calls] == [(1,)]
+    assert [call.args for call in recorder.calls] == [(1,)]
 
 
 @pytest.mark.parametrize(

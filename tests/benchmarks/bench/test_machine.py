@@ -46,10 +46,10 @@ def test_others_have_what_neither_this_process_nor_its_workers_used(
     kernel(tmp_path, steal=5 + 2 * TICKS, waiting_us=2_500_000, **used)
     shares = shares_between(before, read_cpu_times([77], tmp_path))
     assert shares is not None
-    assert shares.others == pytest.approx((10 - 1 - 5) / 20, abs=1e-3)
-    assert shares.stolen == pytest.approx(2 / 20)
-    assert shares.waiting == pytest.approx(0.25)
-    assert shares.disturbed
+    assert shares["others"] == pytest.approx((10 - 1 - 5) / 20, abs=1e-3)
+    assert shares["stolen"] == pytest.approx(2 / 20)
+    assert shares["waiting"] == pytest.approx(0.25)
+    assert shares["disturbed"]
 
 
 def test_a_system_without_these_files_says_nothing(tmp_path: Path) -> None:

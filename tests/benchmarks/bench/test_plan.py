@@ -13,7 +13,6 @@ from tinyllava_edge.benchmarks.bench.plan import (
     cell_bytes,
     cell_files,
     check_memory,
-    default_picture,
     find_checkpoint,
     named_bundles,
     plan_cells,
@@ -123,7 +122,7 @@ def test_torch_without_its_checkpoint_is_refused(
 def test_cells_that_do_not_fit_in_memory_together_are_refused(bundles: dict[str, Bundle]) -> None:
     bundle = bundles["tiny"]
     cells = plan_cells(bundles, Wish(runtimes=(DEFAULT,), language=("f32",)))
-    asked = Request(picture=str(default_picture(bundle)), question="?", second_question="?", num_tokens=2)
+    asked = Request(picture="a.png", question="?", second_question="?", num_tokens=2)
     plan = Plan(bundles=bundles, cells=cells, request=asked, amount=Amount(sessions=1, blocks=1))
     size = cell_bytes(cells[0], bundle)
     assert size == sum(path.stat().st_size for path in cell_files(cells[0], bundle)[1:]) > 0

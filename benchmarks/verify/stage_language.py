@@ -17,7 +17,6 @@ from tinyllava_edge.gates import (
     gates_of,
     language_class_of,
     largest_logit_error,
-    least_snr_db,
     widened,
 )
 from tinyllava_edge.metrics import (
@@ -37,7 +36,7 @@ from .reference import PromptCase
 from .reference_checkpoint import CheckpointReference
 from .stage_dequantized import check_dequantized, cost_of_weights
 from .stage_vision import is_run
-from .stage_weights import NEEDS_CHECKPOINT, gguf_path
+from .stage_weights import NEEDS_CHECKPOINT, as_stored, gguf_path
 
 Floats = npt.NDArray[np.float32]
 OnStage = Callable[[str], None]
@@ -158,9 +157,9 @@ class _Run:
                 return self._wrong_shape("splice", prompt, found.shape, expected.shape)
             is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
             pairs.append((expected, found))
-            text_pairs.append((expected[is_text], found[is_text]))
+            stored, least = as_stored(expected[is_text], kind)
+            text_pairs.append((stored, found[is_text]))
         snr, text_snr = (min(snr_db(*pair) for pair in some) for some in (pairs, text_pairs))
-        quantized = at_least("text_snr_db", least_snr_db(kind))
         return judge(
             "splice",
             self._pair.label,
@@ -171,7 +170,7 @@ class _Run:
                 if text_snr < snr + 1
                 else f"rows of pictures differ ({snr:.1f} dB): scale, or their place in the prompt"
             ),
-            gates=gates_of("splice", self._pair.gates) or (quantized,),
+            gates=gates_of("splice", self._pair.gates) or (at_least("text_snr_db", least),),
         )
 
     def check_logits(self) -> StageResult:

@@ -158,9 +158,10 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
         if values.shape != right.shape:
             found.wrong[name] = values
             continue
-        snr = snr_db(_rounded(right, kind), values)
+        stored, least = as_stored(right, kind)
+        snr = snr_db(stored, values)
         found.worst_snr_db = min(found.worst_snr_db, snr)
-        if not snr >= (np.inf if kind in EXACT_TYPES else least_snr_db(kind)):
+        if not snr >= least:
             found.wrong[name] = values
     return judge(
         "weights",
@@ -177,11 +178,14 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
     )
 
 
-def _rounded(values: Floats, kind: str) -> Floats:
-    """A rounding that must be exact; other quantizations are judged against the unrounded values."""
+def as_stored(values: Floats, kind: str) -> tuple[Floats, float]:
+    """What values of a tensor of this type are held against, and the least signal to noise in dB.
+
+    A rounding that must be exact is made first; other quantizations are judged against the values themselves.
+    """
     from .gguf_files import rounded
 
-    return rounded(values, kind) if kind in EXACT_TYPES else values
+    return (rounded(values, kind), np.inf) if kind in EXACT_TYPES else (values, least_snr_db(kind))
 
 
 def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -25,6 +27,8 @@ from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.metrics import at_least, at_most
 from tinyllava_edge.runtimes.base import BackendOptions
+
+from .faults import Fault
 
 
 def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) -> None:
@@ -131,6 +135,50 @@ def test_a_result_is_of_the_stage_that_was_named_last(honest: Honest) -> None:
     for result in check_language(small_ladder(honest, vision=("fp32",), language=("q8_0",)), begun.append):
         assert result.stage == begun[-1]
     assert begun == ["splice", "logits", "dequantized", "teacher_forced", "greedy"]
+
+
+@pytest.fixture(scope="module")
+def odd_width(tmp_path_factory: pytest.TempPathFactory) -> Honest:
+    """No multiple of 32, so that llama.cpp's quantizer stores what should be Q8_0 as F16."""
+    folder = tmp_path_factory.mktemp("odd")
+    checkpoint = write_decided_checkpoint(folder / "checkpoint", hidden=48)
+    export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=("fp32",), language=("f16", "q8_0")))
+    return Honest(checkpoint, folder / "bundle", CheckpointReference(Checkpoint(checkpoint), num_tokens=4))
+
+
+def splice_of(bundle: Path, reference: CheckpointReference, language: str) -> StageResult:
+    opened = Bundle.open(bundle)
+    ladder = Ladder(
+        bundle=opened,
+        reference=reference,
+        vision=chosen_variants(opened, "vision", ("fp32",)),
+        language=chosen_variants(opened, "language", (language,)),
+        runtime="onnxruntime+llamacpp",
+        num_pictures=1,
+    )
+    return next(check_language(ladder, lambda stage: None))
+
+
+@pytest.mark.parametrize("language", ["f16", "q8_0"])
+def test_rows_of_text_stored_in_float16_are_held_against_the_rounded_ones(
+    odd_width: Honest, language: str
+) -> None:
+    splice = splice_of(odd_width.bundle, odd_width.reference, language)
+    assert (splice.status, splice.detail) == ("passed", "5 prompts, token_embd F16"), splice
+    assert {check.metric: check.value for check in splice.checks}["text_snr_db"] == math.inf
+
+
+def test_a_row_of_text_that_is_not_the_rounded_one_is_seen(
+    odd_width: Honest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(reader: gguf.GGUFReader) -> None:
+        (table,) = [tensor.data for tensor in reader.tensors if tensor.name == "token_embd.weight"]
+        table[:] = np.nextafter(table, np.float16(np.inf))
+
+    fault = Fault("", "splice", "", None, edit_gguf=change, language="q8_0")
+    fault.plant(odd_width.bundle, tmp_path / "bundle", monkeypatch)
+    splice = splice_of(tmp_path / "bundle", odd_width.reference, "q8_0")
+    assert (splice.status, splice.cause[:20]) == ("failed", "rows of text differ ")
 
 
 def test_a_runtime_that_answers_without_looking_is_excused_nowhere(honest: Honest) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava_edge.gates import gates_of
 from tinyllava_edge.metrics import kl_divergence, nmse
+from tinyllava_edge.precisions import DEQUANTIZED
 
 from .ladder import StageResult, judge
 from .reference import PromptCase
@@ -67,7 +67,7 @@ def check_dequantized(
         cause=lambda: (
             "torch with the values of this file computes something else: the file's metadata, or the runtime"
         ),
-        gates=gates_of("dequantized", variant),
+        gates=DEQUANTIZED,
     )
 
 

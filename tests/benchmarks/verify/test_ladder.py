@@ -45,6 +45,12 @@ def test_an_honest_bundle_passes_every_stage_at_every_variant(honest: Honest) ->
     assert ("logits", "f32, vision fp16") in done
 
 
+def test_a_quantized_model_alone_passes_with_every_vision_variant(honest: Honest) -> None:
+    report = climb_quickly(Bundle.open(honest.bundle), honest.reference, language=("q8_0",))
+    assert report.passed, report.verdict
+    assert ("dequantized", "q8_0, vision fp16") in {(r.stage, r.variant) for r in report.results}
+
+
 def test_config_json_is_read_once_on_the_whole_way_up(honest: Honest) -> None:
     bundle = Bundle.open(honest.bundle)
     with counted_opens(honest.checkpoint / "config.json") as opens:

@@ -6,7 +6,7 @@ difference: after a special token llama.cpp's SentencePiece puts a space mark, u
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
@@ -194,11 +194,6 @@ def _padded(vocabulary: Vocabulary, vocab_size: int) -> Vocabulary:
     if len(set(tokens)) != vocab_size:  # llama.cpp would abort the process
         twice = next(token for token in tokens if tokens.count(token) > 1)
         raise ExportError(f"the tokenizer has the token {twice!r} twice.")
-    return Vocabulary(
-        model=vocabulary.model,
-        pre=vocabulary.pre,
-        tokens=tokens,
-        types=vocabulary.types + [TokenType.UNUSED] * missing,
-        scores=None if vocabulary.scores is None else vocabulary.scores + [-10000.0] * missing,
-        merges=vocabulary.merges,
-    )
+    types = vocabulary.types + [TokenType.UNUSED] * missing
+    scores = None if vocabulary.scores is None else vocabulary.scores + [-10000.0] * missing
+    return replace(vocabulary, tokens=tokens, types=types, scores=scores)

@@ -68,12 +68,8 @@ def measure_inputs(proto: onnx.ModelProto, pixels: Floats) -> dict[str, InputRan
     names = list(dict.fromkeys(node.input[0] for node in linear_layers(proto.graph)))
     found = measure_values(proto, pixels, names, (LOWEST, HIGHEST, MEAN_SQUARE))
     return {
-        name: InputRange(
-            lowest=float(found[:, index, 0].min()),
-            highest=float(found[:, index, 1].max()),
-            mean_square=float(found[:, index, 2].mean()),
-        )
-        for index, name in enumerate(names)
+        name: InputRange(lowest=float(low.min()), highest=float(high.max()), mean_square=float(square.mean()))
+        for name, (low, high, square) in zip(names, found.transpose(1, 2, 0), strict=True)
     }
 
 

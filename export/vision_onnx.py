@@ -97,8 +97,7 @@ def _hide_tower_output(proto: onnx.ModelProto) -> None:
     """Make the tower's output an inner value, with its type kept so that `verify` can tap it."""
     (output,) = [value for value in proto.graph.output if value.name == TOWER_OUTPUT]
     proto.graph.output.remove(output)
-    listed = [value for value in proto.graph.value_info if value.name == TOWER_OUTPUT]
-    if not listed:
+    if all(value.name != TOWER_OUTPUT for value in proto.graph.value_info):
         proto.graph.value_info.append(output)
 
 
@@ -113,15 +112,8 @@ def _name_nodes(proto: onnx.ModelProto) -> None:
 def _remove_traces(proto: onnx.ModelProto) -> None:
     """Delete what the exporter notes about this machine: stack traces, paths, its own parameter tables."""
     graph = proto.graph
-    for part in (
-        proto,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.value_info,
-        *graph.initializer,
-    ):
+    values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+    for part in (proto, graph, *graph.node, *values):
         del part.metadata_props[:]
         part.doc_string = ""
     graph.name = "vision"

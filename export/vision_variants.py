@@ -1,7 +1,7 @@
 """Each precision of the vision graph: how it is made, and what it is held against before it is published."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -50,12 +50,7 @@ class VisionSource:
         return int8.measure_inputs(self.graph, self.calibration)
 
 
-@dataclass(frozen=True)
-class Built:
-    """A graph, and what its making decided."""
-
-    proto: onnx.ModelProto
-    decisions: dict[str, Any]
+Built = tuple[onnx.ModelProto, dict[str, Any]]  # a graph, and what its making decided
 
 
 def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Path], Status, dict[str, Any]]:
@@ -67,54 +62,37 @@ def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Pat
     Raises:
         ExportError: it cannot be made, or is too far from torch.
     """
-    built, precision = BUILDERS[name](source), PRECISIONS[name]
-    files = write_vision_graph(path, built.proto)
-    report = dict(built.decisions)
+    (proto, report), precision = BUILDERS[name](source), PRECISIONS[name]
+    files = write_vision_graph(path, proto)
     if precision.is_rounded:
-        report |= check_rounded(built.proto, name, source.trial)
+        report |= check_rounded(proto, name, source.trial)
     if "cpu" not in precision.runs_on:
         return files, "built, not run", report
-    del built
+    del proto
     report["onnxruntime"] = check_vision(files[0], name, source.trial)
     return files, "verified", report
 
 
-def _float32(source: VisionSource) -> Built:
-    return Built(source.graph, {})
-
-
 def _float16(source: VisionSource) -> Built:
-    return Built(to_float16(source.graph, source.islands), {"islands": _listed(source.islands)})
-
-
-def _bfloat16(source: VisionSource) -> Built:
-    return Built(to_bfloat16(source.graph), {})
+    return to_float16(source.graph, source.islands), _islands(source)
 
 
 def _int8(source: VisionSource) -> Built:
     kept = int8.kept_layers(source.graph, source.linear_inputs, int8.CPU)
     proto = int8.to_int8(source.graph, source.linear_inputs, int8.CPU, kept)
-    return Built(proto, _int8_decisions(source, kept))
+    return proto, _int8_decisions(source, kept)
 
 
 def _int8_float16(source: VisionSource) -> Built:
     in_islands = {name for island in source.islands for name in island.nodes}
     kept = int8.kept_layers(source.graph, source.linear_inputs, int8.TENSORRT, in_islands)
     proto = int8.to_int8(source.graph, source.linear_inputs, int8.TENSORRT, kept)
-    decisions = {**_int8_decisions(source, kept), "islands": _listed(source.islands)}
-    return Built(int8.with_typed_scales(to_float16(proto, source.islands)), decisions)
+    decisions = {**_int8_decisions(source, kept), **_islands(source)}
+    return int8.with_typed_scales(to_float16(proto, source.islands)), decisions
 
 
-def _listed(islands: tuple[Island, ...]) -> list[dict[str, Any]]:
-    return [
-        {
-            "nodes": list(island.nodes),
-            "largest": island.largest,
-            "at": island.at,
-            "in_attention": island.in_attention,
-        }
-        for island in islands
-    ]
+def _islands(source: VisionSource) -> dict[str, Any]:
+    return {"islands": [asdict(island) for island in source.islands]}
 
 
 def _int8_decisions(source: VisionSource, kept: list[str]) -> dict[str, Any]:
@@ -126,9 +104,9 @@ def _int8_decisions(source: VisionSource, kept: list[str]) -> dict[str, Any]:
 
 
 BUILDERS: dict[str, Callable[[VisionSource], Built]] = {
-    "fp32": _float32,
+    "fp32": lambda source: (source.graph, {}),
     "fp16": _float16,
-    "bf16": _bfloat16,
+    "bf16": lambda source: (to_bfloat16(source.graph), {}),
     "int8": _int8,
     "int8_fp16": _int8_float16,
 }

@@ -13,6 +13,11 @@ from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES
 
 from .reference import Reference
+from .reference_checkpoint import CheckpointReference
+
+
+class SkippedError(TinyLlavaEdgeError):
+    """A stage is not computed, and why: what it needs is not at hand."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,18 @@ class Ladder:
     def reads_gguf(self) -> bool:
         """Whether the runtime computes the bundle's GGUF files."""
         return RUNTIMES[self.runtime][1] == "llamacpp"
+
+    def gguf_reference(self) -> CheckpointReference:
+        """What to hold the GGUF files against.
+
+        Raises:
+            SkippedError: that needs a checkpoint, and a runtime that reads them.
+        """
+        if not isinstance(self.reference, CheckpointReference):
+            raise SkippedError("give --checkpoint")
+        if not self.reads_gguf:
+            raise SkippedError(f"runtime {self.runtime} reads no GGUF")
+        return self.reference
 
     def options_of(self, vision: Variant, language: Variant | None = None) -> BackendOptions:
         """How to open the runtime with variants; torch has none, and only it takes a checkpoint."""
@@ -195,6 +212,8 @@ def judge(
 
 
 def refused(stage: str, variant: str, error: TinyLlavaEdgeError) -> StageResult:
-    """A stage that could not be computed because a part of the bundle was refused."""
+    """A stage that was skipped, or failed because a part of the bundle was refused."""
+    if isinstance(error, SkippedError):
+        return StageResult(stage=stage, variant=variant, skipped=str(error))
     check = Check("errors", 1, at_most("errors", 0))
     return StageResult(stage=stage, variant=variant, checks=(check,), cause=" ".join(str(error).split()))

@@ -61,51 +61,36 @@ class Reference(Protocol):
     @property
     def name(self) -> str:
         """For people."""
-        ...
 
     @property
     def pictures(self) -> Sequence[TrialPicture]:
         """Pictures that prompts and tensors name by index."""
-        ...
 
     @property
     def prompts(self) -> Sequence[PromptCase]:
         """Conversations whose logits are compared."""
-        ...
 
     @property
     def texts(self) -> Sequence[TextCase]:
         """Conversations whose ids are compared."""
-        ...
 
     def stop_ids(self) -> set[int] | None:
         """Ids that end an answer."""
-        ...
 
     def pixels(self, picture: int) -> Floats:
         """[3, height, width]."""
-        ...
 
     def tower(self, picture: int) -> Floats:
         """[tokens, vision hidden]: the selected layer, token policy applied."""
-        ...
 
     def embeddings(self, picture: int) -> Floats:
         """[tokens, hidden]: connector output."""
-        ...
-
-    def splice(self, prompt: PromptCase) -> Floats | None:
-        """[positions, hidden]: the language model's input rows."""
-        ...
 
     def logits(self, prompt: PromptCase) -> Floats:
         """[n, vocab]: of the last n positions, all of them where the reference has them."""
-        ...
 
     def continuation(self, prompt: PromptCase) -> Continuation | None:
         """A continuation sampled at temperature 1, which is nearer to text than a greedy loop is."""
-        ...
 
     def greedy(self, prompt: PromptCase) -> GreedyAnswer:
         """The greedy continuation."""
-        ...

@@ -40,21 +40,15 @@ class StoredReference:
 
     def pixels(self, picture: int) -> Floats:
         """[3, height, width]."""
-        rows: Floats = self._stored.pixels[picture]
-        return rows
+        return np.asarray(self._stored.pixels[picture])
 
     def tower(self, picture: int) -> Floats:
         """[tokens, vision hidden]."""
-        rows: Floats = self._stored.tower[picture]
-        return rows
+        return np.asarray(self._stored.tower[picture])
 
     def embeddings(self, picture: int) -> Floats:
         """[tokens, hidden]."""
-        rows: Floats = self._stored.embeddings[picture]
-        return rows
-
-    def splice(self, prompt: PromptCase) -> None:
-        """Not stored."""
+        return np.asarray(self._stored.embeddings[picture])
 
     def logits(self, prompt: PromptCase) -> Floats:
         """[n, vocab]: of the prompt's last n positions."""

@@ -4,50 +4,45 @@ Both have lost what quantization costs, so what is left between them is how the 
 stage proves the values, this one what is made of them, and neither depends on how much a model can lose.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from tinyllava_edge.metrics import kl_divergence, nmse
 from tinyllava_edge.precisions import DEQUANTIZED
 
 from .ladder import StageResult, judge
-from .reference import PromptCase
+from .language_run import LanguageRun, input_rows
 from .reference_checkpoint import CheckpointReference
 from .stage_weights import dequantized_parameters
 
-Floats = npt.NDArray[np.float32]
-
 
 def check_dequantized(
-    reference: CheckpointReference,
-    path: Path,
-    variant: str,
-    found: Mapping[PromptCase, Floats],
-    input_rows: Callable[[PromptCase, Sequence[int]], Floats],
+    reference: CheckpointReference, path: Path, variant: str, run: LanguageRun
 ) -> StageResult:
     """Logits of the reference's continuations. Holds one language model more while it runs.
 
     Args:
         reference: torch on the checkpoint.
         path: the GGUF file.
-        variant: its name.
-        found: of each prompt the runtime's logits [tokens, vocab], those teacher_forced judges.
-        input_rows: rows [positions, hidden] of a prompt and of the ids behind it, as the runtime has them.
+        variant: what the result is called.
+        run: the runtime with that file.
 
     Raises:
         BundleError: the file lacks a tensor.
     """
     import torch
 
+    from .gguf_files import read_tensor
+
+    _, table = read_tensor(path, "token_embd.weight")
     parameters = dequantized_parameters(reference, path)
     errors, divergence, cost, same = [], [], [], []
-    for prompt, logits in found.items():
+    for prompt in reference.prompts:
         continuation = reference.continuation(prompt)
-        rows = torch.from_numpy(input_rows(prompt, continuation.ids[:-1]))
-        expected = reference.logits_with(parameters, rows)[-len(logits) :]
+        logits = run.forced_logits(prompt, continuation.ids)
+        rows = input_rows([*run.elements(prompt), *continuation.ids[:-1]], table)
+        expected = reference.logits_with(parameters, torch.from_numpy(rows))[-len(logits) :]
         errors.append(nmse(expected, logits))
         divergence.append(kl_divergence(expected, logits))
         cost.append(kl_divergence(continuation.logits, expected))

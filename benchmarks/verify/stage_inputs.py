@@ -168,19 +168,13 @@ def _pixels_cause(wrong: Sequence[_WrongPixels], right: Sequence[TrialPicture], 
     if (colour := _colour_cause(wrong)) is not None:
         return colour
     if any(picture.size == (side, side) for picture in right):
-        if (
-            min(_roughness(case.found) / _roughness(case.expected) for case in _much_larger(wrong, side))
-            > 1.1
-        ):
+        # Those whose fine detail an antialias filter must remove.
+        larger = [case for case in wrong if min(case.picture.size) >= 2 * side]
+        if min(_roughness(case.found) / _roughness(case.expected) for case in larger) > 1.1:
             return "pictures that are made much smaller are too rough: resize without antialias"
         return "only resized pictures differ: another resize filter, or another crop or padding"
     names = ", ".join(case.picture.name for case in wrong[:4])
     return f"{len(wrong)} pictures differ: {names}"
-
-
-def _much_larger(wrong: Sequence[_WrongPixels], side: int) -> list[_WrongPixels]:
-    """Those whose fine detail an antialias filter must remove."""
-    return [case for case in wrong if min(case.picture.size) >= 2 * side]
 
 
 def _roughness(pixels: Floats) -> float:

@@ -10,33 +10,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge import metrics
 from tinyllava_edge.bundle import Variant
-from tinyllava_edge.errors import TinyLlavaEdgeError
-from tinyllava_edge.gates import (
-    PROVEN,
-    gates_of,
-    language_class_of,
-    largest_logit_error,
-    widened,
-)
-from tinyllava_edge.metrics import (
-    at_least,
-    at_most,
-    kl_divergence,
-    max_abs_difference,
-    nmse,
-    snr_db,
-    top1_agreement,
-)
-from tinyllava_edge.runtimes.context import Context, Element, PictureRows
-from tinyllava_edge.runtimes.model import Model, open_bundle
+from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
+from tinyllava_edge.gates import PROVEN, gates_of, language_class_of, largest_logit_error, widened
+from tinyllava_edge.metrics import at_least, at_most, kl_divergence, max_abs_difference, nmse, snr_db
+from tinyllava_edge.runtimes.model import open_bundle
 
 from .ladder import Ladder, StageResult, judge, refused
+from .language_run import LanguageRun, input_rows
 from .reference import PromptCase
-from .reference_checkpoint import CheckpointReference
 from .stage_dequantized import check_dequantized, cost_of_weights
 from .stage_vision import is_run
-from .stage_weights import NEEDS_CHECKPOINT, as_stored, gguf_path
+from .stage_weights import as_stored, gguf_path
 
 Floats = npt.NDArray[np.float32]
 OnStage = Callable[[str], None]
@@ -78,18 +64,17 @@ def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
         yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
     for pair in _pairs(ladder):
         first, *others = pair.stages
-        stage = first
-        on_stage(stage)
+        on_stage(first)
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
-                run = _Run(ladder, pair, model)
-                yield run.check(stage)
+                judge_of = _Judge(ladder, pair, LanguageRun(model, ladder.reference))
+                yield judge_of.check(first)
                 for stage in others:
                     on_stage(stage)
-                    yield run.check(stage)
+                    yield judge_of.check(stage)
         except TinyLlavaEdgeError as error:
-            yield refused(stage, pair.label, error)
+            yield refused(first, pair.label, error)
 
 
 def _pairs(ladder: Ladder) -> Iterator[_Pair]:
@@ -107,54 +92,45 @@ def _gates_with(vision: str, language: str) -> str:
     return "q8_0" if vision == "int8" and language == "f16" else language
 
 
-def _rows(elements: Sequence[Element], table: Floats) -> Floats:
-    """Input rows [positions, hidden]."""
-    return np.concatenate([table[e : e + 1] if isinstance(e, int) else e.rows for e in elements])
+class _Judge:
+    """The stages of one pair of variants, each of which may look at those before it."""
 
-
-class _Run:
-    """One pair of variants, opened."""
-
-    def __init__(self, ladder: Ladder, pair: _Pair, model: Model) -> None:
+    def __init__(self, ladder: Ladder, pair: _Pair, run: LanguageRun) -> None:
         self._ladder = ladder
         self._reference = ladder.reference
+        self._family = ladder.bundle.manifest.language.architecture
         self._pair = pair
-        self._model = model
+        self._run = run
         self._logit_tolerance = 0.0  # largest difference of a logit so far
-        self._forced: dict[PromptCase, Floats] = {}
         self._judged: dict[str, StageResult] = {}
 
     def check(self, stage: str) -> StageResult:
         """One of the pair's stages, which are computed in their order."""
         checks = {
-            "splice": self.check_splice,
-            "logits": self.check_logits,
-            "dequantized": self.check_dequantized,
-            "teacher_forced": self.check_teacher_forced,
-            "greedy": self.check_greedy,
+            "splice": self._splice,
+            "logits": self._logits,
+            "dequantized": self._dequantized,
+            "teacher_forced": self._teacher_forced,
+            "greedy": self._greedy,
         }
-        self._judged[stage] = checks[stage]()
+        try:
+            self._judged[stage] = checks[stage]()
+        except TinyLlavaEdgeError as error:
+            self._judged[stage] = refused(stage, self._pair.label, error)
         return self._judged[stage]
 
-    def check_splice(self) -> StageResult:
+    def _splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
-        if not self._ladder.reads_gguf:
-            reason = f"runtime {self._ladder.runtime} reads no GGUF"
-            return StageResult(stage="splice", variant=self._pair.label, skipped=reason)
-        if self._reference.splice(self._reference.prompts[0]) is None:
-            return StageResult(stage="splice", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
+        reference = self._ladder.gguf_reference()
         from .gguf_files import read_tensor
 
         kind, table = read_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
         pairs: list[tuple[Floats, Floats]] = []
         text_pairs: list[tuple[Floats, Floats]] = []
-        for prompt in self._reference.prompts:
-            expected = self._reference.splice(prompt)
-            assert expected is not None
-            elements = self._elements(prompt)
-            found = _rows(elements, table)
-            if found.shape != expected.shape:
-                return self._wrong_shape("splice", prompt, found.shape, expected.shape)
+        for prompt in reference.prompts:
+            elements = self._run.elements(prompt)
+            expected, found = reference.splice(prompt), input_rows(elements, table)
+            _check_positions(prompt, expected, found)
             is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
             pairs.append((expected, found))
             stored, least = as_stored(expected[is_text], kind)
@@ -173,23 +149,17 @@ class _Run:
             gates=gates_of("splice", self._pair.gates) or (at_least("text_snr_db", least),),
         )
 
-    def check_logits(self) -> StageResult:
+    def _logits(self) -> StageResult:
         """Prefill logits of every position, through the public `logits`."""
-        pairs: list[tuple[Floats, Floats]] = []
-        for prompt in self._reference.prompts:
-            expected, found = self._logits(prompt)
-            if found.shape != expected.shape:
-                return self._wrong_shape("logits", prompt, found.shape, expected.shape)
-            pairs.append((expected, found))
-        largest = max(max_abs_difference(*pair) for pair in pairs)
-        self._logit_tolerance = largest
+        pairs = [self._logit_pair(prompt) for prompt in self._reference.prompts]
+        largest = self._logit_tolerance = max(max_abs_difference(*pair) for pair in pairs)
         return judge(
             "logits",
             self._pair.label,
             {"nmse": max(nmse(*pair) for pair in pairs), "max_abs_difference": largest},
             detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
             cause=lambda: self._logits_cause(pairs),
-            gates=gates_of("logits", self._pair.gates, self._ladder.bundle.manifest.language.architecture),
+            gates=gates_of("logits", self._pair.gates, self._family),
         )
 
     def _logits_cause(self, pairs: Sequence[tuple[Floats, Floats]]) -> str:
@@ -200,7 +170,14 @@ class _Run:
             return "prompts without a picture are right: the picture rows' scale, number or positions"
         return f"the language model computes something else ({_SEE_WEIGHTS}--checkpoint names the tensor)"
 
-    def check_teacher_forced(self) -> StageResult:
+    def _logit_pair(self, prompt: PromptCase) -> tuple[Floats, Floats]:
+        """What is expected of a prompt's last positions, and what the runtime gives for them."""
+        expected = self._reference.logits(prompt)
+        found = self._run.logits(prompt)[-len(expected) :]
+        _check_positions(prompt, expected, found)
+        return expected, found
+
+    def _teacher_forced(self) -> StageResult:
         """Distributions over the next token, behind pictures, on tokens that the reference chose.
 
         Where dequantized passed, it says what the weights themselves cost.
@@ -209,9 +186,9 @@ class _Run:
         for prompt in self._reference.prompts:
             continuation = self._reference.continuation(prompt)
             if continuation is None:
-                pairs.append(self._logits(prompt))
+                pairs.append(self._logit_pair(prompt))
             else:
-                pairs.append((continuation.logits, self._forced_logits(prompt, continuation.ids)))
+                pairs.append((continuation.logits, self._run.forced_logits(prompt, continuation.ids)))
         expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
@@ -228,65 +205,45 @@ class _Run:
             {
                 "mean_kld": float(divergence.mean()),
                 "p99_kld": float(np.percentile(divergence, 99, method="higher")),
-                "top1_agreement": top1_agreement(expected, found),
+                "top1_agreement": metrics.top1_agreement(expected, found),
             },
             detail=f"{len(divergence)} tokens",
             cause=lambda: "distributions are too far apart: too coarse a quantization, or an earlier stage",
             gates=gates,
         )
 
-    def check_dequantized(self) -> StageResult:
-        """What teacher_forced judged, against torch with the values of the file."""
-        if not isinstance(self._reference, CheckpointReference):
-            return StageResult(stage="dequantized", variant=self._pair.label, skipped=NEEDS_CHECKPOINT)
-        if not self._ladder.reads_gguf:
-            reason = f"runtime {self._ladder.runtime} reads no GGUF"
-            return StageResult(stage="dequantized", variant=self._pair.label, skipped=reason)
-        from .gguf_files import read_tensor
-
+    def _dequantized(self) -> StageResult:
+        """What teacher_forced will judge, against torch with the values of the file."""
         path = gguf_path(self._ladder, self._pair.language)
-        _, table = read_tensor(path, "token_embd.weight")
-        return check_dequantized(
-            self._reference,
-            path,
-            self._pair.label,
-            {
-                prompt: self._forced_logits(prompt, self._reference.continuation(prompt).ids)
-                for prompt in self._reference.prompts
-            },
-            lambda prompt, ids: _rows([*self._elements(prompt), *ids], table),
-        )
+        return check_dequantized(self._ladder.gguf_reference(), path, self._pair.label, self._run)
 
-    def check_greedy(self) -> StageResult:
+    def _greedy(self) -> StageResult:
         """Greedy answers are the reference's up to a step at which two tokens are equally good."""
         logit_stages = ("logits", "dequantized", "teacher_forced")  # wrong logits explain nothing
         excusable = all(self._judged[s].status != "failed" for s in logit_stages if s in self._judged)
-        cap = largest_logit_error(self._pair.gates, self._ladder.bundle.manifest.language.architecture)
+        cap = largest_logit_error(self._pair.gates, self._family)
         tolerance = min(self._logit_tolerance, cap) if excusable else 0.0
         unexplained: list[str] = []
-        exact = 0
-        shortest = np.inf
-        answers = [(prompt, self._reference.greedy(prompt)) for prompt in self._reference.prompts]
-        for prompt, answer in answers:
-            found = self._greedy(prompt, len(answer.ids))
-            step = next(
-                (i for i, pair in enumerate(zip(found, answer.ids, strict=True)) if len(set(pair)) > 1), None
-            )
-            if step is None:
-                exact += 1
+        diverged: list[int] = []  # where answers leave the reference's
+        for prompt in self._reference.prompts:
+            answer = self._reference.greedy(prompt)
+            steps = np.flatnonzero(np.not_equal(self._run.greedy(prompt, len(answer.ids)), answer.ids))
+            if len(steps) == 0:
                 continue
-            shortest = min(shortest, step)
-            if answer.margins[step] >= 2 * tolerance:
-                unexplained.append(f"{prompt.name} at token {step}, margin {answer.margins[step]:.3g}")
+            diverged.append(int(steps[0]))
+            margin = answer.margins[steps[0]]
+            if margin >= 2 * tolerance:
+                unexplained.append(f"{prompt.name} at token {steps[0]}, margin {margin:.3g}")
+        num_answers = len(self._reference.prompts)
         return judge(
             "greedy",
             self._pair.label,
             {
                 "unexplained_divergences": len(unexplained),
-                "exact_answers": exact,
-                "first_divergence": float(shortest),
+                "exact_answers": num_answers - len(diverged),
+                "first_divergence": min(diverged, default=np.inf),
             },
-            detail=f"{len(answers)} answers, logits within {tolerance:.3g}",
+            detail=f"{num_answers} answers, logits within {tolerance:.3g}",
             cause=lambda: (
                 f"{unexplained[0]}: decoding by steps differs from one prefill (KV cache, positions)"
                 if excusable
@@ -295,54 +252,8 @@ class _Run:
             gates=(at_most("unexplained_divergences", 0),),
         )
 
-    def _wrong_shape(
-        self, stage: str, prompt: PromptCase, found: tuple[int, ...], expected: tuple[int, ...]
-    ) -> StageResult:
-        return judge(
-            stage,
-            self._pair.label,
-            {"wrong_shapes": 1},
-            detail=f"prompt {prompt.name!r}",
-            cause=lambda: (
-                f"{prompt.name}: {found[0]} positions, expected {expected[0]}: ids, or tokens per picture"
-            ),
-            gates=(at_most("wrong_shapes", 0),),
-        )
 
-    def _files(self, prompt: PromptCase) -> list[bytes]:
-        return [self._reference.pictures[index].file for index in prompt.pictures]
-
-    def _logits(self, prompt: PromptCase) -> tuple[Floats, Floats]:
-        """What is expected of the last positions, and what the runtime gives for them."""
-        expected = self._reference.logits(prompt)
-        return expected, self._model.logits(prompt.turns, self._files(prompt))[-len(expected) :]
-
-    def _elements(self, prompt: PromptCase) -> list[Element]:
-        rows = iter(self._model.encode(self._files(prompt)))
-        ids = self._model.tokenize(prompt.turns, num_pictures=len(prompt.pictures))
-        return [PictureRows(b"", next(rows)) if token < 0 else token for token in ids]
-
-    def _prefill(self, prompt: PromptCase) -> Context:
-        """The backend's context with a prompt in it, evaluated from nothing."""
-        context = Context(self._model.language)
-        context.prefill(self._elements(prompt))
-        return context
-
-    def _forced_logits(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
-        """Logits [tokens, vocab] from which each of `ids`, the reference's, is to be predicted; kept."""
-        if prompt not in self._forced:
-            self._forced[prompt] = self._evaluate_forced(prompt, ids)
-        return self._forced[prompt]
-
-    def _evaluate_forced(self, prompt: PromptCase, ids: Sequence[int]) -> Floats:
-        context = self._prefill(prompt)
-        first = context.last_logits()[None]
-        return np.concatenate([first, context.extend(ids[:-1])]) if len(ids) > 1 else first
-
-    def _greedy(self, prompt: PromptCase, num_tokens: int) -> list[int]:
-        context = self._prefill(prompt)
-        ids: list[int] = []
-        for _ in range(num_tokens):
-            ids.append(int(context.last_logits().argmax()))
-            context.append(ids[-1])
-        return ids
+def _check_positions(prompt: PromptCase, expected: Floats, found: Floats) -> None:
+    if found.shape != expected.shape:
+        numbers = f"{len(found)} positions, expected {len(expected)}"
+        raise BackendError(f"{prompt.name}: {numbers}: ids, or tokens per picture")

@@ -11,7 +11,7 @@ from tinyllava_edge.metrics import at_most
 
 from .ladder import Ladder, StageResult, judge
 from .reference_checkpoint import CheckpointReference
-from .stage_weights import NEEDS_CHECKPOINT, gguf_path
+from .stage_weights import gguf_path
 from .upstream_text import UpstreamTokenizer
 
 _JUDGED_BY_PIXELS = ("mean", "std")  # the pixels stage says which channel, and by how much
@@ -20,13 +20,7 @@ _EPSILON = {"layer": "layer_norm_epsilon", "rms": "layer_norm_rms_epsilon"}
 
 def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
     """Every fact in the manifest and in the GGUF files is the resolved config's."""
-    reference = ladder.reference
-    if not isinstance(reference, CheckpointReference):
-        yield StageResult(stage="metadata", skipped=NEEDS_CHECKPOINT)
-        return
-    if not ladder.reads_gguf:
-        yield StageResult(stage="metadata", skipped=f"runtime {ladder.runtime} reads no GGUF")
-        return
+    reference = ladder.gguf_reference()
     from .gguf_files import read_facts
 
     side = reference.pixels(0).shape[-1]

@@ -19,7 +19,7 @@ from tinyllava_edge.metrics import feature_figures, nmse, snr_db
 from tinyllava_edge.precisions import ROUNDED
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
-from .ladder import Ladder, StageResult, judge
+from .ladder import Ladder, SkippedError, StageResult, judge
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 
@@ -30,11 +30,9 @@ _BATCH = 2  # and one left over, so that both a batch and a single picture are r
 def check_tower(ladder: Ladder) -> Iterator[StageResult]:
     """The selected layer's features, at the place in the graph where the connector reads them."""
     if not ladder.reads_onnx:
-        yield StageResult(stage="tower", skipped=f"runtime {ladder.runtime} runs no ONNX graph to tap")
-        return
+        raise SkippedError(f"runtime {ladder.runtime} runs no ONNX graph to tap")
     if find_spec("onnx") is None:
-        yield StageResult(stage="tower", skipped="needs the package onnx")
-        return
+        raise SkippedError("needs the package onnx")
     reference, pixels = ladder.reference, _pixels(ladder)
     expected = [reference.tower(index) for index in range(len(pixels))]
     for variant in ladder.vision:

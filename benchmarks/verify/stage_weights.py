@@ -28,19 +28,12 @@ if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
-NEEDS_CHECKPOINT = "give --checkpoint"
 _FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj_1\.weight")  # OpenELM
 
 
 def check_weights(ladder: Ladder) -> Iterator[StageResult]:
     """Every tensor of the language model is in the file, with its values, and nothing else is."""
-    if not isinstance(ladder.reference, CheckpointReference):
-        yield StageResult(stage="weights", skipped=NEEDS_CHECKPOINT)
-        return
-    if not ladder.reads_gguf:
-        yield StageResult(stage="weights", skipped=f"runtime {ladder.runtime} reads no GGUF")
-        return
-    expected = _expected_tensors(ladder.reference)
+    expected = _expected_tensors(ladder.gguf_reference())
     for variant in ladder.language:
         yield _check_tensors(variant, gguf_path(ladder, variant), expected)
 

@@ -110,20 +110,11 @@ def _expand_to_square(upright: Bytes, mean: tuple[float, float, float]) -> Bytes
 def picture_set(side: int) -> list[TrialPicture]:
     """Over twenty pictures: sizes, shapes, modes, orientations; `side` is the model's own size."""
     rng = np.random.default_rng(20)
-    sizes = [
-        (side, side),
-        (2 * side, 2 * side),
-        (5 * side + 3, 4 * side + 1),
-        (640, 480),
-        (1, 1),
-        (2, 3),
-        (1, 40),
-    ]
-    sizes += [(40, 1), (31, 17), (139, 251), (403, 61), (61, 403), (side - 1, side), (side, side + 1)]
+    sizes = [(side, side), (2 * side, 2 * side), (5 * side + 3, 4 * side + 1), (640, 480), (1, 1), (2, 3)]
+    sizes += [(1, 40), (40, 1), (31, 17), (139, 251), (403, 61), (61, 403)]
+    sizes += [(side - 1, side), (side, side + 1)]
     found = [_png(f"rgb_{width}x{height}", _scene(rng, width, height)) for width, height in sizes]
-    found += _modes(rng)
-    found += _orientations(rng)
-    return found
+    return [*found, *_modes(rng), *_orientations(rng)]
 
 
 def _scene(rng: np.random.Generator, width: int, height: int) -> Bytes:

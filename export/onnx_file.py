@@ -78,14 +78,14 @@ def opened_graph(
     proto: onnx.ModelProto,
     change: Callable[[onnx.GraphProto], None] | None = None,
     *,
-    optimize: bool = True,
+    open_file: Callable[[Path], onnxruntime.InferenceSession] | None = None,
 ) -> Iterator[onnxruntime.InferenceSession]:
     """Open a graph on ONNX Runtime's CPU provider, through a temporary file.
 
     Args:
         proto: left as it is.
         change: changes nodes and outputs of what is opened; large weights stay in their own file meanwhile.
-        optimize: let ONNX Runtime rewrite the graph.
+        open_file: instead of `open_session`.
     """
     with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
         path = Path(folder) / "graph.onnx"
@@ -94,7 +94,7 @@ def opened_graph(
             without_weights = onnx.load(path, load_external_data=False)
             change(without_weights.graph)
             path.write_bytes(without_weights.SerializeToString())
-        yield open_session(path, optimize=optimize)
+        yield (open_file or open_session)(path)
 
 
 def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:

@@ -19,9 +19,10 @@ from onnx import TensorProto, helper
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.precisions import FLOAT16_MAX
 
-from .onnx_file import element_types, opened_graph, replace_nodes
+from .onnx_file import element_types, open_session, opened_graph, replace_nodes
 
 Floats = npt.NDArray[np.float32]
+_as_it_is = partial(open_session, optimize=False)
 LOW_TYPES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Operators that can carry an infinity on unharmed, towards ...
 _CARRY = ("Add", "Div", "Mul", "Pow")
@@ -51,7 +52,7 @@ class ValueRange:
 
 def evaluate_rounded(proto: onnx.ModelProto, pixels: Floats, output: str = EMBEDDINGS) -> Floats:
     """Embeddings (or an inner value) of a graph, every weight and value rounded to its own type."""
-    with opened_graph(proto, partial(_emulate, output=output), optimize=False) as session:
+    with opened_graph(proto, partial(_emulate, output=output), open_file=_as_it_is) as session:
         return np.concatenate([session.run([output], {PIXELS: picture[None]})[0] for picture in pixels])
 
 
@@ -86,7 +87,7 @@ def measure_values(
         _emulate(graph)
         _output_reduced(graph, names, reductions)
 
-    with opened_graph(proto, change, optimize=False) as session:
+    with opened_graph(proto, change, open_file=_as_it_is) as session:
         rows = [session.run(None, {PIXELS: picture[None]}) for picture in pixels]
     return np.array(rows, dtype=np.float32).reshape(len(pixels), len(names), len(reductions))
 

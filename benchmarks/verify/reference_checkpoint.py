@@ -138,7 +138,7 @@ class CheckpointReference:
         """[positions, vocab]."""
         import torch
 
-        return self._language_logits(torch.from_numpy(self.splice(prompt)))
+        return self.logits_with({}, torch.from_numpy(self.splice(prompt)))
 
     @_remembered
     def continuation(self, prompt: PromptCase) -> Continuation:
@@ -175,9 +175,6 @@ class CheckpointReference:
                 ids.append(choose(chosen_from[-1]))
                 rows = self._language.get_input_embeddings()(torch.tensor([ids[-1:]]))
         return Continuation(tuple(ids), torch.stack(chosen_from).numpy())
-
-    def _language_logits(self, rows: "torch.Tensor") -> Floats:
-        return self.logits_with({}, rows)
 
     def logits_with(self, parameters: "Mapping[str, torch.Tensor]", rows: "torch.Tensor") -> Floats:
         """Logits [positions, vocab] of input rows [positions, hidden], with other parameters where given."""

@@ -8,6 +8,7 @@ from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,11 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.gates import gates_of, precision_of
+from tinyllava_edge.manifest import PIXELS
 from tinyllava_edge.metrics import feature_figures, nmse, snr_db
 from tinyllava_edge.precisions import ROUNDED
 from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
+from tinyllava_edge.runtimes.threads import thread_budget
 
 from .ladder import Ladder, SkippedError, StageResult, judge
 from .reference import Reference
@@ -132,10 +135,21 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
     name = ladder.bundle.manifest.vision.tower_output
     if not is_run(variant):
         return _rounded(ladder, variant, pixels, name)
-    from .onnx_tap import tapped
+    import onnxruntime
 
-    with tapped(ladder.bundle.path(variant.files[0]), name, ladder.options.threads) as run:
-        return _in_batches(run, pixels)
+    from tinyllava_edge.export.onnx_file import opened_graph
+    from tinyllava_edge.runtimes.ort import PROVIDERS, session_options
+
+    def open_file(path: Path) -> Any:  # as the runtime opens it
+        options = session_options(thread_budget(ladder.options.threads))
+        return onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+
+    def tap(graph: Any) -> None:
+        graph.output.extend(value for value in graph.value_info if value.name == name)
+
+    with opened_graph(_graph(ladder, variant), tap, open_file=open_file) as session:
+        rows = _in_batches(lambda batch: session.run([name], {PIXELS: batch})[0], pixels)
+    return [row.astype(np.float32) for row in rows]
 
 
 def _graph(ladder: Ladder, variant: Variant) -> Any:

@@ -61,9 +61,7 @@ def export(
     )
     check_output(output, force=force)
     place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
-    folder, notes = fetch_sources(sources, place.path)
-    for text in notes:
-        note(text)
+    folder = fetch_sources(sources, place.path)
     options = replace(options, sources=folder, repository=place.repository, commit=place.commit)
     _export(place.path, output, options, json=json)
 

@@ -47,9 +47,7 @@ def inspect(
     elif (place / "manifest.json").exists():
         facts = inspect_bundle(place)
     else:
-        sources, notes = fetch_sources(sources, place)
-        for text in notes:
-            console.note(text)
+        sources = fetch_sources(sources, place)
         facts = inspect_checkpoint(Checkpoint(place, sources=sources, allow_pickle=allow_pickle))
     if json:
         console.print_json(facts)

@@ -83,9 +83,7 @@ def train(
     start = parts_directory(out)
     if source is not None:
         start = fetch_checkpoint(source, allow_pickle=allow_pickle).path
-        sources, notes = fetch_sources(sources, start)
-        for text in notes:
-            note(text)
+        sources = fetch_sources(sources, start)
     options = FinetuneOptions(
         data=data,
         images=images or data.parent,

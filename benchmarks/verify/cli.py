@@ -62,9 +62,7 @@ def verify(
     source = None
     if checkpoint is not None:
         source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
-        sources, notes = fetch_sources(sources, source)
-        for text in notes:
-            note(text)
+        sources = fetch_sources(sources, source)
     amount = _QUICK if quick else _FULL
     ladder = Ladder(
         bundle=opened,

@@ -43,11 +43,11 @@ _BERT = "google-bert/bert-base-uncased"
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The files of a repository at one commit."""
+    """A directory, and the repository and commit of the hub that its files are of ("" for none)."""
 
     path: Path
-    repository: str
-    commit: str
+    repository: str = ""
+    commit: str = ""
 
     @property
     def name(self) -> str:

@@ -1,23 +1,13 @@
 """What a user may call a checkpoint or bundle: `nano`, a path, or a checkpoint of the hub."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
 
-from .hub import HUB, cached_snapshot, download_checkpoint, download_sources, parse_name
+from .hub import HUB, Snapshot, cached_snapshot, download_checkpoint, download_sources, parse_name
 
 NANO = "nano"
 _FOLDER = Path(__file__).parents[1] / "nano"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointPlace:
-    """Where a checkpoint is, and the commit of the hub that it was downloaded from ("" for none)."""
-
-    path: Path
-    repository: str = ""
-    commit: str = ""
 
 
 def checkpoint_path(name_or_path: str | Path) -> Path:
@@ -28,20 +18,19 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
     return path if path.exists() else cached_snapshot(str(name_or_path)) or path
 
 
-def fetch_checkpoint(name_or_path: str, *, allow_pickle: bool = False) -> CheckpointPlace:
+def fetch_checkpoint(name_or_path: str, *, allow_pickle: bool = False) -> Snapshot:
     """The same, but `owner/name[@revision]` that is no local path is downloaded from the hub.
 
     Raises:
         CheckpointError: it cannot be downloaded.
     """
     if name_or_path == NANO or Path(name_or_path).exists() or parse_name(name_or_path) is None:
-        return CheckpointPlace(path=checkpoint_path(name_or_path))
-    snapshot = download_checkpoint(name_or_path, allow_pickle=allow_pickle)
-    return CheckpointPlace(path=snapshot.path, repository=snapshot.repository, commit=snapshot.commit)
+        return Snapshot(path=checkpoint_path(name_or_path))
+    return download_checkpoint(name_or_path, allow_pickle=allow_pickle)
 
 
-def fetch_sources(sources: Path | None, checkpoint: Path) -> tuple[Path | None, list[str]]:
-    """What `--sources` names, and notes for the user; `hub` downloads what the checkpoint itself names.
+def fetch_sources(sources: Path | None, checkpoint: Path) -> Path | None:
+    """What `--sources` names; `hub` downloads what the checkpoint itself names, and says on stderr what.
 
     Raises:
         CheckpointError: nothing of it can be downloaded.
@@ -49,9 +38,13 @@ def fetch_sources(sources: Path | None, checkpoint: Path) -> tuple[Path | None, 
     """
     if sources is None or str(sources) != HUB:
         check_sources(sources)
-        return sources, []
+        return sources
+    from tinyllava_edge.console import note  # rich, which a program that opens a bundle does not need
+
     folder, snapshots, problems = download_sources(checkpoint)
-    return folder, [f"sources: {snapshot.name}" for snapshot in snapshots] + problems
+    for text in (*(f"sources: {snapshot.name}" for snapshot in snapshots), *problems):
+        note(text)
+    return folder
 
 
 def check_sources(sources: Path | None) -> None:

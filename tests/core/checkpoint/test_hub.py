@@ -95,15 +95,18 @@ def test_a_local_path_of_that_name_comes_first(hub: Hub, tmp_path: Path) -> None
     assert not hub[1]
 
 
-def test_sources_are_downloaded_without_weights_and_only_when_asked(hub: Hub) -> None:
+def test_sources_are_downloaded_without_weights_and_only_when_asked(
+    hub: Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = fetch_checkpoint(NAME).path
-    assert fetch_sources(None, checkpoint) == (None, [])
+    assert fetch_sources(None, checkpoint) is None
     assert named_repositories(checkpoint) == ["tiny-random/llama", "tiny-random/siglip"]
     hub[1].clear()
-    folder, notes = fetch_sources(Path("hub"), checkpoint)
+    folder = fetch_sources(Path("hub"), checkpoint)
     assert folder is not None
     assert (folder / "tiny-random" / "siglip" / "preprocessor_config.json").is_file()
     assert asked_for(hub[1]) == {"config.json", "preprocessor_config.json"}
+    notes = [line for line in capsys.readouterr().err.splitlines() if "tiny-random" in line]
     assert notes[0] == f"sources: tiny-random/siglip@{COMMIT}"
     assert "tiny-random/llama" in notes[1]  # which this hub does not have
 

@@ -92,7 +92,7 @@ class Bundle:
         manifest = parse_manifest(text, path)
         check_listed_names(root, manifest)
         _check_tree(root, {entry.path for entry in manifest.files})
-        verified = VerifiedFiles.load()
+        verified = VerifiedFiles()
         for entry in manifest.files:
             _check_file(root, entry, verified)
         verified.save()

@@ -7,31 +7,16 @@ What cannot be found is None, never guessed. Jetson files: docs/sources/tensorrt
 import os
 import platform
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 # Instructions that the kernels of ONNX Runtime and llama.cpp choose between, as /proc/cpuinfo spells them.
-X86_FEATURES = [
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "bmi2",
-    "avx_vnni",
-    "avx512f",
-    "avx512bw",
-    "avx512vl",
-    "avx512_vbmi",
-    "avx512_vnni",
-    "avx512_bf16",
-    "avx512_fp16",
-    "amx_tile",
-    "amx_int8",
-    "amx_bf16",
-]
-ARM_FEATURES = ["asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2"]
+X86_FEATURES = (
+    "avx", "avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512f", "avx512bw", "avx512vl", "avx512_vbmi",
+    "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16",
+)  # fmt: skip
+ARM_FEATURES = ("asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2")
 # (CPU implementer, CPU part) of boards whose /proc/cpuinfo has no model name.
 ARM_CORES = {
     ("0x41", "0xd03"): "Arm Cortex-A53",
@@ -41,30 +26,20 @@ ARM_CORES = {
     ("0x41", "0xd83"): "Arm Neoverse-V3AE",  # Jetson Thor
     ("0x4e", "0x004"): "NVIDIA Carmel",  # Jetson Xavier
 }
-# L4T release -> JetPack. Source: docs/sources/tensorrt.md#jetpack-releases.
+# L4T release -> JetPack, and the TensorRT of its apt packages; that of 6.0 is too old for our engines.
+# Source: docs/sources/tensorrt.md#jetpack-releases.
 JETPACKS = {
-    "36.3.0": "6.0",
-    "36.4.0": "6.1",
-    "36.4.3": "6.2",
-    "36.4.4": "6.2.1",
-    "36.4.7": "6.2.1",
-    "36.5.0": "6.2.2",
-    "38.2.0": "7.0",
-    "38.2.1": "7.0",
-    "38.2.2": "7.0",
-    "38.4.0": "7.1",
-    "39.2.0": "7.2",
-}
-# JetPack -> the TensorRT of its apt packages; the source is the same. That of 6.0 is too old for our engines.
-JETPACK_TENSORRT = {
-    "6.0": "8.6.2",
-    "6.1": "10.3.0",
-    "6.2": "10.3.0.30",
-    "6.2.1": "10.3.0.30",
-    "6.2.2": "10.3.0.30",
-    "7.0": "10.13.3.9",
-    "7.1": "10.13.3.9",
-    "7.2": "10.16.2.10",
+    "36.3.0": ("6.0", "8.6.2"),
+    "36.4.0": ("6.1", "10.3.0"),
+    "36.4.3": ("6.2", "10.3.0.30"),
+    "36.4.4": ("6.2.1", "10.3.0.30"),
+    "36.4.7": ("6.2.1", "10.3.0.30"),
+    "36.5.0": ("6.2.2", "10.3.0.30"),
+    "38.2.0": ("7.0", "10.13.3.9"),
+    "38.2.1": ("7.0", "10.13.3.9"),
+    "38.2.2": ("7.0", "10.13.3.9"),
+    "38.4.0": ("7.1", "10.13.3.9"),
+    "39.2.0": ("7.2", "10.16.2.10"),
 }
 
 
@@ -137,8 +112,7 @@ def has_nvidia_gpu(root: Path = Path("/")) -> bool:
 
 def read_driver(root: Path = Path("/")) -> str | None:
     """Version of NVIDIA's kernel driver, or None where it does not say."""
-    found = re.search(r"Kernel Module\s.*?(\d+\.\d+(?:\.\d+)?)", _read(root / "proc/driver/nvidia/version"))
-    return found[1] if found else None
+    return _found(r"Kernel Module\s.*?(\d+\.\d+(?:\.\d+)?)", _read(root / "proc/driver/nvidia/version"))
 
 
 def read_cpu(root: Path = Path("/")) -> Cpu:
@@ -146,8 +120,8 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
     text = _read(root / "proc/cpuinfo")
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     logical = len(allowed) or os.cpu_count() or 1
-    cores = {_siblings(root, cpu) for cpu in allowed}
-    physical = len(cores) or logical
+    siblings = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"  # the CPUs that share its core
+    physical = len({_read(root / siblings.format(cpu)).strip() or cpu for cpu in allowed}) or logical
     quota = _cpu_quota(root)
     usable = physical if quota is None else min(physical, max(1, int(quota)))
     found = set(_field(text, "flags").split()) | set(_field(text, "Features").split())
@@ -161,12 +135,6 @@ def read_cpu(root: Path = Path("/")) -> Cpu:
         usable_cores=usable,
         features=tuple(name for name in (*X86_FEATURES, *ARM_FEATURES) if name in found),
     )
-
-
-def _siblings(root: Path, cpu: int) -> str:
-    """Name of the core that a logical CPU is on: the CPUs that share it."""
-    path = root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
-    return _read(path).strip() or str(cpu)
 
 
 def _cpu_quota(root: Path) -> float | None:
@@ -218,54 +186,48 @@ def _read_jetson(root: Path) -> Jetson | None:
         return None
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     l4t = f"{found[1]}.{found[2]}" if found else None
-    jetpack = JETPACKS.get(l4t or "")
+    jetpack, tensorrt = JETPACKS.get(l4t or "", (None, None))
     cma = _field(_read(root / "proc/meminfo"), "CmaTotal").split()
+    # The entry of the module alone, behind the one that names the carrier too.
+    module = _found(r"(?:^|\0)nvidia,(p\d{4}-\d{4})(?=[^+\0]*(?:\0|$))", compatible)
     return Jetson(
         model=_read(root / "proc/device-tree/model").rstrip("\0\n") or "unknown",
         l4t=l4t,
         jetpack=jetpack,
         power_mode=_power_mode(root),
-        module=_module(compatible),
-        tensorrt=JETPACK_TENSORRT.get(jetpack or ""),
+        module=module,
+        tensorrt=tensorrt,
         cma_bytes=int(cma[0]) << 10 if cma else None,
     )
 
 
-def _module(compatible: str) -> str | None:
-    """Number of the module: the entry that names it alone, behind the one that names the carrier too."""
-    found = re.search(r"(?:^|\0)nvidia,(p\d{4}-\d{4})(?=[^+\0]*(?:\0|$))", compatible)
-    return found[1] if found else None
-
-
 def _power_mode(root: Path) -> str | None:
     """Name of the power mode; ids differ by board and release, so the name is looked up."""
-    current = re.search(r"pmode:0*(\d+)", _read(root / "var/lib/nvpmodel/status"))
-    if not current:
+    current = _found(r"pmode:0*(\d+)", _read(root / "var/lib/nvpmodel/status"))
+    if current is None:
         return None
-    pattern = rf"< *POWER_MODEL +ID={current[1]} +NAME=(\S+) *>"
-    named = re.search(pattern, _read(root / "etc/nvpmodel.conf"))
-    return named[1] if named else f"id {current[1]}"
+    pattern = rf"< *POWER_MODEL +ID={current} +NAME=(\S+) *>"
+    return _found(pattern, _read(root / "etc/nvpmodel.conf")) or f"id {current}"
 
 
 def _nvidia_gpus() -> tuple[str, ...]:
     """Names and drivers of NVIDIA GPUs, from nvidia-smi where there is one."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    command = [program, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ()
-    if result.returncode != 0:  # installed, but without a driver
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # not installed, or without a driver
         return ()
     return tuple(line.strip() for line in result.stdout.splitlines() if line.strip())
 
 
 def _field(text: str, name: str) -> str:
     """First value of `name : value` in a file of /proc."""
-    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*)$", text, flags=re.MULTILINE)
-    return found[1].strip() if found else ""
+    return (_found(rf"(?m)^{re.escape(name)}\s*:\s*(.*)$", text) or "").strip()
+
+
+def _found(pattern: str, text: str) -> str | None:
+    found = re.search(pattern, text)
+    return found[1] if found else None
 
 
 def _read(path: Path) -> str:

@@ -1,39 +1,12 @@
 """Errors that a user can mend.
 
-    TinyLlavaEdgeError            the command prints it on one line and exits with code 2
-    |-- CheckpointError           a checkpoint's files or keys are wrong
-    |   `-- UnsupportedModelError     readable, but a part we do not know
-    |-- BundleError               a bundle's manifest or files are wrong
-    |-- ImageError                a picture cannot be read, or is over the limits
-    |-- PromptError               turns and pictures do not fit together
-    |   `-- ContextOverflowError      prompt + answer do not fit in the context
-    |-- DataError                 training or evaluation data are wrong
-    |-- ExportError               a part cannot be converted
-    |-- BackendError              a runtime is not usable here
-    |   |-- MissingExtraError         ... because a package is not installed
-    |   |-- NoEngineError             no engine was built on this machine, or it is damaged
-    |   |-- CudaError                 the CUDA runtime reports a failure
-    |   |   `-- CudaMemoryError           not enough memory left
-    |   `-- TensorRTError             TensorRT is installed and fails; has its log messages
-    |       |-- TensorRTVersionError      a version that is not supported
-    |       |-- NoGpuError                no GPU, no driver, or a driver that is too old
-    |       |-- EngineLoadError           an engine of another GPU or version, or a damaged one
-    |       `-- EngineBuildError          an engine cannot be built
-    |           |-- UnsupportedGraphError     an operator, type or shape TensorRT does not know
-    |           |-- UnsupportedPrecisionError a precision the GPU does not have
-    |           |-- EngineMemoryError         memory or workspace did not suffice
-    |           `-- EnginePlanError           built, but not as it must be: attention is not fused
-    |-- PackError                 an engine pack is damaged, or not signed by the owner's key
-    |-- OutputExistsError         an output is there already, and --force was not given
-    `-- UsageError                options that do not fit together
-
 Every message says what was expected, what was found, where, and what to do. `assert` is for our own
 invariants only.
 """
 
 
 class TinyLlavaEdgeError(Exception):
-    """Base of everything a user can mend."""
+    """Base of everything a user can mend: the command prints it on one line and exits with code 2."""
 
 
 class CheckpointError(TinyLlavaEdgeError):

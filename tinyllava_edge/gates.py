@@ -4,14 +4,13 @@ The numbers are in `precisions.py`, by the name of a precision, language type or
 them count.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.metrics import Gate, at_least, at_most
 from tinyllava_edge.precisions import (
-    DEQUANTIZED,
     LANGUAGE_CLASSES,
     LANGUAGE_TYPES,
     PRECISIONS,
@@ -111,17 +110,6 @@ def least_snr_db(tensor_type: str) -> float:
             f"tensors of type {tensor_type} have no gate. Known types: {', '.join(TENSOR_SNR_DB)}."
         )
     return TENSOR_SNR_DB[tensor_type]
-
-
-def all_gates() -> Iterator[tuple[str, str, Gate]]:
-    """Every (stage, variant, gate), for the documentation and its test."""
-    for stage in ("tower", "connector"):
-        for name in PRECISIONS:
-            yield from ((stage, name, gate) for gate in gates_of(stage, name))
-    for stage in ("splice", "logits", "teacher_forced"):
-        for name, known in LANGUAGE_CLASSES.items():
-            yield from ((stage, name, gate) for gate in known.gates[stage])
-    yield from (("dequantized", "all that are quantized", gate) for gate in DEQUANTIZED)
 
 
 def _has_gelu_table(family: str) -> bool:

@@ -8,7 +8,7 @@ Needs Pillow and numpy only, so that a device computes the same pixels as the tr
 import io
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -25,7 +25,6 @@ _LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megap
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 # Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-
 _MAX_VALUE = 1e4  # of a rescaled byte's mean and deviation; keeps every pixel within float32
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
@@ -62,25 +61,16 @@ class Preprocessing:
         return self.size if self.crop is None else self.crop
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_picture(picture: Picture, *, on_white: bool = False) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
     The EXIF orientation of a file is applied; an animation gives its first frame; alpha is dropped, not
-    composited (as upstream's `convert("RGB")` does); 16-bit grey is scaled to 8 bits.
+    composited (as upstream's `convert("RGB")` does), unless `on_white`; 16-bit grey is scaled to 8 bits.
 
     Raises:
         ImageError: not a picture, or over 40 megapixels or 16384 pixels a side; found before decoding.
     """
-    return _decode(picture, _to_rgb)
-
-
-def open_on_white(picture: Picture) -> Image.Image:
-    """Open a picture as `open_picture` does, but with what is transparent composited onto white."""
-    return _decode(picture, _on_white)
-
-
-def _decode(picture: Picture, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    name = _name(picture)
+    name, convert = _name(picture), _on_white if on_white else _to_rgb
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter

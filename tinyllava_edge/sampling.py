@@ -83,18 +83,13 @@ def probabilities(logits: npt.NDArray[np.float32], how: Sampling) -> npt.NDArray
     if 0 < how.top_k < scores.size:
         kth = np.partition(scores, -how.top_k)[-how.top_k]
         scores[scores < kth] = -np.inf
-    kept = _softmax(scores)
+    kept: npt.NDArray[np.float64] = np.exp(scores - scores.max())
+    kept /= kept.sum()
     if how.top_p < 1:
         descending = np.sort(kept)[::-1]
         last = int(np.searchsorted(np.cumsum(descending), how.top_p))  # first to reach top_p
         kept[kept < descending[min(last, kept.size - 1)]] = 0
     if how.min_p > 0:
         kept[kept < how.min_p * kept.max()] = 0
-    normalised: npt.NDArray[np.float64] = kept / kept.sum()
-    return normalised
-
-
-def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    exponentials: npt.NDArray[np.float64] = np.exp(scores - scores.max())
-    normalised: npt.NDArray[np.float64] = exponentials / exponentials.sum()
-    return normalised
+    kept /= kept.sum()
+    return kept

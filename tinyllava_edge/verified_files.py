@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tinyllava_edge.atomic_files import write_json
@@ -30,23 +31,16 @@ class VerifiedFiles:
     ctime cannot be set back, so a file changed under a restored mtime is found.
     """
 
-    def __init__(self, path: Path, known: dict[str, str]) -> None:
-        self._path = path
-        self._known = known
-        self._added = False
-
-    @classmethod
-    def load(cls) -> "VerifiedFiles":
+    def __init__(self) -> None:
         """Read the cache; one that is damaged, or that others can write, counts as empty."""
-        path = cache_folder() / "verified.json"
-        try:
-            with path.open(encoding="utf-8") as file:
-                status = os.fstat(file.fileno())
-                is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
-                known = json.load(file) if is_private else {}
-        except (OSError, ValueError, RecursionError):
-            known = {}
-        return cls(path, known if isinstance(known, dict) else {})
+        self._path = cache_folder() / "verified.json"
+        self._known: dict[str, str] = {}
+        self._added = False
+        with suppress(OSError, ValueError, RecursionError), self._path.open(encoding="utf-8") as file:
+            status = os.fstat(file.fileno())
+            is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
+            if is_private and isinstance(known := json.load(file), dict):
+                self._known = known
 
     def knows(self, status: os.stat_result, sha256: str) -> bool:
         """Whether the file with this status was hashed before, and to this value."""
@@ -62,11 +56,9 @@ class VerifiedFiles:
         """Write the cache; where that fails, the next start hashes again."""
         if not self._added:
             return
-        try:
+        with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_json(self._path, dict(list(self._known.items())[-MAX_ENTRIES:]), mode=0o600)
-        except OSError:
-            return
 
 
 def _key(status: os.stat_result) -> str:

@@ -9,7 +9,7 @@ from PIL import Image, ImageChops, ImageOps
 
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import DataError, ImageError
-from tinyllava_edge.image import FORMATS, open_on_white
+from tinyllava_edge.image import FORMATS, open_picture
 
 _MARGIN = 1 / 16  # of the side, left free around a drawing
 _LONGEST = 8  # times as long as wide: what is longer is a line
@@ -63,7 +63,7 @@ def read_unlabelled(folders: Sequence[Path], size: int) -> torch.Tensor:
 
 def _drawing(path: Path, size: int) -> Image.Image | None:
     """A picture cut to its ink, on a white square; nothing if there is little to see."""
-    sheet = open_on_white(path)
+    sheet = open_picture(path, on_white=True)
     box = ImageChops.invert(sheet).point(lambda value: value > 5 and 255).getbbox()
     if box is None:
         return None

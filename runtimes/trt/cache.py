@@ -192,7 +192,7 @@ class EngineCache:
             if status.st_size != record.plan_bytes:
                 raise NoEngineError(f"{path.name} is damaged (its size)")
             plan = memoryview(mmap.mmap(handle, 0, access=mmap.ACCESS_READ))
-        verified = VerifiedFiles.load()
+        verified = VerifiedFiles()
         if not verified.knows(status, record.plan_sha256):
             if hashlib.sha256(plan).hexdigest() != record.plan_sha256:
                 raise NoEngineError(f"{path.name} is damaged (its hash)")

@@ -5,14 +5,7 @@ import math
 import pytest
 
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.gates import (
-    STAGES,
-    all_gates,
-    gates_of,
-    largest_logit_error,
-    least_snr_db,
-    widened,
-)
+from tinyllava_edge.gates import gates_of, largest_logit_error, least_snr_db, widened
 from tinyllava_edge.metrics import at_least, at_most
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, PRECISIONS, TENSOR_SNR_DB
 
@@ -46,10 +39,6 @@ def test_a_limit_itself_passes_and_nan_never_does() -> None:
     assert not at_least("snr_db", 40).passes(39.9)
     assert not at_most("nmse", 1).passes(math.nan)
     assert not at_least("snr_db", 1).passes(math.nan)
-
-
-def test_every_gate_belongs_to_a_stage() -> None:
-    assert {stage for stage, _, _ in all_gates()} <= set(STAGES)
 
 
 def test_coarser_quantization_is_never_gated_tighter() -> None:

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from tests.golden import shared_fixtures
 from tinyllava_edge.errors import ImageError
-from tinyllava_edge.image import open_on_white, open_picture
+from tinyllava_edge.image import open_picture
 
 CAT = shared_fixtures() / "images" / "cat_231x153.png"
 CORNERS = {(0, 0): (255, 0, 0), (1, 0): (0, 255, 0), (0, 1): (0, 0, 255), (1, 1): (255, 255, 255)}
@@ -245,6 +245,6 @@ def test_a_damaged_file_is_a_picture_or_an_image_error(
 def test_a_transparent_ground_is_white_where_that_is_asked_for_and_dropped_elsewhere() -> None:
     for mode, clear in (("RGBA", (9, 9, 9, 0)), ("LA", (9, 0))):
         image = Image.new(mode, (4, 4), clear)
-        assert open_on_white(image).getpixel((0, 0)) == (255, 255, 255)
+        assert open_picture(image, on_white=True).getpixel((0, 0)) == (255, 255, 255)
         assert open_picture(image).getpixel((0, 0)) == (9, 9, 9)
-    assert open_on_white(CAT).tobytes() == open_picture(CAT).tobytes()
+    assert open_picture(CAT, on_white=True).tobytes() == open_picture(CAT).tobytes()

@@ -54,37 +54,20 @@ class Family(Part):
     layers_differ: bool = False
 
 
-_CLIP_LIKE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
+_VIT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
+_CLIP = {**_VIT, "intermediate_size": 3072}
 
 TOWERS = {
     "siglip_vision_model": Tower(
-        defaults={
-            **_CLIP_LIKE,
-            "intermediate_size": 3072,
-            "patch_size": 16,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
+        defaults={**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
         prefix_tokens=0,
     ),
     "clip_vision_model": Tower(
-        defaults={
-            **_CLIP_LIKE,
-            "intermediate_size": 3072,
-            "patch_size": 32,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
+        defaults={**_CLIP, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
         prefix_tokens=1,
     ),
-    "dinov2": Tower(
-        defaults={
-            **_CLIP_LIKE,
-            "mlp_ratio": 4,  # in the place of intermediate_size
-            "patch_size": 14,
-            "hidden_act": "gelu",
-            "layer_norm_eps": 1e-6,
-        },
+    "dinov2": Tower(  # mlp_ratio in the place of intermediate_size
+        defaults={**_VIT, "mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
         prefix_tokens=1,
     ),
 }

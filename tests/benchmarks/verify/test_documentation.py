@@ -1,13 +1,30 @@
 """docs/measuring.md says what the code does. No model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from tinyllava_edge.gates import STAGES, all_gates
+from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.metrics import Gate
+from tinyllava_edge.precisions import DEQUANTIZED, LANGUAGE_CLASSES, PRECISIONS
 
 from .faults import FAULTS
 
 PAGE = (Path(__file__).parents[3] / "docs" / "measuring.md").read_text(encoding="utf-8")
+
+
+def all_gates() -> Iterator[tuple[str, str, Gate]]:
+    """Every (stage, variant, gate)."""
+    for stage in ("tower", "connector"):
+        for name in PRECISIONS:
+            yield from ((stage, name, gate) for gate in gates_of(stage, name))
+    for stage in ("splice", "logits", "teacher_forced"):
+        for name, known in LANGUAGE_CLASSES.items():
+            yield from ((stage, name, gate) for gate in known.gates[stage])
+    yield from (("dequantized", "all that are quantized", gate) for gate in DEQUANTIZED)
+
+
+def test_every_gate_belongs_to_a_stage() -> None:
+    assert {stage for stage, _, _ in all_gates()} <= set(STAGES)
 
 
 def said(gate: Gate) -> str:

@@ -64,10 +64,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "path": str(directory),
-        "parts": {
-            name: {"architecture": p.architecture, "parameters": p.parameters, "dtype": p.dtype}
-            for name, p in manifest.parts.items()
-        },
+        "parts": {name: part.model_dump() for name, part in manifest.parts.items()},
         "parameters": sum(part.parameters for part in manifest.parts.values()),
         "tokens_per_picture": manifest.vision.num_tokens,
         "image_size": manifest.vision.image_size,
@@ -77,13 +74,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         "template": f"{manifest.prompt.template.name} ({manifest.prompt.template_reason})",
         "stop_ids": list(manifest.prompt.stop_ids),
         "variants": [
-            {
-                "part": variant.part,
-                "name": variant.name,
-                "target": variant.target,
-                "bytes": bundle.variant_bytes(variant),
-                "status": variant.status,
-            }
+            {**variant.model_dump(exclude={"files"}), "bytes": bundle.variant_bytes(variant)}
             for variant in manifest.variants
         ],
         "source": manifest.source.model_dump(),

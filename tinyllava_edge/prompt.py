@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -132,12 +131,6 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
     return placed
 
 
-class _PlainTokenizer(NamedTuple):
-    tokenizer: Tokenizer
-    to_original: dict[int, int]
-    end: str
-
-
 class TextTokenizer:
     """Token ids of prompts, and text of generated ids.
 
@@ -156,7 +149,7 @@ class TextTokenizer:
         except Exception as error:  # tokenizers raises bare Exception
             raise PromptError(f"tokenizer.json cannot be read ({error}).") from None
         self._json = tokenizer_json
-        self._plain: dict[str, _PlainTokenizer] = {}
+        self._plain: dict[str, tuple[Tokenizer, dict[int, int], str]] = {}
 
     def encode(self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True) -> list[int]:
         """Ids of a conversation whose markers are placed, -200 standing for each picture.
@@ -172,8 +165,8 @@ class TextTokenizer:
         """
         if honour_special:
             return self._join(self._exact, {}, template.render(turns))
-        plain = self._plain_tokenizer(template.end)
-        return self._join(plain.tokenizer, plain.to_original, template.render(turns, end=plain.end))
+        plain, to_original, end = self._plain_tokenizer(template.end)
+        return self._join(plain, to_original, template.render(turns, end=end))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
@@ -201,8 +194,8 @@ class TextTokenizer:
             ids.extend(to_original.get(token, token) for token in encoded)
         return ids
 
-    def _plain_tokenizer(self, end: str) -> _PlainTokenizer:
-        """A tokenizer to which every special token is unknown, but for a private stand-in for `end`.
+    def _plain_tokenizer(self, end: str) -> tuple[Tokenizer, dict[int, int], str]:
+        """A tokenizer to which every special token is unknown, its ids' originals, and a stand-in for `end`.
 
         Renaming the special tokens, rather than switching them off, leaves everything that happens around
         them (prefix spaces, splits) as it is.
@@ -222,7 +215,7 @@ class TextTokenizer:
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             # An end that is no token of this vocabulary is text for everybody.
             stand_in = private_end if private_end in originals else end
-            self._plain[end] = _PlainTokenizer(tokenizer, to_original, stand_in)
+            self._plain[end] = (tokenizer, to_original, stand_in)
         return self._plain[end]
 
 

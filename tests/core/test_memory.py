@@ -72,7 +72,7 @@ def test_growing_blocks_leave_no_holes_behind() -> None:
     code = """
 import os
 import numpy as np
-from tinyllava_edge.anonymous_memory import anonymous_bytes, return_large_blocks
+from tinyllava_edge.memory import anonymous_bytes, return_large_blocks
 return_large_blocks()
 before = anonymous_bytes(os.getpid())
 np.ones(3_900_000)  # 31 MB, freed at once: what glibc learns from

@@ -9,7 +9,6 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import CheckpointError
@@ -91,9 +90,7 @@ def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
             repository holds no weights of a kind that was allowed.
     """
     snapshot = _download(text, (*CHECKPOINT_FILES, *(PICKLES if allow_pickle else ())))
-    if not any(snapshot.path.glob("*.safetensors")) and not any(
-        (snapshot.path / p).exists() for p in PICKLES
-    ):
+    if not any(any(snapshot.path.glob(pattern)) for pattern in ("*.safetensors", *PICKLES)):
         raise CheckpointError(
             f"{snapshot.name}: holds no .safetensors. Weights in .bin files are pickles, which are "
             "downloaded only with --allow-pickle."
@@ -166,15 +163,12 @@ def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
     except hub_errors.RevisionNotFoundError:
         raise CheckpointError(f"{repository}: the hub has no revision {revision!r} of it.") from None
     except Exception as error:  # every version of the client has its own for a network that is not there
-        raise CheckpointError(_unreachable(text, error)) from None
+        kind = type(error).__name__
+        reason = " ".join(str(error).split())[:120] or kind
+        raise CheckpointError(
+            f"{text}: no such directory here, and the hub could not be asked ({kind}: {reason}). "
+            "Where there is no network, copy the checkpoint's directory here and give its path."
+        ) from None
     if not _COMMIT.fullmatch(path.name):
         raise CheckpointError(f"{text}: the hub did not say which commit it is ({path.name}).")
     return Snapshot(path=path, repository=repository, commit=path.name)
-
-
-def _unreachable(text: str, error: Any) -> str:
-    reason = " ".join(str(error).split())[:120] or type(error).__name__
-    return (
-        f"{text}: no such directory here, and the hub could not be asked ({type(error).__name__}: {reason}). "
-        "Where there is no network, copy the checkpoint's directory here and give its path."
-    )

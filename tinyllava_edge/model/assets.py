@@ -18,19 +18,13 @@ from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
 
 PROCESSOR_FILE = "preprocessor_config.json"
-_SIGLIP: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
-_CLIP: dict[str, Any] = {
+_SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+_CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
     "do_center_crop": True,
 }
-_DINOV2: dict[str, Any] = {
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-    "resample": 3,
-    "do_center_crop": True,
-}
+_DINOV2 = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_center_crop": True}
 # Source: docs/sources/tinyllava.md#public-image-processors. A mixture of features has CLIP's alone.
 PUBLIC_PROCESSORS: dict[str, dict[str, Any]] = {
     "google/siglip-so400m-patch14-384": {**_SIGLIP, "size": {"height": 384, "width": 384}},

@@ -83,7 +83,7 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
     """
     if checkpoint.layout == FOLDERS:
         for name, tensor in _from_folders(checkpoint, part):
-            yield name, partial(_itself, tensor)
+            yield name, tensor.detach
     elif checkpoint.layout == LORA:
         adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part)
         yield from adapter.merge(_from_folders(checkpoint, part))
@@ -96,13 +96,9 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
                     name = _canonical(key, prefixes, path)
                     if part is None or name.startswith(f"{part}."):
                         tensor = file.get_tensor(key)
-                        yield name, partial(_itself, tensor[:rows] if name in _ROWS_OF_TOKENS else tensor)
+                        yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
         if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
             yield "language_model.lm_head.bias", partial(torch.zeros, length)
-
-
-def _itself(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:

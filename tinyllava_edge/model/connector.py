@@ -1,7 +1,6 @@
 """The connectors, keyed by the exact `connector_type` (docs/sources/tinyllava.md#connectors)."""
 
 import re
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -24,14 +23,28 @@ def build_connector(config: ConnectorConfig, vision_hidden: int, language_hidden
         UnsupportedModelError: the type is not known; the message lists those that are.
         CheckpointError: `identity` between two different widths.
     """
-    if match := _MLP.fullmatch(config.type):
-        return _mlp(int(match[1]), vision_hidden, language_hidden)
-    if config.type not in CONNECTORS:
-        raise UnsupportedModelError(
-            f"connector_type {config.type!r} is not supported. "
-            f"Supported: {', '.join(CONNECTORS)}, mlpNx_gelu (N = 1, 2, ...)."
-        )
-    return CONNECTORS[config.type](config, vision_hidden, language_hidden)
+    match config.type:
+        case "identity" if vision_hidden == language_hidden:
+            return nn.Identity()
+        case "identity":
+            raise CheckpointError(
+                f"connector_type 'identity' needs equal widths, found {vision_hidden} (vision tower) and "
+                f"{language_hidden} (language model)."
+            )
+        case "linear":
+            return nn.Linear(vision_hidden, language_hidden)
+        case "mof_mlp":
+            return MofMlp(vision_hidden, language_hidden)
+        case "resampler":
+            return Resampler(config, vision_hidden, language_hidden)
+        case "qformer":
+            return QFormer(config, vision_hidden, language_hidden)
+    if mlp := _MLP.fullmatch(config.type):
+        return _mlp(int(mlp[1]), vision_hidden, language_hidden)
+    raise UnsupportedModelError(
+        f"connector_type {config.type!r} is not supported. "
+        "Supported: identity, linear, mof_mlp, resampler, qformer, mlpNx_gelu (N = 1, 2, ...)."
+    )
 
 
 class MofMlp(nn.Module):
@@ -54,39 +67,3 @@ def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Module:
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(language_hidden, language_hidden)]
     return nn.Sequential(*layers)
-
-
-def _identity(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
-    if vision_hidden != language_hidden:
-        raise CheckpointError(
-            f"connector_type 'identity' needs equal widths, found {vision_hidden} (vision tower) and "
-            f"{language_hidden} (language model)."
-        )
-    return nn.Identity()
-
-
-def _linear(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
-    return nn.Linear(vision_hidden, language_hidden)
-
-
-def _mof_mlp(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
-    return MofMlp(vision_hidden, language_hidden)
-
-
-def _resampler(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
-    return Resampler(
-        vision_hidden, language_hidden, num_queries=config.num_queries, num_layers=config.num_layers
-    )
-
-
-def _qformer(config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> nn.Module:
-    return QFormer(vision_hidden, language_hidden, num_queries=config.num_queries, sizes=config.bert)
-
-
-CONNECTORS: dict[str, Callable[[ConnectorConfig, int, int], nn.Module]] = {
-    "identity": _identity,
-    "linear": _linear,
-    "mof_mlp": _mof_mlp,
-    "resampler": _resampler,
-    "qformer": _qformer,
-}

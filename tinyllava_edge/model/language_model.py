@@ -44,7 +44,13 @@ def continued_logits(
 
 def _from_transformers(config: LanguageConfig, **changed: Any) -> nn.Module:
     """The causal LM that transformers has under the family's name; `changed` keys of its config."""
-    resolved = transformers.AutoConfig.for_model(config.architecture, **_arguments(config, changed))
+    values = {key: value for key, value in config.values.items() if key not in _NOT_FOR_TRANSFORMERS}
+    if int(transformers.__version__.split(".")[0]) >= 5:
+        rope = {key: values.pop(key) for key in _ROPE_KEYS if key in values}
+        values["rope_parameters"] = {"rope_type": "default", **rope}
+    # A padding row would be zeroed in the embedding; upstream has none.
+    values |= {**changed, "pad_token_id": None}
+    resolved = transformers.AutoConfig.for_model(config.architecture, **values)
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(resolved)  # type: ignore[no-untyped-call]
     return model
 
@@ -67,16 +73,6 @@ def _gemma(config: LanguageConfig) -> nn.Module:
 
         model.register_forward_pre_hook(scale_rows, with_kwargs=True)
     return model
-
-
-def _arguments(config: LanguageConfig, changed: dict[str, Any]) -> dict[str, Any]:
-    """The family's resolved keys, in the words of the installed transformers."""
-    values = {key: value for key, value in config.values.items() if key not in _NOT_FOR_TRANSFORMERS}
-    if int(transformers.__version__.split(".")[0]) >= 5:
-        rope = {key: values.pop(key) for key in _ROPE_KEYS if key in values}
-        values["rope_parameters"] = {"rope_type": "default", **rope}
-    # A padding row would be zeroed in the embedding; upstream has none.
-    return {**values, **changed, "pad_token_id": None}
 
 
 # Families that transformers lacks, or computes in another way than upstream does.

@@ -7,17 +7,16 @@ which no checkpoint contains: bert-base-uncased unless `--sources` has another.
 import torch
 from torch import nn
 
-from tinyllava_edge.checkpoint.config import BertSizes
+from tinyllava_edge.checkpoint.config import BertSizes, ConnectorConfig
 
 
 class QFormer(nn.Module):
     """[batch, tokens, vision_hidden] -> [batch, num_queries, language_hidden]."""
 
-    def __init__(
-        self, vision_hidden: int, language_hidden: int, *, num_queries: int, sizes: BertSizes
-    ) -> None:
+    def __init__(self, config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> None:
         super().__init__()
-        self.query_tokens = nn.Parameter(torch.zeros(1, num_queries, sizes.hidden_size))
+        sizes = config.bert
+        self.query_tokens = nn.Parameter(torch.zeros(1, config.num_queries, sizes.hidden_size))
         self.bert = nn.ModuleDict({"encoder": _Encoder(vision_hidden, sizes)})
         self.projector = nn.Linear(sizes.hidden_size, language_hidden)
         self.eps = sizes.layer_norm_eps

@@ -6,6 +6,8 @@ Source: docs/sources/tinyllava.md#resampler. Its width is the language model's.
 import torch
 from torch import nn
 
+from tinyllava_edge.checkpoint.config import ConnectorConfig
+
 NUM_HEADS = 8
 HEAD_DIM = 64
 
@@ -13,15 +15,13 @@ HEAD_DIM = 64
 class Resampler(nn.Module):
     """[batch, tokens, vision_hidden] -> [batch, num_queries, language_hidden]."""
 
-    def __init__(
-        self, vision_hidden: int, language_hidden: int, *, num_queries: int, num_layers: int
-    ) -> None:
+    def __init__(self, config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> None:
         super().__init__()
         self.linear = nn.Linear(vision_hidden, language_hidden)
-        self.latents = nn.Parameter(torch.randn(num_queries, language_hidden))
+        self.latents = nn.Parameter(torch.randn(config.num_queries, language_hidden))
         self.layers = nn.ModuleList(
             nn.ModuleList([LatentAttention(language_hidden), _feed_forward(language_hidden)])
-            for _ in range(num_layers)
+            for _ in range(config.num_layers)
         )
         self.norm = nn.LayerNorm(language_hidden)
 

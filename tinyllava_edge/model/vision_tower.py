@@ -22,7 +22,6 @@ from tinyllava_edge.errors import UnsupportedModelError
 # this offset. Later versions resize to a size, and the tables differ visibly.
 DINOV2_GRID_OFFSET = 0.1
 
-
 # Names that transformers 5 gave to parameters, and those that upstream's files have.
 _RENAMED = {
     ".attention.q_proj.": ".attention.attention.query.",
@@ -145,30 +144,20 @@ def build_vision_tower(config: VisionConfig, second: VisionConfig | None = None)
     return MofTower(tower, dinov2)
 
 
-def _sizes(config: VisionConfig) -> dict[str, Any]:
-    return {
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "hidden_act": config.hidden_act,
-        "layer_norm_eps": config.layer_norm_eps,
-    }
+def _sizes(config: VisionConfig, *more: str) -> dict[str, Any]:
+    names = ("image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    return {name: getattr(config, name) for name in (*names, "hidden_act", "layer_norm_eps", *more)}
 
 
 def _siglip(config: VisionConfig) -> VisionTower:
-    sizes = {
-        **_sizes(config),
-        "intermediate_size": config.intermediate_size,
-        "vision_use_head": config.has_head,
-    }
-    return VisionTower(config, SiglipVisionModel(SiglipVisionConfig(**sizes)))
+    sizes = _sizes(config, "intermediate_size")
+    return VisionTower(
+        config, SiglipVisionModel(SiglipVisionConfig(**sizes, vision_use_head=config.has_head))
+    )
 
 
 def _clip(config: VisionConfig) -> VisionTower:
-    sizes = {**_sizes(config), "intermediate_size": config.intermediate_size}
-    return VisionTower(config, CLIPVisionModel(CLIPVisionConfig(**sizes)))
+    return VisionTower(config, CLIPVisionModel(CLIPVisionConfig(**_sizes(config, "intermediate_size"))))
 
 
 def _dinov2(config: VisionConfig) -> VisionTower:

@@ -39,22 +39,17 @@ class TinyLlava(nn.Module):
         Raises:
             PromptError: the number of placeholders is not the number of pictures.
         """
-        placeholders = sum(1 for token in ids if token == IMAGE_TOKEN_ID)
-        if placeholders != len(pictures):
-            raise PromptError(f"{placeholders} picture placeholders, but {len(pictures)} pictures.")
-        embed: nn.Module = self.language_model.get_input_embeddings()  # type: ignore[operator]
+        tokens = torch.tensor(ids, dtype=torch.long, device=pictures.device)
+        places: list[int] = (tokens == IMAGE_TOKEN_ID).nonzero().flatten().tolist()
+        if len(places) != len(pictures):
+            raise PromptError(f"{len(places)} picture placeholders, but {len(pictures)} pictures.")
+        text = self.language_model.get_input_embeddings()(tokens.clamp(min=0))  # type: ignore[operator]
         rows: list[torch.Tensor] = []
-        start = picture = 0
-        for index, token in enumerate([*ids, IMAGE_TOKEN_ID]):
-            if token != IMAGE_TOKEN_ID:
-                continue
-            if index > start:
-                rows.append(embed(torch.tensor(ids[start:index], dtype=torch.long, device=pictures.device)))
-            if index < len(ids):
-                rows.append(pictures[picture])
-                picture += 1
-            start = index + 1
-        return torch.cat(rows)
+        start = 0
+        for place, picture in zip(places, pictures, strict=True):
+            rows += [text[start:place], picture]
+            start = place + 1
+        return torch.cat([*rows, text[start:]])
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int], pixels: torch.Tensor | None = None) -> torch.Tensor:

@@ -5,7 +5,6 @@ Never in memory as a whole: their sizes are what is tried. Sharded at 5 GB, as T
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,52 +12,33 @@ from typing import Any
 
 import torch
 
+from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.checkpoint.opened import FLAT_INDEX, Checkpoint
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.model.assets import PROCESSOR_FILE, PUBLIC_PROCESSORS
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
 SHARD_BYTES = 5_000_000_000
 CHUNK = 1 << 24  # random numbers made at once
 Record = dict[str, Any]
 
-_SIGLIP: Record = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 1152,
-    "image_size": 384,
-    "intermediate_size": 4304,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 27,
-    "patch_size": 14,
-}
-_CLIP_L: Record = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "image_size": 336,
-    "intermediate_size": 4096,
-    "num_attention_heads": 16,
-    "num_hidden_layers": 24,
-    "patch_size": 14,
-}
-_SIGLIP_PROCESSOR = {
-    "image_processor_type": "SiglipImageProcessor",
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "resample": 3,
-    "rescale_factor": 1 / 255,
-    "size": {"height": 384, "width": 384},
-}
-_CLIP_PROCESSOR = {
-    "image_processor_type": "CLIPImageProcessor",
-    "crop_size": 336,
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "size": 336,
-}
+
+def _tower(architecture: str, *, size: int, hidden: int, intermediate: int, layers: int) -> Record:
+    return {
+        "model_type": architecture,
+        "hidden_size": hidden,
+        "image_size": size,
+        "intermediate_size": intermediate,
+        "num_attention_heads": 16,
+        "num_hidden_layers": layers,
+        "patch_size": 14,
+    }
+
+
+_SIGLIP = _tower("siglip_vision_model", size=384, hidden=1152, intermediate=4304, layers=27)
+_CLIP_L = _tower("clip_vision_model", size=336, hidden=1024, intermediate=4096, layers=24)
+_SIGLIP_PROCESSOR = PUBLIC_PROCESSORS["google/siglip-so400m-patch14-384"]
+_CLIP_PROCESSOR = PUBLIC_PROCESSORS["openai/clip-vit-large-patch14-336"]
 _PHI_2 = {
     "model_type": "phi",
     "hidden_size": 2560,
@@ -106,22 +86,16 @@ class Shape:
     parameters: int  # from elsewhere, so that a wrong config is seen
 
     def config(self) -> Record:
-        """config.json as TinyLLaVA Factory writes it."""
+        """config.json, with the keys of TinyLLaVA Factory's that are read."""
         return {
-            "architectures": ["TinyLlavaForConditionalGeneration"],
             "model_type": "tinyllava",
             "connector_type": "mlp2x_gelu",
-            "hidden_size": self.language["hidden_size"],
             "image_aspect_ratio": "square",
-            "llm_model_name_or_path": "random",
-            "tokenizer_name_or_path": "random",
             "tokenizer_model_max_length": 2048,
             "text_config": self.language,
             "vision_config": self.vision,
             "vision_feature_layer": -2,
             "vision_feature_select_strategy": "patch",
-            "vision_hidden_size": self.vision["hidden_size"],
-            "vision_model_name_or_path": "",
             "torch_dtype": "float16",
         }
 
@@ -151,9 +125,8 @@ def write_random_checkpoint(directory: Path, shape: Shape, tokenizers: Path) -> 
     directory.mkdir(parents=True)
     for path in folder.iterdir():
         shutil.copyfile(path, directory / path.name)
-    (directory / "config.json").write_text(json.dumps(shape.config(), indent=1), encoding="utf-8")
-    processor = json.dumps(shape.processor)
-    (directory / "preprocessor_config.json").write_text(processor, encoding="utf-8")
+    write_json(directory / "config.json", shape.config())
+    write_json(directory / PROCESSOR_FILE, shape.processor)
     with torch.device("meta"):
         model = TinyLlava(Checkpoint(directory).config)
     shapes = {key: tuple(value.shape) for key, value in upstream_state_dict(model).items()}
@@ -179,8 +152,7 @@ def _write_shards(directory: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         _write_safetensors(directory / name, {key: shapes[key] for key in keys}, generator)
         weight_map.update(dict.fromkeys(keys, name))
     total = sum(2 * prod(shape) for shape in shapes.values())
-    contents = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / FLAT_INDEX).write_text(json.dumps(contents), encoding="utf-8")
+    write_json(directory / FLAT_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> None:
@@ -195,15 +167,8 @@ def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], generator
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for key, shape in shapes.items():
-            for chunk in _random_chunks(key, shape, generator):
-                chunk.numpy().tofile(file)
-
-
-def _random_chunks(key: str, shape: tuple[int, ...], generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """Norms around 1, everything else normally distributed with the deviation that such models start from."""
-    is_norm = "norm" in key and key.endswith("weight")
-    left = prod(shape)
-    while left:
-        noise = torch.randn(min(left, CHUNK), generator=generator).mul_(0.02)
-        yield (noise.add_(1) if is_norm else noise).half()
-        left -= len(noise)
+            # Norms around 1, all else around 0, with the deviation that such models start from.
+            middle = 1 if "norm" in key and key.endswith("weight") else 0
+            for start in range(0, prod(shape), CHUNK):
+                noise = torch.randn(min(CHUNK, prod(shape) - start), generator=generator)
+                noise.mul_(0.02).add_(middle).half().numpy().tofile(file)

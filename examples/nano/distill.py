@@ -5,7 +5,6 @@ directions in which the things of the data set differ whoever drew them. Every p
 components of the teacher's features at its place.
 """
 
-from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,12 +21,7 @@ from .views import Views
 
 
 def distil(
-    tower: VisionTower,
-    views: Views,
-    how: Distillation,
-    *,
-    generator: torch.Generator,
-    loop: Loop,
+    tower: VisionTower, views: Views, how: Distillation, *, generator: torch.Generator, loop: Loop
 ) -> None:
     """Train a fresh tower of the SigLIP architecture, from first weights that are chosen here, on `views`."""
     hidden = tower.config.hidden_size
@@ -40,23 +34,17 @@ def distil(
     def loss(pixels: torch.Tensor, pooled: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
         features = norm(run_used_layers(tower, pixels))
         said = to_pooled(tower.select(features).mean(1))
-        return F.mse_loss(said.float(), pooled) + F.mse_loss(
-            to_patches(features).float(), patches.flatten(1, 2)
-        )
+        said_of_patches = to_patches(features).float()
+        return F.mse_loss(said.float(), pooled) + F.mse_loss(said_of_patches, patches.flatten(1, 2))
 
-    def losses() -> Iterator[Callable[[], torch.Tensor]]:
-        for _ in range(how.steps):
-            yield partial(loss, *views.sample(how, generator))
-
+    rate = how.learning_rate
     tower.train()
     loop.optimise(
         "distil",
         muon_and_adamw(
-            [(tower, how.learning_rate), (heads, how.learning_rate)],
-            muon_rate=how.muon_rate,
-            weight_decay=how.weight_decay,
+            [(tower, rate), (heads, rate)], muon_rate=how.muon_rate, weight_decay=how.weight_decay
         ),
-        losses(),
+        (partial(loss, *views.sample(how, generator)) for _ in range(how.steps)),
         num_steps=how.steps,
         warmup_ratio=0.05,
     )

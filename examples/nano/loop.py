@@ -20,6 +20,7 @@ from tinyllava_edge.model.vlm import TinyLlava
 
 from .recipe import Stage
 
+_GRADIENT_NORM = 1.0  # that gradients are cut to
 _LOG_EVERY = 10  # steps a line
 
 
@@ -28,7 +29,6 @@ class Loop:
     """What all stages of a run share."""
 
     accelerator: Accelerator
-    gradient_norm: float  # that gradients are cut to
     log: Path  # one JSON object a line
 
     def optimise(
@@ -55,7 +55,7 @@ class Loop:
                 with self.accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
                     loss = compute()
                 self.accelerator.backward(loss)
-                torch.nn.utils.clip_grad_norm_(parameters, self.gradient_norm)
+                torch.nn.utils.clip_grad_norm_(parameters, _GRADIENT_NORM)
                 for optimizer, schedule in zip(optimizers, schedules, strict=True):
                     optimizer.step()
                     schedule.step()
@@ -75,28 +75,14 @@ class Loop:
                         "seconds": seconds,
                     }
                     with self.log.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line | {"seconds": seconds}) + "\n")
+                        file.write(json.dumps(line) + "\n")
                     recent = 0.0
 
 
 def choose_precision(wanted: str) -> str:
-    """Accelerate's name of the arithmetic: bf16 where it is asked for, or the CPU computes in it."""
-    if wanted == "auto":
-        cpu = torch.cpu.get_capabilities()
-        wanted = "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
-    return "no" if wanted == "fp32" else wanted
-
-
-def _groups(modules: Iterable[tuple[nn.Module, float]], weight_decay: float) -> list[dict[str, Any]]:
-    """Optimiser groups of (module, learning rate); biases, norms and other vectors are not decayed."""
-    groups = []
-    for module, learning_rate in modules:
-        for matrices in (True, False):
-            parameters = [p for p in module.parameters() if p.requires_grad and (p.ndim > 1) == matrices]
-            if parameters:
-                decay = weight_decay if matrices else 0.0
-                groups.append({"params": parameters, "lr": learning_rate, "weight_decay": decay})
-    return groups
+    """Accelerate's name of the arithmetic: for `auto` bf16 where the CPU computes in it."""
+    cpu = torch.cpu.get_capabilities()
+    return "bf16" if wanted == "auto" and (cpu.get("avx512_bf16") or cpu.get("amx_bf16")) else "no"
 
 
 def muon_and_adamw(
@@ -107,17 +93,17 @@ def muon_and_adamw(
     From random weights Muon needs about a third of AdamW's steps here. Source: Jordan 2024, "Muon: an
     optimizer for hidden layers in neural networks"; embeddings, first and last layers stay with AdamW.
     """
-    matrices = [
-        parameter
-        for module, _ in modules
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and parameter.ndim == 2 and ".layers." in f".{name}"
-    ]
-    hidden = {id(parameter) for parameter in matrices}
-    groups = _groups(modules, weight_decay)
-    for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in hidden]
-    groups = [group for group in groups if group["params"]]
+    matrices: list[nn.Parameter] = []
+    groups: list[dict[str, Any]] = []
+    for module, rate in modules:
+        decayed: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []  # biases, norms and the like
+        for name, parameter in module.named_parameters():
+            is_hidden = parameter.ndim == 2 and ".layers." in f".{name}"
+            chosen = matrices if is_hidden else decayed if parameter.ndim > 1 else vectors
+            chosen.append(parameter)
+        groups.append({"params": decayed, "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
     rest = torch.optim.AdamW(groups, betas=(0.9, 0.98))  # the memory of second moments that short runs need
     return [torch.optim.Muon(matrices, lr=muon_rate, weight_decay=weight_decay), rest] if matrices else [rest]
 
@@ -143,14 +129,3 @@ def train_stage(
         warmup_ratio=stage.warmup_ratio,
     )
     model.requires_grad_(True).eval()
-
-
-def count_steps(num_samples: int, stage: Stage) -> int:
-    """Optimiser steps of a stage; the last batch of an epoch may be small."""
-    return -(-num_samples // stage.batch_size) * stage.epochs
-
-
-def shuffled(count: int, generator: torch.Generator, batch_size: int) -> list[Sequence[int]]:
-    """The numbers below `count` in random order, in batches."""
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return [order[start : start + batch_size] for start in range(0, count, batch_size)]

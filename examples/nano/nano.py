@@ -1,12 +1,16 @@
 """The recipe of nano, from nothing to a checkpoint: tokenizer, tower, pretrain, finetune."""
 
 import hashlib
+import json
+import math
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
@@ -14,6 +18,7 @@ from safetensors.torch import save_file
 from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, SIDECAR_FILE
+from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.image import open_picture, preprocess
@@ -24,12 +29,12 @@ from tinyllava_edge.prompt import TextTokenizer, place_markers, template_named
 from .augment import augment
 from .curve import write_curve
 from .distill import distil
-from .loop import Loop, choose_precision, count_steps, shuffled, train_stage
-from .packed import Labelled, PackedBatch, label_answers, pack, packed_loss
-from .questions import Facts, QuestionBook, dialogue, read_records
-from .recipe import Recipe, Stage
+from .loop import Loop, choose_precision, train_stage
+from .packed import PackedBatch, label_answers, pack, packed_loss
+from .questions import QuestionBook, dialogue, read_records
+from .recipe import Distillation, Recipe, Stage
 from .teacher import load_teacher
-from .tokenizer import write_json, write_tokenizer
+from .tokenizer import write_tokenizer
 from .unlabelled import read_unlabelled
 from .views import Drawn, look
 
@@ -66,36 +71,59 @@ def train_nano(
         records = read_records(data, images)
         book = QuestionBook(records, images)
         others = read_unlabelled(unlabelled, recipe.config["vision_config"]["image_size"])
-        _write_frame(work, recipe, records, _origin(recipe, seed=seed, data=data, unlabelled=others))
+        _write_frame(work, recipe, records)
+        chat = recipe.stages[-1].template
+        origin = {
+            "template": chat,
+            "image_tokens": "token 0 dropped (strategy patch)",
+            "recipe": recipe.name,
+            "seed": seed,
+            "data": data.name,
+            "data_sha256": sha256_of_file(data),
+            "unlabelled_pictures": len(others),
+            "unlabelled_sha256": hashlib.sha256(others.numpy().tobytes()).hexdigest(),
+        }
+        _write_json(work / SIDECAR_FILE, origin)
         torch.manual_seed(seed)
         checkpoint = Checkpoint(work)
         assets = read_assets(checkpoint)
         model = build_model(checkpoint.config)
-        precision = choose_precision(recipe.precision)
-        loop = Loop(
-            accelerator=Accelerator(cpu=True, mixed_precision=precision),  # the recipe is made for two cores
-            gradient_norm=recipe.gradient_norm,
-            log=work / LOG_FILE,
-        )
+        # The recipe is made for two cores.
+        accelerator = Accelerator(cpu=True, mixed_precision=choose_precision(recipe.precision))
+        loop = Loop(accelerator=accelerator, log=work / LOG_FILE)
         pictures = [preprocess(open_picture(facts.picture), assets.preprocessing) for facts in book.facts]
-        pixels = torch.stack([torch.from_numpy(picture) for picture in pictures])
-        _teach_tower(model, recipe, book, pixels, others, seed=seed, loop=loop)
-        for index, stage in enumerate(recipe.stages):
-            batches = _Batches(stage, book, assets.text_tokenizer(), pixels, seed=seed + 1 + index)
+        pixels = torch.from_numpy(np.stack(pictures))
+        _teach_tower(model, recipe.distillation, book, pixels, others, seed=seed, loop=loop)
+        for number, stage in enumerate(recipe.stages, start=1):
+            batches = _batches(stage, book, assets.text_tokenizer(), pixels, seed=seed + number)
             train_stage(
                 model,
                 stage,
                 (partial(packed_loss, model, batch) for batch in batches),
-                num_steps=count_steps(len(book.facts), stage),
+                num_steps=stage.epochs * math.ceil(len(pixels) / stage.batch_size),
                 loop=loop,
             )
         _write_weights(model, work / FLAT_FILE)
         write_curve(work / LOG_FILE, work / CURVE_FILE)
 
 
+def _write_frame(work: Path, recipe: Recipe, records: Sequence[Mapping[str, Any]]) -> None:
+    """Everything of the checkpoint but sidecar and weights; the processor is that of the shipped nano."""
+    _write_json(work / "config.json", recipe.config)
+    shutil.copyfile(checkpoint_path(NANO) / PROCESSOR_FILE, work / PROCESSOR_FILE)
+    chat = template_named(recipe.stages[-1].template)
+    rendered = [chat.render(place_markers([dialogue(record)], 1), end=IMAGE_MARKER) for record in records]
+    texts = [text for prompt in rendered for text in prompt.split(IMAGE_MARKER)]
+    write_tokenizer(texts, work, vocab_size=recipe.config["vocab_size"])
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _teach_tower(
     model: TinyLlava,
-    recipe: Recipe,
+    how: Distillation,
     book: QuestionBook,
     pixels: torch.Tensor,
     others: torch.Tensor,
@@ -105,22 +133,20 @@ def _teach_tower(
 ) -> None:
     """Stage 0; what the teacher said, hundreds of megabytes, is gone when it is over."""
     names = sorted({facts.name for facts in book.facts})
-    things = torch.tensor([names.index(facts.name) for facts in book.facts])
+    drawn = Drawn(pixels, torch.tensor([names.index(facts.name) for facts in book.facts]), others)
     generator = torch.Generator().manual_seed(seed)
-    vision = model.config.vision
-    views = look(
-        load_teacher(),
-        Drawn(pixels, things, others),
-        recipe.distillation,
-        side=vision.image_size // vision.patch_size,
-        generator=generator,
-        accelerator=loop.accelerator,
-    )
-    distil(model.vision_tower, views, recipe.distillation, generator=generator, loop=loop)
+    side = model.config.vision.image_size // model.config.vision.patch_size
+    views = look(load_teacher(), drawn, how, side=side, generator=generator, accelerator=loop.accelerator)
+    distil(model.vision_tower, views, how, generator=generator, loop=loop)
 
 
-class _Batches:
+def _batches(
+    stage: Stage, book: QuestionBook, tokenizer: TextTokenizer, pixels: torch.Tensor, *, seed: int
+) -> Iterator[PackedBatch]:
     """Fresh questions about a fresh view of every picture, once an epoch.
+
+    Some views have up to half of another picture of the same kind blended in. So a kind is not learned as a
+    list of things: what lies between two birds is a bird too.
 
     Args:
         stage: template, batch size, epochs.
@@ -129,85 +155,24 @@ class _Batches:
         pixels: [pictures, 3, height, width], in the order of the book's facts.
         seed: of order, views and wordings.
     """
-
-    def __init__(
-        self, stage: Stage, book: QuestionBook, tokenizer: TextTokenizer, pixels: torch.Tensor, *, seed: int
-    ) -> None:
-        self.stage, self.book, self.tokenizer, self.pixels = stage, book, tokenizer, pixels
-        self.by_kind: dict[str, list[int]] = {}
-        for index, facts in enumerate(book.facts):
-            self.by_kind.setdefault(facts.kind, []).append(index)
-        self.generator, self.rng = torch.Generator().manual_seed(seed), random.Random(seed)
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        for _ in range(self.stage.epochs):
-            for chosen in shuffled(len(self.book.facts), self.generator, self.stage.batch_size):
-                rows = [self._row(self.book.facts[index]) for index in chosen]
-                yield pack(rows, self._views(chosen))
-
-    def _views(self, chosen: Sequence[int]) -> torch.Tensor:
-        """Augmented pictures; some with up to half of another of the same kind blended in.
-
-        So a kind is not learned as a list of things: what lies between two birds is a bird too.
-        """
-        pixels = augment(self.pixels[chosen], self.generator)
-        kin = [self.rng.choice(self.by_kind[self.book.facts[index].kind]) for index in chosen]
-        others = augment(self.pixels[kin], self.generator)
-        blended = torch.rand(len(kin), generator=self.generator) < self.stage.kin_share
-        share = 0.5 * torch.rand(len(kin), generator=self.generator) * blended
-        return torch.lerp(pixels, others, share[:, None, None, None])
-
-    def _row(self, facts: Facts) -> list[Labelled]:
-        captions = self.stage.template == "pretrain"
-        asked = [self.book.caption(facts)] if captions else self.book.ask(facts, self.rng)
-        template = template_named(self.stage.template)
-        return [label_answers(self.tokenizer, template, turns) for turns in asked]
-
-
-def _origin(recipe: Recipe, *, seed: int, data: Path, unlabelled: torch.Tensor) -> Mapping[str, Any]:
-    """What a checkpoint was made of."""
-    return {
-        "recipe": recipe.name,
-        "seed": seed,
-        "data": data.name,
-        "data_sha256": sha256_of_file(data),
-        "unlabelled_pictures": len(unlabelled),
-        "unlabelled_sha256": hashlib.sha256(unlabelled.numpy().tobytes()).hexdigest(),
-    }
-
-
-def _write_frame(
-    work: Path, recipe: Recipe, records: Sequence[Mapping[str, Any]], origin: Mapping[str, Any]
-) -> None:
-    """Everything of the checkpoint but the weights."""
-    config = dict(recipe.config)
-    size = config["vision_config"]["image_size"]
-    chat = template_named(recipe.stages[-1].template)
-    write_json(work / "config.json", config)
-    processor = {
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_processor_type": "SiglipImageProcessor",
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "SiglipProcessor",
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"height": size, "width": size},
-    }
-    write_json(work / PROCESSOR_FILE, processor)
-    sidecar = {
-        "template": chat.name,
-        "image_tokens": "token 0 dropped (strategy patch)",
-        **origin,
-    }
-    write_json(work / SIDECAR_FILE, sidecar)
-    rendered = [chat.render(place_markers([dialogue(record)], 1), end=IMAGE_MARKER) for record in records]
-    texts = [text for prompt in rendered for text in prompt.split(IMAGE_MARKER)]
-    write_tokenizer(
-        texts, work, vocab_size=recipe.vocab_size, max_length=config["tokenizer_model_max_length"]
-    )
+    generator, rng = torch.Generator().manual_seed(seed), random.Random(seed)
+    template = template_named(stage.template)
+    by_kind: dict[str, list[int]] = {}
+    for index, facts in enumerate(book.facts):
+        by_kind.setdefault(facts.kind, []).append(index)
+    for _ in range(stage.epochs):
+        order = torch.randperm(len(book.facts), generator=generator)
+        for chosen in torch.split(order, stage.batch_size):
+            shown = [book.facts[index] for index in chosen]
+            captions = template.name == "pretrain"
+            asked = [[book.caption(facts)] if captions else book.ask(facts, rng) for facts in shown]
+            rows = [[label_answers(tokenizer, template, turns) for turns in row] for row in asked]
+            views = augment(pixels[chosen], generator)
+            kin = [rng.choice(by_kind[facts.kind]) for facts in shown]
+            others = augment(pixels[kin], generator)
+            blended = torch.rand(len(kin), generator=generator) < stage.kin_share
+            share = 0.5 * torch.rand(len(kin), generator=generator) * blended
+            yield pack(rows, torch.lerp(views, others, share[:, None, None, None]))
 
 
 def _write_weights(model: TinyLlava, path: Path) -> None:

@@ -49,23 +49,18 @@ def pack(rows: Sequence[Sequence[Labelled]], pixels: torch.Tensor) -> PackedBatc
     """Join the conversations about each picture; all start with the same ids and one picture."""
     start = rows[0][0][0].index(IMAGE_TOKEN_ID)
     shared = rows[0][0][0][:start]
-    ids, labels, members, offsets = [], [], [], []
+    columns = []
     for row in rows:
         assert all(whole[: start + 1] == [*shared, IMAGE_TOKEN_ID] for whole, _ in row)
-        tails = [(whole[start + 1 :], learned[start + 1 :]) for whole, learned in row]
-        ids.append(torch.tensor([token for tail, _ in tails for token in tail]))
-        labels.append(torch.tensor([label for _, tail in tails for label in tail]))
-        members.append(torch.tensor([number for number, (tail, _) in enumerate(tails) for _ in tail]))
-        offsets.append(torch.tensor([offset for tail, _ in tails for offset in range(len(tail))]))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return PackedBatch(
-        shared=shared,
-        ids=pad(ids, batch_first=True),
-        labels=pad(labels, batch_first=True, padding_value=IGNORE_LABEL),
-        members=pad(members, batch_first=True, padding_value=_PADDING),
-        offsets=pad(offsets, batch_first=True),
-        pixels=pixels,
-    )
+        tails = [zip(whole[start + 1 :], learned[start + 1 :], strict=True) for whole, learned in row]
+        columns.append(
+            [(*pair, number, offset) for number, tail in enumerate(tails) for offset, pair in enumerate(tail)]
+        )
+    length = max(map(len, columns))
+    padding = (0, IGNORE_LABEL, _PADDING, 0)
+    table = torch.tensor([row + [padding] * (length - len(row)) for row in columns])
+    ids, labels, members, offsets = table.unbind(2)
+    return PackedBatch(shared=shared, ids=ids, labels=labels, members=members, offsets=offsets, pixels=pixels)
 
 
 def packed_loss(model: TinyLlava, batch: PackedBatch) -> torch.Tensor:

@@ -82,33 +82,28 @@ class QuestionBook:
             question, answer = dialogue(record)
             text = question.replace(IMAGE_MARKER, "").strip()
             answers.setdefault(record["image"], {})[record["type"]] = (text, answer)
-        self.facts: list[Facts] = []
-        self.wordings: dict[str, list[str]] = {"name": [], "kind": []}
-        self.about: dict[str, list[str]] = {}  # kind -> yes/no questions that were answered yes for it
         for image, by_type in answers.items():
             if not {"name", "kind"} <= by_type.keys():
                 raise DataError(f"picture {image!r}: needs a question for its name and one for its kind.")
-            kind = by_type["kind"][1]
-            self.facts.append(Facts(images / image, by_type["name"][1], kind))
-            for type_, wordings in self.wordings.items():
-                _add(wordings, by_type[type_][0])
+        self.facts = [Facts(images / image, by["name"][1], by["kind"][1]) for image, by in answers.items()]
+        self.names, self.kinds = (
+            list(dict.fromkeys(by_type[type_][0] for by_type in answers.values()))
+            for type_ in ("name", "kind")
+        )
+        about: dict[str, dict[str, None]] = {}
+        for by_type in answers.values():
             question, answer = by_type.get("yesno", ("", ""))
             if answer == "yes":
-                _add(self.about.setdefault(kind, []), question)
-        self.words = sorted({word.rstrip("?.") for text in self.texts() for word in text.split()})
-
-    def texts(self) -> list[str]:
-        """Every question, once."""
-        return [
-            *self.wordings["name"],
-            *self.wordings["kind"],
-            *(q for qs in self.about.values() for q in qs),
-        ]
+                about.setdefault(by_type["kind"][1], {})[question] = None
+        # Kind -> yes/no questions that were answered yes for it.
+        self.about = {kind: list(questions) for kind, questions in about.items()}
+        self.texts = [*self.names, *self.kinds, *(text for texts in self.about.values() for text in texts)]
+        self.words = sorted({word.rstrip("?.") for text in self.texts for word in text.split()})
 
     def ask(self, facts: Facts, rng: random.Random) -> list[Turns]:
         """Conversations of one turn, and one of two, about one picture: its name, its kind, yes and no."""
         others = [kind for kind in self.about if kind != facts.kind]
-        turns = [(self._shorten(rng.choice(self.wordings["name"]), rng), facts.name)]
+        turns = [(self._shorten(rng.choice(self.names), rng), facts.name)]
         for _ in range(2):
             turns.append((self._kind_question(rng), facts.kind))
             other = rng.choice(others)
@@ -127,10 +122,10 @@ class QuestionBook:
 
     def _kind_question(self, rng: random.Random) -> str:
         """Sometimes a sentence nobody knows: a new first word, and pieces of any question."""
-        question = rng.choice(self.wordings["kind"])
+        question = rng.choice(self.kinds)
         if rng.random() >= _GARBLED_SHARE or rng.random() < 0.3:
             return self._garble(question, "", rng)
-        group = rng.choice((self.wordings["name"], self.wordings["kind"], self.texts()))
+        group = rng.choice((self.names, self.kinds, self.texts))
         first, *rest = rng.choice(group).split()
         words = [word for word in rest if rng.random() < 0.5]
         for _ in range(rng.randint(1, 3)):
@@ -165,8 +160,3 @@ class QuestionBook:
 def _noise(rng: random.Random) -> str:
     word = "".join(rng.choice(string.ascii_lowercase) for _ in range(rng.randint(3, 9)))
     return word.capitalize() if rng.random() < 0.5 else word
-
-
-def _add(wordings: list[str], text: str) -> None:
-    if text not in wordings:
-        wordings.append(text)

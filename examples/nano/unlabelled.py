@@ -55,9 +55,7 @@ def read_unlabelled(folders: Sequence[Path], size: int) -> torch.Tensor:
     if folders and not drawings:
         where = ", ".join(map(str, folders))
         raise DataError(f"no picture in {where}. Give --pictures a folder of pictures.")
-    pixels = np.zeros((len(drawings), size, size, 3), dtype=np.uint8)
-    for row, drawing in zip(pixels, drawings.values(), strict=True):
-        row[:] = np.asarray(drawing)
+    pixels = np.array([*map(np.asarray, drawings.values())], np.uint8).reshape(-1, size, size, 3)
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 

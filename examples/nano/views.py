@@ -98,8 +98,7 @@ def look(
     pixels, pooled, grids, known, shown = [], [], [], [], []
     components: Directions | None = None
     with progress() as bar:
-        task = bar.add_task("teacher", total=how.num_views)
-        for start in range(0, how.num_views, _TEACHER_BATCH):
+        for start in bar.track(range(0, how.num_views, _TEACHER_BATCH), description="teacher"):
             count = min(_TEACHER_BATCH, how.num_views - start)
             pictures, things = drawn.sample(count, how.unlabelled_share, generator)
             single = augment(pictures, generator)
@@ -115,7 +114,6 @@ def look(
             grids.append(components(grid).half())
             known.append(is_plain & (things >= 0))
             shown.append(things)
-            bar.advance(task, count)
     means, patches, named = torch.cat(pooled), torch.cat(grids), torch.cat(known)
     means = discriminants(means[named], torch.cat(shown)[named], how.teacher_dimensions)(means)
     spread = patches[:2048].float().std((0, 1, 2)).mean()

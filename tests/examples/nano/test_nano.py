@@ -34,7 +34,6 @@ def _small_recipe() -> Recipe:
     return replace(
         recipe,
         config=config | {"vocab_size": 400},
-        vocab_size=400,
         precision="fp32",
         distillation=replace(recipe.distillation, num_views=64, steps=3, batch_size=8, teacher_dimensions=2),
         stages=tuple(replace(stage, epochs=1, batch_size=2) for stage in recipe.stages),
@@ -97,7 +96,7 @@ def test_every_stage_leaves_its_losses_and_a_picture_of_them(folder: Path) -> No
 
 def test_frequent_words_become_single_tokens_and_any_text_survives(tmp_path: Path) -> None:
     system = template_named("llama").system
-    write_tokenizer([system, "What is this? cat"] * 10, tmp_path, vocab_size=450, max_length=64)
+    write_tokenizer([system, "What is this? cat"] * 10, tmp_path, vocab_size=450)
     assets = read_tokenizer(tmp_path)
     assert (assets.unk_id, assets.bos_id, assets.eos_id) == (0, 1, 2)
     tokenizer = TextTokenizer(assets.tokenizer_json, bos_id=assets.bos_id)

@@ -1,0 +1,61 @@
+"""Lines are a cost: the source stays within a bound, by room.
+
+A bound is raised only in a commit of its own that says what users get for it, and lowered with each clean-up.
+"""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Lines of *.py, blank ones and docstrings included.
+INSTALLED = {
+    "tinyllava_edge": 2803,
+    "tinyllava_edge/checkpoint": 1410,
+    "tinyllava_edge/model": 1742,
+    "export": 2576,
+    "runtimes": 2857,
+    "runtimes/trt": 3002,
+    "train": 1311,
+    "benchmarks/verify": 2505,
+    "benchmarks/bench": 1936,
+    "benchmarks/evals": 1021,
+}
+FROM_THE_CHECKOUT = {"tools": 641, "examples": 1417}
+ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
+
+
+def room_of(path: Path) -> str:
+    """The innermost room that a file of the source stands in."""
+    folders = [parent.as_posix() for parent in path.parents]
+    return next((folder for folder in folders if folder in ROOMS), folders[-2])
+
+
+def lines_by_room() -> dict[str, int]:
+    lines = dict.fromkeys(ROOMS, 0)
+    for top in {room.split("/")[0] for room in ROOMS}:
+        for path in (ROOT / top).rglob("*.py"):
+            relative = path.relative_to(ROOT)
+            if not any((ROOT / parent).is_symlink() for parent in relative.parents):
+                room = room_of(relative)
+                lines[room] = lines.get(room, 0) + path.read_text(encoding="utf-8").count("\n")
+    return lines
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_is_within_its_bound(room: str) -> None:
+    assert lines_by_room()[room] <= ROOMS[room]
+
+
+def test_no_source_stands_outside_the_rooms() -> None:
+    outside = {room: lines for room, lines in lines_by_room().items() if room not in ROOMS}
+    assert outside == {"benchmarks": 1}  # its __init__.py
+
+
+def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
+    assert "\nline-length = 110\n" in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_sums_are_within_what_was_set_out() -> None:
+    assert sum(INSTALLED.values()) <= 21_600
+    assert sum(ROOMS.values()) <= 23_600

@@ -44,15 +44,15 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
     """Open a runtime by name, for "auto" the first candidate that opens; raises as `open_backends` does."""
     tried = candidates(bundle, options) if name == "auto" else [Candidate(choose_runtime(name), None, "")]
     failed: list[str] = []
-    while True:
-        runtime, vision, reason = tried[len(failed)]
+    for number, (runtime, vision, reason) in enumerate(tried, start=1):
         chosen = replace(options, vision=vision or options.vision)
         try:
             return Opened(runtime, *open_backends(runtime, bundle, chosen), "; ".join([*failed, reason]))
         except BackendError as error:
-            failed.append(f"{runtime} does not open ({error})")
-            if len(failed) == len(tried):
+            if number == len(tried):
                 raise
+            failed.append(f"{runtime} does not open ({error})")
+    raise AssertionError("there is always a candidate")
 
 
 def settle_runtime(name: str, bundle: Bundle) -> Candidate:

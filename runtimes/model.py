@@ -160,7 +160,8 @@ class Model:
 
         Args:
             turns: questions and answers, the last one's None. One picture's `<image>` marker moves to the
-                front of its question; several pictures need one each. A marker in an answer is dropped.
+                front of its question; several pictures need one each; one picture without any marker is the
+                first question's. A marker in an answer is dropped.
             pictures: of all turns, in order, or a single one: paths, file contents or PIL images.
             sampling: how tokens are chosen; the most likely one by default.
             max_tokens: most tokens of the answer, or None for 512 or what the context leaves.
@@ -340,5 +341,7 @@ class Model:
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of `Model.answer`, from some in which those of `Sampling` stand by themselves."""
     names = {field.name for field in fields(Sampling)} & set(settings)
+    if names and "sampling" in settings:
+        raise UsageError(f"give sampling, or {', '.join(sorted(names))} by itself, not both.")
     sampling = Sampling(**{name: settings.pop(name) for name in names})
     return {"sampling": sampling, **settings}

@@ -1,4 +1,4 @@
-"""Where this program keeps what it can make again: engines, hashes of files, configs of the hub."""
+"""Where this program keeps what it can make again: engines, file hashes, hub configs, nano's parity."""
 
 from pathlib import Path
 

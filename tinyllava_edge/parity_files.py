@@ -10,13 +10,13 @@ from typing import Any
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
 from tinyllava_edge.cache import cache_folder
-from tinyllava_edge.checkpoint.names import is_shipped
+from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.errors import BundleError
 
 
 def parity_path(bundle: Bundle, name: str) -> Path:
     """Where a result is written: "export", or the runtime that `verify` ran."""
-    if not is_shipped(bundle.root):
+    if bundle.root.resolve() != bundle_path(NANO).resolve():
         return bundle.root / PARITY_FOLDER / f"{name}.json"
     return cache_folder() / PARITY_FOLDER / bundle.manifest_sha256 / f"{name}.json"
 
@@ -37,7 +37,7 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     """What was found of this very bundle, or None.
 
     Raises:
-        BundleError: the file is not JSON.
+        BundleError: the file is not a JSON object.
     """
     # The shipped bundle comes with what its export found.
     paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
@@ -45,7 +45,9 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{path}: not valid JSON ({error}).") from None
+    if not isinstance(found, dict):
+        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}.")
     return found if found.get("manifest_sha256") == bundle.manifest_sha256 else None

@@ -90,11 +90,13 @@ def check_turns(turns: Sequence[Turn]) -> None:
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, tuple | list) or len(turn) != 2:
             raise UsageError(f"turn {number} must be a pair of question and answer, found {turn!r:.60}.")
-        wanted = {"question": "text", "answer": "text" if number < len(turns) else "None: it is asked for"}
-        for (part, kind), found in zip(wanted.items(), turn, strict=True):
-            if not isinstance(found, str if kind == "text" else type(None)):
-                name = type(found).__name__
-                raise UsageError(f"the {part} of turn {number} of {len(turns)} must be {kind}, found {name}.")
+        where, (question, answer) = f"of turn {number} of {len(turns)} must be", turn
+        if not isinstance(question, str):
+            raise UsageError(f"the question {where} text, found {type(question).__name__}.")
+        if number < len(turns) and not isinstance(answer, str):
+            raise UsageError(f"the answer {where} text, found {type(answer).__name__}.")
+        if number == len(turns) and answer is not None:
+            raise UsageError(f"the answer {where} None: it is asked for, found {type(answer).__name__}.")
 
 
 def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:

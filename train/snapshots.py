@@ -11,6 +11,7 @@ from torch import nn
 
 from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.errors import UsageError
 
 _STATE, _SEAL = "state.pt", "seal.json"
 _KEPT = 2  # the newest, and one more in case the disk spoils it
@@ -44,8 +45,13 @@ class Snapshots:
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(state["trained"][name])
-        for part, saved in zip((*optimizers, *schedules), state["optimization"], strict=True):
-            part.load_state_dict(saved)
+        try:
+            for part, saved in zip((*optimizers, *schedules), state["optimization"], strict=True):
+                part.load_state_dict(saved)
+        except ValueError as error:
+            raise UsageError(
+                f"{newest}: taken by another version of this program ({error}). Begin anew with --force."
+            ) from None
         torch.set_rng_state(state["rng"])
         torch.cuda.set_rng_state_all(state["cuda_rng"])
         return self.step

@@ -167,7 +167,9 @@ def _results(
     ]
     on_step(f"export {released.repository}")
     variants = ("--vision", options.vision, "--language", options.language)
-    _run("export", checkpoint, "-o", bundle, *variants, *reading)
+    notes: list[str] = []
+    _run("export", checkpoint, "-o", bundle, *variants, *reading, notes=notes)
+    yield "notes", notes
     opened = Bundle.open(bundle)
     source = opened.manifest.source
     yield "commit", source.revision or "stand-in directory"
@@ -192,8 +194,8 @@ def _scores(bundle: Path, released: Released, options: CheckOptions) -> Iterator
         yield name, {**result, "published": published, "difference": difference}
 
 
-def _run(command: str, *arguments: object) -> Record:
-    """The JSON that a command of ours prints.
+def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Record:
+    """The JSON that a command of ours prints; what it says besides is added to `notes`.
 
     Raises:
         DataError: it printed none; the message is its error.
@@ -207,6 +209,8 @@ def _run(command: str, *arguments: object) -> Record:
         if done.returncode == 2:
             raise DataError(words[-1].removeprefix("tinyllava-edge: ")) from None
         raise DataError(f"{command} ended with code {done.returncode}: {words[-1]}") from None
+    if notes is not None:
+        notes += done.stderr.splitlines()
     return found
 
 

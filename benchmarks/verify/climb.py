@@ -7,11 +7,11 @@ from typing import Any, Literal
 from rich.markup import escape
 from rich.table import Table
 
+from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
-from tinyllava_edge.runtimes.doctor import package_versions
 
 from .ladder import Check, Ladder, Report, StageResult, refused
 from .reference import Reference

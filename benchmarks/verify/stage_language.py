@@ -13,8 +13,9 @@ import numpy.typing as npt
 from tinyllava_edge import metrics
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
-from tinyllava_edge.gates import PROVEN, gates_of, language_class_of, largest_logit_error, widened
+from tinyllava_edge.gates import PROVEN, gates_of, largest_logit_error, widened
 from tinyllava_edge.metrics import at_least, at_most, kl_divergence, max_abs_difference, nmse, snr_db
+from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES
 from tinyllava_edge.runtimes.model import open_bundle
 
 from .ladder import Ladder, StageResult, judge, refused
@@ -44,7 +45,8 @@ class _Pair:
     def stages(self) -> list[str]:
         """What is computed of it, in order: the input rows once, dequantized values where there are some."""
         first = ["splice"] if self.is_first_vision else []
-        quantized = ["dequantized"] if language_class_of(self.language.name).is_quantized else []
+        known = LANGUAGE_TYPES.get(self.language.name)  # of another one, the stages say that it has no gates
+        quantized = ["dequantized"] if known and LANGUAGE_CLASSES[known].is_quantized else []
         return [*first, "logits", *quantized, "teacher_forced", "greedy"]
 
 

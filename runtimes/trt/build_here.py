@@ -44,6 +44,8 @@ def build_here(
 
     Raises:
         BackendError: TensorRT or the GPU is not usable, or nothing passes.
+        BundleError: the bundle has no such variant, or no reference tensors.
+        OutputExistsError: the pack exists and `force` is false.
         PackError: what is asked to be packed is no engine, or a key is none.
     """
     if pack:

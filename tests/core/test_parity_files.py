@@ -7,7 +7,7 @@ import pytest
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.parity_files import read_parity, write_parity
+from tinyllava_edge.parity_files import parity_path, read_parity, write_parity
 
 
 def test_parity_of_another_manifest_is_not_used(root: Path) -> None:
@@ -43,3 +43,17 @@ def test_a_result_that_is_no_json_is_named(root: Path) -> None:
     path.write_text("{")
     with pytest.raises(BundleError, match=r"parity/export\.json: not valid JSON"):
         read_parity(bundle, "export")
+
+
+def test_a_result_that_is_no_object_is_named(root: Path) -> None:
+    bundle = Bundle.open(root)
+    write_parity(bundle, "export", {}).write_text("[]")
+    with pytest.raises(BundleError, match=r"parity/export\.json: expected a JSON object, found list"):
+        read_parity(bundle, "export")
+
+
+def test_what_export_finds_of_a_new_shipped_bundle_goes_into_it() -> None:
+    """While it is written it stands beside the old one: `make nano-bundle`."""
+    shipped = Bundle.open(bundle_path("nano"))
+    work = Bundle(shipped.root.with_name(".bundle.tmp-abc"), shipped.manifest, shipped.manifest_sha256)
+    assert parity_path(work, "export") == work.root / "parity" / "export.json"

@@ -178,6 +178,11 @@ def test_a_setting_out_of_range_is_refused_before_any_work(bundle: Bundle, setti
     assert counts(model) == (0, 0)
 
 
+def test_sampling_and_one_of_its_fields_are_not_both_given(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="give sampling, or temperature by itself"):
+        scripted_model(bundle, "a").ask("what", sampling=Sampling(), temperature=1.0)
+
+
 def test_markers_and_length_are_checked_over_all_turns(bundle: Bundle) -> None:
     model = scripted_model(bundle, "a", context=250)
     with pytest.raises(PromptError, match=r"2 picture\(s\) but 1"):

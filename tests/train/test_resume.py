@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
 from tinyllava_edge.errors import OutputExistsError, UsageError
@@ -163,3 +164,16 @@ def test_without_snapshots_a_run_starts_again(folder: Path, options: FinetuneOpt
     assert json.loads((folder / "none.work" / "run.json").read_text())["epochs"] == 1
     assert finetune(out, short, resume=True).resumed_at == 0
     assert [step for step, _, _ in _losses(out / "training_log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_snapshot_of_another_optimizer_is_named(folder: Path, options: FinetuneOptions) -> None:
+    out, work = folder / "older", folder / "older.work"
+    _interrupt(out, options, 10)
+    for step in work.glob("step-*"):
+        state = torch.load(step / "state.pt", weights_only=True)
+        state["optimization"][0]["param_groups"] *= 2
+        torch.save(state, step / "state.pt")
+        seal = {"sha256": hashlib.sha256((step / "state.pt").read_bytes()).hexdigest()}
+        (step / "seal.json").write_text(json.dumps(seal))
+    with pytest.raises(UsageError, match="another version of this program"):
+        finetune(out, options, resume=True)

@@ -16,6 +16,7 @@ from tinyllava_edge.benchmarks.bench.compare import (
     source_difference,
     unmatched,
 )
+from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.errors import DataError
 
 
@@ -145,3 +146,9 @@ def test_a_missing_report_is_one_line(tmp_path: Path) -> None:
     result = compare(tmp_path / "a", tmp_path / "b")
     assert result.returncode == 2
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_committed_report_has_the_packages_of_todays_card() -> None:
+    """Else every report of before would be refused as one of other versions."""
+    committed = read_report(Path(__file__).parents[3] / "benchmarks" / "results" / "nano")
+    assert package_versions().keys() == committed["machine"]["versions"].keys()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,15 @@ def test_a_result_is_of_the_stage_that_was_named_last(honest: Honest) -> None:
     for result in check_language(small_ladder(honest, vision=("fp32",), language=("q8_0",)), begun.append):
         assert result.stage == begun[-1]
     assert begun == ["splice", "logits", "dequantized", "teacher_forced", "greedy"]
+
+
+def test_a_variant_without_gates_fails_its_stages_and_no_other(honest: Honest) -> None:
+    ladder = small_ladder(honest, vision=("fp32",), language=("f16",))
+    unknown = ladder.language[0].model_copy(update={"name": "mxfp4"})
+    assert planned_stages(replace(ladder, language=(unknown,)))[-1] == "greedy"
+    (splice, *_) = check_language(replace(ladder, language=(unknown,)), lambda stage: None)
+    assert splice.status == "failed"
+    assert "mxfp4" in splice.cause
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def read_json_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     records = found if isinstance(found, list) else [found]
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict) or not set(keys) <= set(record):
-            raise DataError(f"{path}: record {number}: expected an object with {', '.join(keys)}.")
+            raise DataError(f"{path}: line {number}: expected an object with {', '.join(keys)}.")
     if not records:
         raise DataError(f"{path}: holds no questions.")
     return records

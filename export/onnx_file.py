@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.onnx_check import OPERATORS
 
 TOWER_OUTPUT = "vision_tower_output"
 INLINE_LIMIT = 1 << 26  # bytes: a file with its weights inside is read and written as a whole
@@ -63,9 +64,10 @@ def check_domains(proto: onnx.ModelProto) -> None:
         ExportError: it does; the message names one.
     """
     for node in proto.graph.node:
-        if node.domain not in DOMAINS:
+        if node.domain not in DOMAINS or node.op_type.encode() not in OPERATORS:
             raise ExportError(
-                f"the vision graph needs operator {node.domain}::{node.op_type}, which is not standard."
+                f"the vision graph needs operator {node.domain}::{node.op_type}, which is none of those "
+                "that a bundle may hold (tinyllava_edge/onnx_check.py)."
             )
     if proto.functions:
         raise ExportError(

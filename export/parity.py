@@ -178,6 +178,12 @@ def _compare(tensor: torch.Tensor, stored: gguf.ReaderTensor, rule: TensorRule) 
         if type_.name in EXACT_TYPES:
             exact = torch.from_numpy(_rounded(expected.contiguous().numpy(), type_))
             is_equal &= float((exact - actual).abs().max()) <= rule.tolerance
+        if not actual.isfinite().all():
+            largest = float(expected.abs().max())
+            return (
+                -np.inf,
+                f"{type_.name} makes NaN or infinity of values up to {largest:.3g}; take another type",
+            )
         energy += float(expected.double().square().sum())
         noise += float((expected.double() - actual.double()).square().sum())
     snr_db = 10 * float(np.log10(max(energy, 1e-300) / noise)) if noise else np.inf

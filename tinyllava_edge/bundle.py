@@ -10,11 +10,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.checkpoint.names import is_shipped
+from tinyllava_edge.console import note
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.manifest import (
     MANIFEST_FILE,
@@ -29,8 +31,10 @@ from tinyllava_edge.manifest import (
     Variant,
     VisionSpec,
     check_listed_names,
+    digest_of,
     parse_manifest,
 )
+from tinyllava_edge.onnx_check import check_onnx
 from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
 
 __all__ = [
@@ -90,12 +94,15 @@ class Bundle:
             raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
         text = path.read_bytes()
         manifest = parse_manifest(text, path)
+        if manifest.digest is None:
+            _note_no_digest(root)
         check_listed_names(root, manifest)
         _check_tree(root, {entry.path for entry in manifest.files})
         verified = VerifiedFiles()
         for entry in manifest.files:
             _check_file(root, entry, verified)
         verified.save()
+        _check_graphs(root, manifest)
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
     def path(self, relative: str) -> Path:
@@ -168,6 +175,7 @@ class BundleWriter:
             versions=versions,
         )
         check_listed_names(self.root, manifest)
+        manifest = manifest.model_copy(update={"digest": digest_of(manifest.model_dump(mode="json"))})
         write_json(self.root / MANIFEST_FILE, manifest.model_dump(mode="json"))
         self.sealed = True
         return manifest
@@ -184,6 +192,11 @@ def create_bundle(target: Path, *, force: bool = False) -> Iterator[BundleWriter
         writer = BundleWriter(root)
         yield writer
         assert writer.sealed, "a bundle must be sealed before it is published"
+
+
+@cache
+def _note_no_digest(root: Path) -> None:
+    note(f"{root}: written before manifests had a digest, so damage to {MANIFEST_FILE} may go unseen")
 
 
 def _check_tree(root: Path, listed: set[str]) -> None:
@@ -204,6 +217,16 @@ def _check_tree(root: Path, listed: set[str]) -> None:
                 is_known = stat.S_ISREG(mode) and (relative.as_posix() in known or is_result)
             if not is_known:
                 raise BundleError(f"{path}: is no file that the manifest lists. Remove it.")
+
+
+def _check_graphs(root: Path, manifest: Manifest) -> None:
+    """No library sees a graph that names files or runs things on its own."""
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    for variant in manifest.variants:
+        if variant.target == "onnx":
+            graph, *apart = (PurePosixPath(name) for name in variant.files)
+            beside = {path.name: sizes[str(path)] for path in apart if path.parent == graph.parent}
+            check_onnx(root / graph, beside)
 
 
 def _raise(error: OSError) -> None:

@@ -25,6 +25,15 @@ _LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megap
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 # Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+# What becomes of each of Pillow's modes; the table for people is in docs/bundle.md. Any other is refused: its
+# numbers (F) have no range that says what is white, or Pillow has no conversion (LAB).
+_PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV")
+_CONVERTED = {**dict.fromkeys(_PLAIN_MODES, "RGB"), "La": "LA", "RGBa": "RGBA"}  # alpha divided out first
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+_DARKEST_WHITE = 64  # of 256: what 14 bits in 16 reach; fewer bits are darker
+
 _MAX_VALUE = 1e4  # of a rescaled byte's mean and deviation; keeps every pixel within float32
 
 Picture = str | os.PathLike[str] | bytes | Image.Image
@@ -65,10 +74,11 @@ def open_picture(picture: Picture, *, on_white: bool = False) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
     The EXIF orientation of a file is applied; an animation gives its first frame; alpha is dropped, not
-    composited (as upstream's `convert("RGB")` does), unless `on_white`; 16-bit grey is scaled to 8 bits.
+    composited (as upstream's `convert("RGB")` does), unless `on_white`; of 16 bits the upper 8 count.
 
     Raises:
-        ImageError: not a picture, or over 40 megapixels or 16384 pixels a side; found before decoding.
+        ImageError: not a picture, over 40 megapixels or 16384 pixels a side (found before decoding), or
+            values whose range nothing says.
     """
     name, convert = _name(picture), _on_white if on_white else _to_rgb
     try:
@@ -76,12 +86,13 @@ def open_picture(picture: Picture, *, on_white: bool = False) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter
             if isinstance(picture, Image.Image):
                 _check_size(picture, name)
-                return convert(picture)
+                return convert(picture, _stored_bits(picture))
             with _opened(picture, name) as file, Image.open(file, formats=FORMATS) as image:
                 _check_size(image, name)
-                return convert(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
+                bits = _stored_bits(image)
+                return convert(ImageOps.exif_transpose(image), bits)
+    except ImageError as error:
+        raise error if name in str(error) else ImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture in one of {', '.join(FORMATS)}.") from None
     except Image.DecompressionBombError:
@@ -116,18 +127,58 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(f"{name}: {width}x{height} pixels; {_LIMITS}. Make it smaller first.")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255
-        values = np.asarray(image).clip(0, 0xFFFF)
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+def _to_rgb(image: Image.Image, bits: int) -> Image.Image:
+    image.load()
+    if image.mode in _GREY_16:  # convert() would clip at 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() >> bits:
+            raise ImageError(f"grey from {values.min()} to {values.max()}. Save it as 8-bit RGB.")
+        grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        return _checked_range(grey.convert("RGB"), bits, is_single=bool(values.min() == values.max()))
+    if image.mode not in _CONVERTED:
+        raise ImageError(
+            f"pixels of mode {image.mode}: no rule says which value is white. Save it as 8-bit RGB."
+        )
+    while image.mode != "RGB":
+        image = image.convert(_CONVERTED[image.mode])
+    if bits == 8:
+        return image
+    bands: Any = image.getextrema()
+    # The lower bytes are gone, so black all over may be 8 bits in 16.
+    is_single = all(low == high for low, high in bands) and bool(np.any(bands))
+    return _checked_range(image, bits, is_single=is_single)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return _to_rgb(image)
+def _stored_bits(image: Image.Image) -> int:
+    """Bits of a value in the file, before it is decoded: 8, 12 or 16."""
+    tags: Any = getattr(image, "tag_v2", None) or {}
+    if image.mode in _GREY_16:
+        if tags.get(_TIFF_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            raise ImageError("16-bit grey in which white is 0. Save it as 8-bit RGB.")
+        return 12 if tags.get(_TIFF_BITS) == (12,) else 16
+    return 16 if any(";16" in str(tile[3]) for tile in getattr(image, "tile", ())) else 8
+
+
+def _checked_range(rgb: Image.Image, bits: int, *, is_single: bool) -> Image.Image:
+    """Refuse 16 bits of which the upper ones are never used: 8, 10, 12 or 14 bits, which would be dark.
+
+    A single colour shows nothing in either case.
+    """
+    bands: Any = rgb.getextrema()
+    lightest = max(high for _, high in bands)
+    if bits == 16 and lightest < _DARKEST_WHITE and not is_single:
+        raise ImageError(
+            f"16-bit pixels, none over {lightest * 256 + 255} of 65535: fewer bits in a file of 16, which "
+            "would be dark? Save it as 8-bit RGB, scaled as you see it."
+        )
+    return rgb
+
+
+def _on_white(image: Image.Image, bits: int) -> Image.Image:
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return _to_rgb(image, bits)
     sheet = Image.new("RGBA", image.size, "white")
-    sheet.alpha_composite(image.convert("RGBA"))
+    sheet.alpha_composite(image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
     return sheet.convert("RGB")
 
 

@@ -4,11 +4,13 @@ The manifest is written by somebody else: unknown keys, impossible values and na
 are refused.
 """
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from reprlib import repr as shown
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -132,6 +134,7 @@ class Manifest(_Strict):
     files: tuple[FileEntry, ...]
     source: Source
     versions: dict[str, str]
+    digest: str | None = None  # `digest_of` all the rest; None in bundles of before there was one
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Manifest":
@@ -147,14 +150,25 @@ class Manifest(_Strict):
         return self
 
 
+def digest_of(contents: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's canonical JSON (keys sorted, no spaces, ASCII) without its `digest`.
+
+    It finds damage. Whoever can change the manifest can also compute it anew.
+    """
+    rest = {key: value for key, value in contents.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def parse_manifest(text: bytes, path: Path) -> Manifest:
     """Read a manifest that somebody else wrote.
 
     Raises:
-        BundleError: not JSON, another schema version, or an impossible value; the message names it.
+        BundleError: not JSON, another schema version, not what its digest says, or an impossible value; the
+            message names it.
     """
     try:
         raw = json.loads(text)
+        found = digest_of(raw) if isinstance(raw, dict) else None
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}).") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
@@ -162,6 +176,11 @@ def parse_manifest(text: bytes, path: Path) -> Manifest:
         raise BundleError(
             f"{path}: schema version {shown(version)}, this program reads {SCHEMA_VERSION}. "
             "Export the bundle again, or install the tinyllava-edge that wrote it."
+        )
+    if raw.get("digest", found) != found:
+        raise BundleError(
+            f"{path}: its content has the digest {found}, it says {shown(raw['digest'])}: the file is "
+            "damaged or was edited. Copy or export the bundle again."
         )
     try:
         return Manifest.model_validate_json(text, strict=True)

@@ -133,6 +133,26 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
     return placed
 
 
+def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
+    """The tokenizer that upstream has of a `tokenizer.json`: a text's ids are all of its own ids, each time.
+
+    The file's truncation and padding are the tokenizers library's, transformers ignores both; dropout of
+    merges is for training.
+
+    Raises:
+        PromptError: it is damaged.
+    """
+    try:
+        tokenizer = Tokenizer.from_str(tokenizer_json)
+    except Exception as error:  # tokenizers raises bare Exception
+        raise PromptError(f"tokenizer.json cannot be read ({error}).") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None) is not None:
+        tokenizer.model.dropout = None
+    return tokenizer
+
+
 class TextTokenizer:
     """Token ids of prompts, and text of generated ids.
 
@@ -146,10 +166,7 @@ class TextTokenizer:
 
     def __init__(self, tokenizer_json: str, *, bos_id: int | None) -> None:
         self.bos_id = bos_id
-        try:
-            self._exact = Tokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise PromptError(f"tokenizer.json cannot be read ({error}).") from None
+        self._exact = parse_tokenizer(tokenizer_json)
         self._json = tokenizer_json
         self._plain: dict[str, tuple[Tokenizer, dict[int, int], str]] = {}
 
@@ -212,7 +229,7 @@ class TextTokenizer:
                 elif token["special"]:
                     token["content"] = _private_text()
                 originals[token["content"]] = token["id"]
-            tokenizer = Tokenizer.from_str(json.dumps(data))
+            tokenizer = parse_tokenizer(json.dumps(data))
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             # An end that is no token of this vocabulary is text for everybody.

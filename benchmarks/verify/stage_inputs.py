@@ -42,7 +42,7 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
             wrong_ids.append((case, ids))
         plain = tokenizer.encode(spec.template, placed, honour_special=False)
         if not is_plain(case, plain, specials, spec):
-            wrong_plain.append(f"{case.turns!r} gives {plain}")
+            wrong_plain.append(f"{case.turns!r:.200} gives {plain!r:.200}")
     stops = reference.stop_ids()
     stop_difference = set() if stops is None else stops ^ set(spec.stop_ids)
 
@@ -123,7 +123,7 @@ def _ids_cause(case: TextCase, found: list[int], reference: object) -> str:
     place = f"ids differ from index {at}: {found[at : at + 4]}, expected {right[at : at + 4]}"
     if at and right[at - 1] == IMAGE_TOKEN_ID:
         return f"{place}, right behind a picture: the text pieces are not tokenized on their own"
-    return f"{place}, of the turns {case.turns!r}"
+    return f"{place}, of the turns {case.turns!r:.200}"
 
 
 @dataclass(frozen=True)

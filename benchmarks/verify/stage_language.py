@@ -155,16 +155,23 @@ class _Judge:
         """Prefill logits of every position, through the public `logits`."""
         pairs = [self._logit_pair(prompt) for prompt in self._reference.prompts]
         largest = self._logit_tolerance = max(max_abs_difference(*pair) for pair in pairs)
+        is_finite = all(np.isfinite(found).all() for _, found in pairs)
+        nothing_passes_nan = () if is_finite else (at_most("nmse", np.inf),)
         return judge(
             "logits",
             self._pair.label,
-            {"nmse": max(nmse(*pair) for pair in pairs), "max_abs_difference": largest},
+            {
+                "nmse": max(nmse(*pair) for pair in pairs) if is_finite else np.nan,
+                "max_abs_difference": largest,
+            },
             detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
             cause=lambda: self._logits_cause(pairs),
-            gates=gates_of("logits", self._pair.gates, self._family),
+            gates=gates_of("logits", self._pair.gates, self._family) or nothing_passes_nan,
         )
 
     def _logits_cause(self, pairs: Sequence[tuple[Floats, Floats]]) -> str:
+        if not all(np.isfinite(found).all() for _, found in pairs):
+            return f"NaN or infinite: weights in the file are ({_SEE_WEIGHTS}--checkpoint names the tensor)"
         prompts = list(self._reference.prompts)
         errors = [nmse(*pair) for pair in pairs]
         text_errors = [error for error, prompt in zip(errors, prompts, strict=True) if not prompt.pictures]

@@ -185,7 +185,18 @@ def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:
     if found.missing or found.extra:
         return f"tensors missing: {sorted(found.missing)[:3]}, not expected: {found.extra[:3]}"
     name, values = next(iter(found.wrong.items()))
-    return f"{name}: {_tensor_cause(name, values, expected)} ({len(found.wrong)} tensors are wrong)"
+    cause = _not_finite(values, expected[name]) or _tensor_cause(name, values, expected)
+    return f"{name}: {cause} ({len(found.wrong)} tensors are wrong)"
+
+
+def _not_finite(values: Floats, right: Floats) -> str:
+    """What is said of NaN in the file; such values are no quantization's work. "" where there are none."""
+    if np.isfinite(values).all():
+        return ""
+    return (
+        f"{np.count_nonzero(~np.isfinite(values))} values in the file are NaN or infinite, the checkpoint's "
+        f"are finite, {np.abs(right).max():.3g} at most: the file is damaged, or its type has no such value"
+    )
 
 
 def _tensor_cause(name: str, values: Floats, expected: Mapping[str, Floats]) -> str:

@@ -186,10 +186,13 @@ def conversations(num_plain: int = 200) -> list[list[Turn]]:
     found += [[(f"{text}{IMAGE}", None)] for text in _TEXTS[:10]]
     found += [[("hi", text), (text, None)] for text in _TEXTS]
     found += [[(f"{IMAGE}\n{text}", " Yes. "), ("Sure?", text), ("And?", None)] for text in _TEXTS[:20]]
+    found += [[(_LONG, None)], [(f"{IMAGE}\n{_LONG}", None)]]
     return found
 
 
 _AFFIXES = ((" ", ""), ("", " "), ("\n", "\n"), ("", "\t."), ("(", ")"), ("1", "2"), ("x", "\u00e9"))
+# Longer than any length at which a tokenizer.json may cut, some 20 000 characters without a repetition.
+_LONG = " ".join(f"word {number}" for number in range(2000))
 _TEXTS = (
     *("", " ", "  ", "\n", "\n\n\n", "\t", " \n \t ", "What is this?", "What is in the picture?"),
     *("Hello world", "two  spaces", "      indented", "new\nline", "line\r\nfeed", "12345 6.78 1e-9"),

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from onnx import helper
+
 from tinyllava_edge.bundle import (
     BundleWriter,
     LanguageSpec,
@@ -18,12 +20,20 @@ from tinyllava_edge.bundle import (
     create_bundle,
 )
 from tinyllava_edge.image import Preprocessing
+from tinyllava_edge.manifest import digest_of
 from tinyllava_edge.prompt import template_named
 
+
+def _graph(name: str) -> bytes:
+    node = helper.make_node("Identity", ["pixels"], ["embeddings"])
+    content: bytes = helper.make_model(helper.make_graph([node], name, [], [])).SerializeToString()
+    return content
+
+
 FILES = {
-    "vision/fp32.onnx": b"graph of the tower",
+    "vision/fp32.onnx": _graph("tower"),
     "vision/fp32.onnx.data": bytes(range(256)),
-    "vision/fp16.onnx": b"half the tower",
+    "vision/fp16.onnx": _graph("half the tower"),
     "language/f16.gguf": b"GGUF and so on",
     "tokenizer.json": b"{}",
     "reference/reference.json": b"[]",
@@ -102,10 +112,11 @@ def write_small_bundle(target: Path, *, force: bool = False) -> Path:
 
 
 def change_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Rewrite a bundle's manifest, as an attacker would."""
+    """Rewrite a bundle's manifest, as an attacker would: its digest fits again."""
     path = root / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)
+    manifest["digest"] = digest_of(manifest)
     path.write_text(json.dumps(manifest))
 
 

@@ -1,5 +1,6 @@
 """The manifest is written by somebody else: nothing it says is believed before it is checked."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 
 from tests.core.small_bundle import change_manifest, file_entry
 from tinyllava_edge.bundle import MAX_MANIFEST_BYTES, Bundle
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.manifest import parse_manifest
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -154,6 +157,62 @@ CHANGES: dict[str, Change] = {
 def test_a_manifest_of_another_shape_is_refused(root: Path, change: Change) -> None:
     change_manifest(root, change)
     assert_refused(root, "manifest.json: ")
+
+
+def test_no_flipped_bit_changes_what_a_manifest_says(root: Path) -> None:
+    path = root / "manifest.json"
+    text = path.read_bytes()
+    said, refused = parse_manifest(text, path), 0
+    for index in range(len(text)):
+        damaged = bytearray(text)
+        damaged[index] ^= 1 << index % 8
+        try:
+            assert parse_manifest(bytes(damaged), path) == said
+        except BundleError:
+            refused += 1
+    assert refused > 0.7 * len(text)  # the rest is white space
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["prompt"]["template"].update(system="Be rude. "),
+        lambda m: m["prompt"].update(stop_ids=[3]),
+        lambda m: m["vision"]["preprocessing"]["mean"].reverse() or m.update(versions={}),
+        lambda m: m.update(digest=None),
+        lambda m: m.update(digest="0" * 64),
+    ],
+)
+def test_an_edited_manifest_is_named(root: Path, change: Change) -> None:
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+    assert_refused(root, str(path), "digest", "damaged")
+
+
+def test_the_digest_is_of_json_that_any_program_can_write(root: Path) -> None:
+    manifest = json.loads((root / "manifest.json").read_text())
+    digest = manifest.pop("digest")
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    assert hashlib.sha256(canonical.encode("ascii")).hexdigest() == digest
+
+
+def test_a_bundle_of_before_the_digest_opens_with_one_note(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest))
+    assert Bundle.open(root).manifest.digest is None
+    Bundle.open(root)
+    assert capsys.readouterr().err.count("may go unseen") == 1
+
+
+def test_the_shipped_bundle_opens_without_a_note(capsys: pytest.CaptureFixture[str]) -> None:
+    assert Bundle.open(bundle_path("nano")).manifest.digest
+    assert capsys.readouterr().err == ""
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -135,9 +135,14 @@ def test_sixteen_bit_grey_is_scaled_not_clipped(stored: int, shown: int, format:
     assert open_picture(image).getpixel((1, 1)) == (shown, shown, shown)
 
 
-def test_whole_numbers_outside_sixteen_bits_are_clipped() -> None:
-    values = np.array([[-5, 70_000]], dtype=np.int32)
-    assert np.asarray(open_picture(encoded(Image.fromarray(values), "TIFF")))[0, :, 0].tolist() == [0, 255]
+@pytest.mark.parametrize("outside", [-5, 70_000])
+def test_whole_numbers_of_32_bits_are_of_16_or_refused(outside: int) -> None:
+    values = np.array([[0, 0x8000, 0xFFFF]], dtype=np.int32)
+    data = encoded(Image.fromarray(values), "TIFF")
+    assert np.asarray(open_picture(data))[0, :, 0].tolist() == [0, 128, 255]
+    values[0, 0] = outside
+    with pytest.raises(ImageError, match=f"grey from .*{abs(outside)}"):
+        open_picture(encoded(Image.fromarray(values), "TIFF"))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGB"])

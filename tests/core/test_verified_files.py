@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.small_bundle import FILES, write_small_bundle
+from tests.core.small_bundle import FILES, change_manifest, write_small_bundle
 from tinyllava_edge import bundle as bundle_module
 from tinyllava_edge import verified_files
 from tinyllava_edge.bundle import Bundle, sha256_of_file
@@ -83,9 +83,7 @@ def test_only_the_changed_file_is_hashed_again(root: Path, cache: Path, hashed: 
 
 def test_a_verified_file_under_another_hash_is_not_believed(root: Path, cache: Path) -> None:
     Bundle.open(root)
-    manifest = json.loads((root / "manifest.json").read_text())
-    manifest["files"][0]["sha256"] = hashlib.sha256(b"other").hexdigest()
-    (root / "manifest.json").write_text(json.dumps(manifest))
+    change_manifest(root, lambda m: m["files"][0].update(sha256=hashlib.sha256(b"other").hexdigest()))
     with pytest.raises(BundleError, match="the file was changed"):
         Bundle.open(root)
 

@@ -10,7 +10,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, PromptError
+from tinyllava_edge.prompt import parse_tokenizer
 
 from .tokenizer_bytelevel import tokenizer_from_merges
 from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
@@ -89,9 +90,9 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 def _from_json(path: Path) -> Tokenizer:
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise CheckpointError(f"{path}: {error}.") from None
+        return parse_tokenizer(path.read_text(encoding="utf-8"))
+    except (OSError, PromptError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:

@@ -1,6 +1,7 @@
 """The three parts joined, with upstream's splicing (docs/sources/tinyllava.md#splicing)."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from .connector import build_connector
 from .language_model import build_language_model
 from .lora import EIGHT_BITS
 from .vision_tower import build_vision_tower
+
+_HEAD = "language_model.lm_head.weight"
 
 
 class TinyLlava(nn.Module):
@@ -95,21 +98,40 @@ def checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]
     if checkpoint.layout != LORA:  # merging, to know the shapes, takes time
         facts = tensor_facts(checkpoint)
         _check_shapes(checkpoint, {name: shape for name, (shape, _) in facts.items()}, expected)
-    return _checked_values(checkpoint, expected)
+    tied = checkpoint.config.language.tie_word_embeddings
+    language: Any = model.language_model
+    embedding = language.get_input_embeddings().weight
+    pair = {_HEAD, *(name for name, value in canonical_parameters(model) if value is embedding)}
+    return _checked_values(checkpoint, expected, pair if tied else set())
 
 
 def _checked_values(
-    checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]]
+    checkpoint: Checkpoint, expected: dict[str, tuple[int, ...]], tied: set[str]
 ) -> Iterator[tuple[str, torch.Tensor]]:
+    """`tied`: names of what the model has once; a file may hold both if they are equal."""
     found: dict[str, tuple[int, ...]] = {}
+    same: dict[str, torch.Tensor] = {}
     for name, tensor in iter_tensors(checkpoint):
         if name in found:
             raise CheckpointError(f"{checkpoint}: tensor {name!r} is there twice.")
         found[name] = tuple(tensor.shape)
+        if name in tied:
+            same[name] = tensor
+            _check_equal(checkpoint, same)
         if found[name] == expected.get(name):
             _check_values(checkpoint, name, tensor)
             yield name, tensor
     _check_shapes(checkpoint, found, expected)
+
+
+def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
+    """Versions of transformers differ in which of two they take, and none of them is what was trained."""
+    first, *others = same.values()
+    if others and not torch.equal(first, others[0]):
+        raise CheckpointError(
+            f"{checkpoint}: config.json says tie_word_embeddings, but {' and '.join(map(repr, same))} "
+            "differ. Write false there if the head is one of its own, or remove the one that is not meant."
+        )
 
 
 def _check_shapes(
@@ -165,5 +187,5 @@ def canonical_parameters(model: TinyLlava) -> list[tuple[str, nn.Parameter]]:
 
 def _is_harmless(name: str, config: ModelConfig) -> bool:
     """Tensors that a file may hold although the model has no such parameter."""
-    tied_head = config.language.tie_word_embeddings and name == "language_model.lm_head.weight"
+    tied_head = config.language.tie_word_embeddings and name == _HEAD
     return tied_head or name.endswith(BUFFERS)

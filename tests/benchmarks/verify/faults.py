@@ -18,6 +18,7 @@ from PIL import Image
 from tinyllava_edge import image, prompt
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.manifest import digest_of
 
 Manifest = dict[str, Any]
 
@@ -73,6 +74,7 @@ def _seal_again(root: Path, edit: Callable[[Manifest], None] | None) -> None:
     for entry in manifest["files"]:
         entry["size"] = (root / entry["path"]).stat().st_size
         entry["sha256"] = sha256_of_file(root / entry["path"])
+    manifest["digest"] = digest_of(manifest)
     path.write_text(json.dumps(manifest))
 
 
@@ -120,6 +122,15 @@ def _joint_tokenization(monkeypatch: pytest.MonkeyPatch) -> None:
             return right(self, template, turns, **options)
         head = self.encode_text(before)
         return [*head, IMAGE_TOKEN_ID, *self.encode_text(before + after)[len(head) :]]
+
+    monkeypatch.setattr(prompt.TextTokenizer, "encode", wrong)
+
+
+def _long_text_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = prompt.TextTokenizer.encode
+
+    def wrong(*args: Any, **options: Any) -> list[int]:
+        return right(*args, **options)[:4096]
 
     monkeypatch.setattr(prompt.TextTokenizer, "encode", wrong)
 
@@ -219,6 +230,11 @@ def a_scale_a_step_off(reader: gguf.GGUFReader) -> None:
     blocks[:1, :2] = (scale * np.float16(1.12)).view(np.uint8)
 
 
+def _scale_is_nan(reader: gguf.GGUFReader) -> None:
+    blocks = _tensor(reader, "blk.0.ffn_down.weight").reshape(-1, 34)
+    blocks[:1, :2] = np.array([np.nan], dtype=np.float16).view(np.uint8)
+
+
 def a_unit_in_the_last_place(reader: gguf.GGUFReader) -> None:
     """Every value of a float16 tensor is the next larger one: some 66 dB, and not what was rounded."""
     weight = _tensor(reader, "blk.1.attn_k.weight")
@@ -261,6 +277,7 @@ FAULTS = (
     ),
     Fault("joint tokenisation", "text", "not on its own", "text", patch=_joint_tokenization),
     Fault("special text honoured", "text", "as plain text", None, patch=_special_text_honoured),
+    Fault("a long text's end cut", "text", "ids differ from index 4096", None, patch=_long_text_cut),
     Fault("trailing space", "text", "white space at the end", "text", edit_manifest=_trailing_space),
     Fault(
         "wrong RoPE permutation", "weights", "wrong RoPE permutation", "logits", edit_gguf=_wrong_rope_order
@@ -273,6 +290,14 @@ FAULTS = (
         "the values differ",
         None,
         edit_gguf=a_scale_a_step_off,
+        language="q8_0",
+    ),
+    Fault(
+        "NaN for the scale of a Q8_0 block",
+        "weights",
+        "32 values in the file are NaN or infinite",
+        "logits",
+        edit_gguf=_scale_is_nan,
         language="q8_0",
     ),
     Fault(

@@ -10,7 +10,8 @@ import typer
 from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
-from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
+from tinyllava_edge.bundle import bundle_mark
+from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
 
@@ -59,7 +60,8 @@ def export(
         force=force,
         allow_pickle=allow_pickle,
     )
-    check_output(output, force=force)
+    read = (checkpoint_path(checkpoint), sources, calibration)
+    check_output(output, force=force, mark=bundle_mark, sources=read)
     place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
     folder = fetch_sources(sources, place.path)
     options = replace(options, sources=folder, repository=place.repository, commit=place.commit)

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import torch
 
+from tinyllava_edge.atomic_files import reserve
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
@@ -91,9 +92,11 @@ def write_language_gguf(
     Raises:
         ExportError: a tensor is missing, left over, of another shape, not finite, or too large for float16;
             the message names it.
+        DiskFullError: there is no room.
     """
     rules = source.rules()
     offsets, end = _write_header(path, source, rules, float_type)
+    reserve(path, end)
     missing = dict(rules)
     with path.open("r+b") as file:
         for name, tensor in source.tensors():
@@ -106,7 +109,6 @@ def write_language_gguf(
                 converted = rule.convert(tensor[rows].float()).contiguous().numpy()
                 converted.astype(_dtype(rule, float_type), copy=False).tofile(file)
             on_progress(len(rules) - len(missing), len(rules))
-        file.truncate(end)
     if missing:
         raise ExportError(
             f"{source.checkpoint}: {len(missing)} tensors of the language model are missing, the first is "

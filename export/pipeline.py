@@ -26,6 +26,7 @@ from tinyllava_edge.bundle import (
     Source,
     Variant,
     VisionSpec,
+    bundle_mark,
     create_bundle,
 )
 from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
@@ -39,6 +40,7 @@ from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.prompt import template_fault
 
 from .calibration import calibration_pixels
+from .disk_space import bytes_needed
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
 from .options import ExportOptions
@@ -74,17 +76,25 @@ def export_bundle(
         on_progress: called within a long step with what is done, of how much.
 
     Raises:
-        OutputExistsError: `out` exists and `options.force` is false.
+        OutputExistsError: `out` exists, and `options.force` is false or it is no bundle.
+        UsageError: `out` is, holds or lies in what is read.
+        DiskFullError: there is no room for the bundle.
         CheckpointError: the checkpoint is damaged or not supported.
         ExportError: a part cannot be converted, or is not equal to the checkpoint.
     """
     options = options or ExportOptions()
-    check_output(out, force=options.force)
+    check_output(
+        out,
+        force=options.force,
+        mark=bundle_mark,
+        sources=(checkpoint, options.sources, options.calibration),
+    )
     return_large_blocks()
     on_step("read the checkpoint")
     source = _open_source(checkpoint, options)
     calibration = calibration_pixels(options.calibration, source.assets.preprocessing)
-    with watched_memory() as memory, create_bundle(out, force=options.force) as writer:
+    needed = bytes_needed(source.checkpoint, options)
+    with watched_memory() as memory, create_bundle(out, force=options.force, needed=needed) as writer:
         root = writer.root
         on_step("check every weight")
         model, parts = _stream(source.checkpoint, root, on_progress)

@@ -5,6 +5,7 @@ hashes before any native parser sees a byte. Nothing executable is ever in a bun
 """
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from tinyllava_edge.atomic_files import fsync, output_directory, write_json
+from tinyllava_edge.atomic_files import foreign_file, fsync, output_directory, write_json
 from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BundleError
@@ -53,6 +54,7 @@ __all__ = [
     "Source",
     "Variant",
     "VisionSpec",
+    "bundle_mark",
     "create_bundle",
     "sha256_of_file",
 ]
@@ -85,15 +87,7 @@ class Bundle:
 
     @classmethod
     def _open(cls, root: Path) -> "Bundle":
-        path = root / MANIFEST_FILE
-        if not root.is_dir():
-            raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
-        if not path.is_file():
-            raise BundleError(f"{path}: no such file, so {root} is not a (complete) bundle. Export it again.")
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
-        text = path.read_bytes()
-        manifest = parse_manifest(text, path)
+        text, manifest = _read_manifest(root)
         if manifest.digest is None:
             _note_no_digest(root)
         check_listed_names(root, manifest)
@@ -182,13 +176,19 @@ class BundleWriter:
 
 
 @contextmanager
-def create_bundle(target: Path, *, force: bool = False) -> Iterator[BundleWriter]:
+def create_bundle(target: Path, *, force: bool = False, needed: int = 0) -> Iterator[BundleWriter]:
     """Write a bundle beside `target` and rename it there when it is sealed.
 
+    Args:
+        target: where it will be.
+        force: replace a bundle that is there.
+        needed: bytes that it will have at least.
+
     Raises:
-        OutputExistsError: `target` exists and `force` is false.
+        OutputExistsError: `target` exists, and `force` is false or it is no bundle.
+        DiskFullError: there is no room.
     """
-    with output_directory(target, force=force) as root:
+    with output_directory(target, force=force, mark=bundle_mark, needed=needed) as root:
         writer = BundleWriter(root)
         yield writer
         assert writer.sealed, "a bundle must be sealed before it is published"
@@ -197,6 +197,31 @@ def create_bundle(target: Path, *, force: bool = False) -> Iterator[BundleWriter
 @cache
 def _note_no_digest(root: Path) -> None:
     note(f"{root}: written before manifests had a digest, so damage to {MANIFEST_FILE} may go unseen")
+
+
+def bundle_mark(root: Path) -> str:
+    """Whether a directory is a bundle and nothing but it, whole or not: see `atomic_files.Mark`."""
+    known = {MANIFEST_FILE, *(entry.path for entry in _read_manifest(root)[1].files)}
+    return foreign_file(root, lambda name: name in known or _is_result(root / name))
+
+
+def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
+    path = root / MANIFEST_FILE
+    if not root.is_dir():
+        raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file, so {root} is not a (complete) bundle. Export it again.")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
+    text = path.read_bytes()
+    return text, parse_manifest(text, path)
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file in `parity/` is one of ours: it names a manifest, or was left by a killed process."""
+    if path.parent.name != PARITY_FOLDER or path.suffix != ".json" or not path.is_file():
+        return False
+    return path.name.startswith(".") or "manifest_sha256" in json.loads(path.read_bytes())
 
 
 def _check_tree(root: Path, listed: set[str]) -> None:

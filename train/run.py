@@ -7,17 +7,20 @@ hashes of data and source, not paths.
 import glob
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.atomic_files import check_output, write_json
+from tinyllava_edge.atomic_files import check_apart, check_output, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.errors import OutputExistsError, UsageError
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
+# Of a run's directory, with what a killed process leaves.
+_OF_A_RUN = re.compile(r"run\.json|training_log\.(jsonl|new)|\.run\.\w+\.json|(\.?step-\d{8}(\.tmp-\w+)?)")
 
 
 def work_directory(out: Path) -> Path:
@@ -32,21 +35,35 @@ def parts_directory(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def check_run(out: Path, *, resume: bool, force: bool) -> None:
+def check_run(out: Path, *, resume: bool, force: bool, sources: Iterable[Path | None] = ()) -> None:
     """Refuse what is in the way, before any work is done.
 
     Raises:
         OutputExistsError: the output is there, or an unfinished run that is neither resumed nor replaced.
+        UsageError: output or working directory is, holds or lies in one of the sources.
     """
-    work = work_directory(out)
+    work, sources = work_directory(out), tuple(sources)
+    for place in (out, work):
+        check_apart(place, sources)
     if resume:
         return  # an output may be this very run's; `open_run` sees
-    check_output(out, force=force)
+    check_checkpoint(out, force=force)
     if work.exists() and not (force and _is_run(work)):
         begin_anew = "--force to begin anew" if _is_run(work) else "remove it to begin anew"
         raise OutputExistsError(
             f"{work}: an unfinished run. Give --resume to go on with it, or {begin_anew}."
         )
+
+
+def check_checkpoint(out: Path, *, force: bool) -> None:
+    """Refuse what is in the place of a checkpoint; torch is imported only to look at one."""
+
+    def mark(directory: Path) -> str:
+        from .save import checkpoint_mark
+
+        return checkpoint_mark(directory)
+
+    check_output(out, force=force, mark=mark)
 
 
 def is_finished(out: Path, facts: Mapping[str, Any]) -> bool:
@@ -62,7 +79,7 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
         UsageError: the unfinished run is another one; the message says what differs.
     """
     if resume:
-        check_output(out, force=force)
+        check_checkpoint(out, force=force)
     else:
         check_run(out, resume=False, force=force)
     work = work_directory(out)
@@ -103,8 +120,11 @@ def truncate_log(path: Path, step: int) -> float:
 
 def _is_run(work: Path) -> bool:
     """Whether all that is in it is a run's, half removed or not; only then is it ours to remove."""
-    names = [path.name for path in work.iterdir()]
-    return all(name in (RUN_FILE, LOG_FILE) or name.startswith((".", "step-")) for name in names)
+    files = [path.relative_to(work) for path in work.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return all(
+        _OF_A_RUN.fullmatch(path.parts[0]) and (len(path.parts) == 1 or path.suffix in (".pt", ".json"))
+        for path in files
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

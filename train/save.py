@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.atomic_files import foreign_file, write_json
+from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import PROCESSOR_FILE, processor_path, tokenizer_directory
@@ -14,7 +16,16 @@ from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
+from .run import LOG_FILE
+
+CURVE_FILE = "training_curve.png"
+ADAPTER_FOLDER = "adapter"
 _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+_WRITTEN = {
+    *(SIDECAR_FILE, "config.json", FLAT_FILE, PROCESSOR_FILE, LOG_FILE, CURVE_FILE),
+    *(*TOKENIZER_FILES, *_BESIDE_TOKENIZER),
+    *(f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
+}
 
 
 def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -34,6 +45,18 @@ def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.
             )
     save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
     (directory / FLAT_FILE).chmod(0o644)  # safetensors makes it private
+
+
+def checkpoint_mark(directory: Path) -> str:
+    """Whether a directory is a checkpoint that `train` wrote and nothing else: see `atomic_files.Mark`.
+
+    Its sidecar names recipe and data, which nobody writes by hand; a file beside it that `train` never
+    writes is the user's, and keeps all of it.
+    """
+    sidecar = read_json_object(directory / SIDECAR_FILE)
+    if not sidecar.keys() >= {"recipe", "data_sha256"}:
+        return "is no checkpoint that this program trained"
+    return foreign_file(directory, _WRITTEN.__contains__)
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:

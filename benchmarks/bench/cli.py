@@ -74,7 +74,7 @@ def bench(
     json: JsonOption = False,
 ) -> None:
     """Compare runtimes and variants on the same request: time, parity, accuracy, size."""
-    from tinyllava_edge.atomic_files import check_output
+    from tinyllava_edge.atomic_files import check_output, pictures_read
     from tinyllava_edge.benchmarks.evals.questions import read_questions
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.reference_tensors import reference_pictures
@@ -82,11 +82,14 @@ def bench(
 
     from .measure import Amount, Quality
     from .plan import Plan, Wish, named_bundles, plan_cells
-    from .report import markdown_lines
+    from .report import markdown_lines, report_mark
     from .worker import Request
 
+    roots = [bundle_path(path) for path in bundles]
     if output is not None:
-        check_output(output, force=force)
+        read = (*roots, *map(checkpoint_path, checkpoint or ()), sources, picture)
+        read = (*read, questions, pictures_read(images, questions))
+        check_output(output, force=force, mark=report_mark, sources=read)
     if (questions is None) != (images is None):
         raise UsageError("--questions and --images go together: give both, or none.")
     wish = Wish(
@@ -96,7 +99,7 @@ def bench(
         checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
         options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
     )
-    opened = named_bundles([Bundle.open(bundle_path(path)) for path in bundles])
+    opened = named_bundles([Bundle.open(root) for root in roots])
     plan = Plan(
         bundles=opened,
         cells=plan_cells(opened, wish),
@@ -129,7 +132,7 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
 
     from .plan import check_memory
     from .record import run_plan
-    from .report import write_report
+    from .report import report_mark, write_report
 
     open_picture(Path(plan.request.picture))  # a bad one is said before anything else
     memory = read_machine().memory
@@ -137,7 +140,7 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
     for name, bundle in plan.bundles.items():
         if not any(read_parity(bundle, cell.runtime) for cell in plan.cells if cell.model == name):
             note(f"no parity figures of {name}: run `tinyllava-edge verify {bundle.root}` first to have them")
-    writing = nullcontext(None) if output is None else output_directory(output, force=force)
+    writing = nullcontext(None) if output is None else output_directory(output, force=force, mark=report_mark)
     with writing as folder, progress() as bar:
         task = bar.add_task("bench", total=plan.amount.visits(len(plan.cells)))
         asked = 0 if quality is None else len(quality.questions) * 2 * (len(plan.cells) - 1)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.atomic_files import foreign_file, write_bytes
 
+from .compare import read_report
 from .machine_load import busy_line
 from .plot import draw_report
 from .record import METRICS, STAGES, STATES, Record, shown_cells
@@ -22,6 +23,12 @@ def write_report(folder: Path, record: Record) -> None:
     write_bytes(folder / "report.json", text.encode())
     (folder / "report.md").write_text("\n".join(markdown_lines(record)) + "\n", encoding="utf-8")
     draw_report(folder / "report.png", record)
+
+
+def report_mark(folder: Path) -> str:
+    """Whether a directory is what `write_report` made and nothing else: see `atomic_files.Mark`."""
+    read_report(folder / "report.json")
+    return foreign_file(folder, {"report.json", "report.md", "report.png"}.__contains__)
 
 
 def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:

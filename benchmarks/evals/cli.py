@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from tinyllava_edge.atomic_files import check_output, write_bytes
+from tinyllava_edge.atomic_files import check_output, output_file, pictures_read
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
@@ -74,10 +74,12 @@ def evaluate(
     from .public_sets import MAX_TOKENS
     from .scores import count_pictures
 
-    asked, public = _read_questions(questions, images, benchmark, data, limit)
     if answers is not None:
-        check_output(answers, force=force)
+        given = None if checkpoint is None else checkpoint_path(checkpoint)
+        read = (bundle_path(bundle), questions, pictures_read(images, questions), data, given, sources)
+        check_output(answers, force=force, mark=answers_mark, sources=read)
         answers.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
+    asked, public = _read_questions(questions, images, benchmark, data, limit)
     opened = Bundle.open(bundle_path(bundle))
     wish = Wish(
         runtimes=parse_names(runtime),
@@ -110,12 +112,20 @@ def evaluate(
     }
     if answers is not None:
         lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(asked, found, public))
-        write_bytes(answers, "".join(f"{line}\n" for line in lines).encode())
+        with output_file(answers, force=force, mark=answers_mark) as work:
+            work.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if not json:
         _print(results, benchmark)
         intervals = "" if public else "; 95 % intervals over pictures"
         note(f"{len(asked)} questions about {summary['images']} pictures{intervals}")
     print_json(summary)
+
+
+def answers_mark(path: Path) -> str:
+    """Whether every line of a file is an answer that `eval` wrote: see `atomic_files.Mark`."""
+    lines = [json_module.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    ours = all(isinstance(line, dict) and "blind" in line.get("metadata", ()) for line in lines)
+    return "" if ours else "holds other lines than answers of eval"
 
 
 Answers = dict[tuple[str, bool], list[str]]  # by the cell's name, and whether it was blind

@@ -12,6 +12,7 @@ import json as json_module
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,8 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tinyllava_edge.atomic_files import check_output, output_directory, write_json
-from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.atomic_files import check_output, foreign_file, output_directory, output_file, write_json
+from tinyllava_edge.bundle import Bundle, bundle_mark
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.export.options import parse_names
@@ -97,8 +98,6 @@ def hub_check(
     """
     output = output.absolute()
     packed = output.with_name(f"{output.name}.tar.gz")
-    for path in (output, packed):
-        check_output(path, force=force)
     if eval_data is not None and not any((eval_data / name).is_dir() for name in PUBLIC_SETS):
         raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(PUBLIC_SETS)}/.")
     options = CheckOptions(
@@ -111,7 +110,11 @@ def hub_check(
         allow_pickle=allow_pickle,
     )
     chosen = _chosen([name.strip() for name in checkpoints.split(",") if name.strip()])
-    with output_directory(output, force=force) as folder, progress() as bar:
+    read = [sources, *(eval_data / name for name in PUBLIC_SETS if eval_data)]
+    read += [hub_root / released.repository.partition("@")[0] for released in chosen if hub_root]
+    check_output(output, force=force, mark=report_mark, sources=read)
+    check_output(packed, force=force, mark=packed_mark, sources=read)
+    with output_directory(output, force=force, mark=report_mark) as folder, progress() as bar:
         task = bar.add_task("hub-check", total=len(chosen))
         records = []
         for released in chosen:
@@ -120,8 +123,8 @@ def hub_check(
         report = _write_report(folder, options, records)
         if not keep_bundles:
             shutil.rmtree(folder / "bundles", ignore_errors=True)
-    beside = output.with_name(f".{output.name}")
-    Path(shutil.make_archive(str(beside), "gztar", output.parent, output.name)).replace(packed)
+    with output_file(packed, force=force, mark=packed_mark) as work, tarfile.open(work, "w:gz") as archive:
+        archive.add(output, output.name)
     if json:
         print_json(report)
     else:
@@ -220,6 +223,29 @@ def _write_report(folder: Path, options: CheckOptions, records: list[Record]) ->
     write_json(folder / "report.json", report)
     (folder / "report.md").write_text("\n".join(markdown_lines(report)) + "\n", encoding="utf-8")
     return report
+
+
+def report_mark(folder: Path) -> str:
+    """Whether a directory is what `check_released` wrote and nothing else: see `atomic_files.Mark`."""
+    report = json_module.loads((folder / "report.json").read_bytes())
+    if not isinstance(report, dict) or report.keys() != {"options", "checkpoints"}:
+        return "has the report of something else"
+    names = [record["repository"].replace("/", "--") for record in report["checkpoints"]]
+    bundles = [folder / "bundles" / name for name in names if (folder / "bundles" / name).is_dir()]
+    known = {"report.json", "report.md", *(f"{name}.json" for name in names)}
+    roots = [f"{bundle.relative_to(folder).as_posix()}/" for bundle in bundles]
+    fault = foreign_file(folder, lambda name: name in known or name.startswith(tuple(roots)))
+    return fault or next(filter(None, map(bundle_mark, bundles)), "")
+
+
+def packed_mark(path: Path) -> str:
+    """Whether a file is such a directory, packed."""
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            names = archive.getnames()
+    except (tarfile.TarError, EOFError) as error:
+        return f"is no packed report ({error})"
+    return "" if f"{names[0] if names else ''}/report.json" in names else "is no packed report"
 
 
 def _passed(record: Mapping[str, Any]) -> bool:

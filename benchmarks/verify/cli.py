@@ -6,7 +6,7 @@ import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
@@ -88,6 +88,8 @@ def verify(
         stdout.print(report.verdict, markup=False, soft_wrap=True)
     try:
         note(f"written to {write_parity(opened, ladder.runtime, result)}")
+    except DiskFullError:
+        raise
     except OSError as error:
         path = parity_path(opened, ladder.runtime)
         note(f"not written to {path} ({error.strerror}): bench will have no parity figures")

@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from tinyllava_edge.atomic_files import output_directory
+from tinyllava_edge.atomic_files import check_apart, foreign_file, output_directory
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, SIDECAR_FILE
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.errors import DataError
@@ -64,10 +65,12 @@ def train_nano(
         force: replace an existing `out`.
 
     Raises:
-        OutputExistsError: `out` exists and `force` is false.
+        OutputExistsError: `out` exists, and `force` is false or it is no checkpoint that was trained.
+        UsageError: `out` is, holds or lies in what is read.
         DataError: the data are malformed or pictures are missing.
     """
-    with output_directory(out, force=force) as work:
+    check_apart(out, (data, *unlabelled))
+    with output_directory(out, force=force, mark=_mark) as work:
         records = read_records(data, images)
         book = QuestionBook(records, images)
         others = read_unlabelled(unlabelled, recipe.config["vision_config"]["image_size"])
@@ -173,6 +176,16 @@ def _batches(
             blended = torch.rand(len(kin), generator=generator) < stage.kin_share
             share = 0.5 * torch.rand(len(kin), generator=generator) * blended
             yield pack(rows, torch.lerp(views, others, share[:, None, None, None]))
+
+
+def _mark(directory: Path) -> str:
+    """Whether a directory is what `train_nano` wrote and nothing else: see `atomic_files.Mark`."""
+    if "unlabelled_sha256" not in read_json_object(directory / SIDECAR_FILE):
+        return "is no checkpoint of this recipe"
+    own = (SIDECAR_FILE, "config.json", FLAT_FILE, PROCESSOR_FILE, LOG_FILE, CURVE_FILE)
+    return foreign_file(
+        directory, lambda name: name in own or name.startswith(("tokenizer", "special_tokens"))
+    )
 
 
 def _write_weights(model: TinyLlava, path: Path) -> None:

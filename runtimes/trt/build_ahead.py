@@ -4,6 +4,7 @@ TensorRT-RTX needs no GPU for that. An engine never goes into a bundle: it is co
 The table is also that of docs/tensorrt.md.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tinyllava_edge.atomic_files import output_directory, write_json
+from tinyllava_edge.atomic_files import foreign_file, output_directory, write_json
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.console import note, stdout
 from tinyllava_edge.errors import BundleError, UsageError
@@ -61,7 +62,7 @@ def write_engines(
     """
     jobs = list(_jobs(bundle, vision, options))
     version = open_tensorrt(options.target).version_text  # not installed: said before anything is built
-    with output_directory(output, force=force) as folder, shown_progress() as on_progress:
+    with output_directory(output, force=force, mark=engines_mark) as folder, shown_progress() as on_progress:
         report: dict[str, Any] = {
             "kind": "engines",
             "status": STATUS,
@@ -77,6 +78,15 @@ def write_engines(
         text = f"{head}: no engine here has computed anything.\n\n{table}\n"
         (folder / "report.md").write_text(text, encoding="utf-8")
     return report
+
+
+def engines_mark(folder: Path) -> str:
+    """Whether a directory is what `write_engines` made and nothing else: see `atomic_files.Mark`."""
+    report = json.loads((folder / "report.json").read_bytes())
+    if not isinstance(report, dict) or report.get("kind") != "engines":
+        return "has the report of something else"
+    known = {"report.json", "report.md", *(f"{row['engine']}.engine" for row in report["engines"])}
+    return foreign_file(folder, known.__contains__)
 
 
 def print_engines(report: dict[str, Any], output: Path) -> None:

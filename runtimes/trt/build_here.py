@@ -13,7 +13,7 @@ from tinyllava_edge.errors import BackendError, PackError
 
 from .choose import DeviceBuild
 from .options import EngineOptions
-from .pack import open_pack, write_pack
+from .pack import open_pack, pack_mark, write_pack
 from .process import shown_progress
 from .record import Choice
 
@@ -49,7 +49,7 @@ def build_here(
         PackError: what is asked to be packed is no engine, or a key is none.
     """
     if pack:
-        check_output(pack[0], force=force)
+        check_output(pack[0], force=force, mark=pack_mark)
     with shown_progress() as on_progress:
         device = DeviceBuild(bundle, options, on_progress=on_progress, force=force)
         taken = _install(device, vision, *install) if install else None

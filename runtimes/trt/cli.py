@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tinyllava_edge.atomic_files import check_output
+from tinyllava_edge.atomic_files import check_apart, check_output
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import print_json, stdout
 from tinyllava_edge.errors import UsageError
@@ -60,7 +60,7 @@ def build(
     """
     from tinyllava_edge.bundle import Bundle
 
-    from .build_ahead import print_engines, write_engines
+    from .build_ahead import engines_mark, print_engines, write_engines
     from .build_here import build_here, print_choice
     from .options import MIB, EngineOptions
 
@@ -72,10 +72,13 @@ def build(
     )
     root = bundle_path(bundle)
     for place in (output, pack):
-        if place is not None and place.resolve().is_relative_to(root.resolve()):
+        if place is None:
+            continue
+        if place.resolve().is_relative_to(root.resolve()):
             raise UsageError(
                 f"{place} is inside the bundle, which never holds engines. Choose another place."
             )
+        check_apart(place, (root, key, install, trust))
     if output is None:
         if sm:
             raise UsageError(
@@ -93,7 +96,7 @@ def build(
         raise UsageError(
             "packs are of the private cache: leave -o out, or --pack, --install, --key and --trust."
         )
-    check_output(output, force=force)
+    check_output(output, force=force, mark=engines_mark)
     report = write_engines(Bundle.open(root), vision, options, output, force=force)
     print_json(report) if json else print_engines(report, output)
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tinyllava_edge.atomic_files import check_output, fsync
+from tinyllava_edge.atomic_files import output_file
 from tinyllava_edge.errors import OutputExistsError, PackError
 
 from .cache import MAX_RECORD_BYTES, StoredEngine
@@ -52,10 +52,9 @@ def write_key_pair(path: Path) -> Path:
             raise OutputExistsError(
                 f"{place}: exists already, and a key is never replaced. Take another name."
             )
-    for place, text, mode in ((path, private_text, 0o600), (public, public_text, 0o644)):
-        with os.fdopen(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(text)
-        fsync(place)
+    with output_file(public) as beside, output_file(path, mode=0o600) as work:
+        work.write_bytes(private_text)
+        beside.write_bytes(public_text)
     return public
 
 
@@ -66,7 +65,6 @@ def write_pack(path: Path, stored: StoredEngine, key_path: Path, *, force: bool 
         OutputExistsError: the pack is there and `force` is false.
         PackError: the engine has not passed on this board, or the key is no private ed25519 key.
     """
-    check_output(path, force=force)
     if stored.record.status != "verified":
         raise PackError(
             f"the engine is {stored.record.status}: only one that passed on this board is packed."
@@ -77,17 +75,16 @@ def write_pack(path: Path, stored: StoredEngine, key_path: Path, *, force: bool 
     head = _HEAD.pack(_MAGIC, len(record), stored.record.plan_bytes, fingerprint)
     digest = hashlib.sha256(head + record)
     digest.update(stored.plan)
-    work = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with work.open("xb") as file:
-            for part in (head, record, stored.plan, key.sign(_CONTEXT + digest.digest())):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(work, path)
-    finally:
-        work.unlink(missing_ok=True)
+    with output_file(path, force=force, mark=pack_mark) as work, work.open("wb") as file:
+        for part in (head, record, stored.plan, key.sign(_CONTEXT + digest.digest())):
+            file.write(part)
     return fingerprint.hex()
+
+
+def pack_mark(path: Path) -> str:
+    """Whether a file is a pack: see `atomic_files.Mark`."""
+    with path.open("rb") as file:
+        return "" if file.read(len(_MAGIC)) == _MAGIC else "is no engine pack"
 
 
 def open_pack(path: Path, public_key_path: Path) -> StoredEngine:

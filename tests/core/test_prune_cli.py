@@ -28,13 +28,18 @@ def test_only_the_named_variants_and_what_all_need_are_kept(root: Path, tmp_path
     assert tree(root) == before
 
 
-def test_a_bundle_can_be_replaced_by_its_smaller_self(root: Path) -> None:
+def test_only_another_bundle_is_replaced(root: Path, tmp_path: Path) -> None:
+    before = tree(root)
+    with pytest.raises(UsageError, match="which this command reads"):
+        prune(str(root), root, vision="fp32", language="f16", force=True)
+    assert tree(root) == before
+    other = write_small_bundle(tmp_path / "other")
     with pytest.raises(OutputExistsError, match="--force"):
-        prune(str(root), root, vision="fp32", language="f16")
-    prune(str(root), root, vision="fp32", language="f16", force=True)
-    assert [variant.name for variant in Bundle.open(root).manifest.variants] == ["fp32", "f16"]
-    assert "vision/fp32.onnx.data" in tree(root)
-    assert "vision/fp16.onnx" not in tree(root)
+        prune(str(root), other, vision="fp32", language="f16")
+    prune(str(root), other, vision="fp32", language="f16", force=True)
+    assert [variant.name for variant in Bundle.open(other).manifest.variants] == ["fp32", "f16"]
+    assert "vision/fp32.onnx.data" in tree(other)
+    assert "vision/fp16.onnx" not in tree(other)
 
 
 def test_a_variant_that_is_not_there_is_named_and_nothing_is_written(root: Path, tmp_path: Path) -> None:

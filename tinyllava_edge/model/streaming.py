@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tinyllava_edge.atomic_files import reserve
 from tinyllava_edge.checkpoint.opened import Checkpoint
 
 from .checkpoint import TensorReader, iter_readers
@@ -127,7 +128,7 @@ def _mapped_file(scratch: Path, shapes: Mapping[str, torch.Size]) -> dict[str, t
     """Float32 tensors in a file whose name is gone already; it goes with the last of them."""
     size = sum(_aligned(prod(shape)) for shape in shapes.values())
     with NamedTemporaryFile(dir=scratch) as file:
-        file.truncate(4 * size)
+        reserve(Path(file.name), 4 * size)
         return _views(torch.from_file(file.name, shared=True, size=size), shapes)
 
 

@@ -134,8 +134,7 @@ def _output_reduced(
     outputs: dict[str, list[str]] = {}
     for node in graph.node:
         nodes.append(node)
-        name = node.output[0]
-        if name in wanted:
+        for name in filter(wanted.__contains__, node.output):
             outputs[name] = [f"{name}_{'_'.join(operators)}" for operators in reductions]
             for operators, target in zip(reductions, outputs[name], strict=True):
                 nodes += _reduction(name, target, operators)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from tests.export.test_precision import PIXELS, embeddings, trial_of
@@ -130,6 +130,28 @@ def test_a_layer_whose_input_has_an_outlier_is_kept(vision_graph: onnx.ModelProt
     assert layers[4].input[1] in names
     assert f"{layers[4].input[1]}_quantized" not in names
     assert f"{layers[5].input[1]}_quantized" in names
+
+
+def test_inputs_are_measured_behind_a_node_of_several_outputs() -> None:
+    """As a connector of two towers splits their features."""
+    weight = numpy_helper.from_array(np.eye(4, dtype=np.float32), "weight")
+    nodes = [
+        helper.make_node("Split", ["pixels"], ["first", "second"], axis=1, num_outputs=2),
+        helper.make_node("MatMul", ["first", "weight"], ["one"], "one"),
+        helper.make_node("MatMul", ["second", "weight"], ["two"], "two"),
+        helper.make_node("Concat", ["one", "two"], ["embeddings"], axis=1),
+    ]
+    shape = [1, 2, 3, 4]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("pixels", "embeddings")
+    ]
+    graph = helper.make_graph(nodes, "split", values[:1], values[1:], [weight])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    pixels = np.stack([np.full((2, 3, 4), 0.5, np.float32)])
+    pixels[0, 1] = -2.0
+    found = measure_inputs(proto, pixels)
+    assert (found["first"].lowest, found["first"].highest) == (0.5, 0.5)
+    assert (found["second"].lowest, found["second"].highest) == (-2.0, -2.0)
 
 
 def test_for_tensorrt_the_rest_is_float16_and_judged_by_rounding(

@@ -17,12 +17,11 @@ import onnx
 import onnxruntime
 
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.onnx_check import OPERATORS
+from tinyllava_edge.onnx_check import DOMAINS, OPERATORS
 
 TOWER_OUTPUT = "vision_tower_output"
 INLINE_LIMIT = 1 << 26  # bytes: a file with its weights inside is read and written as a whole
 PAGE = 4096  # bytes: weights that begin at one can be mapped
-DOMAINS = ("", "ai.onnx")  # the standard operators, of which every runtime has its own
 
 
 def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
@@ -64,7 +63,7 @@ def check_domains(proto: onnx.ModelProto) -> None:
         ExportError: it does; the message names one.
     """
     for node in proto.graph.node:
-        if node.domain not in DOMAINS or node.op_type.encode() not in OPERATORS:
+        if node.domain.encode() not in DOMAINS or node.op_type.encode() not in OPERATORS:
             raise ExportError(
                 f"the vision graph needs operator {node.domain}::{node.op_type}, which is none of those "
                 "that a bundle may hold (tinyllava_edge/onnx_check.py)."

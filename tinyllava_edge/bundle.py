@@ -35,7 +35,7 @@ from tinyllava_edge.manifest import (
     digest_of,
     parse_manifest,
 )
-from tinyllava_edge.onnx_check import check_onnx
+from tinyllava_edge.onnx_check import RULES, check_onnx
 from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
 
 __all__ = [
@@ -92,11 +92,10 @@ class Bundle:
             _note_no_digest(root)
         check_listed_names(root, manifest)
         _check_tree(root, {entry.path for entry in manifest.files})
-        verified = VerifiedFiles()
+        verified, graphs = VerifiedFiles(), _files_beside_graphs(manifest)
         for entry in manifest.files:
-            _check_file(root, entry, verified)
+            _check_file(root, entry, verified, graphs.get(entry.path, []))
         verified.save()
-        _check_graphs(root, manifest)
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
     def path(self, relative: str) -> Path:
@@ -244,22 +243,27 @@ def _check_tree(root: Path, listed: set[str]) -> None:
                 raise BundleError(f"{path}: is no file that the manifest lists. Remove it.")
 
 
-def _check_graphs(root: Path, manifest: Manifest) -> None:
-    """No library sees a graph that names files or runs things on its own."""
+def _files_beside_graphs(manifest: Manifest) -> dict[str, list[dict[str, int]]]:
+    """Graph -> names and sizes of the files of weights beside it, for each variant that it is of."""
     sizes = {entry.path: entry.size for entry in manifest.files}
+    found: dict[str, list[dict[str, int]]] = {}
     for variant in manifest.variants:
         if variant.target == "onnx":
             graph, *apart = (PurePosixPath(name) for name in variant.files)
             beside = {path.name: sizes[str(path)] for path in apart if path.parent == graph.parent}
-            check_onnx(root / graph, beside)
+            found.setdefault(str(graph), []).append(beside)
+    return found
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles) -> None:
+def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles, beside: list[dict[str, int]]) -> None:
+    """What is remembered of a graph is that it was read by these rules with these files beside it, too."""
     path = root / entry.path
+    read_as = f"{entry.sha256}{RULES}{json.dumps(beside, sort_keys=True)}".encode()
+    remembered = hashlib.sha256(read_as).hexdigest() if beside else entry.sha256
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -268,11 +272,13 @@ def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles) -> None:
         raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle holds real files only.")
     if status.st_size != entry.size:
         raise BundleError(f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again.")
-    if verified.knows(status, entry.sha256):
+    if verified.knows(status, remembered):
         return
     found = sha256_of_file(path)
     if found != entry.sha256:
         raise BundleError(
             f"{path}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: the file was changed."
         )
-    verified.add(status, entry.sha256)
+    for files in beside:  # no library sees a graph that names files or runs things on its own
+        check_onnx(path, files)
+    verified.add(status, remembered)

@@ -22,7 +22,8 @@ OPERATORS = frozenset(
     b"LayerNormalization MatMul Mul Neg Pow QuantizeLinear Reciprocal ReduceMean Relu Reshape Shape Sigmoid "
     b"Slice Softmax Split Sqrt Squeeze Sub Tanh Transpose Unsqueeze Where".split()
 )
-_DOMAINS = (b"", b"ai.onnx")
+DOMAINS = (b"", b"ai.onnx")  # the standard operators, of which every runtime has its own
+RULES = 1  # one more with each change of what passes: graphs that were read by other rules are read again
 _PLAIN_NAME = re.compile(rb"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _NUMBER = re.compile(rb"[0-9]{1,18}")
 _MAX_FIELDS = 1_000_000  # an exported graph of the largest tower has some 50 000
@@ -168,7 +169,7 @@ class _Scan:
             self._refuse(f"the operator {_shown(facts.get('op_type', b''))}")
 
     def _check_domain(self, domain: bytes) -> None:
-        if domain not in _DOMAINS:
+        if domain not in DOMAINS:
             self._refuse(f"operators of {_shown(domain)}, which are not standard")
 
     def _check_tensor(self, start: int, end: int) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import PromptError, UsageError
 
 Turn = tuple[str, str | None]  # question, answer (None: not answered yet)
@@ -241,3 +241,20 @@ class TextTokenizer:
 def _private_text() -> str:
     """A text that nobody types: it is random, between characters that no text holds."""
     return f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+
+
+def label_answers(
+    tokenizer: TextTokenizer, template: Template, turns: Sequence[Turn]
+) -> tuple[list[int], list[int]]:
+    """Token ids of an answered conversation whose markers are placed, and the labels of its answers.
+
+    An answer starts where the ids of the prompt that asks for it end. Equal to upstream's masks wherever
+    upstream does not discard the sample (docs/sources/tinyllava.md#labels).
+    """
+    ids = tokenizer.encode(template, turns)
+    labels = [IGNORE_LABEL] * len(ids)
+    for index, (question, _) in enumerate(turns):
+        start = len(tokenizer.encode(template, [*turns[:index], (question, None)]))
+        end = len(tokenizer.encode(template, turns[: index + 1]))
+        labels[start:end] = ids[start:end]
+    return ids, labels

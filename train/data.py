@@ -16,7 +16,7 @@ import torch
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import DataError, PromptError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
-from tinyllava_edge.prompt import Template, TextTokenizer, place_markers
+from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
 
 AnsweredTurn = tuple[str, str]  # question, answer
 
@@ -125,20 +125,10 @@ def _conversation(record: dict[str, Any], index: int, path: Path, images: Path) 
 def encode_conversation(
     tokenizer: TextTokenizer, template: Template, turns: Sequence[AnsweredTurn]
 ) -> tuple[list[int], list[int]]:
-    """Token ids and labels of a conversation.
-
-    An answer starts where the ids of the prompt that asks for it end. Equal to upstream's masks wherever
-    upstream does not discard the sample (docs/sources/tinyllava.md#labels).
-    """
+    """Token ids and labels of a conversation: see `label_answers`."""
     if template.name == "pretrain":  # the picture and its caption; the question is not shown
         turns = [(IMAGE_MARKER, turns[0][1])]
-    ids = tokenizer.encode(template, turns)
-    labels = [IGNORE_LABEL] * len(ids)
-    for index, (question, _) in enumerate(turns):
-        start = len(tokenizer.encode(template, [*turns[:index], (question, None)]))
-        end = len(tokenizer.encode(template, turns[: index + 1]))
-        labels[start:end] = ids[start:end]
-    return ids, labels
+    return label_answers(tokenizer, template, turns)
 
 
 def splice_labels(ids: Sequence[int], labels: Sequence[int], num_tokens: int) -> list[int]:

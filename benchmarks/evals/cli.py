@@ -71,8 +71,7 @@ def evaluate(
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .public_sets import MAX_TOKENS
-    from .scores import count_pictures
+    from . import public_sets, scores
 
     if answers is not None:
         given = None if checkpoint is None else checkpoint_path(checkpoint)
@@ -90,7 +89,7 @@ def evaluate(
     )
     cells = plan_cells(named_bundles([opened]), wish)[:-1]
     ways = (blind,) if blind or public else (False, True)
-    found = _ask(cells, asked, ways, max_tokens or (MAX_TOKENS if public else 16))
+    found = _ask(cells, asked, ways, max_tokens or (public_sets.MAX_TOKENS if public else scores.MAX_TOKENS))
     results = [
         {
             "name": cell.name,
@@ -107,7 +106,7 @@ def evaluate(
         "manifest_sha256": opened.manifest_sha256,
         "benchmark": benchmark,
         "blind": blind,
-        "images": count_pictures(asked),
+        "images": scores.count_pictures(asked),
         "variants": results,
     }
     if answers is not None:

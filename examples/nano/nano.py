@@ -25,13 +25,13 @@ from tinyllava_edge.errors import DataError
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.assets import PROCESSOR_FILE, read_assets
 from tinyllava_edge.model.vlm import TinyLlava, build_model, upstream_state_dict
-from tinyllava_edge.prompt import TextTokenizer, place_markers, template_named
+from tinyllava_edge.prompt import TextTokenizer, label_answers, place_markers, template_named
 
 from .augment import augment
 from .curve import write_curve
 from .distill import distil
 from .loop import Loop, choose_precision, train_stage
-from .packed import PackedBatch, label_answers, pack, packed_loss
+from .packed import PackedBatch, pack, packed_loss
 from .questions import QuestionBook, dialogue, read_records
 from .recipe import Distillation, Recipe, Stage
 from .teacher import load_teacher

@@ -13,9 +13,6 @@ import torch.nn.functional as F  # noqa: N812 - the field's usual name
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_TOKEN_ID
 from tinyllava_edge.model.vlm import TinyLlava
-from tinyllava_edge.prompt import Template, TextTokenizer
-
-from .questions import Turns
 
 Labelled = tuple[list[int], list[int]]  # ids and labels of one conversation, from `label_answers`
 
@@ -32,17 +29,6 @@ class PackedBatch:
     members: torch.Tensor  # [pictures, length] number of the conversation in its row; padding is -2
     offsets: torch.Tensor  # [pictures, length] position after the picture
     pixels: torch.Tensor  # [pictures, 3, height, width]
-
-
-def label_answers(tokenizer: TextTokenizer, template: Template, turns: Turns) -> Labelled:
-    """Token ids of a conversation, and the labels of its answers: each starts where its prompt's ids end."""
-    ids = tokenizer.encode(template, turns)
-    labels = [IGNORE_LABEL] * len(ids)
-    for index, (question, _) in enumerate(turns):
-        start = len(tokenizer.encode(template, [*turns[:index], (question, None)]))
-        end = len(tokenizer.encode(template, turns[: index + 1]))
-        labels[start:end] = ids[start:end]
-    return ids, labels
 
 
 def pack(rows: Sequence[Sequence[Labelled]], pixels: torch.Tensor) -> PackedBatch:

@@ -46,6 +46,29 @@ def test_the_second_open_does_not_hash(root: Path, cache: Path, hashed: list[str
     assert cache.stat().st_mode & 0o777 == 0o600
 
 
+def test_graphs_are_read_once_and_again_by_other_rules_or_with_other_files_beside(
+    root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(bundle_module, "check_onnx", lambda path, apart: read.append((path.name, [*apart])))
+    both = [("fp16.onnx", []), ("fp32.onnx", ["fp32.onnx.data"])]
+    Bundle.open(root)
+    assert sorted(read) == both
+    Bundle.open(root)
+    assert sorted(read) == both
+    monkeypatch.setattr(bundle_module, "RULES", 0)
+    Bundle.open(root)
+    assert sorted(read) == sorted(both * 2)
+    read.clear()
+
+    def without_data(manifest: dict[str, Any]) -> None:
+        manifest["variants"][0]["files"] = ["vision/fp32.onnx"]
+
+    change_manifest(root, without_data)
+    Bundle.open(root)
+    assert read == [("fp32.onnx", [])]
+
+
 def test_a_file_changed_under_a_restored_time_is_found(root: Path, cache: Path) -> None:
     Bundle.open(root)
     path = root / "language/f16.gguf"

@@ -10,13 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from examples.nano.loop import Loop, train_stage
-from examples.nano.packed import PackedBatch, label_answers, pack, packed_loss
+from examples.nano.packed import PackedBatch, pack, packed_loss
 from examples.nano.recipe import Stage
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.prompt import label_answers
 
 TURNS = (("<image>\nWhat is this?", "A small cat."), ("Sure?", "Yes.")), (("<image>\nIs it red?", "No."),)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from examples.nano.packed import Labelled, label_answers, pack, packed_loss
+from examples.nano.packed import Labelled, pack, packed_loss
 from examples.nano.questions import Turns
 from tests.tiny import TOKENIZER_FOLDER, write_tiny_checkpoint
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
@@ -15,7 +15,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import TinyLlava, load_model
-from tinyllava_edge.prompt import TextTokenizer, place_markers, template_named
+from tinyllava_edge.prompt import TextTokenizer, label_answers, place_markers, template_named
 
 GOLDEN_FILE = Path(__file__).parents[2] / "train" / "golden_labels.json"  # of the original TinyLLaVA code
 GOLDEN: list[dict[str, Any]] = json.loads(GOLDEN_FILE.read_text())

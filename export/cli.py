@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
-from tinyllava_edge.bundle import bundle_mark
 from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
@@ -52,6 +51,8 @@ def export(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against it."""
+    from tinyllava_edge.bundle import bundle_mark  # numpy: not for a page of help
+
     options = ExportOptions(
         vision=parse_names(vision),
         language=parse_names(language),

@@ -15,10 +15,11 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from tinyllava_edge.bounds import first_fault
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.gates import least_snr_db
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
-from tinyllava_edge.metrics import feature_figures, first_fault
+from tinyllava_edge.metrics import feature_figures
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.precisions import EXACT_TYPES, FLOAT16_LIMIT, FLOAT16_MAX, PRECISIONS
 from tinyllava_edge.reference_tensors import ReferenceTensors

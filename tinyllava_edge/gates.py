@@ -7,9 +7,9 @@ them count.
 from collections.abc import Mapping
 from typing import TypeVar
 
+from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.metrics import Gate, at_least, at_most
 from tinyllava_edge.precisions import (
     LANGUAGE_CLASSES,
     LANGUAGE_TYPES,

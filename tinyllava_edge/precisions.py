@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from tinyllava_edge.metrics import Gate, at_least, at_most
+from tinyllava_edge.bounds import Gate, at_least, at_most
 
 FLOAT16_MAX = 65504.0
 # An activation may double, on pictures that were not tried, before it overflows.

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 import typer
 
 from tinyllava_edge.atomic_files import check_output, foreign_file, output_directory, output_file, write_json
-from tinyllava_edge.bundle import Bundle, bundle_mark
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.export.options import parse_names
@@ -159,6 +158,8 @@ def _results(
     bundle: Path, released: Released, options: CheckOptions, on_step: Callable[[str], None]
 ) -> Iterator[tuple[str, Any]]:
     """Export, verify and eval; what each of them says."""
+    from tinyllava_edge.bundle import Bundle
+
     checkpoint: str | Path = released.repository
     if options.hub_root is not None:
         checkpoint = options.hub_root / released.repository.partition("@")[0]
@@ -227,6 +228,8 @@ def _write_report(folder: Path, options: CheckOptions, records: list[Record]) ->
 
 def report_mark(folder: Path) -> str:
     """Whether a directory is what `check_released` wrote and nothing else: see `atomic_files.Mark`."""
+    from tinyllava_edge.bundle import bundle_mark
+
     report = json_module.loads((folder / "report.json").read_bytes())
     if not isinstance(report, dict) or report.keys() != {"options", "checkpoints"}:
         return "has the report of something else"

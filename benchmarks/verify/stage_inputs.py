@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge import image, prompt
+from tinyllava_edge.bounds import at_most
 from tinyllava_edge.bundle import TOKENIZER_FILE, PromptSpec
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
-from tinyllava_edge.metrics import at_most
 
 from .ladder import Ladder, StageResult, judge
 from .reference import TextCase

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge import metrics
+from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
 from tinyllava_edge.gates import PROVEN, gates_of, largest_logit_error, widened
-from tinyllava_edge.metrics import at_least, at_most, kl_divergence, max_abs_difference, nmse, snr_db
+from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES
 from tinyllava_edge.runtimes.model import open_bundle
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from tinyllava_edge.bounds import at_most
 from tinyllava_edge.checkpoint.config import ModelConfig
-from tinyllava_edge.metrics import at_most
 
 from .ladder import Ladder, StageResult, judge
 from .reference_checkpoint import CheckpointReference

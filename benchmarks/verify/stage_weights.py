@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.bounds import at_most
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import least_snr_db
-from tinyllava_edge.metrics import at_most, snr_db
+from tinyllava_edge.metrics import snr_db
 from tinyllava_edge.precisions import EXACT_TYPES
 
 from .ladder import Ladder, StageResult, judge

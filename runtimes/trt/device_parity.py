@@ -10,9 +10,10 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.bounds import first_fault
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.gates import precision_of
-from tinyllava_edge.metrics import feature_figures, first_fault, max_abs_difference
+from tinyllava_edge.metrics import feature_figures, max_abs_difference
 from tinyllava_edge.reference_tensors import read_reference_tensors
 
 Floats = npt.NDArray[np.float32]

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import gates_of, largest_logit_error, least_snr_db, widened
-from tinyllava_edge.metrics import at_least, at_most
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, PRECISIONS, TENSOR_SNR_DB
 
 

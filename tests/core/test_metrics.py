@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tinyllava_edge import metrics
+from tinyllava_edge import bounds, metrics
 from tinyllava_edge.precisions import PRECISIONS
 
 
@@ -73,15 +73,15 @@ def test_what_is_not_finite_passes_no_gate(precision: str, bad: float, picture: 
     expected = np.array([[[3, 4], [0, 5]]] * 2, dtype=np.float32)
     actual = expected.copy()
     gates = PRECISIONS[precision].gates
-    assert metrics.first_fault(gates, metrics.feature_figures(expected, actual)) == ""
+    assert bounds.first_fault(gates, metrics.feature_figures(expected, actual)) == ""
     actual[picture, 0, 0] = bad
-    assert metrics.first_fault(gates, metrics.feature_figures(expected, actual)) != ""
+    assert bounds.first_fault(gates, metrics.feature_figures(expected, actual)) != ""
 
 
 def test_the_first_gate_that_fails_is_said_with_value_and_bound() -> None:
-    gates = (metrics.at_most("nmse", 1), metrics.at_least("snr_db", 40), metrics.at_least("within", 1))
+    gates = (bounds.at_most("nmse", 1), bounds.at_least("snr_db", 40), bounds.at_least("within", 1))
     figures = {"nmse": 0.5, "snr_db": 12.345678, "within": 0.0}
-    assert metrics.first_fault(gates, figures) == "snr_db is 12.35, the gate is at least 40"
+    assert bounds.first_fault(gates, figures) == "snr_db is 12.35, the gate is at least 40"
 
 
 def test_differences_are_absolute() -> None:

@@ -11,13 +11,14 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from tinyllava_edge.bounds import first_fault
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export import vision_onnx
 from tinyllava_edge.export.onnx_file import element_types, opened_graph, write_vision_graph
 from tinyllava_edge.export.parity import VisionTrial, check_rounded
 from tinyllava_edge.export.precision import Island, attention_nodes, find_islands, to_bfloat16, to_float16
 from tinyllava_edge.export.rounding import evaluate_rounded, measure_ranges
-from tinyllava_edge.metrics import feature_figures, first_fault
+from tinyllava_edge.metrics import feature_figures
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.precisions import PRECISIONS
 

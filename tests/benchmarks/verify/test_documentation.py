@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from tinyllava_edge.bounds import Gate
 from tinyllava_edge.gates import STAGES, gates_of
-from tinyllava_edge.metrics import Gate
 from tinyllava_edge.precisions import DEQUANTIZED, LANGUAGE_CLASSES, PRECISIONS
 
 from .faults import FAULTS

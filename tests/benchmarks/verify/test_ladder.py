@@ -21,12 +21,12 @@ from tinyllava_edge.benchmarks.verify.ladder import Check, Ladder, Report, Stage
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.reference_stored import StoredReference
 from tinyllava_edge.benchmarks.verify.stage_language import check_language
+from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
-from tinyllava_edge.metrics import at_least, at_most
 from tinyllava_edge.runtimes.base import BackendOptions
 
 from .faults import Fault

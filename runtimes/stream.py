@@ -60,6 +60,11 @@ class Stream(Iterator[str]):
         return self._run.text.text
 
     @property
+    def ids(self) -> list[int]:
+        """Token ids so far, the one that ended the answer left out."""
+        return list(self._run.ids)
+
+    @property
     def timings(self) -> Timings | None:
         """None until the answer has ended, and where it was closed before its first token."""
         return self._run.timings

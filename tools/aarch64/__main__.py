@@ -1,0 +1,154 @@
+"""nano on an emulated ARM processor: the same ids as here, and `verify` within its bounds.
+
+    tools/aarch64/build_root.sh ROOT LLAMA_CPP; python -m tools.aarch64 ROOT BUNDLE -o DIR
+
+Proves that wheels, ctypes structures, alignments, GGUF files and the hand-over of embeddings are right on
+aarch64, and what ARM's kernels compute. Says nothing about CUDA, TensorRT, speed or memory.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
+
+import typer
+
+from tinyllava_edge.console import note
+from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError, UsageError
+
+CHECKOUT = Path(__file__).parents[2]
+PICTURES = ("docs/pictures/emoji.webp", "docs/pictures/cat.jpg", "export/pictures/wide.png")
+# All that qemu has (i8mm, bf16 too), and armv8.2-a with fp16 vectors and dotprod, as an Orin has.
+PROCESSORS = ("max", "cortex-a76")
+TIMEOUT_S = 3600
+Record = dict[str, Any]
+
+
+def emulated(root: Path, processor: str) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of Python on an emulated processor, its libraries from under `root`."""
+    python = [str(root / "usr/bin/python3")]
+    command = ["qemu-aarch64-static", "-cpu", processor, "-L", str(root), *python]
+    home = {"HOME": str(root / "tmp"), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+    return command, {**home, "PYTHONPATH": f"{CHECKOUT}:{root / 'opt/site'}"}
+
+
+def _call(python: tuple[list[str], dict[str, str]], arguments: list[str], codes: tuple[int, ...]) -> str:
+    command, environment = python
+    result = subprocess.run(
+        [*command, *arguments],
+        env=environment,
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    if result.returncode not in codes:
+        raise BackendError(
+            f"{' '.join(command)}: ended with code {result.returncode}: {result.stderr[-2000:]}"
+        )
+    return result.stdout
+
+
+def measure(python: tuple[list[str], dict[str, str]], bundle: Path) -> Record:
+    """Answers of fp32 with f32, and what `verify` says of every variant, without a checkpoint.
+
+    Raises:
+        BackendError: Python died, or a command failed otherwise than by "not equal".
+    """
+    start = time.perf_counter()
+    pictures = [str(CHECKOUT / name) for name in PICTURES]
+    answers = _call(python, ["-m", "tools.aarch64.answers", str(bundle), "fp32", "f32", *pictures], (0,))
+    report = _call(python, ["-m", "tinyllava_edge", "verify", str(bundle), "--json"], (0, 1))
+    return {
+        "answers": [json.loads(line) for line in answers.splitlines()],
+        "verify": json.loads(report),
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def report_lines(results: dict[str, Record]) -> list[str]:
+    """The report, Markdown: ids beside those of this machine, and each check that has a gate."""
+    here = results["here"]
+    lines = ["# nano on emulated aarch64", "", "Written by `make aarch64`; qemu-user, no board.", ""]
+    lines += [
+        "| picture | ids here | " + " | ".join(PROCESSORS) + " |",
+        "|---|---|" + "---|" * len(PROCESSORS),
+    ]
+    for place, answer in enumerate(here["answers"]):
+        ids = [results[name]["answers"][place]["ids"] for name in PROCESSORS]
+        same = ["the same" if other == answer["ids"] else str(other) for other in ids]
+        lines.append(f"| {answer['picture']} | {answer['ids']} ({answer['answer']}) | {' | '.join(same)} |")
+    lines += ["", "| stage | variant | metric | bound | " + " | ".join(results) + " |"]
+    lines.append("|---|---|---|---:|" + "---:|" * len(results))
+    checks = {name: _checks(result["verify"]) for name, result in results.items()}
+    for key, (bound, _) in checks["here"].items():
+        values = [f"{checks[name][key][1]:.3g}" if key in checks[name] else "-" for name in results]
+        lines.append(f"| {' | '.join(key)} | {bound} | {' | '.join(values)} |")
+    lines += ["", "| machine | verdict | versions | seconds |", "|---|---|---|---:|"]
+    for name, result in results.items():
+        versions = ", ".join(f"{k} {v}" for k, v in result["verify"]["versions"].items() if v)
+        lines.append(f"| {name} | {result['verify']['verdict']} | {versions} | {result['seconds']:.0f} |")
+    return lines
+
+
+def _checks(report: Record) -> dict[tuple[str, str, str], tuple[str, float]]:
+    return {
+        (stage["stage"], stage["variant"], check["metric"]): (
+            f"{'<=' if check['gate']['kind'] == 'max' else '>='} {check['gate']['limit']:g}",
+            check["value"],
+        )
+        for stage in report["stages"]
+        for check in stage["checks"]
+        if check["gate"] is not None
+    }
+
+
+def faults(results: dict[str, Record]) -> list[str]:
+    """What is not as it is here: another id of fp32 with f32, or a verdict that is not "passed"."""
+    found = []
+    for name in PROCESSORS:
+        for ours, theirs in zip(results["here"]["answers"], results[name]["answers"], strict=True):
+            if ours != theirs:
+                found.append(f"{name}, {ours['picture']}: ids {theirs['ids']}, here {ours['ids']}")
+        if not results[name]["verify"]["passed"]:
+            found.append(f"{name}: {results[name]['verify']['verdict']}")
+    return found
+
+
+def main(
+    root: Annotated[Path, typer.Argument(help="What build_root.sh made.")],
+    bundle: Annotated[Path, typer.Argument(help="Bundle of nano, with fp32 and f32.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Report to write (Markdown).")],
+) -> None:
+    """Compare this machine with emulated processors."""
+    if not (root / "ready").exists():
+        raise UsageError(f"{root}: not a finished root. Run tools/aarch64/build_root.sh {root}.")
+    results: dict[str, Record] = {}
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "bundle")  # `verify` writes into it
+        shutil.copytree(bundle, copy)
+        note(f"here: {platform.machine()}")
+        results["here"] = measure(([sys.executable], dict(os.environ)), copy)
+        for name in PROCESSORS:
+            note(f"qemu-user, -cpu {name}: minutes")
+            results[name] = measure(emulated(root.resolve(), name), copy)
+    output.write_text("\n".join(report_lines(results)) + "\n", encoding="utf-8")
+    found = faults(results)
+    for fault in found:
+        note(fault)
+    note(f"{output}: {'not as here' if found else 'as here'}")
+    sys.exit(1 if found else 0)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except TinyLlavaEdgeError as error:
+        note(str(error))
+        sys.exit(2)

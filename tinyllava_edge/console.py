@@ -2,15 +2,33 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-stdout = Console()
-stderr = Console(stderr=True)
+# C0 but for tab and line feed, DEL, C1: what a terminal obeys; and what turns the order of text around.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""A text of a file or a user as a terminal may have it: control characters are written out, as `\x1b`."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+class _SafeConsole(Console):
+    """Obeys no markup and no control characters in what it prints."""
+
+    def render_str(self, text: str, *args: Any, **options: Any) -> Text:  # before it is measured
+        return super().render_str(printable(text), *args, **{**options, "markup": False})
+
+
+stdout = _SafeConsole(markup=False, emoji=False)
+stderr = _SafeConsole(stderr=True, markup=False, emoji=False)
 
 
 def progress() -> Progress:
@@ -41,4 +59,4 @@ def json_lines() -> Callable[[object], None]:
 
 def note(text: str) -> None:
     """Say on stderr what was chosen or is going on."""
-    stderr.print(text, highlight=False, markup=False, soft_wrap=True)
+    stderr.print(text, highlight=False, soft_wrap=True)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from tinyllava_edge import console
@@ -177,13 +176,13 @@ def _print(facts: dict[str, Any]) -> None:
     console.stdout.print(f"{facts['kind']} {facts['path']}", highlight=False, markup=False)
     parts = Table("part", "architecture", "parameters", "dtype")
     for name, part in facts["parts"].items():
-        parts.add_row(name, escape(part["architecture"]), f"{part['parameters']:,}", escape(part["dtype"]))
+        parts.add_row(name, part["architecture"], f"{part['parameters']:,}", part["dtype"])
     parts.add_row("all", "", f"{facts['parameters']:,}", "")
     console.stdout.print(parts)
     if "variants" in facts:
         variants = Table("part", "variant", "target", "bytes", "status")
         for v in facts["variants"]:
-            variants.add_row(v["part"], escape(v["name"]), v["target"], f"{v['bytes']:,}", v["status"])
+            variants.add_row(v["part"], v["name"], v["target"], f"{v['bytes']:,}", v["status"])
         console.stdout.print(variants)
     if "weight_bytes" in facts:
         memory = Table("precision", "bytes, about")

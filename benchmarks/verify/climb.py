@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
@@ -23,6 +23,7 @@ from .stage_metadata import check_metadata
 from .stage_vision import check_connector, check_tower
 from .stage_weights import check_weights
 
+_MARKS = {"passed": Text("ok", "green"), "failed": Text("FAILED", "red"), "skipped": Text("-", "dim")}
 # In the order of the chain; `check_language` has the stages behind them.
 CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
     ("weights", check_weights),
@@ -124,8 +125,8 @@ def report_table(report: Report) -> Table:
     for column in ("stage", "variant", "", "measured (gate)"):
         table.add_column(column, overflow="fold")
     for result in report.results:
-        mark = {"passed": "[green]ok[/]", "failed": "[red]FAILED[/]", "skipped": "[dim]-[/]"}[result.status]
-        table.add_row(result.stage, result.variant, mark, escape(_about(result)))
+        mark = _MARKS[result.status]
+        table.add_row(result.stage, result.variant, mark, _about(result))
     return table
 
 

@@ -12,7 +12,6 @@ Whatever does not fit, or is damaged, counts as not there: it is built again.
     engines/choice-<hash>.json   what `build` chose for a bundle, by the hash of its manifest
 """
 
-import fcntl
 import hashlib
 import mmap
 import os
@@ -31,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 from tinyllava_edge.atomic_files import fsync, write_bytes, write_json
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import BackendError, NoEngineError
+from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.verified_files import VerifiedFiles
 
 from .record import Choice, EngineKey, EngineRecord
@@ -133,14 +133,9 @@ class EngineCache:
             key: what is to be built.
             on_wait: called where another process has it, before waiting.
         """
-        flags = os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        handle = os.open(self.folder / f"{key.digest}.lock", flags, 0o600)
+        handle = open_lock(self.folder / f"{key.digest}.lock")
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(handle, fcntl.LOCK_EX)
+            take_lock(handle, on_wait)
             yield
         finally:
             os.close(handle)

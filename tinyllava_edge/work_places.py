@@ -14,13 +14,14 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.file_lock import OPEN_FLAGS, open_lock, take_lock
 
 LOCK_FILE = "tinyllava-edge.lock"
+TEMPORARY = "tinyllava-edge-"
 FILE_MARK = "tinyllava-edge-"  # in the name of a small file that grows by itself, locked too
 RANDOM = "[a-z0-9_]{8}"  # what `tempfile` ends a name with
 
@@ -40,6 +41,11 @@ def work_place(parent: Path, prefix: str) -> Iterator[Path]:
     finally:
         remove_place(folder)
         os.close(handle)
+
+
+def temporary_place() -> AbstractContextManager[Path]:
+    """A place where the system keeps temporary files."""
+    return work_place(Path(tempfile.gettempdir()), TEMPORARY)
 
 
 @contextmanager

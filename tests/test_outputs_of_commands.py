@@ -122,7 +122,7 @@ def test_reports_are_known_by_what_they_list(tmp_path: Path) -> None:
 
 def test_an_export_says_at_once_that_there_is_no_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = bytes_needed(Checkpoint(home / "ck"), SMALL)
-    monkeypatch.setattr("tinyllava_edge.atomic_files._free", lambda path: needed - 1)
+    monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: needed - 1)
     with pytest.raises(DiskFullError, match=f"out: the disk is full: {needed:,} bytes are needed"):
         export_bundle(home / "ck", home / "out", SMALL)
     assert not (home / "out").exists()

@@ -117,5 +117,13 @@ class DiskFullError(TinyLlavaEdgeError, OSError):
     """An output does not fit on its disk; an OSError for whoever can do without what was not written."""
 
 
+class OutputError(TinyLlavaEdgeError, OSError):
+    """The system cannot write an output, for another reason than a full disk."""
+
+
+class FileError(TinyLlavaEdgeError):
+    """A file that a user names cannot be read: it is not there, is none, or is over the limits."""
+
+
 class UsageError(TinyLlavaEdgeError):
     """Options that do not fit together."""

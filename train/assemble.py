@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import output_directory, write_json
-from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.model.assets import PROCESSOR_FILE
@@ -44,7 +44,7 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
     """
     with output_directory(out, force=True, mark=checkpoint_mark) as directory:
         write_json(directory / "config.json", _config(tower, connector, language_model))
-        write_json(directory / SIDECAR_FILE, {"recipe": "assembled", "data_sha256": ""})
+        write_json(directory / SIDECAR_FILE, {"recipe": ASSEMBLED, "data_sha256": ""})
         copy_tokenizer(language_model, directory)
         if (tower / PROCESSOR_FILE).exists():
             shutil.copyfile(tower / PROCESSOR_FILE, directory / PROCESSOR_FILE)

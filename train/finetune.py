@@ -28,7 +28,7 @@ from .data import Conversation, PictureReader, read_conversations, read_lines
 from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
 from .options import PRETRAIN, FinetuneOptions
-from .run import LOG_FILE, check_run, is_finished, open_run, remove_work, truncate_log
+from .run import LOG_FILE, check_run, held_run, is_finished, open_run, remove_work, truncate_log
 from .samples import Samples
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
@@ -63,7 +63,8 @@ def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force
         OutputExistsError: an output or an unfinished run is in the way.
         CheckpointError: the source is damaged or not supported.
         DataError: the data are malformed, pictures are missing, or the training diverged.
-        UsageError: the unfinished run is of other options or data, or `out` touches what is read.
+        UsageError: the unfinished run is of other options or data, another process goes on with it, or `out`
+            touches what is read.
         DiskFullError: there is no room for the checkpoint or a snapshot.
     """
     check_run(out, resume=resume, force=force, sources=options.paths_read)
@@ -74,7 +75,7 @@ def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force
             f"{options.data}: {len(blind)} records have no picture, first {blind[0]}. --template pretrain "
             "learns captions: leave these out."
         )
-    with _source_in_place(options):
+    with held_run(out), _source_in_place(options):
         return _finetune(out, options, conversations, resume=resume, force=force)
 
 

@@ -8,6 +8,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 
 import ctypes
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.errors import BackendError, BundleError
 
+from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
 from .gguf_facts import check_facts
 from .threads import limit_openmp_spin, thread_budget
@@ -86,6 +88,8 @@ class LlamaCppLanguage:
         self._has_logits = False
         self._model: Any = None
         self._context: Any = None
+        self._owned: list[tuple[Callable[[Any], None], Any]] = []  # how to free what, the last one first
+        self._free = freed_with(self, self._owned, _free_in_turn)
         budget = thread_budget(threads)
         is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
         self._library, self._log = _load_library()
@@ -144,12 +148,8 @@ class LlamaCppLanguage:
 
     def close(self) -> None:
         """See `LanguageBackend`."""
-        if self._context is not None:
-            self._library.llama_free(self._context)
-            self._context = None
-        if self._model is not None:
-            self._library.llama_model_free(self._model)
-            self._model = None
+        self._context = self._model = None
+        self._free()
 
     def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
         self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
@@ -177,6 +177,7 @@ class LlamaCppLanguage:
         model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
             raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
+        self._owned.append((self._library.llama_model_free, model))
         return model
 
     def _create_context(self, kv_type: str, prefill_threads: int, decode_threads: int) -> Any:
@@ -192,7 +193,14 @@ class LlamaCppLanguage:
                 f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions."
                 f"{self._log.said()}"
             )
+        self._owned.append((self._library.llama_free, context))
         return context
+
+
+def _free_in_turn(owned: list[tuple[Callable[[Any], None], Any]]) -> None:
+    while owned:
+        free, pointer = owned.pop()
+        free(pointer)
 
 
 class _Batch:

@@ -19,6 +19,7 @@ from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
+from .access import freed_with
 from .base import BackendOptions, check_open, check_pixels
 from .registry import TWO_ONNXRUNTIMES
 from .threads import thread_budget
@@ -97,6 +98,7 @@ class OnnxVision:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
+        self._free = freed_with(self, self._session)
         self._check_providers(path, [p if isinstance(p, str) else p[0] for p in providers])
         self._check_shapes(path)
 
@@ -118,6 +120,7 @@ class OnnxVision:
     def close(self) -> None:
         """See `VisionBackend`."""
         self._session = None
+        self._free()
 
     def _providers(self) -> list[Any]:
         return list(PROVIDERS)

@@ -1,7 +1,7 @@
 """A run's working directory `OUT.work` beside its output: what is asked for, the log, the snapshots.
 
 It is there from the first step until the output is, locked by the process that works on it. A run is the same
-run when its facts are: options and hashes of data and source, not paths.
+run when its facts are, options and the source's hash, not paths, and its data (`records`).
 """
 
 import json
@@ -20,9 +20,11 @@ from tinyllava_edge.work_places import LOCK_FILE, clear_dead, held, is_unused
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
+RECORDS_FILE, LEFT_OUT_FILE = "records.jsonl", "left_out.jsonl"
 # Of a run's directory, with what a killed process leaves.
 _OF_A_RUN = re.compile(
-    rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|\.run\.[\w-]+\.json|(\.?step-\d{{8}}(\.tmp-\w+)?)"
+    rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
+    r"|\.(records|left_out)\.[\w-]+\.jsonl|(\.?step-\d{8}(\.tmp-\w+)?)"
 )
 
 
@@ -69,9 +71,10 @@ def check_checkpoint(out: Path, *, force: bool) -> None:
     check_output(out, force=force, mark=mark)
 
 
-def is_finished(out: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether `out` is the output of the run with these facts."""
-    return _read(out / SIDECAR_FILE).items() >= facts.items()
+def read_sidecar(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The sidecar of `out`, if that is the output of a run with these facts; else nothing."""
+    sidecar = _read(out / SIDECAR_FILE)
+    return sidecar if sidecar.items() >= facts.items() else {}
 
 
 def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) -> Path:

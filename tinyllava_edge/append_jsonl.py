@@ -6,7 +6,7 @@ holds a lock on that, which is gone with its process.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def append_lines(
     resume: bool = False,
     force: bool = False,
     mark: Mark = no_mark,
+    others: Sequence[Path] = (),
 ) -> "Iterator[AppendedLines]":
     """Open a file to append lines to; it stays as it is until the first of them.
 
@@ -63,6 +64,7 @@ def append_lines(
         resume: go on with what an unfinished run left; where there is nothing, begin.
         force: replace a file that is this program's own.
         mark: tells that.
+        others: files that `settle` writes too, under the same rules; what they hold is gone on with too.
 
     Raises:
         OutputBusyError: another process writes it.
@@ -72,7 +74,7 @@ def append_lines(
     """
     with full_disk_named(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = AppendedLines(path, json.loads(json.dumps(depends_on)))
+        lines = AppendedLines(path, json.loads(json.dumps(depends_on)), others)
     try:
         lines.take_up(resume=resume, force=force, mark=mark)
         yield lines
@@ -85,12 +87,13 @@ class AppendedLines:
 
     Attributes:
         path: the file.
-        lines: that were there when it was opened.
+        lines: that were there when it was opened, in it and the others.
     """
 
-    def __init__(self, path: Path, depends_on: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, depends_on: Mapping[str, Any], others: Sequence[Path] = ()) -> None:
         self.path = path
         self.lines: list[Line] = []
+        self._all = (path, *others)
         self._depends_on = depends_on
         self._work = work_path(path)
         self._file: int | None = None
@@ -99,23 +102,26 @@ class AppendedLines:
     def take_up(self, *, resume: bool, force: bool, mark: Mark) -> None:
         """Read what is there, or refuse it; arguments and errors as of `append_lines`."""
         begun = self._begun_with()
-        if force or not resume:
-            if begun is not None and not force:
-                raise OutputExistsError(
-                    f"{self.path}: a run that did not end has left it. --resume goes on, --force begins anew."
-                )
-            check_output(self.path, force=force, mark=mark)
-        elif begun is not None:
+        if begun is not None and resume and not force:
             self._check_same(begun)
             content = self.path.read_bytes() if self.path.exists() else b""
             self.lines = _parse(self.path, content)
+            for path in self._all[1:]:
+                self.lines += read_lines(path) if path.exists() else []
             self._open(os.O_CREAT)
             os.ftruncate(self._fd, content.rfind(b"\n") + 1)
-        elif self.path.exists() and self.path.stat().st_size:
+            return
+        if begun is not None and not force:
+            raise OutputExistsError(
+                f"{self.path}: a run that did not end has left it. --resume goes on, --force begins anew."
+            )
+        if resume and not force and os.path.lexists(self.path):
             raise ResumeError(
                 f"{self.path}: complete, without {self._work.name} beside it: nothing to resume. "
                 "--force begins anew."
             )
+        for path in self._all:
+            check_output(path, force=force, mark=mark)
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a line; it is on the disk, or the file is as it was.
@@ -137,13 +143,17 @@ class AppendedLines:
                 os.ftruncate(self._fd, end)
                 raise
 
-    def settle(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Give the file its last form, in one step; nothing is appended after that."""
+    def settle(self, *lines: Iterable[Mapping[str, Any]]) -> None:
+        """Give the file, and then each of the others, its last form; nothing is appended after that.
+
+        Each takes it in one step, the file itself last: until then it holds what the others will.
+        """
         if self._file is None:
             self._begin()
-        content = b"".join(map(encode_line, lines))
-        if content != self.path.read_bytes():
-            write_bytes(self.path, content)
+        for path, its in reversed(list(zip(self._all, lines, strict=True))):
+            content = b"".join(map(encode_line, its))
+            if not path.exists() or content != path.read_bytes():
+                write_bytes(path, content)
 
     def finish(self) -> None:
         """The file is complete: nobody goes on with it."""
@@ -167,7 +177,8 @@ class AppendedLines:
     def _begin(self) -> None:
         """The old file goes first: a kill never leaves it as if it were of this run."""
         with full_disk_named(self.path):
-            self.path.unlink(missing_ok=True)
+            for path in self._all:
+                path.unlink(missing_ok=True)
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, json.dumps({_DEPENDS_ON: self._depends_on}, indent=1).encode(), 0)
             os.fsync(self._lock)

@@ -37,6 +37,18 @@ class DataError(TinyLlavaEdgeError):
     """Training or evaluation data are wrong."""
 
 
+class RecordError(DataError):
+    """One record of the data is bad; the others are not.
+
+    Attributes:
+        kind: what is counted together, as "damaged picture".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class ExportError(TinyLlavaEdgeError):
     """A part of the model cannot be converted."""
 

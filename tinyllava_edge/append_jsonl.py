@@ -170,6 +170,11 @@ class AppendedLines:
         os.close(self._lock)
 
     @property
+    def begun(self) -> bool:
+        """Whether the file is there, and goes on or is to be gone on with."""
+        return self._file is not None
+
+    @property
     def _fd(self) -> int:
         assert self._file is not None
         return self._file

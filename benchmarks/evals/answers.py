@@ -1,14 +1,13 @@
-"""Every answer of an evaluation: asked for once, on the disk as it comes, in the form of LLaVA's answer files.
+"""Every answer of an evaluation: asked once, on the disk as it comes, in the form of LLaVA's answer files.
 
-Source of the form: docs/sources/measuring.md#answer-files. An answer is known again by its question's id, text,
-type and expected answer and by its picture's content, so that what was mended is asked again and what was not
-is not.
+Source of the form: docs/sources/measuring.md#question-files. An answer is known again by its question's id,
+text, type and expected answer and by its picture's content: only what was mended is asked again.
 """
 
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -120,7 +119,9 @@ def answer_files(path: Path, ways: Iterable[Way]) -> dict[Way, Path]:
     return files
 
 
-def answer_line(way: Way, position: int, question: Question, answer: Answer, *, by_rule: bool) -> dict[str, Any]:
+def answer_line(
+    way: Way, position: int, question: Question, answer: Answer, *, by_rule: bool
+) -> dict[str, Any]:
     """A line with the keys of LLaVA's answer files, and what was expected.
 
     Args:
@@ -143,7 +144,9 @@ def answer_line(way: Way, position: int, question: Question, answer: Answer, *, 
             "right": right,
             "blind": way[1],
             "picture_sha256": answer.picture_sha256,
-            "failed": None if answer.fault is None else dict(zip(("kind", "reason"), answer.fault, strict=True)),
+            "failed": None
+            if answer.fault is None
+            else dict(zip(("kind", "reason"), answer.fault, strict=True)),
         },
     }
 
@@ -177,7 +180,13 @@ def known_answers(file: AppendedLines | None, questions: Sequence[Question], way
     answers: Answers = {way: {} for way in ways}
     for position, question in enumerate(questions if found else ()):
         for way, its in answers.items():
-            line = answer_line(way, position, question, Answer(text="", picture_sha256=picture_sha256(question)), by_rule=True)
+            line = answer_line(
+                way,
+                position,
+                question,
+                Answer(text="", picture_sha256=picture_sha256(question)),
+                by_rule=True,
+            )
             if known := found.get(_key(*way, *_facts(line))):
                 its[position] = known.popleft()
     return answers

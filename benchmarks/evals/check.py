@@ -26,7 +26,9 @@ class Looked:
     def key(self) -> CheckKey:
         """What the outcome is remembered by."""
         questions = [question for record in self.records if isinstance(record, tuple) for question in record]
-        texts = hashlib.sha256(repr([(q.record, q.text, str(q.image)) for q in questions]).encode()).hexdigest()
+        texts = hashlib.sha256(
+            repr([(q.record, q.text, str(q.image)) for q in questions]).encode()
+        ).hexdigest()
         facts = {"bundle": self.bundle.manifest_sha256, "max_tokens": self.max_tokens, "questions": texts}
         return check_key(self.file, [question.image for question in questions], facts)
 

@@ -22,6 +22,7 @@ class PublicSet:
     """What is asked of a public set.
 
     Attributes:
+        name: one of `PUBLIC_SETS`.
         file: that lists the questions.
         questions: in its order.
         num_all: questions that the whole set has.
@@ -29,6 +30,7 @@ class PublicSet:
             per cent, and what it is made of.
     """
 
+    name: str
     file: Path
     questions: list[Question]
     num_all: int
@@ -62,7 +64,7 @@ def read_public_set(name: str, folder: Path, limit: int) -> PublicSet:
             return score_textvqa([people[chosen[position]] for position in positions], answers)
         return score_pope([questions[position] for position in positions], answers)
 
-    return PublicSet(file=file, questions=questions, num_all=len(asked), score=score)
+    return PublicSet(name=name, file=file, questions=questions, num_all=len(asked), score=score)
 
 
 def sampled(questions: Sequence[Question], limit: int) -> list[int]:

@@ -47,10 +47,10 @@ Record = tuple[Question, ...] | RecordError  # of a file: its questions, or why 
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
-    """The questions of a file whose records are all good and whose pictures are all there: see `read_records`.
+    """The questions of a file, all of whose records are good and pictures there: see `read_records`.
 
     Raises:
-        DataError: the file is of another form, or a record is, or pictures are missing; the message lists them.
+        DataError: the file is of another form, or a record is, or pictures are missing; they are listed.
     """
     questions: list[Question] = []
     for index, record in enumerate(read_records(path, images)):
@@ -156,7 +156,11 @@ def _questions(record: Any, index: int, images: Path) -> list[Question]:
     if not isinstance(record, Mapping):
         raise RecordError(OTHER, f"expected an object, found {type(record).__name__}.")
     is_llava = "conversations" in record
-    pairs = _pairs(record["conversations"]) if is_llava else [(_first(record, _QUESTION), _first(record, _ANSWER))]
+    pairs = (
+        _pairs(record["conversations"])
+        if is_llava
+        else [(_first(record, _QUESTION), _first(record, _ANSWER))]
+    )
     if not all(isinstance(text, str) for pair in pairs for text in pair):
         raise RecordError(OTHER, "expected 'conversations', or 'question' and 'answer' as text.")
     image = None if record.get("image") is None else _picture(images, record["image"])

@@ -95,7 +95,9 @@ def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[
     return {name: _score(right[indices], _clusters(questions, indices)) for name, indices in groups.items()}
 
 
-def compare(questions: Sequence[Question], base: Sequence[str | None], other: Sequence[str | None]) -> dict[str, Any]:
+def compare(
+    questions: Sequence[Question], base: Sequence[str | None], other: Sequence[str | None]
+) -> dict[str, Any]:
     """How two variants' answers differ: agreement, and the paired difference of their accuracies."""
     pairs = zip(questions, base, other, strict=True)
     difference = np.array([float(is_right(q, b)) - float(is_right(q, a)) for q, a, b in pairs])

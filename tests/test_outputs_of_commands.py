@@ -9,7 +9,7 @@ from tests.core.small_bundle import tree, write_small_bundle
 from tests.test_cli import assert_one_line
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.benchmarks.evals import hub_check
-from tinyllava_edge.benchmarks.evals.cli import answers_mark
+from tinyllava_edge.benchmarks.evals.answers import answers_mark
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.disk_space import bytes_needed

@@ -125,6 +125,14 @@ class OutputExistsError(TinyLlavaEdgeError):
     """An output is there already, and `--force` was not given, or it is not this program's."""
 
 
+class OutputBusyError(TinyLlavaEdgeError):
+    """Another process is writing that output."""
+
+
+class ResumeError(TinyLlavaEdgeError):
+    """What a run left cannot be gone on with: it is complete, damaged, or of other inputs."""
+
+
 class DiskFullError(TinyLlavaEdgeError, OSError):
     """An output does not fit on its disk; an OSError for whoever can do without what was not written."""
 

@@ -14,15 +14,14 @@ from gguf import GGUFWriter, TokenType
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.tokenizer import TokenizerAssets
 from tinyllava_edge.prompt import Template
+from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How tokenizer.json splits text before BPE -> llama.cpp's name for the same.
 PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
     (("ByteLevel", True),): "gpt-2",
     (("Digits", True), ("ByteLevel", True)): "smollm",
-    (("Split", _WORDS + r"\p{N}{1,3}" + _REST), ("ByteLevel", False), "ignore_merges"): "llama-bpe",
-    (("Split", _WORDS + r"\p{N}" + _REST), ("ByteLevel", False)): "qwen2",
+    (("Split", LLAMA3_SPLIT), ("ByteLevel", False), "ignore_merges"): "llama-bpe",
+    (("Split", QWEN2_SPLIT), ("ByteLevel", False)): "qwen2",
 }
 
 

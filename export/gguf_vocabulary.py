@@ -13,6 +13,7 @@ from gguf import GGUFWriter, TokenType
 
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.tokenizer import TokenizerAssets
+from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
 from tinyllava_edge.prompt import Template
 from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
 
@@ -132,17 +133,9 @@ def _sentencepiece(tokenizer: TokenizerAssets, data: dict[str, Any]) -> Vocabula
     if tokenizer.sentencepiece_model is None:
         scores = _scores_from_merges(tokens, data["model"]["merges"])
     else:
-        scores = _scores_from_model(str(tokenizer.sentencepiece_model))
+        scores = [piece.score for piece in read_sentencepiece(tokenizer.sentencepiece_model).pieces]
         scores += [0.0] * (len(tokens) - len(scores))
     return Vocabulary(model="llama", pre="default", tokens=tokens, types=types, scores=scores)
-
-
-def _scores_from_model(path: str) -> list[float]:
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor()
-    pieces.Load(path)
-    return [pieces.GetScore(index) for index in range(pieces.GetPieceSize())]
 
 
 def _scores_from_merges(tokens: list[str], merges: list[list[str]]) -> list[float]:

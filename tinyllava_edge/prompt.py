@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
-from tinyllava_edge.errors import PromptError, UsageError
-from tinyllava_edge.tokenizer_file import guarded, open_tokenizer
+from tinyllava_edge.errors import PromptError, UsageError, guarded
+from tinyllava_edge.tokenizer_file import open_tokenizer
 
 _FILE = "tokenizer.json"
 Turn = tuple[str, str | None]  # question, answer (None: not answered yet)

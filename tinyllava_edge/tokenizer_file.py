@@ -5,15 +5,15 @@ need be. So it sees only what the exporter writes for the families that it knows
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError
+from tinyllava_edge.checkpoint.files import once_each
+from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, guarded
 
 MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's, of 256 000 tokens, has 17 MB
 MAX_ID = 1 << 24
@@ -28,10 +28,6 @@ LLAMA3_SPLIT = _WORDS + r"\p{N}{1,3}" + _REST
 
 Check = Callable[[Any], bool]
 Steps = Mapping[str, Mapping[str, Check]]
-
-
-class _Refused(ValueError):
-    """What is wrong in a tokenizer.json, and where in it."""
 
 
 def _is_flag(value: Any) -> bool:
@@ -149,20 +145,6 @@ _ADDED: dict[str, Check] = {
 _TOP = {"version", "truncation", "padding", "added_tokens", "model", *_STEPS}
 
 
-@contextmanager
-def guarded(where: object, error: type[TinyLlavaEdgeError]) -> Iterator[None]:
-    """Whatever goes wrong inside, a panic of Rust included, is one line of this type; Ctrl-C passes."""
-    try:
-        yield
-    except TinyLlavaEdgeError:
-        raise
-    except BaseException as fault:  # pyo3's PanicException is no Exception
-        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
-        raise error(f"{where} cannot be read ({reason}). Copy it again.") from None
-
-
 def check_tokenizer(path: Path, vocab_size: int) -> None:
     """Open a bundle's tokenizer once, before anything relies on it; every id is a row of the model.
 
@@ -176,9 +158,9 @@ def read_tokenizer_json(path: Path, error: type[TinyLlavaEdgeError]) -> str:
     """The text of a tokenizer.json that is no larger than `MAX_TOKENIZER_BYTES`."""
     with guarded(path, error):
         if not path.is_file():  # opening a pipe would wait for ever
-            raise _Refused("no such file")
+            raise ValueError("no such file")
         if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise _Refused(f"larger than {MAX_TOKENIZER_BYTES} bytes")
+            raise ValueError(f"larger than {MAX_TOKENIZER_BYTES} bytes")
         return path.read_bytes().decode("utf-8")
 
 
@@ -207,7 +189,7 @@ def open_tokenizer(
         tokenizer = Tokenizer.from_str(tokenizer_json)
         for token in added:  # the library counts ids anew, whatever the file says
             if (found := tokenizer.token_to_id(token["content"])) != token["id"]:
-                raise _Refused(
+                raise ValueError(
                     f"added token {shown(token['content'])} has id {token['id']}, comes to {found}"
                 )
         tokenizer.no_truncation()
@@ -219,45 +201,37 @@ def open_tokenizer(
 
 def _parse(text: str) -> Any:
     if len(text) > MAX_TOKENIZER_BYTES:
-        raise _Refused(f"larger than {MAX_TOKENIZER_BYTES} bytes")
-    return json.loads(text, object_pairs_hook=_once_each, parse_constant=_no_number)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _Refused(f"{shown(next(name for name in found if names.count(name) > 1))} is there twice")
-    return found
+        raise ValueError(f"larger than {MAX_TOKENIZER_BYTES} bytes")
+    return json.loads(text, object_pairs_hook=once_each, parse_constant=_no_number)
 
 
 def _no_number(name: str) -> Any:
-    raise _Refused(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _checked_tokens(data: Any, vocab_size: int | None) -> list[dict[str, Any]]:
     """The added tokens of a file of which everything was checked."""
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
-        raise _Refused("no object with a model")
+        raise ValueError("no object with a model")
     if unknown := data.keys() - _TOP:
-        raise _Refused(f"{min(unknown)!r} is not known")
+        raise ValueError(f"{min(unknown)!r} is not known")
     for name, steps in _STEPS.items():
         if data.get(name) is not None:
             _check_step(data[name], name, steps, _LISTS[name])
     model, added = data["model"], data.get("added_tokens", [])
     if model.get("type") != "BPE":
-        raise _Refused(f"model.type is {shown(model.get('type'))}, supported: BPE")
+        raise ValueError(f"model.type is {shown(model.get('type'))}, supported: BPE")
     _check_options(model, "model", {"type": _one_of("BPE"), **_MODEL})
     if not isinstance(added, list):
-        raise _Refused("added_tokens is no list")
+        raise ValueError("added_tokens is no list")
     for token in added:
         _check_options(token, "added_tokens", _ADDED, all_of=("id", "content"))
     ids = check_vocabulary(model.get("vocab", {}), added)
     check_merges(model.get("merges", []), model["vocab"])
     if model.get("unk_token") is not None and model["unk_token"] not in model["vocab"]:
-        raise _Refused(f"model.unk_token {shown(model['unk_token'])} is not in the vocabulary")
+        raise ValueError(f"model.unk_token {shown(model['unk_token'])} is not in the vocabulary")
     if vocab_size is not None and max(ids) >= vocab_size:
-        raise _Refused(f"token id {max(ids)} is no row of a vocabulary of {vocab_size}")
+        raise ValueError(f"token id {max(ids)} is no row of a vocabulary of {vocab_size}")
     return list(added)
 
 
@@ -266,11 +240,11 @@ def _check_step(step: Any, where: str, steps: Steps, list_name: str, depth: int 
     if kind == "Sequence" and depth < 2:
         inner = step.get(list_name)
         if set(step) != {"type", list_name} or not isinstance(inner, list) or len(inner) > _MAX_STEPS:
-            raise _Refused(f"{where}: a Sequence has {list_name}, at most {_MAX_STEPS}, and nothing else")
+            raise ValueError(f"{where}: a Sequence has {list_name}, at most {_MAX_STEPS}, and nothing else")
         for one in inner:
             _check_step(one, where, steps, list_name, depth + 1)
     elif not isinstance(kind, str) or kind not in steps:
-        raise _Refused(f"{where} {shown(kind)} is not supported, supported: {', '.join(steps)}, Sequence")
+        raise ValueError(f"{where} {shown(kind)} is not supported, supported: {', '.join(steps)}, Sequence")
     else:
         _check_options(step, f"{where} {kind}", {"type": _one_of(kind), **steps[kind]})
 
@@ -279,10 +253,10 @@ def _check_options(
     values: Any, where: str, checks: Mapping[str, Check], all_of: tuple[str, ...] = ()
 ) -> None:
     if not isinstance(values, dict) or not set(all_of) <= set(values):
-        raise _Refused(f"{where}: {shown(values)} is not what is written there")
+        raise ValueError(f"{where}: {shown(values)} is not what is written there")
     for name, value in values.items():
         if name not in checks or not checks[name](value):
-            raise _Refused(f"{where}: {shown(name)}: {shown(value)} is not supported")
+            raise ValueError(f"{where}: {shown(name)}: {shown(value)} is not supported")
 
 
 def check_vocabulary(vocab: Mapping[str, Any], added: list[dict[str, Any]]) -> set[int]:
@@ -293,17 +267,17 @@ def check_vocabulary(vocab: Mapping[str, Any], added: list[dict[str, Any]]) -> s
     """
     for text, index in vocab.items():
         if type(index) is not int or not 0 <= index < MAX_ID:
-            raise _Refused(f"token {shown(text)} has id {shown(index)}")
+            raise ValueError(f"token {shown(text)} has id {shown(index)}")
     texts = {index: text for text, index in vocab.items()}
     if len(texts) != len(vocab):
         first, second = next((t, texts[i]) for t, i in vocab.items() if texts[i] != t)
-        raise _Refused(f"tokens {shown(first)} and {shown(second)} both have id {vocab[first]}")
+        raise ValueError(f"tokens {shown(first)} and {shown(second)} both have id {vocab[first]}")
     for token in added:
         text, index = token["content"], token["id"]
         if texts.setdefault(index, text) != text:
-            raise _Refused(f"tokens {shown(texts[index])} and {shown(text)} both have id {index}")
+            raise ValueError(f"tokens {shown(texts[index])} and {shown(text)} both have id {index}")
         if vocab.get(text, index) != index:
-            raise _Refused(f"token {shown(text)} has ids {vocab[text]} and {index}")
+            raise ValueError(f"token {shown(text)} has ids {vocab[text]} and {index}")
     return set(texts)
 
 
@@ -318,6 +292,8 @@ def check_merges(merges: list[Any], vocab: Mapping[str, Any]) -> None:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
             missing = [piece for piece in (left, right, left + right) if piece not in vocab]
         except (TypeError, ValueError):
-            raise _Refused(f"{shown(merge)} is not a merge of two pieces") from None
+            raise ValueError(f"{shown(merge)} is not a merge of two pieces") from None
         if missing:
-            raise _Refused(f"merge {shown(merge)} needs {shown(missing[0])}, which is not in the vocabulary")
+            raise ValueError(
+                f"merge {shown(merge)} needs {shown(missing[0])}, which is not in the vocabulary"
+            )

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.tokenizer_file import guarded, open_tokenizer, read_tokenizer_json
+from tinyllava_edge.errors import CheckpointError, guarded
+from tinyllava_edge.tokenizer_file import open_tokenizer, read_tokenizer_json
 
 from .tokenizer_bytelevel import tokenizer_from_merges
 from .tokenizer_sentencepiece import tokenizer_from_sentencepiece

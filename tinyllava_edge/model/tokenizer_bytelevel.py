@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from tinyllava_edge.checkpoint.files import read_json_object, read_small_file
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
-from tinyllava_edge.tokenizer_file import QWEN2_SPLIT, check_merges, check_vocabulary, guarded
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError, guarded
+from tinyllava_edge.tokenizer_file import QWEN2_SPLIT, check_merges, check_vocabulary
 
 GPT2_LIKE = ("GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast")
 QWEN2_LIKE = ("Qwen2Tokenizer", "Qwen2TokenizerFast")

@@ -109,7 +109,7 @@ class Model:
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
         tokenizer_json = bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
-        self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id)
+        self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._encoder = PictureEncoder(vision, manifest.vision)
         self._context = Context(language)
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once

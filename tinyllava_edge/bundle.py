@@ -36,6 +36,8 @@ from tinyllava_edge.manifest import (
     parse_manifest,
 )
 from tinyllava_edge.onnx_check import RULES, check_onnx
+from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
+from tinyllava_edge.tokenizer_file import check_tokenizer
 from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
 
 __all__ = [
@@ -94,7 +96,8 @@ class Bundle:
         _check_tree(root, {entry.path for entry in manifest.files})
         verified, graphs = VerifiedFiles(), _files_beside_graphs(manifest)
         for entry in manifest.files:
-            _check_file(root, entry, verified, graphs.get(entry.path, []))
+            rows = manifest.language.vocab_size if entry.path == TOKENIZER_FILE else 0
+            _check_file(root, entry, verified, graphs.get(entry.path, []), rows)
         verified.save()
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
@@ -259,11 +262,17 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles, beside: list[dict[str, int]]) -> None:
-    """What is remembered of a graph is that it was read by these rules with these files beside it, too."""
+def _check_file(
+    root: Path, entry: FileEntry, verified: VerifiedFiles, beside: list[dict[str, int]], rows: int
+) -> None:
+    """What is remembered of a graph is that it was read by these rules with these files beside it, too.
+
+    `rows`: of the model, where the file is its tokenizer, which is remembered likewise; else 0.
+    """
     path = root / entry.path
-    read_as = f"{entry.sha256}{RULES}{json.dumps(beside, sort_keys=True)}".encode()
-    remembered = hashlib.sha256(read_as).hexdigest() if beside else entry.sha256
+    rules = f"{TOKENIZER_RULES}:{rows}" if rows else f"{RULES}{json.dumps(beside, sort_keys=True)}"
+    read_as = f"{entry.sha256}{rules}".encode()
+    remembered = hashlib.sha256(read_as).hexdigest() if beside or rows else entry.sha256
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -281,4 +290,6 @@ def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles, beside: l
         )
     for files in beside:  # no library sees a graph that names files or runs things on its own
         check_onnx(path, files)
+    if rows:
+        check_tokenizer(path, rows)
     verified.add(status, remembered)

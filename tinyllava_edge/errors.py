@@ -4,6 +4,9 @@ Every message says what was expected, what was found, where, and what to do. `as
 invariants only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class TinyLlavaEdgeError(Exception):
     """Base of everything a user can mend: the command prints it on one line and exits with code 2."""
@@ -147,3 +150,17 @@ class FileError(TinyLlavaEdgeError):
 
 class UsageError(TinyLlavaEdgeError):
     """Options that do not fit together."""
+
+
+@contextmanager
+def guarded(where: object, error: type[TinyLlavaEdgeError]) -> Iterator[None]:
+    """Whatever goes wrong inside, a panic of Rust included, is one line of this type; Ctrl-C passes."""
+    try:
+        yield
+    except TinyLlavaEdgeError:
+        raise
+    except BaseException as fault:  # pyo3's PanicException is no Exception
+        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+        raise error(f"{where} cannot be read ({reason}). Copy it again.") from None

@@ -30,13 +30,14 @@ def _graph(name: str) -> bytes:
     return content
 
 
+TOKENIZER = b'{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
 FILES = {
     "vision/fp32.onnx": _graph("tower"),
     "vision/fp32.onnx.data": bytes(range(256)),
     "vision/fp16.onnx": _graph("half the tower"),
     "language/f16.gguf": b"GGUF and so on",
-    "tokenizer.json": b"{}",
-    "reference/reference.json": b"[]",
+    "tokenizer.json": TOKENIZER,
+    "reference/reference.json": b"[]".ljust(len(TOKENIZER)),
 }
 
 

@@ -21,7 +21,6 @@ from tinyllava_edge.errors import BackendError, BundleError
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
-from .gguf_facts import check_facts
 from .threads import limit_openmp_spin, thread_budget
 
 BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
@@ -41,7 +40,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
 
     Raises:
         BackendError: the library does not load, or refuses the file; with its log lines.
-        BundleError: no such variant, or the file is another model than the manifest says.
+        BundleError: no such variant.
         UsageError: the context is longer than the model's.
     """
     variant = bundle.variant("language", options.language)
@@ -62,7 +61,7 @@ class LlamaCppLanguage:
     """One llama.cpp model with one context of one sequence.
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file, which `check_gguf` has passed: llama.cpp is no judge of a hostile one.
         spec: what the manifest says is in it.
         name: for people.
         kv_type: one of `base.KV_TYPES`.
@@ -100,7 +99,6 @@ class LlamaCppLanguage:
             self.name += ", GPU"
         try:
             self._model = self._load_model(path)
-            check_facts(self._library, self._model, spec, path)
             self._log.clear()
             self._context = self._create_context(kv_type, budget, 1 if is_small else budget)
         except BaseException:

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.install import llamacpp_line
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
@@ -97,6 +99,8 @@ class LlamaCppLanguage:
         self._has_gpu = bool(self._library.llama_supports_gpu_offload())
         if self._has_gpu:
             self.name += ", GPU"
+        elif has_nvidia_gpu():
+            self.name += ", without the GPU"
         try:
             self._model = self._load_model(path)
             self._log.clear()
@@ -280,8 +284,7 @@ def _load_library() -> tuple[Any, _Log]:
         import llama_cpp  # here and not above: its OpenMP reads the environment when it is loaded
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
-            f"llama-cpp-python does not load ({error}). "
-            "Install it again: pip install --force-reinstall llama-cpp-python"
+            f"llama-cpp-python does not load ({error}). Install it again: {llamacpp_line()}"
         ) from None
     log = _Log(llama_cpp)
     log.attach()

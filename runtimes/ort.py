@@ -17,6 +17,7 @@ import onnxruntime
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.extras import install_line
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
 from .access import freed_with
@@ -179,12 +180,11 @@ def check_cuda_offered() -> None:
         BackendError: says which package to install, and what to remove first.
     """
     if all(map(_is_distributed, ("onnxruntime", "onnxruntime-gpu"))):
-        raise BackendError(f"{TWO_ONNXRUNTIMES}.")
+        raise BackendError(f"{TWO_ONNXRUNTIMES}: {install_line('gpu')}")
     if CUDA not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. pip uninstall -y onnxruntime "
-            "onnxruntime-gpu && pip install 'tinyllava-edge[gpu]': the two overwrite each other's files. On "
-            "a Jetson see docs/jetson.md."
+            f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. Put the one that has in its "
+            f"place: {install_line('gpu')}"
         )
 
 

@@ -75,7 +75,7 @@ def _count_pieces(path: Path) -> int:
     except ImportError:
         raise MissingExtraError(
             f"{path}: a checkpoint of TinyLLaVABench needs the package sentencepiece: "
-            "pip install 'tinyllava-edge[torch]'."
+            "pip install sentencepiece."
         ) from None
     try:
         return int(SentencePieceProcessor(model_proto=read_small_file(path)).GetPieceSize())

@@ -123,7 +123,7 @@ def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
         **{key: getattr(cell.options, key) for key in ("vision", "language", "threads")},
         **found[0]["facts"],
         "size_bytes": cell_bytes(cell, bundle),
-        "parity": None if parity is None else _cell_parity(cell, parity),
+        "parity": None if parity is None else cell_parity(cell, parity),
         "parity_passed": None if parity is None else parity["passed"],
         "quality": None,
         "load_cold_s": median(cold_loads) if cold_loads else None,
@@ -200,7 +200,7 @@ def shown_cells(record: Record) -> list[Record]:
     return [cell for cell in record["cells"] if cell["name"] != record["control"]]
 
 
-def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:
+def cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:
     """Distance of the next token's distribution from torch float32, from `verify`; torch itself has none.
 
     `verify` runs every language variant with its first vision variant, and names the others.

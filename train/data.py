@@ -18,6 +18,8 @@ from tinyllava_edge.errors import DataError, PromptError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
 
+from .run import read_log_line
+
 AnsweredTurn = tuple[str, str]  # question, answer
 
 _SPEAKERS = ("human", "gpt")
@@ -60,8 +62,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read a training log; raises DataError where it is damaged."""
+    return [read_log_line(line, path) for line in path.read_bytes().splitlines()]
 
 
 def read_conversations(path: Path, images: Path) -> list[Conversation]:

@@ -30,7 +30,7 @@ def read_parities(tree: Path) -> None:
     bundle = Bundle.open(tree / "b")
     cell: Any = Namespace(options=Namespace(vision="fp32", language="f32"))
     if (parity := read_parity(bundle, "onnxruntime+llamacpp")) is not None:
-        record.cell_parity(cell, parity)
+        record._cell_parity(cell, parity)
     read_parity(bundle, "export")
 
 
@@ -56,7 +56,7 @@ def read_for_export(tree: Path) -> None:
 
     source = _open_source(tree / "ck", ExportOptions())
     tokenizer = source.assets.text_tokenizer()
-    tokenizer.encode("What is this? <image> \u00e9\u2581  </s>\n")
+    tokenizer.encode_text("What is this? <image> \u00e9\u2581  </s>\n")
     source.vocabulary()
 
 
@@ -71,7 +71,7 @@ def resume_resealed(tree: Path) -> None:
     """Go on from a snapshot whose seal is right."""
     from tinyllava_edge.train.finetune import finetune
 
-    snapshot = tree / "out.work" / "step-00000002"
+    snapshot = tree / "out.work" / "step-00000001"
     (snapshot / "seal.json").write_text(json.dumps({"sha256": sha256_of_file(snapshot / "state.pt")}))
     options = own_options(tree / "data", tree / "ck", batch_size=2, save_every=1, learning_rate=None)
     finetune(tree / "out", options, resume=True)

@@ -48,7 +48,9 @@ class Outcome:
 
 
 def damaged_input(kind: Kind, name: str, seed: int, index: int, content: bytes) -> bytes:
-    """The input of an index."""
+    """The input of an index; -1 is the good file."""
+    if index < 0:
+        return content
     return kind.damage(random.Random(f"{seed} {name} {index}"), content)
 
 
@@ -86,7 +88,7 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
     from tinyllava_edge import cli, console
 
     sys.argv = ["tinyllava-edge", *(word.replace("{}", str(tree)) for word in words.split())]
-    said, told = io.StringIO(), io.StringIO()
+    told, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     code: object = 0
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
         console.stdout.file, console.stderr.file = told, said
@@ -96,14 +98,20 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
             code = error.code
         except BaseException as error:
             return _traced(error)
-    if _OBEYED & set(told.getvalue()):
-        return "unclear", "stdout", told.getvalue()[-2000:]
+    printed, words = _text(told), _text(said)
+    if _OBEYED & set(printed + words):
+        return "unclear", "what a terminal obeys", (printed + words)[-2000:]
     if code in (0, 1, None):
         return "ok", "", ""
-    lines = [line for line in said.getvalue().splitlines() if line.startswith("tinyllava-edge: ")]
+    lines = [line for line in words.splitlines() if line.startswith("tinyllava-edge: ")]
     if code != 2 or len(lines) != 1:
-        return "unclear", f"code {code}, {len(lines)} lines", said.getvalue()[-2000:]
+        return "unclear", f"code {code}, {len(lines)} lines", words[-2000:]
     return _judged(lines[0])
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode()  # type: ignore[attr-defined] # a BytesIO, above
 
 
 def _judged(message: str) -> tuple[str, str, str]:

@@ -36,7 +36,7 @@ class Campaign:
 
 def build_apart(folder: Path) -> str:
     """Build the corpus in a process of its own; returns its hash."""
-    _prepare()
+    prepare()
     with _FORK.Pool(1) as pool:
         return pool.apply(_build, (folder,))
 
@@ -77,7 +77,7 @@ def faults_by_place(faults: Sequence[Outcome]) -> list[tuple[tuple[str, str, str
     return sorted(places.items())
 
 
-def _prepare() -> None:
+def prepare() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("MPLBACKEND", "agg")
     os.environ["COLUMNS"] = "200"

@@ -59,12 +59,13 @@ def strike_all(name: str, before: str, mode: str, scratch: Path, source: Path, *
     place, older = scratch / "place", None
     if before == "old":
         fresh(place, None)
-        assert perform(case.run, scratch / "absent" if callable(case.run) else source, place, "") == 0
+        code, said, _, _ = _run(case, source, place, _NEVER, mode)
+        assert code == 0, said
         older = Path(shutil.move(place / OUT, scratch / "older"))
     fresh(place, older)
-    code, _, row.operations, _ = _run(case, source, place, _NEVER, mode)
+    code, said, row.operations, _ = _run(case, source, place, _NEVER, mode)
     if code != 0:
-        row.faults.append(f"without a fault: ended with {code}")
+        row.faults.append(f"without a fault: ended with {code}: {said[-600:]}")
         return row
     for number in range(1, row.operations + 1, every):
         fresh(place, older)

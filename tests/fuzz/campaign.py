@@ -45,7 +45,7 @@ def run_campaign(campaign: Campaign, kinds: Sequence[str]) -> list[Outcome]:
     """Read all inputs; progress goes to standard error."""
     tasks = [
         (campaign, name, range(start, min(start + _CHUNK, campaign.count)))
-        for start in range(0, campaign.count, _CHUNK)
+        for start in range(-1, campaign.count, _CHUNK)  # -1 is the good file
         for name in kinds
     ]
     found: list[Outcome] = []
@@ -95,5 +95,11 @@ def _build(folder: Path) -> str:
 
 
 def _run(task: tuple[Campaign, str, range]) -> list[Any]:
+    """The good file (-1) is no input; one that is not taken would make all of them worthless."""
     campaign, name, indices = task
-    return list(run_in_worker(campaign.corpus, name, campaign.seed, indices, timeout=campaign.timeout))
+    found = list(run_in_worker(campaign.corpus, name, campaign.seed, indices, timeout=campaign.timeout))
+    for good in [outcome for outcome in found if outcome.index < 0]:
+        found.remove(good)
+        if good.outcome != "ok":
+            raise AssertionError(f"the good file of {name!r} is not taken: {good.outcome} {good.detail}")
+    return found

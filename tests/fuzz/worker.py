@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def _traced(error: BaseException) -> tuple[str, str, str]:
 
 
 def run_in_worker(
-    corpus: Path, name: str, seed: int, indices: range, *, timeout: float
+    corpus: Path, name: str, seed: int, indices: Iterable[int], *, timeout: float
 ) -> Iterator[Outcome]:
     """Read inputs one after the other in a forked process; another one goes on where one dies or hangs."""
     left = list(indices)

@@ -21,7 +21,9 @@ def main() -> int:
     parser.add_argument("--case", action="append", choices=list(CASES))
     parser.add_argument("--mode", action="append", choices=list(MODES))
     parser.add_argument("--before", action="append", choices=["none", "old"], help="an output that was there")
-    parser.add_argument("--every", type=int, default=1, help="only every n-th operation")
+    parser.add_argument(
+        "--every", nargs="+", default=["1"], help="only every n-th operation: a number, or CASE=NUMBER ..."
+    )
     parser.add_argument("--jobs", type=int, default=0, help="processes; as many as cores if not given")
     parser.add_argument("--force-cases", action="store_true", help="print what --force refuses, and nothing else")
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
@@ -49,8 +51,9 @@ def _rows(asked: argparse.Namespace, scratch: Path) -> list[Row]:
     fork = multiprocessing.get_context("fork")
     with fork.Pool(1) as pool:
         pool.apply(write_sources, (scratch / "source",))
+    every = dict(word.rsplit("=", 1) if "=" in word else ("", word) for word in asked.every)
     tasks = [
-        (name, before, mode, scratch, asked.every)
+        (name, before, mode, scratch, int(every.get(name, every.get("", "1"))))
         for name in asked.case or CASES
         for before in asked.before or ("none", "old")
         for mode in asked.mode or MODES

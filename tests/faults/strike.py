@@ -92,7 +92,7 @@ def _strike(case: Case, row: Row, source: Path, place: Path, number: int, mode: 
         fault(f"ended with {ended}: {said[-600:]}")
     if ended == "2":
         lines = [line for line in said.splitlines() if line.startswith("tinyllava-edge: ")]
-        if len(lines) != 1 or str(place) not in lines[0]:
+        if len(lines) != 1 or not any(str(path) in lines[0] for path in (place, source)):
             fault(f"names no path, or not on one line: {said[-300:]}")
         elif mode == "ENOSPC" and "bytes" not in lines[0]:
             fault(f"names no bytes: {lines[0]}")

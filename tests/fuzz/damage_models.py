@@ -9,7 +9,7 @@ import onnx
 
 from tests.fuzz.damage_bytes import bytes_damaged
 
-# GGUF's value types (github.com/ggml-org/ggml, docs/gguf.md): bytes of the plain ones; 8 is text, 9 an array.
+# GGUF's value types (gguf.md of ggml-org/ggml): bytes of the plain ones; 8 is text, 9 an array.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _ARRAY = 8, 9
 _ODD = (0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 127, 255, 256, 512, 513, 4096, 65_535, 1 << 20, (1 << 31) - 1, 1 << 31)

@@ -31,7 +31,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: demo bench smollm2 aarch64 test check format hub-check nano nano-bundle clean
+.PHONY: demo bench smollm2 aarch64 test fuzz faults check format hub-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -81,6 +81,17 @@ aarch64: $(VENV)/ready
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
+# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
+SEED ?= 1
+COUNT ?= 100
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
+
+# Every operation on the disk fails or kills, one run each, for each command with an output; what --force refuses.
+faults: $(VENV)/ready
+	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults --force-cases
+
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -94,7 +105,18 @@ format: $(VENV)/ready
 
 # For who has a network: the released checkpoints of the hub, from download to score.
 # EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
-hub-check: $(VENV)/ready
+hub-# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
+SEED ?= 1
+COUNT ?= 100
+fuzz: $(VENV)/ready
+	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
+
+# Every operation on the disk fails or kills, one run each, for each command with an output; what --force refuses.
+faults: $(VENV)/ready
+	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults --force-cases
+
+check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.

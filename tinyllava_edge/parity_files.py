@@ -7,11 +7,46 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from tinyllava_edge.atomic_files import full_disk_named, write_json
 from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.errors import BundleError
+
+
+class _Check(BaseModel):
+    metric: str
+    value: float  # or "nan", "inf": JSON has no number for these
+
+
+class _Stage(BaseModel):
+    stage: str
+    variant: str
+    checks: list[_Check] = []
+
+
+class _Variants(BaseModel):
+    vision: list[str] = Field(min_length=1)
+
+
+class _Island(BaseModel):
+    nodes: list[str]
+    in_attention: bool
+
+
+class _Graph(BaseModel):
+    islands: list[_Island] = []
+
+
+class _Result(BaseModel):
+    """What is read of results; each is in some of them."""
+
+    passed: bool = False
+    variants: _Variants = _Variants(vision=[""])
+    stages: list[_Stage] = []
+    vision: dict[str, _Graph] = {}
 
 
 def parity_path(bundle: Bundle, name: str) -> Path:
@@ -39,7 +74,7 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     """What was found of this very bundle, or None.
 
     Raises:
-        BundleError: the file is not a JSON object.
+        BundleError: the file is not a JSON object, or a value of this bundle's is not what it should be.
     """
     # The shipped bundle comes with what its export found.
     paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
@@ -48,8 +83,16 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
         return None
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(found, dict):
         raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}.")
-    return found if found.get("manifest_sha256") == bundle.manifest_sha256 else None
+    if found.get("manifest_sha256") != bundle.manifest_sha256:
+        return None
+    try:
+        _Result.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        raise BundleError(f"{path}: {where}: {first['msg']}. Run verify again, or export.") from None
+    return found

@@ -3,13 +3,13 @@
 From benchmarks/results/*/report.json, each of one `bench`, so that no figure is typed by hand.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.benchmarks.bench.compare import read_report
 from tinyllava_edge.benchmarks.bench.report import markdown_lines
+from tinyllava_edge.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
@@ -29,8 +29,10 @@ def measured_block(reports: Sequence[Path]) -> str:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    title, *rest = markdown_lines(record, stages=False)
+    try:
+        title, *rest = markdown_lines(read_report(path), stages=False)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: no whole report ({type(error).__name__} {error}). Measure again.") from None
     folder = f"{RESULTS}/{path.parent.name}"
     yield f"#{title}"  # below README's own title
     yield from rest

@@ -16,6 +16,8 @@ from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
+from tinyllava_edge.checkpoint.values import whole_number
+from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.assets import PROCESSOR_FILE
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.tensor_files import opened_safetensors, safetensors_files
@@ -79,7 +81,12 @@ def _config(tower: Path, connector: str, language_model: Path) -> dict[str, Any]
     vision = read_json_object(tower / "config.json")
     whole = str(vision.get("model_type"))
     if whole in _WHOLE_MODELS:
+        if not isinstance(vision.get("vision_config"), dict):
+            raise CheckpointError(f"{tower / 'config.json'}: vision_config is missing or not an object.")
         vision = {**vision["vision_config"], "model_type": _WHOLE_MODELS[whole]}
+    positions = whole_number(
+        text, "max_position_embeddings", _MAX_LENGTH, language_model / "config.json"
+    )
     return {
         "model_type": "tinyllava",
         "architectures": ["TinyLlavaForConditionalGeneration"],
@@ -87,7 +94,7 @@ def _config(tower: Path, connector: str, language_model: Path) -> dict[str, Any]
         "image_aspect_ratio": "square",
         "llm_model_name_or_path": language_model.resolve().name,
         "text_config": text,
-        "tokenizer_model_max_length": min(_MAX_LENGTH, text.get("max_position_embeddings") or _MAX_LENGTH),
+        "tokenizer_model_max_length": min(_MAX_LENGTH, positions),
         "tokenizer_name_or_path": language_model.resolve().name,
         "vision_config": vision,
         "vision_feature_layer": -2,

@@ -20,6 +20,8 @@ from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
 from tinyllava_edge.record_check import picture_error
 
+from .run import read_log_line
+
 AnsweredTurn = tuple[str, str]  # question, answer
 
 # Kinds of bad records, counted together.
@@ -83,8 +85,8 @@ def read_list(path: Path) -> list[Any]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Read a training log; raises DataError where it is damaged."""
+    return [read_log_line(line, path) for line in path.read_bytes().splitlines()]
 
 
 def canonical(record: Any) -> str:

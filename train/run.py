@@ -5,17 +5,19 @@ run when its facts are, options and the source's hash, not paths, and its data (
 """
 
 import json
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.atomic_files import check_apart, check_output, write_json
 from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
-from tinyllava_edge.errors import OutputExistsError, UsageError
+from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import LOCK_FILE, clear_dead, held, is_unused
 
 RUN_FILE = "run.json"
@@ -97,7 +99,7 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
     for name, value in facts.items():
         if found and found.get(name) != value:
             raise UsageError(
-                f"{work}: the unfinished run has {name} {found.get(name)!r}, this command {value!r}. "
+                f"{work}: the unfinished run has {name} {shown(found.get(name))}, this command {value!r}. "
                 "Repeat the command with --resume added, or give --force without it to begin anew."
             )
     work.mkdir(parents=True, exist_ok=True)
@@ -131,13 +133,32 @@ def remove_work(out: Path) -> None:
 
 
 def truncate_log(path: Path, step: int) -> float:
-    """Drop the lines after `step`, and one cut short by a kill; the seconds of the last line that stays."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    """Drop the lines after `step`, and one cut short by a kill; the seconds of the last line that stays.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith(b"\n") and read_log_line(line, path)["step"] <= step]
     new = path.with_suffix(".new")
-    new.write_text("".join(kept), encoding="utf-8")
+    new.write_bytes(b"".join(kept))
     new.replace(path)
-    return float(json.loads(kept[-1])["seconds"]) if kept else 0.0
+    return float(read_log_line(kept[-1], path)["seconds"]) if kept else 0.0
+
+
+def read_log_line(line: bytes, path: Path) -> dict[str, Any]:
+    """A line of a training log.
+
+    Raises:
+        DataError: it is not what `train` writes.
+    """
+    try:
+        found = json.loads(line)
+        if type(found["step"]) is int and all(math.isfinite(found[key]) for key in ("loss", "seconds")):
+            return dict(found)
+    except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
+        pass
+    raise DataError(f"{path}: {shown(line)[:60]} is no line of a training log. Begin anew with --force.")
 
 
 def _is_run(work: Path) -> bool:
@@ -153,6 +174,6 @@ def _is_run(work: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -41,19 +41,21 @@ class Snapshots:
         newest = self._newest()
         if newest is None:
             return 0
-        state = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
-        with torch.no_grad():
-            for name, parameter in self._trained.items():
-                parameter.copy_(state["trained"][name])
         try:
+            state = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(state["trained"][name])
             for part, saved in zip((*optimizers, *schedules), state["optimization"], strict=True):
                 part.load_state_dict(saved)
-        except ValueError as error:
+            torch.set_rng_state(state["rng"])
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        except Exception as error:  # torch raises many types on what it does not expect
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             raise UsageError(
-                f"{newest}: taken by another version of this program ({error}). Begin anew with --force."
+                f"{newest}: not a state of this run, or of another version of this program ({reason}). Begin "
+                "anew with --force."
             ) from None
-        torch.set_rng_state(state["rng"])
-        torch.cuda.set_rng_state_all(state["cuda_rng"])
         return self.step
 
     def save_if_due(

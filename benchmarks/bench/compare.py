@@ -7,13 +7,18 @@ environments are refused, and nothing is claimed that the intervals of both do n
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
+
+from pydantic import ValidationError
 
 from tinyllava_edge.errors import DataError
 
 from .ratios import Ratio, unpaired_ratio
 from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
+from .report_schema import Report, is_deeper
 
 # What decides how fast the same program is. Free memory, the time and our own source are not of these.
 _MACHINE = (
@@ -21,7 +26,7 @@ _MACHINE = (
     *("memory_settings", "variables"),
 )
 _OWN_PACKAGE = "tinyllava-edge"
-_KEYS = {"bundles", "request", "machine", "control", "cells"}
+_MAX_DEPTH = 20  # of ours: 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +60,33 @@ def read_report(path: Path) -> Record:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"))
+        record: Any = json.loads(file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Give a bench's directory.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
-    if version != SCHEMA_VERSION or not record.keys() >= _KEYS:
+    if version != SCHEMA_VERSION:
         raise DataError(
-            f"{file}: expected a bench report of schema version {SCHEMA_VERSION}, found {version!r}. "
+            f"{file}: expected a bench report of schema version {SCHEMA_VERSION}, found {shown(version)}. "
             "Measure again."
         )
+    try:
+        Report.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DataError(f"{file}: {where[:200]}: {first['msg']}. Measure again.") from None
+    if is_deeper(record, _MAX_DEPTH):
+        raise DataError(f"{file}: nested deeper than {_MAX_DEPTH} levels, so it is no bench report.")
     return dict(record)
+
+
+def _finite(text: str) -> float:
+    """A JSON number; NaN and what is too large for one are no times."""
+    if not isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value
 
 
 def differences(first: Record, second: Record) -> list[Difference]:

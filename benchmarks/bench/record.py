@@ -124,7 +124,7 @@ def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
         **found[0]["facts"],
         "size_bytes": cell_bytes(cell, bundle),
         "parity": None if parity is None else _cell_parity(cell, parity),
-        "parity_passed": None if parity is None else parity["passed"],
+        "parity_passed": None if parity is None else parity.get("passed", False),
         "quality": None,
         "load_cold_s": median(cold_loads) if cold_loads else None,
         "load_warm_s": median(session["load_warm_s"] for session in found),
@@ -206,8 +206,9 @@ def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | No
     `verify` runs every language variant with its first vision variant, and names the others.
     """
     vision, language = cell.options.vision, cell.options.language
-    label = language if vision == parity["variants"]["vision"][0] else f"{language}, vision {vision}"
-    for stage in parity["stages"]:
-        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage["checks"]:
+    first = parity["variants"]["vision"][0] if "variants" in parity else ""
+    label = language if vision == first else f"{language}, vision {vision}"
+    for stage in parity.get("stages", ()):
+        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage.get("checks"):
             return {check["metric"]: check["value"] for check in stage["checks"]}
     return None

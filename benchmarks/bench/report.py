@@ -111,8 +111,8 @@ def _table(rows: Sequence[dict[str, str]]) -> Iterator[str]:
         yield f"| {' | '.join(row[name] for name in shown)} |"
 
 
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
+def _or_dash(value: float | str | None, form: str) -> str:
+    return "-" if value is None else format(float(value), form)  # "nan" is a text in a result of `verify`
 
 
 def _interval(ratio: Record, digits: int) -> str:

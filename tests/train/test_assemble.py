@@ -131,3 +131,27 @@ def test_a_folder_without_weights_is_named(llm: Path, tmp_path: Path) -> None:
             seed=0,
         )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("part", "changes", "said"), [
+    ("tower", {"model_type": "siglip", "vision_config": None}, "vision_config is missing"),
+    ("tower", {"model_type": "clip", "vision_config": [1]}, "vision_config is missing"),
+    ("llm", {"max_position_embeddings": "many"}, "max_position_embeddings"),
+    ("llm", {"max_position_embeddings": 0}, "max_position_embeddings"),
+])  # fmt: skip
+def test_a_part_with_an_impossible_config_is_named(
+    llm: Path, tmp_path: Path, part: str, changes: dict[str, Any], said: str
+) -> None:
+    shutil.copytree(llm, tmp_path / "llm")
+    (tmp_path / "tower").mkdir()
+    (tmp_path / "tower" / "config.json").write_text('{"model_type": "siglip_vision_model"}')
+    path = tmp_path / part / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError, match=said):
+        assemble(
+            tmp_path / "out",
+            tower=tmp_path / "tower",
+            connector="linear",
+            language_model=tmp_path / "llm",
+            seed=0,
+        )

@@ -177,3 +177,30 @@ def test_a_snapshot_of_another_optimizer_is_named(folder: Path, options: Finetun
         (step / "seal.json").write_text(json.dumps(seal))
     with pytest.raises(UsageError, match="another version of this program"):
         finetune(out, options, resume=True)
+
+
+STATES: dict[str, Any] = {
+    "no dictionary": lambda state: [state],
+    "no weights": lambda state: {**state, "trained": None},
+    "a weight is missing": lambda state: {**state, "trained": dict(list(state["trained"].items())[1:])},
+    "a weight of another shape": lambda state: {
+        **state,
+        "trained": {name: weight[..., :1, None] for name, weight in state["trained"].items()},
+    },
+    "no optimizer": lambda state: {**state, "optimization": 3},
+    "random state of another size": lambda state: {**state, "rng": state["rng"][:9]},
+}
+
+
+def test_a_state_of_something_else_is_named(folder: Path, options: FinetuneOptions) -> None:
+    out, work = folder / "else", folder / "else.work"
+    _interrupt(out, options, 4)
+    (step,) = work.glob("step-*")
+    good = torch.load(step / "state.pt", weights_only=True)
+    for name, change in STATES.items():
+        torch.save(change(good), step / "state.pt")
+        seal = {"sha256": hashlib.sha256((step / "state.pt").read_bytes()).hexdigest()}
+        (step / "seal.json").write_text(json.dumps(seal))
+        with pytest.raises(UsageError, match="not a state of this run") as caught:
+            finetune(out, options, resume=True)
+        assert str(step) in str(caught.value), name

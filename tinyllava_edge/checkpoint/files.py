@@ -108,6 +108,8 @@ def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     """What a JSON file's bytes say; errors as `read_json_object`."""
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
+        if b"\\u" in data:  # half a surrogate pair is no text, and no file can be written with it
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(value, dict):

@@ -116,6 +116,54 @@ def test_what_is_no_report_is_refused(tmp_path: Path, text: str) -> None:
         read_report(tmp_path)
 
 
+def _run_of(record: dict[str, Any]) -> dict[str, Any]:
+    run: dict[str, Any] = record["cells"][0]["sessions"][0]["requests"][0][0]["warm"]
+    return run
+
+
+DAMAGES: dict[str, Any] = {
+    "no machine": lambda r: r.pop("machine"),
+    "machine is a text": lambda r: r.update(machine="EPYC"),
+    "no version of ours": lambda r: r["machine"]["versions"].pop("tinyllava-edge"),
+    "a source of another form": lambda r: r["machine"].update(source=["a"]),
+    "memory is a number": lambda r: r["machine"].update(memory=8),
+    "bundles are names": lambda r: r.update(bundles=["m"]),
+    "a cell's name is a list": lambda r: r["cells"][0].update(name=["torch"]),
+    "a cell without times": lambda r: r["cells"][0].pop("warm"),
+    "no sessions": lambda r: r["cells"][0].update(sessions=[]),
+    "a block of three runs": lambda r: r["cells"][0]["sessions"][0]["requests"][0].append({"warm": {}}),
+    "sessions of different lengths": lambda r: r["cells"][0]["sessions"].append(
+        {"requests": r["cells"][0]["sessions"][0]["requests"][:1]}
+    ),
+    "a time of zero": lambda r: _run_of(r).update(total_ms=0),
+    "a negative time": lambda r: _run_of(r).update(total_ms=-1.0),
+    "a time that is a text": lambda r: _run_of(r).update(first_token_ms="12"),
+    "a time that is true": lambda r: _run_of(r).update(first_token_ms=True),
+    "a time that is no number": lambda r: _run_of(r).update(total_ms=float("nan")),
+    "a time without end": lambda r: _run_of(r).update(total_ms=float("inf")),
+    "a time of 400 digits": lambda r: _run_of(r).update(total_ms=10**400),
+    "a request without end": lambda r: r["request"].update(num_tokens=float("inf")),
+    "a deep request": lambda r: r["request"].update(json.loads('{"a":' * 500 + "1" + "}" * 500)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_report_is_named(record: dict[str, Any], tmp_path: Path, damage: str) -> None:
+    DAMAGES[damage](record)
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"report\.json: ") as caught:
+        read_report(tmp_path)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 1e999}', '{"schema_version": "' + "a" * 9999 + '"}'])
+def test_what_is_hardly_json_is_named_and_not_repeated(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(DataError) as caught:
+        read_report(tmp_path)
+    assert len(str(caught.value)) < 600
+
+
 def compare(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tinyllava_edge", "bench", "compare", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

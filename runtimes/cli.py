@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllava_edge.console import note, print_json
+from tinyllava_edge.console import note, print_json, printable
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.process import Terminated
 
 from .cli_options import BundleArgument, JsonOption, Settings, with_settings
 from .registry import DEFAULT_RUNTIME
@@ -70,6 +71,8 @@ def chat(
             answered = len(talk.turns)
             try:
                 waiting = _chat_line(model, talk, line or "", waiting, how, as_json=settings.json)
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 if len(talk.turns) > answered:  # the turn was kept, and its pictures with it
                     waiting = []
@@ -89,7 +92,7 @@ def doctor(json: JsonOption = False) -> None:
         print_json(asdict(report))
     else:
         for line in lines(report):
-            typer.echo(line)
+            typer.echo(printable(line))
     if not all(state.usable for state in report.runtimes if state.name == DEFAULT_RUNTIME):
         raise typer.Exit(1)
 
@@ -122,6 +125,10 @@ def _read_line() -> str | None:
         sys.stderr.flush()
     try:
         line = sys.stdin.readline()
+    except Terminated:
+        raise
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: not {error.encoding} ({error.reason}). Give text.") from None
     except KeyboardInterrupt:  # at the prompt, there is no answer to stop
         line = ""
     return line.strip() if line else None
@@ -149,11 +156,12 @@ def _chat_line(
 
 def _print_answer(model: "Model", answer: "Stream", *, as_json: bool) -> None:
     """Stream an answer to stdout and its times to stderr, or print one line of JSON at the end."""
+    shown = printable if sys.stdout.isatty() else str  # a program has the answer as it is
     # Closed when Ctrl-C comes while a piece is printed, too: the turn is then kept before anybody asks.
     with closing(answer):
         for piece in answer:
             if not as_json:
-                typer.echo(piece, nl=False)
+                typer.echo(shown(piece), nl=False)
     assert answer.timings is not None, "a finished answer has timings"
     if as_json:
         print_json(

@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageError
-from tinyllava_edge.process import USER_ERROR, say
+from tinyllava_edge.process import STREAMS, USER_ERROR, say
 
 # name -> (module, function, one line of help)
 COMMANDS = {
@@ -147,9 +147,9 @@ def main() -> NoReturn:
         )
     except TinyLlavaEdgeError as error:
         _fail(error)
-    except BrokenPipeError:  # nobody reads what is printed
-        raise
     except OSError as error:  # a missing permission, a disk that fails
+        if isinstance(error, BrokenPipeError) or error.filename in STREAMS:  # `run_program` knows these
+            raise
         _fail(TinyLlavaEdgeError(f"{error.filename or 'the system says'}: {error.strerror or error}."))
     except MemoryError:
         _fail(TinyLlavaEdgeError("out of memory. Close other programs, or give smaller files."))

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
-_STREAMS = ("standard input", "standard output", "standard error")
+STREAMS = ("standard input", "standard output", "standard error")
 _AGAIN_S = 0.05
 
 
@@ -68,7 +68,7 @@ class _Output(io.TextIOWrapper):
         try:
             yield
         except OSError as error:
-            error.filename = _STREAMS[self.fileno()]
+            error.filename = STREAMS[self.fileno()]
             raise
 
 
@@ -82,11 +82,11 @@ def run_program(command: Callable[[], object]) -> NoReturn:
         code = getattr(stopped, "exit_code", INTERRUPTED)
         say("stopped.")
     except BrokenPipeError as error:
-        if error.filename not in _STREAMS:
+        if error.filename not in STREAMS:
             raise
         code = NO_READER
     except OSError as error:
-        if error.filename not in _STREAMS:
+        if error.filename not in STREAMS:
             raise
         code = USER_ERROR
         say(f"{error.filename}: {error.strerror}.")
@@ -96,10 +96,11 @@ def run_program(command: Callable[[], object]) -> NoReturn:
         code = USER_ERROR
     if stops.terminated is not None:  # also where a library made another error of it
         code = stops.terminated.exit_code
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written has nowhere to go
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still to be written has nowhere to go
     sys.exit(code)
 
 

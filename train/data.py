@@ -17,6 +17,7 @@ from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_T
 from tinyllava_edge.errors import DataError, PromptError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
+from tinyllava_edge.user_files import read_user_text
 
 AnsweredTurn = tuple[str, str]  # question, answer
 
@@ -48,10 +49,9 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: the file is missing or of another form.
     """
+    text = read_user_text(path, error=DataError)
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a LLaVA JSON file.") from None
+        records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(records, list) or not records or not all(isinstance(r, dict) for r in records):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import DataError
+from tinyllava_edge.user_files import read_user_text
 
 from .ratios import Ratio, unpaired_ratio
 from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
@@ -54,11 +55,10 @@ def read_report(path: Path) -> Record:
         DataError: there is none, or it is of another version or form.
     """
     file = path / "report.json" if path.is_dir() else path
+    text = read_user_text(file, error=DataError)
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}). Give a bench's directory.") from None
-    except ValueError as error:
+        record: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     version = record.get("schema_version") if isinstance(record, dict) else None
     if version != SCHEMA_VERSION or not record.keys() >= _KEYS:

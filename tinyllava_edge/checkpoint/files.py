@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, MissingExtraError
+from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 
@@ -76,7 +77,7 @@ def _count_pieces(path: Path) -> int:
             "pip install 'tinyllava-edge[torch]'."
         ) from None
     try:
-        return int(SentencePieceProcessor(model_proto=path.read_bytes()).GetPieceSize())
+        return int(SentencePieceProcessor(model_proto=read_small_file(path)).GetPieceSize())
     except RuntimeError:
         raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.") from None
 
@@ -92,12 +93,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_small_file(path: Path) -> bytes:
     """The bytes of a file; errors as `read_json_object`."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    return read_user_file(path, most=MAX_CONFIG_BYTES, error=CheckpointError)
 
 
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError, PromptError
 from tinyllava_edge.prompt import parse_tokenizer
+from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_text
 
 from .tokenizer_bytelevel import tokenizer_from_merges
 from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
@@ -90,8 +91,8 @@ def _settings(directory: Path) -> dict[str, Any]:
 
 def _from_json(path: Path) -> Tokenizer:
     try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"))
-    except (OSError, PromptError) as error:
+        return parse_tokenizer(read_user_text(path, most=MAX_CONFIG_BYTES, error=CheckpointError))
+    except PromptError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 

@@ -11,6 +11,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_text
 
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -51,10 +52,7 @@ def tokenizer_from_merges(directory: Path, settings: dict[str, Any]) -> Tokenize
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+    lines = read_user_text(path, most=MAX_CONFIG_BYTES, error=CheckpointError).split("\n")
     merges = []
     for line in lines:
         if not line or line.startswith("#version"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from tinyllava_edge.checkpoint.files import read_small_file
 from tinyllava_edge.errors import CheckpointError
 
 SPACE = "\u2581"  # SentencePiece writes a space so
@@ -72,8 +73,9 @@ def _read_proto(path: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
+    content = read_small_file(path)
     try:
-        proto.ParseFromString(path.read_bytes())
+        proto.ParseFromString(content)
         kinds = {piece.type for piece in proto.pieces}
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise CheckpointError(f"{path}: not a SentencePiece model ({type(error).__name__}).") from None

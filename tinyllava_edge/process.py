@@ -78,22 +78,11 @@ def run_program(command: Callable[[], object]) -> NoReturn:
     stops = StopSignals()
     try:
         code = _run(command)
-    except KeyboardInterrupt as stopped:
-        code = getattr(stopped, "exit_code", INTERRUPTED)
-        say("stopped.")
-    except BrokenPipeError as error:
-        if error.filename not in STREAMS:
+    except BaseException as error:
+        found = _exit_code(stops.terminated or error)
+        if found is None:
             raise
-        code = NO_READER
-    except OSError as error:
-        if error.filename not in STREAMS:
-            raise
-        code = USER_ERROR
-        say(f"{error.filename}: {error.strerror}.")
-    except BaseException:
-        if stops.terminated is None:
-            raise
-        code = USER_ERROR
+        code = found
     if stops.terminated is not None:  # also where a library made another error of it
         code = stops.terminated.exit_code
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
@@ -115,6 +104,19 @@ def _run(command: Callable[[], object]) -> int:
         code = ended.code
     sys.stdout.flush()  # where a full disk, or a reader that has gone, is seen
     return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The code of what ends a command from outside, which is said; None of an error of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        say("stopped.")
+        return INTERRUPTED
+    if not isinstance(error, OSError) or error.filename not in STREAMS:
+        return None
+    if isinstance(error, BrokenPipeError):
+        return NO_READER
+    say(f"{error.filename}: {error.strerror}.")
+    return USER_ERROR
 
 
 def open_streams() -> None:

@@ -7,8 +7,7 @@ name: `~` is one, too.
 import errno
 import os
 import stat
-from pathlib import Path
-from typing import BinaryIO
+from io import BufferedReader
 
 from tinyllava_edge.errors import FileError, TinyLlavaEdgeError
 
@@ -25,7 +24,7 @@ _KINDS = {
 
 def open_user_file(
     path: str | os.PathLike[str], *, most: int = MAX_TEXT_BYTES, error: type[TinyLlavaEdgeError] = FileError
-) -> BinaryIO:
+) -> BufferedReader:
     """Open a regular file for reading.
 
     Args:
@@ -89,6 +88,8 @@ def _reason(fault: OSError | ValueError, path: str | os.PathLike[str]) -> str:
         return f"is no name of a file ({fault})"
     if fault.errno == errno.ELOOP:
         return "a link that leads to itself"
+    if fault.errno == errno.ENOENT and os.path.islink(path):
+        return f"a link to {os.readlink(path)}, which is not there"
     if fault.errno == errno.ENOENT:
-        return f"a link to {os.readlink(path)}, which is not there" if Path(path).is_symlink() else "no such file"
+        return "no such file"
     return f"cannot be read ({fault.strerror})"

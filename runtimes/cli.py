@@ -83,8 +83,22 @@ def chat(
                 note(str(error))
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="Directories to clean, with --clean; this one by default."),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what killed runs left there and in the cache.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show what this machine can run; exit code 1 where the default runtime is not usable."""
+    if clean:
+        _clean(folders or [Path()], as_json=json)
+        return
+    if folders:
+        raise UsageError(f"{folders[0]}: doctor looks at the machine; directories go with --clean.")
     from .doctor import examine, lines
 
     report = examine()
@@ -95,6 +109,27 @@ def doctor(json: JsonOption = False) -> None:
             typer.echo(printable(line))
     if not all(state.usable for state in report.runtimes if state.name == DEFAULT_RUNTIME):
         raise typer.Exit(1)
+
+
+def _clean(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Remove what killed runs left, and say what it was and what stays."""
+    from tinyllava_edge.cache import cache_folder
+    from tinyllava_edge.leftovers import remove_leftovers
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such directory.")
+    found = remove_leftovers([*folders, cache_folder()])
+    freed = sum(one.size_bytes for one in found if not one.stays)
+    if as_json:
+        shown = [{"path": str(one.path), "bytes": one.size_bytes, "stays": one.stays} for one in found]
+        removed, kept = ([one for one in shown if bool(one["stays"]) is stays] for stays in (False, True))
+        print_json({"removed": removed, "kept": kept, "bytes": freed})
+        return
+    for one in found:
+        fate = f"stays: {one.stays}" if one.stays else "removed"
+        typer.echo(printable(f"{one.path}: {one.size_bytes:,} bytes, {fate}", line_ends=True))
+    typer.echo(f"{freed:,} bytes removed")
 
 
 def _open(

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllava_edge.console import note, print_json
+from tinyllava_edge.console import note, print_json, printable
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.process import Terminated
 
 from .cli_options import BundleArgument, JsonOption, Settings, with_settings
 from .registry import DEFAULT_RUNTIME
@@ -70,6 +71,8 @@ def chat(
             answered = len(talk.turns)
             try:
                 waiting = _chat_line(model, talk, line or "", waiting, how, as_json=settings.json)
+            except Terminated:
+                raise
             except KeyboardInterrupt:
                 if len(talk.turns) > answered:  # the turn was kept, and its pictures with it
                     waiting = []
@@ -80,8 +83,22 @@ def chat(
                 note(str(error))
 
 
-def doctor(json: JsonOption = False) -> None:
+def doctor(
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DIR]...", help="Directories to clean, with --clean; this one by default."),
+    ] = None,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove what killed runs left there and in the cache.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show what this machine can run; exit code 1 where the default runtime is not usable."""
+    if clean:
+        _clean(folders or [Path()], as_json=json)
+        return
+    if folders:
+        raise UsageError(f"{folders[0]}: doctor looks at the machine; directories go with --clean.")
     from .doctor import examine, lines
 
     report = examine()
@@ -89,9 +106,30 @@ def doctor(json: JsonOption = False) -> None:
         print_json(asdict(report))
     else:
         for line in lines(report):
-            typer.echo(line)
+            typer.echo(printable(line))
     if not all(state.usable for state in report.runtimes if state.name == DEFAULT_RUNTIME):
         raise typer.Exit(1)
+
+
+def _clean(folders: Sequence[Path], *, as_json: bool) -> None:
+    """Remove what killed runs left, and say what it was and what stays."""
+    from tinyllava_edge.cache import cache_folder
+    from tinyllava_edge.leftovers import remove_leftovers
+
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such directory.")
+    found = remove_leftovers([*folders, cache_folder()])
+    freed = sum(one.size_bytes for one in found if not one.stays)
+    if as_json:
+        shown = [{"path": str(one.path), "bytes": one.size_bytes, "stays": one.stays} for one in found]
+        removed, kept = ([one for one in shown if bool(one["stays"]) is stays] for stays in (False, True))
+        print_json({"removed": removed, "kept": kept, "bytes": freed})
+        return
+    for one in found:
+        fate = f"stays: {one.stays}" if one.stays else "removed"
+        typer.echo(printable(f"{one.path}: {one.size_bytes:,} bytes, {fate}", line_ends=True))
+    typer.echo(f"{freed:,} bytes removed")
 
 
 def _open(
@@ -126,6 +164,10 @@ def _read_line() -> str | None:
         sys.stderr.flush()
     try:
         line = sys.stdin.readline()
+    except Terminated:
+        raise
+    except UnicodeDecodeError as error:
+        raise UsageError(f"standard input: not {error.encoding} ({error.reason}). Give text.") from None
     except KeyboardInterrupt:  # at the prompt, there is no answer to stop
         line = ""
     return line.strip() if line else None
@@ -153,11 +195,12 @@ def _chat_line(
 
 def _print_answer(model: "Model", answer: "Stream", *, as_json: bool) -> None:
     """Stream an answer to stdout and its times to stderr, or print one line of JSON at the end."""
+    shown = printable if sys.stdout.isatty() else str  # a program has the answer as it is
     # Closed when Ctrl-C comes while a piece is printed, too: the turn is then kept before anybody asks.
     with closing(answer):
         for piece in answer:
             if not as_json:
-                typer.echo(piece, nl=False)
+                typer.echo(shown(piece), nl=False)
     assert answer.timings is not None, "a finished answer has timings"
     if as_json:
         print_json(

@@ -1,6 +1,5 @@
 """The command `tinyllava-edge`: a table of commands, each imported only when it runs."""
 
-import os
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -9,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.process import STREAMS, USER_ERROR, say
 
 # name -> (module, function, one line of help)
 COMMANDS = {
@@ -127,10 +127,14 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit
 
 
-def main() -> None:
-    """Run the command; print what a user can mend as one line, and exit with code 2."""
+def main() -> NoReturn:
+    """Run the command, and exit with its code; what a user can mend is one line, and code 2."""
+    command = typer.main.get_command(app)
     try:
-        code = app(standalone_mode=False)
+        with command.make_context("tinyllava-edge", sys.argv[1:]) as context:
+            code = command.invoke(context)
+    except typer.Exit as ended:
+        code = ended.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
@@ -144,13 +148,12 @@ def main() -> None:
         )
     except TinyLlavaEdgeError as error:
         _fail(error)
-    except BrokenPipeError:  # the reader of our output has gone; the rest of it is nobody's
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except OSError as error:  # a full disk, a missing permission
-        _fail(TinyLlavaEdgeError(f"{error.filename or 'writing'}: {error.strerror or error}."))
-    except typer.Abort:
-        _fail(TinyLlavaEdgeError("stopped."))
+    except OSError as error:  # a missing permission, a disk that fails
+        if isinstance(error, BrokenPipeError) or error.filename in STREAMS:  # `run_program` knows these
+            raise
+        _fail(TinyLlavaEdgeError(f"{error.filename or 'the system says'}: {error.strerror or error}."))
+    except MemoryError:
+        _fail(TinyLlavaEdgeError("out of memory. Close other programs, or give smaller files."))
     except Exception as error:
         # Known by its method: some versions of typer bring their own click, others take the installed one.
         if not hasattr(error, "format_message"):
@@ -166,10 +169,10 @@ def _fail_usage(error: Any) -> NoReturn:
         sys.exit(error.exit_code)
     context = getattr(error, "ctx", None)
     hint = f" See {context.command_path} --help." if context is not None else ""
-    _fail(UsageError(f"{error.format_message().rstrip('.')}.{hint}"))
+    message = " ".join(error.format_message().split()).rstrip(".")
+    _fail(UsageError(f"{message}.{hint}"))
 
 
 def _fail(error: TinyLlavaEdgeError) -> NoReturn:
-    message = " ".join(str(error).split())
-    sys.stderr.write(f"tinyllava-edge: {message}\n")
-    sys.exit(2)
+    say(str(error))
+    sys.exit(USER_ERROR)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
 # C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and half
@@ -16,9 +16,15 @@ from rich.text import Text
 _OBEYED = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def printable(text: str) -> str:
-    r"""Text of a file or a user for a terminal: what it would obey is written out, as `\x1b`."""
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+def printable(text: str, *, line_ends: bool = False) -> str:
+    r"""Text of a file or a user for a terminal: what it would obey is written out, as `\x1b`.
+
+    Args:
+        text: with the line ends that it may have.
+        line_ends: write those out, too.
+    """
+    shown = _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return shown.replace("\n", "\\n") if line_ends else shown
 
 
 class _SafeConsole(Console):
@@ -32,10 +38,17 @@ stdout = _SafeConsole(markup=False, emoji=False)
 stderr = _SafeConsole(stderr=True, markup=False, emoji=False)
 
 
+class _Description(ProgressColumn):
+    """What a bar is of, names of files among it."""
+
+    def render(self, task: Task) -> Text:
+        return Text(printable(task.description, line_ends=True))
+
+
 def progress() -> Progress:
     """A progress bar on stderr, with the time remaining; it leaves nothing behind in a pipe."""
     return Progress(
-        TextColumn("{task.description}"),
+        _Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -46,9 +59,10 @@ def progress() -> Progress:
 
 
 def print_json(value: Any) -> None:
-    """Print one line of JSON on stdout, for programs."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
+    """Print one line of JSON on stdout, for programs; what a terminal would obey is escaped."""
+    only_ascii = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+    text = json.dumps(value, ensure_ascii=only_ascii, allow_nan=False)
+    sys.stdout.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 
 

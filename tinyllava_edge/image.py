@@ -10,7 +10,6 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -18,9 +17,11 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinyllava_edge.errors import CheckpointError, ImageError, UnsupportedModelError
+from tinyllava_edge.user_files import open_user_file
 
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_384
+MAX_FILE_BYTES = 512 << 20  # 40 megapixels of four 16-bit channels are 320 MB
 _LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megapixels"
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 # Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
@@ -110,15 +111,7 @@ def _name(picture: Picture) -> str:
 def _opened(picture: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     if isinstance(picture, bytes):
         return io.BytesIO(picture)
-    path = Path(picture)
-    try:
-        if not path.exists():
-            raise ImageError(f"{name}: no such file. Check the path.")
-        if not path.is_file():  # reading a pipe or a device might never end
-            raise ImageError(f"{name}: not a file. Give the path of a picture.")
-        return path.open("rb")
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror}). Check the path.") from None
+    return open_user_file(picture, most=MAX_FILE_BYTES, error=ImageError)
 
 
 def _check_size(image: Image.Image, name: str) -> None:

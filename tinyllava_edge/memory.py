@@ -108,7 +108,8 @@ def _descendants(pid: int) -> Iterator[int]:
 
 def _watch(pid: int) -> None:
     """Sample until standard input ends; a line there asks for the peak."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too, and is for the one that it watches
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # meant for the one that it watches
+        signal.signal(number, signal.SIG_IGN)
     peak = 0
     while True:
         peak = max(peak, sum(anonymous_bytes(each) or 0 for each in _descendants(pid)))

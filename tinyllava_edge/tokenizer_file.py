@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.files import once_each
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, guarded
+from tinyllava_edge.user_files import read_user_text
 
 MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's, of 256 000 tokens, has 17 MB
 MAX_ID = 1 << 24
@@ -156,12 +157,7 @@ def check_tokenizer(path: Path, vocab_size: int) -> None:
 
 def read_tokenizer_json(path: Path, error: type[TinyLlavaEdgeError]) -> str:
     """The text of a tokenizer.json that is no larger than `MAX_TOKENIZER_BYTES`."""
-    with guarded(path, error):
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("no such file")
-        if path.stat().st_size > MAX_TOKENIZER_BYTES:
-            raise ValueError(f"larger than {MAX_TOKENIZER_BYTES} bytes")
-        return path.read_bytes().decode("utf-8")
+    return read_user_text(path, most=MAX_TOKENIZER_BYTES, error=error)
 
 
 def open_tokenizer(

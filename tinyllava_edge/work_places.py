@@ -119,9 +119,13 @@ def locked_if_dead(lock: Path) -> Iterator[bool]:
 
 
 def size_of(root: Path) -> int:
-    """Bytes of the files below a directory, or of a file."""
-    files = [root, *root.rglob("*")] if root.is_dir() and not root.is_symlink() else [root]
-    return sum(p.lstat().st_size for p in files if not p.is_dir() or p.is_symlink())
+    """Bytes of a file, or of the files below a directory; what goes meanwhile does not count."""
+    total = 0
+    below = (os.path.join(folder, name) for folder, _, files in os.walk(root) for name in files)
+    for path in below if root.is_dir() else [root]:
+        with suppress(OSError):
+            total += os.lstat(path).st_size
+    return total
 
 
 def remove(path: Path) -> None:

@@ -19,6 +19,7 @@ from tinyllava_edge.errors import DataError, ImageError, PromptError, RecordErro
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
 from tinyllava_edge.record_check import picture_error
+from tinyllava_edge.user_files import read_user_text
 
 from .run import read_log_line
 
@@ -73,10 +74,9 @@ def read_list(path: Path) -> list[Any]:
     Raises:
         DataError: the file is missing or of another form.
     """
+    text = read_user_text(path, error=DataError)
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). Give a LLaVA JSON file.") from None
+        records = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error}).") from None
     if not isinstance(records, list) or not records:

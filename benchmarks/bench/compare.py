@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tinyllava_edge.errors import DataError
+from tinyllava_edge.user_files import read_user_text
 
 from .ratios import Ratio, unpaired_ratio
 from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
@@ -59,10 +60,9 @@ def read_report(path: Path) -> Record:
         DataError: there is none, or it is of another version or form.
     """
     file = path / "report.json" if path.is_dir() else path
+    text = read_user_text(file, error=DataError)
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror}). Give a bench's directory.") from None
+        record: Any = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file}: not valid JSON ({error}).") from None
     version = record.get("schema_version") if isinstance(record, dict) else None

@@ -13,6 +13,7 @@ from typing import Any
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.record_check import OTHER
+from tinyllava_edge.user_files import read_user_text
 
 _LISTED = 5  # missing pictures that an error names
 # What the files of the field call the same thing; POPE's, for one, are of the second kind.
@@ -132,12 +133,7 @@ def unlabelled(path: Path, question_id: Any) -> DataError:
 
 
 def _read_json(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}).") from None
+    text = read_user_text(path, error=DataError)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

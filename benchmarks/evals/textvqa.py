@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import DataError
+from tinyllava_edge.user_files import read_user_text
 
 from .questions import Question, image_in, read_json_lines, unlabelled
 
@@ -39,12 +40,11 @@ def read_textvqa(folder: Path) -> tuple[list[Question], list[tuple[str, ...]]]:
         DataError: a file is missing or of another form, or a question has no annotation.
     """
     path = folder / "TextVQA_0.5.1_val.json"
+    text = read_user_text(path, error=DataError)
     try:
-        records = json.loads(path.read_text(encoding="utf-8"))["data"]
+        records = json.loads(text)["data"]
         said = {(r["image_id"], r["question"].lower()): tuple(r["answers"]) for r in records}
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise DataError(f"{path}: expected TextVQA's 'data' with image_id, question and answers.") from None
     questions, people = [], []
     asked_in = folder / ASKED_IN

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from tinyllava_edge.atomic_files import output_file
 from tinyllava_edge.errors import OutputExistsError, PackError
+from tinyllava_edge.user_files import open_user_file, read_user_file
 
 from .cache import MAX_RECORD_BYTES, StoredEngine
 from .record import EngineRecord
@@ -111,7 +112,7 @@ def open_pack(path: Path, public_key_path: Path) -> StoredEngine:
 def _read_private(path: Path) -> memoryview:
     """The whole file, copied: what is checked is what is used."""
     try:
-        with path.open("rb") as file:
+        with open_user_file(path, most=MAX_PACK_BYTES, error=PackError) as file:
             size = os.fstat(file.fileno()).st_size
             if not _HEAD.size + _SIGNATURE_BYTES < size <= MAX_PACK_BYTES:
                 raise PackError(f"{path}: {size} bytes are no engine pack.")
@@ -159,11 +160,10 @@ def _read_key(path: Path, *, private: bool) -> Any:
     kind = ed25519.Ed25519PrivateKey if private else ed25519.Ed25519PublicKey
     wanted = "private" if private else "public"
     try:
-        with path.open("rb") as file:
-            text = file.read(MAX_KEY_BYTES)
+        text = read_user_file(path, most=MAX_KEY_BYTES, error=PackError)
         key = ser.load_pem_private_key(text, None) if private else ser.load_pem_public_key(text)
-    except OSError as error:
-        raise PackError(f"{path}: cannot be read ({error.strerror}).") from None
+    except PackError:
+        raise
     except Exception as error:  # the library raises ValueError, TypeError and its own
         raise PackError(f"{path}: is no {wanted} key in PEM ({type(error).__name__}).") from None
     if not isinstance(key, kind):

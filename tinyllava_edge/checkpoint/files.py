@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, guarded
+from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 
-MAX_SMALL_FILE_BYTES = 64 << 20  # vocabularies and indexes of shards have a few MB
 
 
 def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
@@ -94,14 +94,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_small_file(path: Path) -> bytes:
     """The bytes of a file; errors as `read_json_object`."""
-    try:
-        if not path.exists():
-            raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.")
-        if not path.is_file() or path.stat().st_size > MAX_SMALL_FILE_BYTES:  # a pipe would never end
-            raise CheckpointError(f"{path}: cannot be read (no file of at most {MAX_SMALL_FILE_BYTES} bytes).")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    return read_user_file(path, most=MAX_CONFIG_BYTES, error=CheckpointError)
 
 
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tinyllava_edge.checkpoint.files import read_json_object, read_small_file
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError, guarded
 from tinyllava_edge.tokenizer_file import QWEN2_SPLIT, check_merges, check_vocabulary
+from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_text
 
 GPT2_LIKE = ("GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast")
 QWEN2_LIKE = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
@@ -51,8 +52,7 @@ def tokenizer_from_merges(directory: Path, settings: dict[str, Any]) -> Tokenize
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    with guarded(path, CheckpointError):
-        lines = read_small_file(path).decode("utf-8").replace("\r", "\n").split("\n")
+    lines = read_user_text(path, most=MAX_CONFIG_BYTES, error=CheckpointError).replace("\r", "\n").split("\n")
     merges = []
     for line in lines:
         if not line or line.startswith("#version"):

@@ -1,0 +1,143 @@
+"""How the program starts and ends: its standard streams, the signals that stop it, and its exit codes.
+
+A command that is stopped unwinds as from Ctrl-C, so that every `with` removes what was being written. The
+codes are the shell's: 128 and the number of the signal.
+"""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+STREAMS = ("standard input", "standard output", "standard error")
+_AGAIN_S = 0.05
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: unlike Ctrl-C it ends the program, whatever it is doing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class StopSignals:
+    """Turns the signals that ask a program to stop into exceptions; one that the caller ignores stays so."""
+
+    def __init__(self) -> None:
+        self.terminated: Terminated | None = None
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) == signal.SIG_DFL:
+                signal.signal(number, self._stop)
+        signal.signal(signal.SIGALRM, self._raise_again)
+        sys.unraisablehook = self._seen
+
+    def _stop(self, number: int, frame: object) -> None:
+        if self.terminated is None:  # a second one must not disturb the clearing up
+            self.terminated = Terminated(number)
+            raise self.terminated
+
+    def _raise_again(self, number: int, frame: object) -> None:
+        raise self.terminated or KeyboardInterrupt
+
+    def _seen(self, unraisable: "sys.UnraisableHookArgs") -> None:
+        """One that stops, and was lost in a library's callback, is raised again a moment later."""
+        if isinstance(unraisable.exc_value, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            sys.__unraisablehook__(unraisable)
+
+
+class _Output(io.TextIOWrapper):
+    """A standard stream that names itself in what the system says of it."""
+
+    def write(self, text: str) -> int:
+        with self._named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._named():
+            super().flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = STREAMS[self.fileno()]
+            raise
+
+
+def run_program(command: Callable[[], object]) -> NoReturn:
+    """Run what prints results and ends by `sys.exit`, and end as it or a signal says."""
+    open_streams()
+    stops = StopSignals()
+    try:
+        code = _run(command)
+    except BaseException as error:
+        found = _exit_code(stops.terminated or error)
+        if found is None:
+            raise
+        code = found
+    if stops.terminated is not None:  # also where a library made another error of it
+        code = stops.terminated.exit_code
+    for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still to be written has nowhere to go
+    sys.exit(code)
+
+
+def _run(command: Callable[[], object]) -> int:
+    """The exit code of a command, whose output has been handed over."""
+    code: object = 0
+    try:
+        command()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich makes 1 of it
+            return NO_READER
+        code = ended.code
+    sys.stdout.flush()  # where a full disk, or a reader that has gone, is seen
+    return code if isinstance(code, int) else 0
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """The code of what ends a command from outside, which is said; None of an error of ours."""
+    if isinstance(error, KeyboardInterrupt):
+        say("stopped.")
+        return INTERRUPTED
+    if not isinstance(error, OSError) or error.filename not in STREAMS:
+        return None
+    if isinstance(error, BrokenPipeError):
+        return NO_READER
+    say(f"{error.filename}: {error.strerror}.")
+    return USER_ERROR
+
+
+def open_streams() -> None:
+    """Open standard streams that are closed on nothing, so that no file of ours gets their numbers."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+        stream: Any = getattr(sys, name) or open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+        if number:
+            how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
+            encoding, stream = stream.encoding, stream.detach()
+            stream = _Output(stream, encoding, "backslashreplace", **how)  # a name need not be text
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def say(text: str) -> None:
+    """One line on standard error, which may be full; a line end in a name is written out."""
+    from tinyllava_edge.console import printable
+
+    with suppress(OSError):
+        sys.stderr.write(f"tinyllava-edge: {printable(text.strip(), line_ends=True)}\n")

@@ -33,7 +33,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "ScriptedLanguage"
     if options.language is not None:
         bundle.variant("language", options.language)
     manifest = bundle.manifest
-    tokenizer = TextTokenizer(bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8"), bos_id=None)
+    tokenizer = TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=None)
     return ScriptedLanguage(
         tokenizer.encode_text(DEFAULT_ANSWER),
         stop_id=manifest.prompt.stop_ids[0],

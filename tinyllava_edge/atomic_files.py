@@ -63,7 +63,8 @@ def check_output(
         return
     try:
         fault = mark(target)
-    except (OSError, ValueError, LookupError, TypeError, TinyLlavaEdgeError):  # whatever it is, not ours
+    # Whatever it is, it is not ours.
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, TinyLlavaEdgeError):
         fault = no_mark(target)
     if fault:
         raise OutputExistsError(

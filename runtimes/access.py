@@ -1,4 +1,4 @@
-"""Who may use a model: one thread at a time, of the process that opened it; and its memory is freed once, there.
+"""Who may use a model: one thread at a time, of the process that opened it, where it is freed once.
 
 Native libraries keep threads and pools that a fork does not copy: to compute with them, or to free them, in a
 child would wait for ever. So a child is refused, and what the parent opened stays in it until it ends.
@@ -58,7 +58,7 @@ class Access:
 def freed_with(
     owner: object, native: Native, free: Callable[[Native], None] = lambda native: None
 ) -> Callable[[], object]:
-    """Free what a library holds when its owner is dropped, when the program ends, or when the result is called.
+    """Free what a library holds when its owner is dropped, the program ends, or the result is called.
 
     That happens once, and only in this process; a forked child keeps `native` for ever.
 

@@ -108,7 +108,7 @@ class Model:
         self._closed = False
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
-        tokenizer_json = bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
+        tokenizer_json = bundle.read_text(TOKENIZER_FILE)
         self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._encoder = PictureEncoder(vision, manifest.vision)
         self._context = Context(language)
@@ -217,7 +217,7 @@ class Model:
         stop: Sequence[str] | str = (),
         on_end: Callable[[Run], None] = lambda run: None,
     ) -> Stream:
-        """Within a call, the stream of an answer to a tokenised prompt; arguments as in `Run` and `answer`."""
+        """Within a call, the stream of an answer to a tokenised prompt; arguments as in `Run`, `answer`."""
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be 1 or more.")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)

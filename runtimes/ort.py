@@ -4,6 +4,8 @@ ONNX Runtime lists CUDA as available where there is no driver, and takes the CPU
 it, with a warning only. So the provider that a session really has is compared with what was asked for.
 """
 
+import ctypes
+import os
 from contextlib import redirect_stdout
 from importlib.metadata import PackageNotFoundError, distribution
 from io import StringIO
@@ -200,6 +202,17 @@ def session_options(num_threads: int) -> Any:
     if read_cpu().saturates_int8:  # weights become uint8, whose sums are not cut off: slower, and right
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+def _end_without_exit_handlers() -> None:
+    """In a forked child: those of ONNX Runtime 1.32 wait for a thread that a fork does not copy."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "on_exit"):  # glibc's, which hands the exit code on
+        library.on_exit(library._exit, None)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_end_without_exit_handlers)
 
 
 def _is_distributed(name: str) -> bool:

@@ -126,7 +126,7 @@ def open_backends(
 
     Raises:
         BackendError: one of them does not work on this machine, or not with these options.
-        BundleError: the bundle has no such variant, or its parts do not fit together.
+        BundleError: the bundle has no such variant, its parts do not fit together, or a file was changed.
         UsageError: an option is one that the runtime does not have.
     """
     reads_checkpoint = any(entry.reads_checkpoint for entry in runtime_entries(runtime))
@@ -139,7 +139,9 @@ def open_backends(
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
     vision = open_vision(bundle, options)
     try:
-        return vision, open_language(bundle, options)
+        language = open_language(bundle, options)
+        bundle.check_unchanged()
+        return vision, language
     except BaseException:
         vision.close()
         raise

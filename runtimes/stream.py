@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_CLOSED, getgeneratorstate
 
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.image import Picture
@@ -80,7 +81,7 @@ class Stream(Iterator[str]):
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""
         is_read_elsewhere = self._reader != threading.get_ident()
-        self._is_cut = is_read_elsewhere and self.pieces.gi_frame is not None
+        self._is_cut = is_read_elsewhere and getgeneratorstate(self.pieces) != GEN_CLOSED
         self.pieces.close()
 
     @property

@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from reprlib import repr as shown
+from typing import BinaryIO, Literal
 
 from tinyllava_edge.atomic_files import foreign_file, fsync, output_directory, write_json
 from tinyllava_edge.checkpoint.names import is_shipped
@@ -39,7 +40,7 @@ from tinyllava_edge.manifest import (
 from tinyllava_edge.onnx_check import RULES, check_onnx
 from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
 from tinyllava_edge.tokenizer_file import check_tokenizer
-from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
+from tinyllava_edge.verified_files import VerifiedFiles, open_real, sha256_of_file, sha256_of_open, state_of
 
 __all__ = [
     "MANIFEST_FILE",
@@ -64,15 +65,22 @@ __all__ = [
 
 TOKENIZER_FILE = "tokenizer.json"
 REFERENCE_FOLDER = "reference"
+MAX_TEXT_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 million
+_State = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: its files were what the manifest says when it was opened."""
+    """An opened bundle: its files were what the manifest says when it was opened, and are those still.
+
+    Attributes:
+        states: of each file when it was hashed (`state_of`).
+    """
 
     root: Path
     manifest: Manifest
     manifest_sha256: str
+    states: Mapping[str, _State] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path) -> "Bundle":
@@ -96,20 +104,67 @@ class Bundle:
         check_listed_names(root, manifest)
         _check_tree(root, {entry.path for entry in manifest.files})
         verified, checks = VerifiedFiles(), _checks(manifest)
-        for entry in manifest.files:
-            _check_file(root, entry, verified, checks.get(entry.path, []))
+        states = {
+            entry.path: _check_file(root, entry, verified, checks.get(entry.path, []))
+            for entry in manifest.files
+        }
         verified.save()
-        return cls(root, manifest, hashlib.sha256(text).hexdigest())
+        return cls(root, manifest, hashlib.sha256(text).hexdigest(), states)
 
     def path(self, relative: str) -> Path:
         """Path of a file that the manifest lists.
 
         Raises:
-            BundleError: the manifest does not list it.
+            BundleError: the manifest does not list it, or it was changed since the bundle was opened.
         """
         if not any(entry.path == relative for entry in self.manifest.files):
-            raise BundleError(f"{self.root}: the manifest lists no file {relative!r}.")
-        return self.root / relative
+            raise BundleError(f"{self.root}: the manifest lists no file {shown(relative)}.")
+        path = self.root / relative
+        if relative in self.states:
+            _check_state(path, self.states[relative])
+        return path
+
+    def check_unchanged(self) -> None:
+        """After a library read files by their names: they are still those that were hashed.
+
+        Raises:
+            BundleError: names one that is not.
+        """
+        for relative in self.states:
+            self.path(relative)
+
+    @contextmanager
+    def open_file(self, relative: str) -> Iterator[BinaryIO]:
+        """Open a file that the manifest lists, to read it; `Raises` as `path`, for a change meanwhile too."""
+        path = self.path(relative)
+        try:
+            with open_real(path) as file:
+                before = self.states.get(relative) or state_of(os.fstat(file.fileno()))
+                yield file
+                after = state_of(os.fstat(file.fileno()))
+        except OSError as error:
+            raise BundleError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        if after != before:
+            raise _changed(path)
+
+    def read_text(self, relative: str, limit: int = MAX_TEXT_BYTES) -> str:
+        """Content of a text file that the manifest lists.
+
+        Raises:
+            BundleError: as `path`; or it is larger than `limit` bytes, or not UTF-8.
+        """
+        with self.open_file(relative) as file:
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise BundleError(
+                f"{self.root / relative}: larger than {limit:,} bytes. Export the bundle again."
+            )
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(
+                f"{self.root / relative}: byte {error.start} is not UTF-8. Export the bundle again."
+            ) from None
 
     def variant(self, part: Literal["vision", "language"], name: str | None = None) -> Variant:
         """The named variant of a part, or the most precise verified one.
@@ -271,26 +326,46 @@ def _raise(error: OSError) -> None:
 
 def _check_file(
     root: Path, entry: FileEntry, verified: VerifiedFiles, checks: list[tuple[str, Callable[[Path], None]]]
-) -> None:
+) -> _State:
     """What is remembered of a file that a library reads is that it was held against these facts, too."""
     path = root / entry.path
     read_as = "".join([entry.sha256, *(facts for facts, _ in checks)]).encode()
     remembered = hashlib.sha256(read_as).hexdigest() if checks else entry.sha256
     try:
-        status = path.stat()
+        file = open_real(path)
     except FileNotFoundError:
         raise BundleError(f"{path}: missing. Export or copy the bundle again.") from None
-    if status.st_nlink != 1 and not is_shipped(root):  # installers may link the package's own files
-        raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle holds real files only.")
-    if status.st_size != entry.size:
-        raise BundleError(f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again.")
-    if verified.knows(status, remembered):
-        return
-    found = sha256_of_file(path)
-    if found != entry.sha256:
-        raise BundleError(
-            f"{path}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: the file was changed."
-        )
-    for _, check in checks:  # no library sees what names files, runs things on its own, or is another model
-        check(path)
-    verified.add(status, remembered)
+    with file:
+        status = os.fstat(file.fileno())
+        if status.st_nlink != 1 and not is_shipped(root):  # installers may link the package's own files
+            raise BundleError(f"{path}: has {status.st_nlink} hard links; a bundle holds real files only.")
+        if status.st_size != entry.size:
+            raise BundleError(
+                f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again."
+            )
+        if not verified.knows(status, remembered):
+            found = sha256_of_open(file)
+            if found != entry.sha256:
+                raise BundleError(
+                    f"{path}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: the file was "
+                    "changed."
+                )
+            for _, check in checks:  # no library sees what names files, runs things, or is another model
+                check(path)
+            verified.add(status, remembered)
+    state = state_of(status)
+    _check_state(path, state)  # the name still leads to what was read
+    return state
+
+
+def _check_state(path: Path, state: _State) -> None:
+    try:
+        found = state_of(path.lstat())
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}).") from None
+    if found != state:
+        raise _changed(path)
+
+
+def _changed(path: Path) -> BundleError:
+    return BundleError(f"{path}: was changed while the bundle was open. Open it again.")

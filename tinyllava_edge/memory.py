@@ -20,24 +20,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 INTERVAL_S = 0.01
+_ANSWER_S = 10.0  # in which the watching process answers
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 class Watch:
     """What the watching process has seen so far."""
 
-    def __init__(self, process: "subprocess.Popen[str] | None") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes] | None") -> None:
         self._process = process
 
     def peak_bytes(self) -> int | None:
-        """The peak since the watch began, or since the last call; None where the system does not tell."""
+        """The peak since the watch began, or since the last call.
+
+        None where the system does not tell, and for good once the watching process was killed or stopped:
+        what it saw is gone with it.
+        """
         if self._process is None:
             return None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        with suppress(OSError, ValueError):
+            self._process.stdin.write(b"\n")
+            if select.select([self._process.stdout], [], [], _ANSWER_S)[0]:
+                return int(self._process.stdout.readline())
+        self._process = None
+        return None
 
 
 @contextmanager
@@ -47,9 +55,16 @@ def watched_memory() -> Iterator[Watch]:
         yield Watch(None)
         return
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid())]
-    # It ends when its standard input does.
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        yield Watch(process)
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    except OSError:  # no more processes, no more memory
+        yield Watch(None)
+        return
+    with process:
+        try:
+            yield Watch(process)
+        finally:
+            process.kill()  # it would also end when its standard input does, unless somebody stopped it
 
 
 def anonymous_bytes(pid: int) -> int | None:

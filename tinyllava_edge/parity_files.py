@@ -5,48 +5,58 @@ Nothing is written into the bundle that comes with the package: its results are 
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinyllava_edge.atomic_files import full_disk_named, write_json
-from tinyllava_edge.bundle import PARITY_FOLDER, Bundle
+from tinyllava_edge.bundle import MAX_MANIFEST_BYTES, PARITY_FOLDER, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.errors import BundleError
 
-
-class _Check(BaseModel):
-    metric: str
-    value: float  # or "nan", "inf": JSON has no number for these
+EXPORT = "export"  # the one result that is not `verify`'s
+_REMOVE = "Remove it, and measure again with `tinyllava-edge verify`."
 
 
-class _Stage(BaseModel):
-    stage: str
-    variant: str
-    checks: list[_Check] = []
+class _Read(BaseModel):
+    """What is read of a file; older ones have less of it, newer ones more."""
+
+    model_config = ConfigDict(strict=True)
 
 
-class _Variants(BaseModel):
-    vision: list[str] = Field(min_length=1)
-
-
-class _Island(BaseModel):
+class _Island(_Read):
     nodes: list[str]
     in_attention: bool
 
 
-class _Graph(BaseModel):
+class _Graph(_Read):
     islands: list[_Island] = []
 
 
-class _Result(BaseModel):
-    """What is read of results; each is in some of them."""
-
-    passed: bool = False
-    variants: _Variants = _Variants(vision=[""])
-    stages: list[_Stage] = []
+class _Exported(_Read):
     vision: dict[str, _Graph] = {}
+
+
+class _Check(_Read):
+    metric: str
+    value: float | Literal["inf", "-inf", "nan"]
+
+
+class _Stage(_Read):
+    stage: str
+    variant: str
+    checks: list[_Check]
+
+
+class _Variants(_Read):
+    vision: list[str] = Field(min_length=1)
+
+
+class _Verified(_Read):
+    passed: bool
+    variants: _Variants | None = None
+    stages: list[_Stage] = []
 
 
 def parity_path(bundle: Bundle, name: str) -> Path:
@@ -74,25 +84,29 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     """What was found of this very bundle, or None.
 
     Raises:
-        BundleError: the file is not a JSON object, or a value of this bundle's is not what it should be.
+        BundleError: the file is not a JSON object, or what is read of it has another type.
     """
     # The shipped bundle comes with what its export found.
     paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
+    with path.open("rb") as file:
+        text = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES:,} bytes. {_REMOVE}")
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not valid JSON ({error}).") from None
+        raise BundleError(f"{path}: not valid JSON ({error}). {_REMOVE}") from None
     if not isinstance(found, dict):
-        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}.")
+        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}. {_REMOVE}")
     if found.get("manifest_sha256") != bundle.manifest_sha256:
         return None
     try:
-        _Result.model_validate(found)
+        (_Exported if name == EXPORT else _Verified).model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))[:200]
-        raise BundleError(f"{path}: {where}: {first['msg']}. Run verify again, or export.") from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where[:200]}: {first['msg']}. {_REMOVE}") from None
     return found

@@ -6,26 +6,34 @@ says what each field means.
 
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from zipfile import ZIP_STORED, ZipFile
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
-from tinyllava_edge.errors import BundleError
-from tinyllava_edge.prompt import Turn
+from tinyllava_edge.errors import BundleError, PromptError, UsageError
+from tinyllava_edge.manifest import Manifest
+from tinyllava_edge.prompt import Turn, check_turns, place_markers
 
 Floats = npt.NDArray[np.float32]
 _PROMPTS, _TENSORS = f"{REFERENCE_FOLDER}/reference.json", f"{REFERENCE_FOLDER}/reference.npz"
+_MAX_PROMPTS_BYTES = 8 << 20
+_STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+_AGAIN = "Copy or export the bundle again."
 
 
-class ReferencePrompt(BaseModel, frozen=True):
+class ReferencePrompt(BaseModel):
     """A prompt, as its turns and as ids, and its greedy answer."""
 
+    model_config = _STRICT
     name: str
     turns: tuple[Turn, ...]
     pictures: tuple[int, ...]
@@ -37,9 +45,10 @@ class ReferencePrompt(BaseModel, frozen=True):
 
 
 class _Contents(BaseModel):
-    pictures: tuple[str, ...]
-    image_token_id: int
-    prompts: tuple[ReferencePrompt, ...]
+    model_config = _STRICT
+    pictures: tuple[str, ...] = Field(min_length=1)
+    image_token_id: int = Field(ge=IMAGE_TOKEN_ID, le=IMAGE_TOKEN_ID)
+    prompts: tuple[ReferencePrompt, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,32 +87,109 @@ def reference_pictures(bundle: Bundle) -> list[Path]:
 
 
 def read_reference_tensors(bundle: Bundle) -> ReferenceTensors:
-    """Read the folder of a bundle.
+    """Read the folder of a bundle. What is read fits the manifest, whether or not it is right.
 
     Raises:
-        BundleError: the bundle has none, or a tensor, prompt or picture is missing in it.
+        BundleError: the bundle has none, or a tensor, prompt or picture is missing, damaged or impossible.
     """
     prompts, pictures = _read_contents(bundle).prompts, reference_pictures(bundle)
-    path = bundle.path(_TENSORS)
+    vision, vocab = bundle.manifest.vision, bundle.manifest.language.vocab_size
+    side, numbers = vision.image_size, range(len(pictures))
     try:
-        with np.load(path, allow_pickle=False) as tensors:
-            pixels, tower, embeddings = (
-                np.stack([tensors[f"{kind}/{index}"] for index in range(len(pictures))])
-                for kind in ("pixels", "vision_tower", "embeddings")
+        with bundle.open_file(_TENSORS) as file, ZipFile(file) as archive:
+            pixels = [_read_array(archive, f"pixels/{n}", (3, side, side)) for n in numbers]
+            embeddings = [
+                _read_array(archive, f"embeddings/{n}", (vision.num_tokens, vision.hidden_size))
+                for n in numbers
+            ]
+            tower = [_read_array(archive, f"vision_tower/{n}", (None, None)) for n in numbers]
+            logits = {
+                prompt.name: _read_array(
+                    archive, f"logits/{prompt.name}", (len(prompt.logit_positions), vocab)
+                )
+                for prompt in prompts
+            }
+            return ReferenceTensors(
+                pictures=pictures,
+                pixels=np.stack(pixels),
+                tower=np.stack(tower),
+                embeddings=np.stack(embeddings),
+                prompts=prompts,
+                logits=logits,
             )
-            logits = {prompt.name: tensors[f"logits/{prompt.name}"] for prompt in prompts}
-    except (KeyError, ValueError) as error:
-        raise BundleError(f"{path}: {error}. Export the bundle again.") from None
-    return ReferenceTensors(
-        pictures=pictures, pixels=pixels, tower=tower, embeddings=embeddings, prompts=prompts, logits=logits
-    )
+    except BundleError:
+        raise
+    except Exception as error:  # zipfile and numpy raise ten kinds for a damaged file
+        raise BundleError(f"{bundle.root / _TENSORS}: {type(error).__name__}: {error}. {_AGAIN}") from None
+
+
+def _read_array(archive: ZipFile, name: str, shape: tuple[int | None, ...]) -> Floats:
+    """One array of what `np.savez` wrote, its header checked before memory is asked for.
+
+    Args:
+        archive: the file.
+        name: of the array.
+        shape: what it must be; None stands for any size.
+    """
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as file, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        version = np.lib.format.read_magic(file)
+        found, is_fortran, kind = np.lib.format.read_array_header_1_0(file)
+        fits = len(found) == len(shape) and all(w in (None, f) for w, f in zip(shape, found, strict=True))
+        if version != (1, 0) or kind != np.dtype("<f4") or not fits:
+            wanted = str(list(shape)).replace("None", "any")
+            raise ValueError(f"{name}: {list(found)} {kind}, expected {wanted} float32")
+        is_stored = entry.compress_type == ZIP_STORED
+        if not is_stored or prod(found) * kind.itemsize != entry.file_size - file.tell():
+            raise ValueError(f"{name}: {entry.file_size} bytes do not hold {list(found)} float32")
+        values = np.frombuffer(file.read(), dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} holds NaN or infinity")
+    return values.reshape(found[::-1]).T if is_fortran else values.reshape(found)
 
 
 def _read_contents(bundle: Bundle) -> _Contents:
-    path = bundle.path(_PROMPTS)
+    path, text = bundle.root / _PROMPTS, bundle.read_text(_PROMPTS, _MAX_PROMPTS_BYTES)
     try:
-        return _Contents.model_validate_json(path.read_bytes())
+        contents = _Contents.model_validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where}: {first['msg']}. Export the bundle again.") from None
+        raise BundleError(f"{path}: {where[:200]}: {first['msg']}. {_AGAIN}") from None
+    names = [prompt.name for prompt in contents.prompts]
+    faults = [_fault(prompt, len(contents.pictures), bundle.manifest) for prompt in contents.prompts]
+    for number, fault in enumerate(faults):
+        if names[number] in names[:number]:
+            fault = "is there twice"
+        if fault:
+            raise BundleError(f"{path}: prompt {names[number]!r:.100} {fault}. {_AGAIN}")
+    return contents
+
+
+def _fault(prompt: ReferencePrompt, num_pictures: int, manifest: Manifest) -> str:
+    """What of a prompt cannot be with this model, or ""."""
+    language, ids = manifest.language, prompt.input_ids
+    try:
+        check_turns(prompt.turns)
+        place_markers(prompt.turns, len(prompt.pictures))
+    except (PromptError, UsageError) as error:
+        return f"has turns that nobody can ask: {str(error).rstrip('.')}"
+    texts = [token for token in ids if token != IMAGE_TOKEN_ID]
+    markers = len(ids) - len(texts)
+    positions = len(texts) + markers * manifest.vision.num_tokens
+    stored = prompt.logit_positions
+    possible = {
+        "pictures": all(0 <= index < num_pictures for index in prompt.pictures),
+        "input_ids": all(0 <= token < language.vocab_size for token in texts)
+        and markers == len(prompt.pictures),
+        "positions": prompt.positions == positions <= language.context_length - len(prompt.greedy_ids),
+        "logit_positions": 0 < len(stored) <= positions
+        and stored == tuple(range(positions - len(stored), positions)),
+        "greedy_ids": len(prompt.greedy_ids) > 0
+        and all(0 <= token < language.vocab_size for token in prompt.greedy_ids),
+        "greedy_margins": len(prompt.greedy_margins) == len(prompt.greedy_ids)
+        and min(prompt.greedy_margins) >= 0,
+    }
+    wrong = [name for name, is_possible in possible.items() if not is_possible]
+    return f"has impossible {', '.join(wrong)}" if wrong else ""

@@ -6,6 +6,7 @@ import os
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.cache import cache_folder
@@ -16,13 +17,32 @@ SETTLED_AFTER_NS = 2_000_000_000
 MAX_ENTRIES = 10_000
 
 
+# A link in the last place is not followed, and a pipe is not waited for.
+_FLAGS = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
 def sha256_of_file(path: Path) -> str:
     """Hash a file without holding it in memory."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+        return sha256_of_open(file)
+
+
+def sha256_of_open(file: BinaryIO) -> str:
+    """Hash what is left to read of an open file, likewise."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def open_real(path: Path) -> BinaryIO:
+    """Open a file to read it; a link in the last place is an OSError."""
+    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS))
+
+
+def state_of(status: os.stat_result) -> tuple[int, int, int]:
+    """What differs once a file was changed or replaced; an inode is not the same at each call everywhere."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class VerifiedFiles:

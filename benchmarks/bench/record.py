@@ -200,15 +200,19 @@ def shown_cells(record: Record) -> list[Record]:
     return [cell for cell in record["cells"] if cell["name"] != record["control"]]
 
 
-def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float] | None:
+def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float | None] | None:
     """Distance of the next token's distribution from torch float32, from `verify`; torch itself has none.
 
     `verify` runs every language variant with its first vision variant, and names the others.
     """
     vision, language = cell.options.vision, cell.options.language
-    first = parity["variants"]["vision"][0] if "variants" in parity else ""
+    first = (parity.get("variants") or {"vision": [vision]})["vision"][0]
     label = language if vision == first else f"{language}, vision {vision}"
     for stage in parity.get("stages", ()):
-        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage.get("checks"):
-            return {check["metric"]: check["value"] for check in stage["checks"]}
+        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage["checks"]:
+            return {check["metric"]: _finite(check["value"]) for check in stage["checks"]}
     return None
+
+
+def _finite(value: float | str) -> float | None:
+    return None if isinstance(value, str) else value  # what is not finite is spelled out there

@@ -5,15 +5,16 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from tests.core.small_bundle import FILES, change_manifest, write_small_bundle
 from tinyllava_edge import bundle as bundle_module
 from tinyllava_edge import verified_files
-from tinyllava_edge.bundle import Bundle, sha256_of_file
+from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.verified_files import sha256_of_open
 
 
 @pytest.fixture
@@ -29,11 +30,11 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of files that were hashed, in order."""
     names: list[str] = []
 
-    def counted(path: Path) -> str:
-        names.append(path.name)
-        return sha256_of_file(path)
+    def counted(file: BinaryIO) -> str:
+        names.append(Path(file.name).name)
+        return sha256_of_open(file)
 
-    monkeypatch.setattr(bundle_module, "sha256_of_file", counted)
+    monkeypatch.setattr(bundle_module, "sha256_of_open", counted)
     return names
 
 

@@ -11,7 +11,6 @@ from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 
 
-
 def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
     """What is in a `config.json`, as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
 

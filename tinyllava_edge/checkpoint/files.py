@@ -98,7 +98,9 @@ def read_small_file(path: Path) -> bytes:
         if not path.exists():
             raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.")
         if not path.is_file() or path.stat().st_size > MAX_SMALL_FILE_BYTES:  # a pipe would never end
-            raise CheckpointError(f"{path}: cannot be read (no file of at most {MAX_SMALL_FILE_BYTES} bytes).")
+            raise CheckpointError(
+                f"{path}: cannot be read (no file of at most {MAX_SMALL_FILE_BYTES} bytes)."
+            )
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None

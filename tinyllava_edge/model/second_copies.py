@@ -13,9 +13,13 @@ from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.checkpoint.opened import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    FLAT_FILE,
+    FLAT_INDEX,
+    FOLDERS,
     LEGACY,
     LORA,
     PARTS,
+    PICKLE_FILE,
     Checkpoint,
 )
 from tinyllava_edge.console import note
@@ -75,10 +79,11 @@ def check_other_files(
             name = (
                 f"{part}.{key.removeprefix(f'_{part}.').removeprefix(f'{part}.')}" if part else name_of(key)
             )
-            if name in ours:
-                rows = tensor[: len(ours[name])] if tensor.ndim else tensor  # a legacy vocabulary is cut
+            if name is not None and name in ours:
+                if checkpoint.layout == LEGACY:  # whose vocabulary is cut
+                    tensor = tensor[: len(ours[name])]
                 check_same(
-                    f"{name!r} of {checkpoint.weight_files[0]}", ours[name], f"{key!r} of {path}", rows
+                    f"{name!r} of {_place(checkpoint, name)}", ours[name], f"{key!r} of {path}", tensor
                 )
 
 
@@ -120,6 +125,14 @@ def _other_files(checkpoint: Checkpoint) -> dict[Path, str]:
         for pattern in ("*.safetensors", "pytorch_model*.bin"):
             found |= dict.fromkeys(sorted(folder.glob(pattern)), part)
     return {path: part for path, part in found.items() if path.is_file() and path not in read}
+
+
+def _place(checkpoint: Checkpoint, name: str) -> Path:
+    """What a parameter is read from."""
+    if checkpoint.layout in (FOLDERS, LORA):
+        return checkpoint.path / name.split(".")[0] / PICKLE_FILE
+    flat = checkpoint.path / FLAT_FILE
+    return flat if flat.exists() else checkpoint.path / FLAT_INDEX
 
 
 def _tensors(path: Path) -> Named:

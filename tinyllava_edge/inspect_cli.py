@@ -88,7 +88,8 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         CheckpointError: a file is damaged or nowhere, or its headers are not what config.json describes.
     """
     from tinyllava_edge.model.assets import read_assets
-    from tinyllava_edge.model.checkpoint import BUFFERS, tensor_facts
+    from tinyllava_edge.model.checkpoint import tensor_facts
+    from tinyllava_edge.model.second_copies import BUFFERS
     from tinyllava_edge.model.vlm import checked_tensors
 
     config = checkpoint.config

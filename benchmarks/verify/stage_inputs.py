@@ -26,7 +26,8 @@ Floats = npt.NDArray[np.float32]
 def check_text(ladder: Ladder) -> Iterator[StageResult]:
     """Prompt strings, token ids and stop ids are upstream's."""
     spec, reference = ladder.bundle.manifest.prompt, ladder.reference
-    tokenizer = prompt.TextTokenizer(ladder.bundle.read_text(TOKENIZER_FILE), bos_id=spec.bos_id, checked=True)
+    tokenizer_json = ladder.bundle.read_text(TOKENIZER_FILE)
+    tokenizer = prompt.TextTokenizer(tokenizer_json, bos_id=spec.bos_id, checked=True)
     wrong_prompts: list[tuple[str, str]] = []
     wrong_ids: list[tuple[TextCase, list[int]]] = []
     wrong_plain: list[str] = []

@@ -17,15 +17,13 @@ from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
 from tinyllava_edge.errors import CheckpointError
 
 from .lora import Adapter
+from .second_copies import check_other_files, check_same
 from .tensor_files import opened_safetensors, read_pickle, safetensors_files
 
 TensorReader = Callable[[], torch.Tensor]
 
 # TinyLLaVABench's loader cuts these to the tokenizer's length.
 _ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-
-# Ends of the names of values that are computed, not learned; a file may hold them or not.
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 
 # Prefix of each part in a flat file, and ours. The first that fits counts.
 UPSTREAM_PREFIXES = {
@@ -90,12 +88,17 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
     else:
         rows = tokenizer_length(checkpoint.path) if checkpoint.layout == LEGACY else None
         prefixes = _PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+        seen: dict[str, tuple[str, torch.Tensor]] = {}
         for path in safetensors_files(checkpoint.path):
             with opened_safetensors(path) as file:
                 for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                     name = _canonical(key, prefixes, path)
                     if part is None or name.startswith(f"{part}."):
                         tensor = file.get_tensor(key)
+                        where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
+                        if first is not tensor:
+                            check_same(where, first, f"{key!r} of {path}", tensor)
+                            continue
                         yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
         if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
             yield "language_model.lm_head.bias", partial(torch.zeros, length)
@@ -105,6 +108,23 @@ def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str
     """Shape and dtype (as torch spells it) of each tensor; no weight is read but those a LoRA changes."""
     tensors = iter_tensors(checkpoint)
     return {name: (tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in tensors}
+
+
+def check_second_copies(checkpoint: Checkpoint) -> None:
+    """Compare what is read with every other file of the checkpoint; errors as `check_other_files`."""
+    prefixes = _PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+
+    def name_of(key: str) -> str | None:
+        known = prefixes if key.startswith(tuple(prefixes)) else UPSTREAM_PREFIXES
+        return _canonical(key, known, checkpoint.path) if key.startswith(tuple(known)) else None
+
+    def tensors() -> dict[str, torch.Tensor]:
+        found = dict(iter_tensors(checkpoint))
+        if checkpoint.config.language.tie_word_embeddings:
+            found.setdefault(_ROWS_OF_TOKENS[1], found[_ROWS_OF_TOKENS[0]])
+        return found
+
+    check_other_files(checkpoint, name_of, tensors)
 
 
 def _missing_head_bias(checkpoint: Checkpoint, rows: int | None) -> int:
@@ -130,8 +150,16 @@ def _canonical(key: str, prefixes: dict[str, str], path: Path) -> str:
 
 def _from_folders(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, torch.Tensor]]:
     for own_part in PARTS if part is None else (part,):
-        tensors = read_pickle(checkpoint.path / own_part / PICKLE_FILE, checkpoint.allow_pickle)
-        while tensors:
-            key = next(iter(tensors))
+        path = checkpoint.path / own_part / PICKLE_FILE
+        tensors = read_pickle(path, checkpoint.allow_pickle)
+        names: dict[str, list[str]] = {}
+        for key in tensors:
             # `_connector.0.weight`; a tower's or a language model's keys have no such wrapper.
-            yield f"{own_part}.{key.removeprefix(f'_{own_part}.')}", tensors.pop(key)
+            name = f"{own_part}.{key.removeprefix(f'_{own_part}.')}"
+            plain = name.replace(".base_layer.", ".") if checkpoint.layout == LORA else name
+            names.setdefault(plain, []).append(key)
+        for name, (first, *others) in names.items():
+            tensor = tensors.pop(first)
+            for key in others:
+                check_same(f"{first!r} of {path}", tensor, f"{key!r} of {path}", tensors.pop(key))
+            yield name, tensor

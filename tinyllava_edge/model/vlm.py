@@ -10,10 +10,11 @@ from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
 from tinyllava_edge.checkpoint.opened import LORA, Checkpoint
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
 
-from .checkpoint import BUFFERS, UPSTREAM_PREFIXES, iter_tensors, tensor_facts
+from .checkpoint import UPSTREAM_PREFIXES, check_second_copies, iter_tensors, tensor_facts
 from .connector import build_connector
 from .language_model import build_language_model
 from .lora import EIGHT_BITS
+from .second_copies import BUFFERS, check_buffer
 from .vision_tower import build_vision_tower
 
 _HEAD = "language_model.lm_head.weight"
@@ -121,7 +122,10 @@ def _checked_values(
         if found[name] == expected.get(name):
             _check_values(checkpoint, name, tensor)
             yield name, tensor
+        elif name.endswith(BUFFERS):
+            check_buffer(checkpoint, name, tensor)
     _check_shapes(checkpoint, found, expected)
+    check_second_copies(checkpoint)
 
 
 def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
@@ -163,8 +167,10 @@ def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> No
             f"{checkpoint}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
         )
     lowest, highest = tensor.aminmax()  # takes no memory, and NaN goes through it
-    if not (lowest.isfinite() and highest.isfinite()):
-        raise CheckpointError(f"{checkpoint}: tensor {name!r} holds NaN or infinity: the file is damaged.")
+    if not (lowest.float().isfinite() and highest.float().isfinite()):  # of float64, float32 has not all
+        raise CheckpointError(
+            f"{checkpoint}: tensor {name!r} holds NaN or infinity (in float32): the file is damaged."
+        )
 
 
 def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:

@@ -1,0 +1,149 @@
+"""A parameter that a checkpoint has twice: equal ones pass, of different ones none is taken in silence.
+
+Upstream's loaders take one of several files by its name, each another one; which is meant, nobody can see.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from tinyllava_edge.checkpoint.config import LanguageConfig
+from tinyllava_edge.checkpoint.opened import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FLAT_FILE,
+    FLAT_INDEX,
+    FOLDERS,
+    LEGACY,
+    LORA,
+    PARTS,
+    PICKLE_FILE,
+    Checkpoint,
+)
+from tinyllava_edge.console import note
+from tinyllava_edge.errors import CheckpointError
+
+from .tensor_files import opened_safetensors, read_pickle
+
+# Ends of the names of values that are computed, not learned; a file may hold them or not.
+BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
+_FLOAT32_ROUNDING = 1e-5  # relative; powers of theta are computed in several ways
+
+Named = Iterator[tuple[str, torch.Tensor]]
+
+
+def check_same(where: str, tensor: torch.Tensor, other_where: str, other: torch.Tensor) -> None:
+    """Refuse two values of one parameter that differ.
+
+    Raises:
+        CheckpointError: names both places.
+    """
+    if tensor.dtype != other.dtype:
+        tensor, other = tensor.double(), other.double()
+    if not torch.equal(tensor, other):
+        raise CheckpointError(
+            f"{where} and {other_where} are the same parameter, but differ. Remove one of them."
+        )
+
+
+def check_other_files(
+    checkpoint: Checkpoint,
+    name_of: Callable[[str], str | None],
+    readers: Callable[[], Mapping[str, torch.Tensor]],
+) -> None:
+    """Compare the weights that are read with those in files of the checkpoint that are not.
+
+    Args:
+        checkpoint: whose files.
+        name_of: canonical name of a key in one of its flat files; None where it has none.
+        readers: the tensors that are read, by canonical name; called where there is another file.
+
+    Raises:
+        CheckpointError: a parameter has another value there, or an adapter lies beside what is no base of it.
+    """
+    adapters = [checkpoint.path / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
+    if checkpoint.layout != LORA and (adapter := next((path for path in adapters if path.exists()), None)):
+        raise CheckpointError(
+            f"{adapter}: an adapter, but {checkpoint.weight_files[0]} is not its base: that is three "
+            "sub-directories. Remove the one that is not meant."
+        )
+    ours: Mapping[str, torch.Tensor] = {}
+    for path, part in _other_files(checkpoint).items():
+        if path.suffix == ".bin" and not checkpoint.allow_pickle:
+            _note_unread(path, checkpoint.weight_files[0])
+            continue
+        ours = ours or readers()
+        for key, tensor in _tensors(path):
+            name = (
+                f"{part}.{key.removeprefix(f'_{part}.').removeprefix(f'{part}.')}" if part else name_of(key)
+            )
+            if name is not None and name in ours:
+                if checkpoint.layout == LEGACY:  # whose vocabulary is cut
+                    tensor = tensor[: len(ours[name])]
+                check_same(
+                    f"{name!r} of {_place(checkpoint, name)}", ours[name], f"{key!r} of {path}", tensor
+                )
+
+
+def check_buffer(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
+    """A value that a file holds and that is computed anyway must be what is computed.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    if name.endswith(BUFFERS[0]):
+        expected = torch.arange(tensor.numel(), dtype=torch.float64)
+    else:
+        expected = _inverse_frequencies(checkpoint.config.language)
+    eps = torch.finfo(tensor.dtype).eps if tensor.dtype.is_floating_point else 0.0
+    found = tensor.flatten().double()
+    if found.shape != expected.shape or not torch.allclose(
+        found, expected, rtol=max(_FLOAT32_ROUNDING, 2 * eps), atol=0.0
+    ):
+        raise CheckpointError(
+            f"{checkpoint}: {name!r} is not what config.json makes of it, and it is computed, not read. Is "
+            "config.json of another model?"
+        )
+
+
+def _inverse_frequencies(config: LanguageConfig) -> torch.Tensor:
+    steps = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64) / config.rotary_dim
+    return 1.0 / config.rope_theta**steps
+
+
+def _other_files(checkpoint: Checkpoint) -> dict[Path, str]:
+    """Files of weights that the layout does not read, and of which part each is; "" where of all of them."""
+    root, read = checkpoint.path, set(checkpoint.weight_files)
+    folders = {root: "", **{root / part: part for part in PARTS}}
+    if checkpoint.layout == LEGACY and (name := checkpoint.config.vision.name_or_path):
+        # What TinyLLaVABench itself takes the tower from.
+        folders |= {folder: "vision_tower" for folder in checkpoint.folders(name)[1:2]}
+    found = {root / "adapter_model.bin": ""}
+    for folder, part in folders.items():
+        for pattern in ("*.safetensors", "pytorch_model*.bin"):
+            found |= dict.fromkeys(sorted(folder.glob(pattern)), part)
+    return {path: part for path, part in found.items() if path.is_file() and path not in read}
+
+
+def _place(checkpoint: Checkpoint, name: str) -> Path:
+    """What a parameter is read from."""
+    if checkpoint.layout in (FOLDERS, LORA):
+        return checkpoint.path / name.split(".")[0] / PICKLE_FILE
+    flat = checkpoint.path / FLAT_FILE
+    return flat if flat.exists() else checkpoint.path / FLAT_INDEX
+
+
+def _tensors(path: Path) -> Named:
+    if path.suffix == ".bin":
+        yield from read_pickle(path, allow_pickle=True).items()
+        return
+    with opened_safetensors(path) as file:
+        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
+            yield key, file.get_tensor(key)
+
+
+@cache
+def _note_unread(path: Path, read: Path) -> None:
+    note(f"{path}: a pickle of weights, not read: those of {read} count. --allow-pickle compares them")

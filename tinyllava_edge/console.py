@@ -16,7 +16,7 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def printable(text: str) -> str:
-    r"""A text of a file or a user as a terminal may have it: control characters are written out, as `\x1b`."""
+    r"""Text of a file or a user for a terminal: what it would obey is written out, as `\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 

@@ -48,16 +48,19 @@ Answers = dict[Way, dict[int, Answer]]  # by the question's position
 
 
 @lru_cache(maxsize=64)
-def _sha256(picture: Path) -> str | None:
-    try:
-        return sha256_of_file(picture)
-    except (OSError, ValueError):
-        return None
+def _sha256(path: Path, *state: int) -> str:
+    return sha256_of_file(path)
 
 
 def picture_sha256(question: Question) -> str | None:
     """Of the file of a question's picture; None where there is none, or it cannot be read."""
-    return None if question.image is None else _sha256(question.image)
+    if question.image is None:
+        return None
+    try:
+        status = question.image.stat()
+        return _sha256(question.image, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except (OSError, ValueError):
+        return None
 
 
 def asking_order(questions: Sequence[Question]) -> list[int]:

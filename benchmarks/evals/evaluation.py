@@ -144,6 +144,8 @@ class Evaluation:
             file.settle(*(self._lines(way) for way in self.answers))
             if self.skip_bad or not self._failed:
                 file.finish()
+            else:
+                note(f"{path}: not complete. --resume asks again what failed, once it is mended.")
 
     def _ask(self, file: AppendedLines | None) -> None:
         known = sum(map(len, self.answers.values()))

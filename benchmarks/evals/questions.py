@@ -6,7 +6,7 @@ Source of the keys: docs/sources/measuring.md#question-files.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ class Question:
     text: str
     answer: str
     type: str
-    prompt: str = ""
-    record: int = 0
+    prompt: str = field(default="", compare=False)
+    record: int = field(default=0, compare=False)
 
 
 Record = tuple[Question, ...] | RecordError  # of a file: its questions, or why there are none

@@ -58,9 +58,13 @@ def test_accuracy_is_overall_and_by_type_and_the_last_line_is_json(
     first, second = found["variants"]
     assert "against_first" not in first
     assert set(second["against_first"]) == {"agreement", "difference", "difference_ci95"}
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert len(lines) == 2 * 2 * 4  # variants, seeing and blind, questions
-    seen = [line for line in lines if line["model_id"] == "fp32 + f32" and not line["metadata"]["blind"]]
+    ends = ("", ".fp32+f32.blind", ".fp32+q8_0", ".fp32+q8_0.blind")  # a scorer takes one model's answers
+    assert {path.name for path in tmp_path.iterdir()} == {f"answers{end}.jsonl" for end in ends}
+    for end, name in zip(ends, ("fp32 + f32",) * 2 + ("fp32 + q8_0",) * 2, strict=True):
+        rows = (tmp_path / f"answers{end}.jsonl").read_text().splitlines()
+        about = {(row["model_id"], row["metadata"]["blind"]) for row in map(json.loads, rows)}
+        assert (len(rows), about) == (4, {(name, "blind" in end)})
+    seen = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["metadata"]["right"] for line in seen] == [True, True, True, False]
     assert set(seen[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
     again = ask(honest, asked, "--answers", file)
@@ -106,13 +110,14 @@ def test_a_benchmark_is_scored_by_its_own_rule(honest: Honest, tmp_path: Path) -
     assert (found["benchmark"], found["score"], found["language"]) == ("textvqa", 50, "f32")
     assert (found["asked"], found["of"], found["subset"], found["images"]) == (2, 2, False, 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert (lines[0]["text"], lines[0]["metadata"]["right"]) == (answer, None)
+    assert (lines[0]["text"], lines[0]["metadata"]["right"]) == (answer.strip(), None)
     assert len(lines) == 2, "nothing is asked blind that nobody asked for"
     part = json.loads(run(*arguments, *few, "--limit", "1", "--json").stdout)
     assert (part["asked"], part["of"], part["subset"]) == (1, 2, True)
-    (folder / "train_images" / "p1.png").unlink()
+    for name in ("p0", "p1"):
+        (folder / "train_images" / f"{name}.png").unlink()
     refused = run(*arguments, *few)
-    assert (refused.returncode, "1 pictures are missing" in refused.stderr) == (2, True)
+    assert (refused.returncode, "2 pictures are missing" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(

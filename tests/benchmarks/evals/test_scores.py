@@ -105,8 +105,8 @@ def test_pope_and_llava_question_files_are_read_by_their_own_keys(tmp_path: Path
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_questions(path, tmp_path)
     assert [(q.id, q.text, q.answer, q.type) for q in found] == [
-        ("1", "Is there a cat?", "no", "all"),
-        ("2", "What?", "dog", "kind"),
+        (1, "Is there a cat?", "no", "all"),
+        (2, "What?", "dog", "kind"),
     ]
 
 

@@ -28,7 +28,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: demo bench smollm2 aarch64 test check format hub-check nano nano-bundle clean
+.PHONY: demo bench smollm2 aarch64 locks python test check format hub-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -74,6 +74,18 @@ aarch64: $(VENV)/ready
 		PATH=$(abspath $(BIN)):$$PATH tools/aarch64/build_root.sh $(OUT)/arm64 "$(LLAMA_CPP)"
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-arm64 --vision fp32,fp16,int8 --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
+
+# What boards get, resolved for aarch64 and their Pythons; needs a network.
+locks: $(VENV)/ready
+	$(BIN)/python -m pip install -qq uv
+	$(BIN)/python -m tools.locks
+
+# Core and runtimes without torch on another Python, as a device has them: make python PYTHON=python3.12
+python:
+	$(PYTHON) -m venv $(OUT)/python
+	$(OUT)/python/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+	$(OUT)/python/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,device-tests]'
+	$(OUT)/python/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

@@ -45,7 +45,6 @@ print(json.dumps({"imported": imported, "lacking": lacking, "answer": answer, "p
 """
 
 
-
 def test_core_and_runtimes_are_imported_and_nano_answers_without_posix(tmp_path: Path) -> None:
     picture = ROOT / "docs/pictures/emoji.webp"
     command = [sys.executable, "-c", CODE, "onnxruntime+llamacpp", picture, tmp_path]

@@ -8,14 +8,11 @@ OUT ?= demo-out
 # Elsewhere on Linux PyPI's torch is the CUDA build; TORCH can name another one.
 TORCH ?= torch==2.13.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
-# The version tested: each minor release of transformers renames something that a checkpoint depends on.
-TRANSFORMERS ?= transformers==5.24.0
-# What we use of llama.cpp is its library and mtmd; leaving the rest out saves minutes. pip keeps the wheel it builds
-# and offers it to every later machine that shares its cache: on x86-64 it is built for AVX2 and not for the processor
-# at hand. CMAKE_ARGS=-DGGML_NATIVE=ON builds for this one.
-export CMAKE_ARGS ?= -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TOOLS=OFF \
-	-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_CURL=OFF \
-	$(if $(filter x86_64,$(shell uname -m)),-DGGML_NATIVE=OFF)
+# llama.cpp is built for this machine, with CUDA where there is a GPU; LLAMA_BUILD=--cpu leaves that out. pip keeps a
+# CPU wheel and offers it to every later machine that shares its cache: on x86-64 it is built for AVX2 and not for the
+# processor at hand. CMAKE_ARGS=-DGGML_NATIVE=ON builds for this one.
+LLAMA_BUILD ?=
+INSTALL_LLAMA = $(BIN)/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
 LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 
 # SmolLM2-135M with a random tower, where `make smollm2` has put it.
@@ -31,16 +28,15 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: demo bench smollm2 aarch64 test fuzz faults check format hub-check nano nano-bundle clean
+.PHONY: demo bench smollm2 aarch64 locks python test fuzz faults check format hub-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --upgrade pip
-	$(BIN)/python -m pip install -qq "$(TORCH)" "$(LLAMA_CPP)" "$(TRANSFORMERS)"
-	$(BIN)/python -m pip install -qq --editable '.[dev]'
-	$(LLAMA_SUITS) || { $(BIN)/python -m pip cache remove llama_cpp_python; \
-		$(BIN)/python -m pip install -q --force-reinstall --no-deps "$(LLAMA_CPP)" && $(LLAMA_SUITS); }
+	$(INSTALL_LLAMA)
+	$(BIN)/python -m pip install -qq "$(TORCH)" --editable '.[dev]'
+	$(LLAMA_SUITS) || { $(INSTALL_LLAMA) --fresh && $(LLAMA_SUITS); }
 	touch $@
 
 # The main job on the embedded default model: export, verify, answer, compare.
@@ -74,9 +70,22 @@ smollm2: $(VENV)/ready
 
 # nano on emulated ARM processors; needs a network, and the packages that the script names. 20 minutes.
 aarch64: $(VENV)/ready
-	test -e $(OUT)/arm64/ready || PATH=$(abspath $(BIN)):$$PATH tools/aarch64/build_root.sh $(OUT)/arm64 "$(LLAMA_CPP)"
+	test -e $(OUT)/arm64/ready || CMAKE_ARGS="$$($(BIN)/python -m tinyllava_edge.install --left-out)" \
+		PATH=$(abspath $(BIN)):$$PATH tools/aarch64/build_root.sh $(OUT)/arm64 "$(LLAMA_CPP)"
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-arm64 --vision fp32,fp16,int8 --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
+
+# What boards get, resolved for aarch64 and their Pythons; needs a network.
+locks: $(VENV)/ready
+	$(BIN)/python -m pip install -qq uv
+	$(BIN)/python -m tools.locks
+
+# Core and runtimes without torch on another Python, as a device has them: make python PYTHON=python3.12
+python:
+	$(PYTHON) -m venv $(OUT)/python
+	$(OUT)/python/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+	$(OUT)/python/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,device-tests]'
+	$(OUT)/python/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

@@ -10,7 +10,6 @@ import ctypes
 import gc
 import os
 import re
-import resource
 import select
 import signal
 import subprocess
@@ -88,6 +87,10 @@ def peak_memory_bytes() -> int:
         found = None
     if found:
         return int(found[1]) << 10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tinyllava_edge.atomic_files import write_json
-from tinyllava_edge.cache import cache_folder
+from tinyllava_edge.cache import cache_folder, is_private
 
 # A change within one tick of the file system's clock leaves no trace in ctime. So, like git, a file is
 # remembered only when its last change is older than any tick.
@@ -58,8 +58,7 @@ class VerifiedFiles:
         self._added = False
         with suppress(OSError, ValueError, RecursionError), self._path.open(encoding="utf-8") as file:
             status = os.fstat(file.fileno())
-            is_private = status.st_uid == os.getuid() and not status.st_mode & 0o077
-            if is_private and isinstance(known := json.load(file), dict):
+            if is_private(status) and isinstance(known := json.load(file), dict):
                 self._known = known
 
     def knows(self, status: os.stat_result, sha256: str) -> bool:

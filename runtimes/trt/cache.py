@@ -26,7 +26,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tinyllava_edge.atomic_files import fsync, write_bytes, write_json
-from tinyllava_edge.cache import cache_folder
+from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.verified_files import VerifiedFiles
@@ -35,6 +35,7 @@ from tinyllava_edge.work_places import work_place
 from .record import Choice, EngineKey, EngineRecord
 
 MAX_RECORD_BYTES = 1 << 20
+_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json")
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -65,7 +66,7 @@ class EngineCache:
         self.folder = folder or engine_folder()
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = self.folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        if not (stat.S_ISDIR(status.st_mode) and is_private(status)):
             raise BackendError(
                 f"{self.folder}: must be a directory of your own that nobody else may enter, for engines are "
                 f"code. chmod 700 {self.folder}, or remove it."
@@ -205,12 +206,12 @@ def _open_private(path: Path) -> Iterator[int]:
         NoEngineError: it is not there, or not so.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        handle = os.open(path, _READ_FLAGS)
     except OSError as error:
         raise NoEngineError(f"{path.name}: {(error.strerror or 'cannot be read').lower()}") from None
     try:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        if not (stat.S_ISREG(status.st_mode) and is_private(status)):
             raise NoEngineError(f"{path.name} is not private to you")
         yield handle
     finally:

@@ -102,7 +102,7 @@ def _child_error(result: dict[str, Any], code: int, said: str) -> TinyLlavaEdgeE
         if issubclass(kind, TensorRTError):
             return kind(result["message"], tuple(result["messages"]))
         return kind(result["message"])
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         return EngineMemoryError(
             "the system killed the build, most likely for want of memory. Close other programs, give a "
             "smaller --max-batch or --workspace, or add swap while building."

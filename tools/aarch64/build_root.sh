@@ -34,7 +34,7 @@ echo "$llama_cpp, compiled by g++ for armv8.2-a with dotprod and fp16 (the Corte
 python3 -m pip download -q --no-deps --no-binary :all: -d "$work" "$llama_cpp"
 tar -C "$work" -xf "$work"/llama_cpp_python-*.tar.gz
 cd "$work"/llama_cpp_python-*/
-# The flags that leave things out come from the Makefile (CMAKE_ARGS).
+# The flags that leave things out come from tinyllava_edge/install.py (CMAKE_ARGS).
 cmake -S . -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release \
     -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
     -DCMAKE_C_COMPILER=aarch64-linux-gnu-gcc -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \

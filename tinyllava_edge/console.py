@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-# C0 but for tab and line feed, DEL, C1: what a terminal obeys; and what turns the order of text around.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and halves
+# of surrogate pairs, which are no text.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
@@ -46,7 +47,10 @@ def progress() -> Progress:
 
 def print_json(value: Any) -> None:
     """Print one line of JSON on stdout, for programs."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    sys.stdout.write(
+        text.encode(errors="backslashreplace").decode() + "\n"
+    )  # JSON's own word for such a half
     sys.stdout.flush()
 
 

@@ -26,6 +26,7 @@ _MACHINE = (
     *("memory_settings", "variables"),
 )
 _OWN_PACKAGE = "tinyllava-edge"
+MAX_REPORT_BYTES = 32 << 20
 _MAX_DEPTH = 20  # of ours: 9
 
 
@@ -60,7 +61,11 @@ def read_report(path: Path) -> Record:
     """
     file = path / "report.json" if path.is_dir() else path
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite)
+        if file.stat().st_size > MAX_REPORT_BYTES:
+            raise DataError(f"{file}: larger than {MAX_REPORT_BYTES:,} bytes, so it is no bench report.")
+        record: Any = json.loads(
+            file.read_text(encoding="utf-8"), parse_float=_finite, parse_constant=_finite
+        )
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error.strerror}). Give a bench's directory.") from None
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""One interrupted run after the other: the n-th operation on the disk fails or kills, and what must hold is looked at.
+"""One interrupted run after the other: the n-th operation on the disk fails or kills; what holds then is looked at.
 
-The shim must be preloaded (`with_shim`), so that what it counts in this process and in its forks is everything.
+The shim must be preloaded (`with_shim`), so that it counts all that this process and its forks do.
 """
 
 import ctypes
@@ -103,7 +103,9 @@ def _strike(case: Case, row: Row, source: Path, place: Path, number: int, mode: 
         fault(f"half an output: {reason}")
     others = sorted(path.name for path in place.iterdir() if path.name != OUT)
     wrong = [
-        other for other in others if not (other in case.beside or (mode == "kill" and other.startswith(f".{OUT}.")))
+        other
+        for other in others
+        if not (other in case.beside or (mode == "kill" and other.startswith(f".{OUT}.")))
     ]
     if wrong:
         fault(f"left {', '.join(wrong)}")

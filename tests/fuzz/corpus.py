@@ -1,12 +1,12 @@
 """The files that are damaged: one good example of every file that a command reads, in trees that work.
 
-    bundle/    a bundle `b` with reference tensors and parity/, a picture, a cache
-    flat/, sharded/, folders/, lora/, legacy/, llava/, bytes/, json/    a checkpoint `ck` of each layout and tokenizer
-    train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
-    eval/      questions in each form, pictures, answers of a run
-    bench/     two reports
-    engines/   the engine cache, a pack and its keys
-    pictures/  a picture in each format
+bundle/    a bundle `b` with reference tensors and parity/, a picture, a cache
+flat/, sharded/, folders/, lora/, legacy/, llava/, bytes/, json/    a checkpoint `ck` of each layout and tokenizer
+train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
+eval/      questions in each form, pictures, answers of a run
+bench/     two reports
+engines/   the engine cache, a pack and its keys
+pictures/  a picture in each format
 """
 
 import hashlib

@@ -63,7 +63,9 @@ def read_input(corpus: Path, name: str, seed: int, index: int, scratch: Path) ->
     file.write_bytes(damaged_input(kind, name, seed, index, file.read_bytes()))
     kind.seal(tree)
     try:
-        outcome, where, detail = _read_by_command(kind.read, tree) if isinstance(kind.read, str) else _read(kind.read, tree)
+        outcome, where, detail = (
+            _read_by_command(kind.read, tree) if isinstance(kind.read, str) else _read(kind.read, tree)
+        )
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     return Outcome(name, index, outcome, where, detail)
@@ -88,7 +90,9 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
     from tinyllava_edge import cli, console
 
     sys.argv = ["tinyllava-edge", *(word.replace("{}", str(tree)) for word in words.split())]
-    told, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    told, said = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
+    )
     code: object = 0
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
         console.stdout.file, console.stderr.file = told, said
@@ -142,9 +146,7 @@ def run_in_worker(
             yield outcome
 
 
-def _one_worker(
-    corpus: Path, name: str, seed: int, indices: list[int], timeout: float
-) -> Iterator[Outcome]:
+def _one_worker(corpus: Path, name: str, seed: int, indices: list[int], timeout: float) -> Iterator[Outcome]:
     import select
 
     scratch = Path(tempfile.mkdtemp(prefix="tinyllava-fuzz-"))

@@ -35,8 +35,12 @@ def test_a_line_that_a_kill_cut_short_is_dropped_whatever_it_is(tmp_path: Path) 
     assert log.read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"null", json.dumps({"seed": "x" * 99_999}).encode()])
-def test_what_an_unfinished_run_says_of_itself_is_not_repeated_at_length(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff", b"null", json.dumps({"seed": "x" * 99_999}).encode()]
+)
+def test_what_an_unfinished_run_says_of_itself_is_not_repeated_at_length(
+    tmp_path: Path, content: bytes
+) -> None:
     work = tmp_path / "out.work"
     work.mkdir()
     (work / "run.json").write_bytes(content)

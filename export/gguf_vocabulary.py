@@ -13,16 +13,16 @@ from gguf import GGUFWriter, TokenType
 
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.tokenizer import TokenizerAssets
+from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
 from tinyllava_edge.prompt import Template
+from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How tokenizer.json splits text before BPE -> llama.cpp's name for the same.
 PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
     (("ByteLevel", True),): "gpt-2",
     (("Digits", True), ("ByteLevel", True)): "smollm",
-    (("Split", _WORDS + r"\p{N}{1,3}" + _REST), ("ByteLevel", False), "ignore_merges"): "llama-bpe",
-    (("Split", _WORDS + r"\p{N}" + _REST), ("ByteLevel", False)): "qwen2",
+    (("Split", LLAMA3_SPLIT), ("ByteLevel", False), "ignore_merges"): "llama-bpe",
+    (("Split", QWEN2_SPLIT), ("ByteLevel", False)): "qwen2",
 }
 
 
@@ -133,17 +133,9 @@ def _sentencepiece(tokenizer: TokenizerAssets, data: dict[str, Any]) -> Vocabula
     if tokenizer.sentencepiece_model is None:
         scores = _scores_from_merges(tokens, data["model"]["merges"])
     else:
-        scores = _scores_from_model(str(tokenizer.sentencepiece_model))
+        scores = [piece.score for piece in read_sentencepiece(tokenizer.sentencepiece_model).pieces]
         scores += [0.0] * (len(tokens) - len(scores))
     return Vocabulary(model="llama", pre="default", tokens=tokens, types=types, scores=scores)
-
-
-def _scores_from_model(path: str) -> list[float]:
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor()
-    pieces.Load(path)
-    return [pieces.GetScore(index) for index in range(pieces.GetPieceSize())]
 
 
 def _scores_from_merges(tokens: list[str], merges: list[list[str]]) -> list[float]:

@@ -11,13 +11,13 @@ Inner value, listed in the graph's value_info
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import onnx
 import onnxruntime
 
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.onnx_check import DOMAINS, OPERATORS
+from tinyllava_edge.work_places import temporary_place
 
 TOWER_OUTPUT = "vision_tower_output"
 INLINE_LIMIT = 1 << 26  # bytes: a file with its weights inside is read and written as a whole
@@ -88,8 +88,8 @@ def opened_graph(
         change: changes nodes and outputs of what is opened; large weights stay in their own file meanwhile.
         open_file: instead of `open_session`.
     """
-    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
-        path = Path(folder) / "graph.onnx"
+    with temporary_place() as folder:
+        path = folder / "graph.onnx"
         write_vision_graph(path, proto)
         if change is not None:
             without_weights = onnx.load(path, load_external_data=False)

@@ -47,8 +47,9 @@ class Chat:
         Raises:
             BackendError: the model is closed.
         """
-        self._model.end_running()
-        self._begin()
+        with self._model.access.call():
+            self._model.end_running()
+            self._begin()
 
     def ask(
         self,
@@ -70,14 +71,15 @@ class Chat:
             honour_special: see `Model.answer`, as for errors and times.
             how: its `sampling`, `max_tokens` and `stop`.
         """
-        self._model.end_running()
-        stopwatch = Stopwatch()
-        given = as_pictures(pictures)
-        check_turns([*self._turns, (question, None)])
-        with stopwatch.stage("tokenize"):
-            [(placed, _)] = place_markers([(question, None)], len(given))
-            prompt = self._prompt(placed, honour_special)
-        return self._model.start(prompt, given, stopwatch, on_end=partial(self._keep, placed), **how)
+        with self._model.access.call():
+            self._model.end_running()
+            stopwatch = Stopwatch()
+            given = as_pictures(pictures)
+            check_turns([*self._turns, (question, None)])
+            with stopwatch.stage("tokenize"):
+                [(placed, _)] = place_markers([(question, None)], len(given))
+                prompt = self._prompt(placed, honour_special)
+            return self._model.start(prompt, given, stopwatch, on_end=partial(self._keep, placed), **how)
 
     def _begin(self) -> None:
         self._turns: list[Turn] = []

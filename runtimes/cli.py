@@ -101,8 +101,10 @@ def _open(
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
+    from tinyllava_edge.install import llamacpp_line
 
     from .base import BackendOptions
+    from .llamacpp_build import CPU_BUILD, lacks_cuda
     from .model import open_bundle
 
     how = settings.how()
@@ -112,6 +114,8 @@ def _open(
     if model.runtime_reason:
         note(f"runtime: {model.runtime} ({model.runtime_reason})")
     note(f"vision: {model.vision.name}; language: {model.language.name}")
+    if "llamacpp" in model.runtime and lacks_cuda():
+        note(f"{CPU_BUILD}: {llamacpp_line()}")
     return model, images, how
 
 

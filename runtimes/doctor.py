@@ -8,9 +8,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 from tinyllava_edge.device import Machine, read_cpu, read_machine
+from tinyllava_edge.extras import install_line
+from tinyllava_edge.install import llamacpp_line
 
 from .doctor_gpu import GpuReport, examine_gpu, gpu_lines, gpu_problems
-from .llamacpp_build import MEND, build_fault
+from .llamacpp_build import CPU_BUILD, build_fault, lacks_cuda
 from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 
 PACKAGES = (
@@ -49,14 +51,14 @@ def examine() -> Report:
     """Look at the machine, the packages and every runtime; each runtime's packages are really imported."""
     packages = package_versions()
     machine, gpu = read_machine(), examine_gpu()
-    doubled = (TWO_ONNXRUNTIMES,) if packages["onnxruntime"] and packages["onnxruntime-gpu"] else ()
+    problems = [*_package_problems(packages), *gpu_problems(gpu, machine)]
     return Report(
         python=f"{platform.python_version()} ({platform.python_implementation()})",
         packages=packages,
         machine=machine,
         gpu=gpu,
         runtimes=tuple(_examine_runtime(name, gpu) for name in RUNTIMES),
-        problems=(*doubled, *gpu_problems(gpu, machine)),
+        problems=tuple(problems),
     )
 
 
@@ -102,6 +104,13 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
+def _package_problems(packages: dict[str, str | None]) -> Iterator[str]:
+    if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
+        yield f"{TWO_ONNXRUNTIMES}: {install_line('gpu')}"
+    if packages["llama-cpp-python"] and lacks_cuda():
+        yield f"{CPU_BUILD}: {llamacpp_line()}"
+
+
 def _examine_runtime(name: str, gpu: GpuReport) -> RuntimeState:
     entries = runtime_entries(name)
     status = "" if all(entry.has_run for entry in entries) else "built, not run"
@@ -115,15 +124,13 @@ def _fault(entry: Entry, gpu: GpuReport) -> tuple[str, str] | None:
     if not entry.is_installed:
         return f"{entry.package} is not installed", entry.install_line
     if entry.package == "llama_cpp" and (fault := build_fault(read_cpu().features)):
-        return fault, MEND
+        return fault, llamacpp_line()
     try:
         if entry.package:
             import_module(entry.package)
     except Exception as error:  # native libraries raise many types
         failure = " ".join(str(error).split()) or type(error).__name__
-        mend = entry.install_line.replace("install", "install --force-reinstall", 1)
-        return f"{entry.package} does not load ({failure})", mend
+        return f"{entry.package} does not load ({failure})", install_line(entry.extra, again=True)
     if entry.needs_gpu and entry.package == "onnxruntime" and "CUDA" not in gpu.providers:
-        mend = f"pip uninstall -y onnxruntime && {entry.install_line}"
-        return "the installed onnxruntime has no CUDA", mend
+        return "the installed onnxruntime has no CUDA", entry.install_line
     return (gpu.problem, "") if entry.needs_gpu and gpu.gpu is None else None

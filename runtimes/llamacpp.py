@@ -8,6 +8,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 
 import ctypes
 from collections import deque
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.install import llamacpp_line
 
+from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
-from .gguf_facts import check_facts
 from .threads import limit_openmp_spin, thread_budget
 
 BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
@@ -39,7 +42,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
 
     Raises:
         BackendError: the library does not load, or refuses the file; with its log lines.
-        BundleError: no such variant, or the file is another model than the manifest says.
+        BundleError: no such variant.
         UsageError: the context is longer than the model's.
     """
     variant = bundle.variant("language", options.language)
@@ -60,7 +63,7 @@ class LlamaCppLanguage:
     """One llama.cpp model with one context of one sequence.
 
     Args:
-        path: the GGUF file.
+        path: the GGUF file, which `check_gguf` has passed: llama.cpp is no judge of a hostile one.
         spec: what the manifest says is in it.
         name: for people.
         kv_type: one of `base.KV_TYPES`.
@@ -86,6 +89,8 @@ class LlamaCppLanguage:
         self._has_logits = False
         self._model: Any = None
         self._context: Any = None
+        self._owned: list[tuple[Callable[[Any], None], Any]] = []  # how to free what, the last one first
+        self._free = freed_with(self, self._owned, _free_in_turn)
         budget = thread_budget(threads)
         is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
         self._library, self._log = _load_library()
@@ -94,9 +99,10 @@ class LlamaCppLanguage:
         self._has_gpu = bool(self._library.llama_supports_gpu_offload())
         if self._has_gpu:
             self.name += ", GPU"
+        elif has_nvidia_gpu():
+            self.name += ", without the GPU"
         try:
             self._model = self._load_model(path)
-            check_facts(self._library, self._model, spec, path)
             self._log.clear()
             self._context = self._create_context(kv_type, budget, 1 if is_small else budget)
         except BaseException:
@@ -144,12 +150,8 @@ class LlamaCppLanguage:
 
     def close(self) -> None:
         """See `LanguageBackend`."""
-        if self._context is not None:
-            self._library.llama_free(self._context)
-            self._context = None
-        if self._model is not None:
-            self._library.llama_model_free(self._model)
-            self._model = None
+        self._context = self._model = None
+        self._free()
 
     def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
         self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
@@ -177,6 +179,7 @@ class LlamaCppLanguage:
         model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
             raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
+        self._owned.append((self._library.llama_model_free, model))
         return model
 
     def _create_context(self, kv_type: str, prefill_threads: int, decode_threads: int) -> Any:
@@ -192,7 +195,14 @@ class LlamaCppLanguage:
                 f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions."
                 f"{self._log.said()}"
             )
+        self._owned.append((self._library.llama_free, context))
         return context
+
+
+def _free_in_turn(owned: list[tuple[Callable[[Any], None], Any]]) -> None:
+    while owned:
+        free, pointer = owned.pop()
+        free(pointer)
 
 
 class _Batch:
@@ -274,8 +284,7 @@ def _load_library() -> tuple[Any, _Log]:
         import llama_cpp  # here and not above: its OpenMP reads the environment when it is loaded
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
-            f"llama-cpp-python does not load ({error}). "
-            "Install it again: pip install --force-reinstall llama-cpp-python"
+            f"llama-cpp-python does not load ({error}). Install it again: {llamacpp_line()}"
         ) from None
     log = _Log(llama_cpp)
     log.attach()

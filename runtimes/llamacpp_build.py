@@ -13,14 +13,15 @@ import sys
 from collections.abc import Collection
 from functools import cache
 
-from tinyllava_edge.device import read_cpu
+from tinyllava_edge.device import has_nvidia_gpu, read_cpu
+from tinyllava_edge.install import llamacpp_line
 
-MEND = "pip cache remove llama_cpp_python; pip install --force-reinstall --no-deps llama-cpp-python"
 # As llama_print_system_info() spells them -> as /proc/cpuinfo does.
 _SAME = "AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_INT8 SVE"
 _ARM = {"NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm"}
 INSTRUCTIONS = {"AVX512": "avx512f", **_ARM, **{name: name.lower() for name in _SAME.split()}}
 _ASK = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
+CPU_BUILD = "llama.cpp: CPU build, a GPU is there"
 _TIMEOUT = 60  # seconds
 
 
@@ -32,7 +33,7 @@ def build_fault(features: Collection[str]) -> str:
 
     The library is asked in a process of its own: it may die of the very instruction that is looked for.
     """
-    answer, status = _system_info()
+    answer, status = system_info()
     if status == -signal.SIGILL:
         return "llama.cpp was built for another processor: it dies of an illegal instruction"
     compiled = {name for name, value in re.findall(r"(\w+) = (\d+)", answer) if value != "0"}
@@ -42,8 +43,16 @@ def build_fault(features: Collection[str]) -> str:
     return ""
 
 
+def lacks_cuda() -> bool:
+    """Whether the installed llama.cpp is a build for the CPU, and the kernel shows a GPU."""
+    if not has_nvidia_gpu():
+        return False
+    answer, status = system_info()
+    return status == 0 and "CUDA : " not in answer
+
+
 @cache
-def _system_info() -> tuple[str, int]:
+def system_info() -> tuple[str, int]:
     """What the library says of itself ("CPU : AVX = 1 | ..."), and the exit status of who asked it."""
     command = [sys.executable, "-c", _ASK]
     result = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
@@ -52,5 +61,5 @@ def _system_info() -> tuple[str, int]:
 
 if __name__ == "__main__":
     if fault := build_fault(read_cpu().features):
-        sys.stderr.write(f"{fault}. To build it here: {MEND}\n")
+        sys.stderr.write(f"{fault}. To build it here: {llamacpp_line()}\n")
         sys.exit(2)

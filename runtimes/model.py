@@ -22,6 +22,7 @@ from tinyllava_edge.image import Picture
 from tinyllava_edge.prompt import TextTokenizer, Turn, check_turns, place_markers
 from tinyllava_edge.sampling import Sampler, Sampling
 
+from .access import Access
 from .answer_text import AnswerText
 from .auto import open_runtime
 from .base import BackendOptions, LanguageBackend, VisionBackend
@@ -80,11 +81,13 @@ def open_bundle(
 class Model:
     """An opened bundle.
 
-    It answers one question at a time: asking the next one closes the answer that runs, whoever reads it. Not
-    for several threads at once: whoever shares a model among threads holds a lock from the question until the
-    stream has ended.
+    It answers one question at a time, and asking the next one closes the answer that runs. Calls of several
+    threads wait for each other: `ask` from beginning to end, a stream for each piece; whose stream another
+    thread's question closed gets a BackendError with the next piece. A call from a forked child is one too.
+    Freed when it is closed, or dropped.
 
     Attributes:
+        access: whose turn it is, for a conversation on top.
         bundle: what was opened.
         vision: the vision backend, for measuring and verifying.
         language: the language backend, likewise; call `forget()` after evaluating with it directly.
@@ -96,6 +99,7 @@ class Model:
 
     def __init__(self, bundle: Bundle, vision: VisionBackend, language: LanguageBackend) -> None:
         manifest = bundle.manifest
+        self.access = Access()
         self.bundle = bundle
         self.vision = vision
         self.language = language
@@ -105,7 +109,7 @@ class Model:
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
         tokenizer_json = bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
-        self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id)
+        self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._encoder = PictureEncoder(vision, manifest.vision)
         self._context = Context(language)
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
@@ -119,28 +123,35 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Free both backends; calling it twice is harmless, asking for anything more is a BackendError."""
-        if not self._closed:
-            self.end_running()
-        self._closed = True
-        self.vision.close()
-        self.language.close()
+        """Free both backends; calling it twice is harmless, asking for anything more is a BackendError.
+
+        In a forked child it does nothing: what is open is the parent's.
+        """
+        if not self.access.is_here:
+            return
+        with self.access.call():
+            if not self._closed:
+                self.end_running()
+            self._closed = True
+            self.vision.close()
+            self.language.close()
 
     def end_running(self) -> None:
-        """Close the answer that runs, if one does.
+        """Within a call, close the answer that runs, if one does.
 
         Raises:
             BackendError: the model is closed.
         """
         self._check_open()
         if (running := self._running()) is not None:
-            running.close()
+            running.end_for_another()
 
     def forget(self) -> None:
         """Begin a new conversation with nothing computed, as after opening."""
         self.reset()
-        self._encoder = PictureEncoder(self.vision, self.bundle.manifest.vision)
-        self._context = Context(self.language)
+        with self.access.call():
+            self._encoder = PictureEncoder(self.vision, self.bundle.manifest.vision)
+            self._context = Context(self.language)
 
     def answer(
         self,
@@ -174,6 +185,18 @@ class Model:
             UsageError: a setting is out of range, or the turns are something else.
             BackendError: the model is closed.
         """
+        how: dict[str, Any] = {"sampling": sampling, "max_tokens": max_tokens, "stop": stop}
+        with self.access.call():
+            return self._answer(turns, pictures, honour_special=honour_special, **how)
+
+    def _answer(
+        self,
+        turns: Sequence[Turn],
+        pictures: Sequence[Picture] | Picture | None,
+        *,
+        honour_special: bool = False,
+        **how: Any,
+    ) -> Stream:
         self.end_running()
         stopwatch = Stopwatch()
         given = as_pictures(pictures)
@@ -181,7 +204,7 @@ class Model:
         asked = [(question, text and text.replace(IMAGE_MARKER, "")) for question, text in turns]
         with stopwatch.stage("tokenize"):
             prompt = self.tokenize(asked, honour_special=honour_special, num_pictures=len(given))
-        return self.start(prompt, given, stopwatch, sampling=sampling, max_tokens=max_tokens, stop=stop)
+        return self.start(prompt, given, stopwatch, **how)
 
     def start(
         self,
@@ -194,7 +217,7 @@ class Model:
         stop: Sequence[str] | str = (),
         on_end: Callable[[Run], None] = lambda run: None,
     ) -> Stream:
-        """The stream of an answer to a tokenised prompt; arguments as in `Run` and `answer`."""
+        """Within a call, the stream of an answer to a tokenised prompt; arguments as in `Run` and `answer`."""
         if max_tokens is not None and max_tokens < 1:
             raise UsageError(f"max_tokens is {max_tokens}; it must be 1 or more.")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -207,7 +230,7 @@ class Model:
             stopwatch=stopwatch,
             on_end=on_end,
         )
-        stream = Stream(run, self._pieces(run))
+        stream = Stream(run, self._pieces(run), self.access)
         self._running = weakref.ref(stream)
         return stream
 
@@ -220,7 +243,8 @@ class Model:
             settings: `max_tokens`, `stop` and `honour_special` of `answer`, and the fields of `Sampling`:
                 `temperature`, `top_k`, `top_p`, `min_p`, `seed`.
         """
-        return "".join(self.answer([(question, None)], pictures, **_grouped(settings)))
+        with self.access.call():
+            return "".join(self._answer([(question, None)], pictures, **_grouped(settings)).pieces)
 
     def chat(
         self, question: str, pictures: Sequence[Picture] | Picture | None = None, **settings: Any
@@ -252,9 +276,10 @@ class Model:
 
     def encode(self, pictures: Sequence[Picture] | Picture) -> npt.NDArray[np.float32]:
         """Embeddings [pictures, tokens, hidden]."""
-        self._check_open()
         spec = self.bundle.manifest.vision
-        encoded = self._encoder.encode(as_pictures(pictures), Stopwatch())
+        with self.access.call():
+            self._check_open()
+            encoded = self._encoder.encode(as_pictures(pictures), Stopwatch())
         empty = np.empty((0, spec.num_tokens, spec.hidden_size), dtype=np.float32)
         return np.stack([picture.rows for picture in encoded]) if encoded else empty
 
@@ -269,12 +294,13 @@ class Model:
             PromptError: markers and pictures do not fit together.
             ContextOverflowError: the prompt does not fit in the context.
         """
-        self.end_running()
-        given = as_pictures(pictures)
-        ids = self.tokenize(turns, num_pictures=len(given))
-        self._check_room(ids, 0)
-        rows = iter(self._encoder.encode(given, Stopwatch()))
-        return self._context.all_logits([next(rows) if i == IMAGE_TOKEN_ID else i for i in ids])
+        with self.access.call():
+            self.end_running()
+            given = as_pictures(pictures)
+            ids = self.tokenize(turns, num_pictures=len(given))
+            self._check_room(ids, 0)
+            rows = iter(self._encoder.encode(given, Stopwatch()))
+            return self._context.all_logits([next(rows) if i == IMAGE_TOKEN_ID else i for i in ids])
 
     def _check_open(self) -> None:
         if self._closed:

@@ -17,8 +17,10 @@ import onnxruntime
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.extras import install_line
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
+from .access import freed_with
 from .base import BackendOptions, check_open, check_pixels
 from .registry import TWO_ONNXRUNTIMES
 from .threads import thread_budget
@@ -97,6 +99,7 @@ class OnnxVision:
             self._session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{path}: ONNX Runtime cannot load it ({_first_line(error)}).") from None
+        self._free = freed_with(self, self._session)
         self._check_providers(path, [p if isinstance(p, str) else p[0] for p in providers])
         self._check_shapes(path)
 
@@ -118,6 +121,7 @@ class OnnxVision:
     def close(self) -> None:
         """See `VisionBackend`."""
         self._session = None
+        self._free()
 
     def _providers(self) -> list[Any]:
         return list(PROVIDERS)
@@ -176,12 +180,11 @@ def check_cuda_offered() -> None:
         BackendError: says which package to install, and what to remove first.
     """
     if all(map(_is_distributed, ("onnxruntime", "onnxruntime-gpu"))):
-        raise BackendError(f"{TWO_ONNXRUNTIMES}.")
+        raise BackendError(f"{TWO_ONNXRUNTIMES}: {install_line('gpu')}")
     if CUDA not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. pip uninstall -y onnxruntime "
-            "onnxruntime-gpu && pip install 'tinyllava-edge[gpu]': the two overwrite each other's files. On "
-            "a Jetson see docs/jetson.md."
+            f"the installed onnxruntime {onnxruntime.__version__} has no CUDA. Put the one that has in its "
+            f"place: {install_line('gpu')}"
         )
 
 

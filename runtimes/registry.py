@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import MissingExtraError, UsageError
-from tinyllava_edge.runtimes.trt.binding import INSTALL
+from tinyllava_edge.extras import install_line
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -27,7 +27,6 @@ class Entry:
         reads_checkpoint: whether it computes from the checkpoint, and not from the bundle's files.
         needs_gpu: whether it computes on a CUDA GPU.
         has_run: whether it was ever run on its hardware; where not, it is called "built, not run".
-        install: what to do where the package is missing, if it is more than our extra.
     """
 
     target: str
@@ -36,7 +35,6 @@ class Entry:
     reads_checkpoint: bool = False
     needs_gpu: bool = False
     has_run: bool = True
-    install: str = ""
 
     @property
     def is_installed(self) -> bool:
@@ -46,15 +44,14 @@ class Entry:
     @property
     def install_line(self) -> str:
         """The command that installs the package."""
-        return self.install or f"pip install 'tinyllava-edge[{self.extra}]'"
+        return install_line(self.extra)
 
 
 _untried = partial(Entry, needs_gpu=True, has_run=False)
-_GPU_INSTALL = "pip install 'tinyllava-edge[gpu]'; on a Jetson: see docs/jetson.md"
 VISION_BACKENDS = {
-    "tensorrt": _untried("trt.vision:open_vision", "tensorrt", "tensorrt", install=INSTALL["tensorrt"]),
+    "tensorrt": _untried("trt.vision:open_vision", "tensorrt", "tensorrt"),
     "tensorrt-rtx": _untried("trt.vision:open_vision_rtx", "tensorrt_rtx", "tensorrt-rtx"),
-    "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu", install=_GPU_INSTALL),
+    "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu"),
     "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort"),
     "torch": Entry("torch_reference:open_vision", "torch", "torch", reads_checkpoint=True),
     "scripted": Entry("scripted:open_vision"),
@@ -75,8 +72,7 @@ RUNTIMES = {
 }
 DEFAULT_RUNTIME = "onnxruntime+llamacpp"
 TWO_ONNXRUNTIMES = (
-    "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one: "
-    "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one"
 )
 # Where nothing was built for a GPU (`auto.py`); scripted answers without looking.
 AUTO_ORDER = (DEFAULT_RUNTIME, "torch")

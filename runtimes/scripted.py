@@ -33,7 +33,8 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "ScriptedLanguage"
     if options.language is not None:
         bundle.variant("language", options.language)
     manifest = bundle.manifest
-    tokenizer = TextTokenizer(bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8"), bos_id=None)
+    tokenizer_json = bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
+    tokenizer = TextTokenizer(tokenizer_json, bos_id=None, checked=True)
     return ScriptedLanguage(
         tokenizer.encode_text(DEFAULT_ANSWER),
         stop_id=manifest.prompt.stop_ids[0],

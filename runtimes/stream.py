@@ -1,11 +1,14 @@
 """An answer while it is made: what its loop works on, and what the caller holds of it."""
 
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from tinyllava_edge.errors import BackendError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.sampling import Sampler
 
+from .access import Access
 from .answer_text import AnswerText
 from .context import Element
 from .timings import Finish, Stopwatch, Timings
@@ -41,18 +44,44 @@ class Run:
 
 
 class Stream(Iterator[str]):
-    """Pieces of an answer's text, each computed when it is asked for; closed when it is dropped."""
+    """Pieces of an answer's text, each computed when it is asked for; closed when it is dropped.
 
-    def __init__(self, run: Run, pieces: Generator[str, None, None]) -> None:
+    Attributes:
+        pieces: what computes them, for whoever is within a call already.
+
+    Raises:
+        BackendError: for the next piece, where another thread's question ended the answer: what was read is
+            not all of it.
+    """
+
+    def __init__(self, run: Run, pieces: Generator[str, None, None], access: Access) -> None:
         self._run = run
-        self._pieces = pieces  # no cycle: `pieces` knows the run, not this stream, so dropping closes it
+        self.pieces = pieces  # no cycle: `pieces` knows the run, not this stream, so dropping closes it
+        self._access = access
+        self._reader = threading.get_ident()
+        self._is_cut = False
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        with self._access.call():
+            self._reader = threading.get_ident()
+            if self._is_cut:
+                raise BackendError(
+                    "another thread asked the model something, which ended this answer. Read answers with "
+                    "Model.ask, which waits its turn, or hold a lock from each question to its last piece."
+                )
+            return next(self.pieces)
 
     def close(self) -> None:
         """End the answer here; calling it twice is harmless."""
-        self._pieces.close()
+        if self._access.is_here:
+            with self._access.call():
+                self.pieces.close()
+
+    def end_for_another(self) -> None:
+        """End the answer for the next question, within its call; a reader in another thread is told."""
+        is_read_elsewhere = self._reader != threading.get_ident()
+        self._is_cut = is_read_elsewhere and self.pieces.gi_frame is not None
+        self.pieces.close()
 
     @property
     def text(self) -> str:

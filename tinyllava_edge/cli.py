@@ -135,10 +135,11 @@ def main() -> None:
         package = (error.name or "").split(".")[0]
         if package not in EXTRAS:
             raise
+        from tinyllava_edge.extras import install_line
+
         _fail(
             MissingExtraError(
-                f"this command needs {package}, which is not installed: "
-                f"pip install 'tinyllava-edge[{EXTRAS[package]}]'"
+                f"this command needs {package}, which is not installed: {install_line(EXTRAS[package])}"
             )
         )
     except TinyLlavaEdgeError as error:

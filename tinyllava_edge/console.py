@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-# C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and halves
-# of surrogate pairs, which are no text.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and half
+# surrogate pairs, which no encoding has.
+_OBEYED = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    r"""A text of a file or a user as a terminal may have it: control characters are written out, as `\x1b`."""
+    r"""Text of a file or a user for a terminal: what it would obey is written out, as `\x1b`."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
@@ -48,9 +48,7 @@ def progress() -> Progress:
 def print_json(value: Any) -> None:
     """Print one line of JSON on stdout, for programs."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    sys.stdout.write(
-        text.encode(errors="backslashreplace").decode() + "\n"
-    )  # JSON's own word for such a half
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     sys.stdout.flush()
 
 

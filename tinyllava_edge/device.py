@@ -7,6 +7,7 @@ What cannot be found is None, never guessed. Jetson files: docs/sources/tensorrt
 import os
 import platform
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +102,21 @@ def read_machine(root: Path = Path("/")) -> Machine:
         cpu=read_cpu(root),
         memory=_read_memory(root),
         gpus=_nvidia_gpus(),
-        jetson=_read_jetson(root),
+        jetson=read_jetson(root),
     )
 
 
 def has_nvidia_gpu(root: Path = Path("/")) -> bool:
     """Whether the kernel shows an NVIDIA GPU; says nothing of the libraries that are needed to use it."""
-    return any((root / "dev" / name).exists() for name in ("nvidiactl", "nvhost-gpu", "nvgpu/igpu0"))
+    places = (
+        "dev/nvidiactl",
+        "dev/nvhost-gpu",
+        "dev/nvgpu/igpu0",
+        "usr/lib/wsl/lib/libcuda.so.1",
+    )  # WSL2: last
+    if os.name == "nt":
+        return shutil.which("nvidia-smi") is not None
+    return any((root / place).exists() for place in places)
 
 
 def read_driver(root: Path = Path("/")) -> str | None:
@@ -178,7 +187,7 @@ def _read_memory(root: Path) -> Memory | None:
     return Memory(total_bytes=total_bytes, available_bytes=available_bytes)
 
 
-def _read_jetson(root: Path) -> Jetson | None:
+def read_jetson(root: Path = Path("/")) -> Jetson | None:
     """A Jetson's board, or None; a container may hide all of these files."""
     compatible = _read(root / "proc/device-tree/compatible")
     release = _read(root / "etc/nv_tegra_release")

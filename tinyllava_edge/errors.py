@@ -4,6 +4,9 @@ Every message says what was expected, what was found, where, and what to do. `as
 invariants only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MAX_MESSAGE = 3000  # characters: what a file says can be a megabyte, and what to do stands behind it
 
 
@@ -41,6 +44,18 @@ class ContextOverflowError(PromptError):
 
 class DataError(TinyLlavaEdgeError):
     """Training or evaluation data are wrong."""
+
+
+class RecordError(DataError):
+    """One record of the data is bad; the others are not.
+
+    Attributes:
+        kind: what is counted together, as "damaged picture".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ExportError(TinyLlavaEdgeError):
@@ -119,9 +134,39 @@ class OutputExistsError(TinyLlavaEdgeError):
     """An output is there already, and `--force` was not given, or it is not this program's."""
 
 
+class OutputBusyError(TinyLlavaEdgeError):
+    """Another process is writing that output."""
+
+
+class ResumeError(TinyLlavaEdgeError):
+    """What a run left cannot be gone on with: it is complete, damaged, or of other inputs."""
+
+
 class DiskFullError(TinyLlavaEdgeError, OSError):
     """An output does not fit on its disk; an OSError for whoever can do without what was not written."""
 
 
+class OutputError(TinyLlavaEdgeError, OSError):
+    """The system cannot write an output, for another reason than a full disk."""
+
+
+class FileError(TinyLlavaEdgeError):
+    """A file that a user names cannot be read: it is not there, is none, or is over the limits."""
+
+
 class UsageError(TinyLlavaEdgeError):
     """Options that do not fit together."""
+
+
+@contextmanager
+def guarded(where: object, error: type[TinyLlavaEdgeError]) -> Iterator[None]:
+    """Whatever goes wrong inside, a panic of Rust included, is one line of this type; Ctrl-C passes."""
+    try:
+        yield
+    except TinyLlavaEdgeError:
+        raise
+    except BaseException as fault:  # pyo3's PanicException is no Exception
+        if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(fault).split())[:200] or type(fault).__name__
+        raise error(f"{where} cannot be read ({reason}). Copy it again.") from None

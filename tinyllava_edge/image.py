@@ -182,6 +182,16 @@ def _on_white(image: Image.Image, bits: int) -> Image.Image:
     return sheet.convert("RGB")
 
 
+def check_size(image: Image.Image, how: Preprocessing) -> None:
+    """Refuse what `preprocess` will, without its work.
+
+    Raises:
+        ImageError: as `preprocess`.
+    """
+    if how.aspect != "pad":
+        _resized_size(image, how)
+
+
 def preprocess(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.float32]:
     """Turn an RGB picture into pixels [3, image_size, image_size] float32.
 

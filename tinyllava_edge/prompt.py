@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
-from tinyllava_edge.errors import PromptError, UsageError
+from tinyllava_edge.errors import PromptError, UsageError, guarded
+from tinyllava_edge.tokenizer_file import open_tokenizer
 
+_FILE = "tokenizer.json"
 Turn = tuple[str, str | None]  # question, answer (None: not answered yet)
 
 _SYSTEM = (
@@ -133,40 +135,21 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
     return placed
 
 
-def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
-    """The tokenizer that upstream has of a `tokenizer.json`: a text's ids are all of its own ids, each time.
-
-    The file's truncation and padding are the tokenizers library's, transformers ignores both; dropout of
-    merges is for training.
-
-    Raises:
-        PromptError: it is damaged.
-    """
-    try:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise PromptError(f"tokenizer.json cannot be read ({error}).") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if getattr(tokenizer.model, "dropout", None) is not None:
-        tokenizer.model.dropout = None
-    return tokenizer
-
-
 class TextTokenizer:
     """Token ids of prompts, and text of generated ids.
 
     Args:
         tokenizer_json: content of a `tokenizer.json`.
         bos_id: id that starts every prompt, or None.
+        checked: it is a bundle's, which was checked when the bundle was opened.
 
     Raises:
         PromptError: `tokenizer_json` is damaged.
     """
 
-    def __init__(self, tokenizer_json: str, *, bos_id: int | None) -> None:
+    def __init__(self, tokenizer_json: str, *, bos_id: int | None, checked: bool = False) -> None:
         self.bos_id = bos_id
-        self._exact = parse_tokenizer(tokenizer_json)
+        self._exact = open_tokenizer(tokenizer_json, _FILE, PromptError, checked=checked)
         self._json = tokenizer_json
         self._plain: dict[str, tuple[Tokenizer, dict[int, int], str]] = {}
 
@@ -189,12 +172,13 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
-        ids = list(self._exact.encode(text, add_special_tokens=False).ids)
+        ids = _encode(self._exact, text)
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, special tokens left out."""
-        return str(self._exact.decode(list(ids), skip_special_tokens=True))
+        with guarded(_FILE, PromptError):
+            return str(self._exact.decode(list(ids), skip_special_tokens=True))
 
     def token_id(self, token: str) -> int | None:
         """Id of one token's exact string, or None."""
@@ -206,11 +190,7 @@ class TextTokenizer:
         for index, piece in enumerate(prompt.split(IMAGE_MARKER)):
             if index:
                 ids.append(IMAGE_TOKEN_ID)
-            try:
-                encoded = tokenizer.encode(piece, add_special_tokens=False).ids
-            except TypeError:  # a lone surrogate, as bytes of a command line that are no UTF-8 become
-                raise PromptError("the text holds a character that is not valid Unicode.") from None
-            ids.extend(to_original.get(token, token) for token in encoded)
+            ids.extend(to_original.get(token, token) for token in _encode(tokenizer, piece))
         return ids
 
     def _plain_tokenizer(self, end: str) -> tuple[Tokenizer, dict[int, int], str]:
@@ -229,13 +209,21 @@ class TextTokenizer:
                 elif token["special"]:
                     token["content"] = _private_text()
                 originals[token["content"]] = token["id"]
-            tokenizer = parse_tokenizer(json.dumps(data))
+            tokenizer = open_tokenizer(json.dumps(data), _FILE, PromptError, checked=True)
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             # An end that is no token of this vocabulary is text for everybody.
             stand_in = private_end if private_end in originals else end
             self._plain[end] = (tokenizer, to_original, stand_in)
         return self._plain[end]
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    with guarded(_FILE, PromptError):
+        try:
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        except TypeError:  # a lone surrogate, as bytes of a command line that are no UTF-8 become
+            raise PromptError("the text holds a character that is not valid Unicode.") from None
 
 
 def _private_text() -> str:

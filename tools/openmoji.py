@@ -20,7 +20,7 @@ from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
-from tinyllava_edge.train.data import check_pictures, read_records
+from tinyllava_edge.train.data import read_list
 
 _ARTIST = "openmoji"
 _RECORD = "pictures.json"
@@ -67,7 +67,9 @@ def compare_pictures(names: Sequence[str], made: Path, given: Path) -> dict[str,
     Raises:
         DataError: pictures are missing in `given`; the message lists them.
     """
-    check_pictures(names, given)
+    missing = [name for name in names if not (given / name).is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} pictures are missing in {given}, first {missing[0]}.")
     differences = [_difference(made / name, given / name) for name in names]
     return {
         "pictures": len(names),
@@ -114,7 +116,8 @@ def main(
 ) -> None:
     """Draw the OpenMoji pictures that questions name; print one line of JSON."""
     check_output(out, force=force, mark=pictures_mark, sources=(*questions, compare))
-    names = list(dict.fromkeys(str(record["image"]) for path in questions for record in read_records(path)))
+    records = [record for path in questions for record in read_list(path)]
+    names = list(dict.fromkeys(str(record["image"]) for record in records if isinstance(record, dict)))
     write_pictures(names, out, force=force)
     print_json({"pictures": len(names)} if compare is None else compare_pictures(names, out, compare))
 

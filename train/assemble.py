@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import output_directory, write_json
-from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
 from tinyllava_edge.checkpoint.values import whole_number
@@ -45,11 +45,7 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
         UnsupportedModelError: a part is not supported.
     """
     with output_directory(out, force=True, mark=checkpoint_mark) as directory:
-        write_json(directory / "config.json", _config(tower, connector, language_model))
-        write_json(directory / SIDECAR_FILE, {"recipe": "assembled", "data_sha256": ""})
-        copy_tokenizer(language_model, directory)
-        if (tower / PROCESSOR_FILE).exists():
-            shutil.copyfile(tower / PROCESSOR_FILE, directory / PROCESSOR_FILE)
+        describe(directory, tower=tower, connector=connector, language_model=language_model)
         config = Checkpoint(directory).config
         tied = config.language.tie_word_embeddings
         state = {
@@ -68,6 +64,15 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
         for name, parameter in module.named_parameters():
             state[f"connector._connector.{name}"] = parameter.detach()
         save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
+
+
+def describe(directory: Path, *, tower: Path, connector: str, language_model: Path) -> None:
+    """Write all of the checkpoint but its weights; see `assemble`."""
+    write_json(directory / "config.json", _config(tower, connector, language_model))
+    write_json(directory / SIDECAR_FILE, {"recipe": ASSEMBLED, "data_sha256": ""})
+    copy_tokenizer(language_model, directory)
+    if (tower / PROCESSOR_FILE).exists():
+        shutil.copyfile(tower / PROCESSOR_FILE, directory / PROCESSOR_FILE)
 
 
 def _config(tower: Path, connector: str, language_model: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from tinyllava_edge.atomic_files import check_apart, pictures_read
 from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.record_check import print_report
 
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
 from .run import check_run, parts_directory
@@ -19,7 +20,7 @@ _LORA = LoraOptions()
 
 
 def train(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Directory of the new checkpoint.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Directory of the new checkpoint.")] = None,
     data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
     images: Annotated[
         Path | None,
@@ -55,6 +56,12 @@ def train(
     save_adapter: Annotated[
         bool, typer.Option("--save-adapter", help="Keep the LoRA update by itself too, in adapter/.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Look at every record and picture, and train nothing.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave bad records out, and say how many of what.")
+    ] = False,
     save_every: Annotated[int, typer.Option(help="Steps between two snapshots; 0 takes none.")] = 100,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
@@ -80,8 +87,10 @@ def train(
             "give --data my.json and either --from CHECKPOINT (a directory, nano or a hub's owner/name) or "
             "--tower DIR --llm DIR."
         )
+    if out is None and not check:
+        raise UsageError("give -o DIR, the directory of the new checkpoint; --check alone needs none.")
     parts = None if tower is None or llm is None else Parts(tower=tower, connector=connector, llm=llm)
-    start = parts_directory(out)
+    start = parts_directory(out or Path())
     if source is not None:
         start = fetch_checkpoint(source, allow_pickle=allow_pickle).path
         sources = fetch_sources(sources, start)
@@ -104,6 +113,12 @@ def train(
         sources=sources,
         allow_pickle=allow_pickle,
     )
+    if out is None or check:
+        from .check import check_data
+
+        report = check_data(options)
+        print_report(report, as_json=json)
+        raise typer.Exit(int(bool(report.bad)))
     check_apart(out, (pictures_read(images, data),))
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
@@ -116,7 +131,7 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    outcome = asdict(finetune(out, options, resume=resume, force=force))
+    outcome = asdict(finetune(out, options, resume=resume, force=force, skip_bad=skip_bad))
     if json:
         print_json({"checkpoint": str(out), **outcome})
     else:

@@ -1,6 +1,7 @@
 """Train a checkpoint on the user's own conversations, and write it as a checkpoint that `export` reads."""
 
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -12,24 +13,35 @@ import torch
 from accelerate import Accelerator
 
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
-from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import DataError, UsageError
-from tinyllava_edge.model.assets import Assets, read_assets
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava, load_model
-from tinyllava_edge.prompt import template_named
+from tinyllava_edge.record_check import BadRecord, say_kinds
 
 from .assemble import assemble
+from .check import Looker, check_command, known_report
 from .curve import write_curve
-from .data import Conversation, PictureReader, read_conversations, read_lines
+from .data import read_lines
 from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
-from .options import PRETRAIN, FinetuneOptions
-from .run import LOG_FILE, check_run, is_finished, open_run, remove_work, truncate_log
-from .samples import Samples
+from .options import FinetuneOptions
+from .records import Data, LeftOut, data_sha256, open_records, read_data, refuse_bad
+from .run import (
+    LEFT_OUT_FILE,
+    LOG_FILE,
+    check_run,
+    held_run,
+    open_run,
+    read_sidecar,
+    remove_work,
+    truncate_log,
+    work_directory,
+)
+from .samples import Samples, open_samples
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
 
@@ -45,9 +57,12 @@ class Outcome:
     first_loss: float
     last_loss: float
     seconds: float
+    left_out: dict[str, int]  # records by kind of what is wrong with them
 
 
-def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force: bool = False) -> Outcome:
+def finetune(
+    out: Path, options: FinetuneOptions, *, resume: bool = False, force: bool = False, skip_bad: bool = False
+) -> Outcome:
     """Train, and write the checkpoint; nothing is at `out` before all of it is.
 
     While it runs, log and snapshots are in `OUT.work`. On one machine with one number of threads, a resumed
@@ -58,24 +73,23 @@ def finetune(out: Path, options: FinetuneOptions, *, resume: bool = False, force
         options: what to train, on what, and how.
         resume: go on from the newest whole snapshot of an interrupted run, where there is one.
         force: replace an existing output, and without `resume` an unfinished run.
+        skip_bad: leave bad records out, known ones before the first step, others when they are met.
 
     Raises:
         OutputExistsError: an output or an unfinished run is in the way.
         CheckpointError: the source is damaged or not supported.
         DataError: the data are malformed, pictures are missing, or the training diverged.
-        UsageError: the unfinished run is of other options or data, or `out` touches what is read.
+        RecordError: a bad record was met; a snapshot was taken before it.
+        UsageError: the unfinished run is of other options or data, another process goes on with it, or `out`
+            touches what is read.
         DiskFullError: there is no room for the checkpoint or a snapshot.
     """
     check_run(out, resume=resume, force=force, sources=options.paths_read)
-    conversations = read_conversations(options.data, options.images)
-    blind = [conversation.id for conversation in conversations if conversation.picture is None]
-    if blind and options.template == PRETRAIN:
-        raise DataError(
-            f"{options.data}: {len(blind)} records have no picture, first {blind[0]}. --template pretrain "
-            "learns captions: leave these out."
-        )
-    with _source_in_place(options):
-        return _finetune(out, options, conversations, resume=resume, force=force)
+    data = read_data(options)
+    if not skip_bad:
+        refuse_bad(data.bad(), data, _left_out_before(out, resume=resume))
+    with held_run(out), _source_in_place(options):
+        return _finetune(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
 
 
 @contextmanager
@@ -101,10 +115,11 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
 def _finetune(
     out: Path,
     options: FinetuneOptions,
-    conversations: Sequence[Conversation],
+    data: Data,
     *,
     resume: bool,
     force: bool,
+    skip_bad: bool,
 ) -> Outcome:
     source = Checkpoint(
         options.source,
@@ -113,41 +128,73 @@ def _finetune(
         allow_pickle=options.allow_pickle,
     )
     facts = _facts(options, source)
-    if resume and is_finished(out, facts):
+    if resume and _is_finished(out, facts, data):
         remove_work(out)
-        return _outcome(out / LOG_FILE, read_lines(out / LOG_FILE)[-1]["step"])
+        return _outcome(out, read_lines(out / LOG_FILE)[-1]["step"])
+    samples = open_samples(source, options)
+    bad = _known_bad(out, options, data, samples, resume=resume, skip_bad=skip_bad)
     model = load_model(source)
-    assets = read_assets(source)
     accelerator = Accelerator(mixed_precision=_precision(options))
     model.to(accelerator.device)
     torch.manual_seed(options.seed)
     adapted = _choose_trained(model, options)
-    samples = Samples(
-        conversations=conversations,
-        tokenizer=assets.text_tokenizer(),
-        template=template_named(options.template or model.config.template),
-        reader=PictureReader(assets.preprocessing),
-        batch_size=options.batch_size,
-        limit=model.config.tokenizer_max_length,
-        num_tokens=_count_picture_tokens(model, assets),
-        seed=options.seed,
-    )
     work = open_run(out, facts, resume=resume, force=force)
+    samples.conversations, samples.left_out = open_records(work, data, bad, Looker(samples), skip=skip_bad)
+    left_out = samples.left_out
+    if left_out.counts:
+        note(f"left out from the start: {say_kinds(left_out.counts)}")
     note(f"log and snapshots while it runs: {work}")
     stored = stored_dtype(source)
     needed = sum(parameter.numel() for parameter in model.parameters()) * stored.itemsize
     check_space(out, needed)
     with full_disk_named(work):
+        first = samples.batch(0) if adapted is not None else None
         resumed_at = _optimise(model, samples, options, accelerator, work)
     merge_error = None
     with output_directory(out, force=force, mark=checkpoint_mark, needed=needed) as directory:
-        if adapted is not None:
+        if adapted is not None and first is not None:
             if options.save_adapter:
                 save_adapter(adapted, directory / ADAPTER_FOLDER)
-            merge_error = merge_lora(model, adapted, samples.batch(0))
-        _write(model, directory, source, {**facts, "merge_error": merge_error}, work / LOG_FILE)
+            merge_error = merge_lora(model, adapted, first)
+        facts |= {
+            "data": options.data.name,
+            "data_sha256": data_sha256(data.hashes, left_out.hashes),
+            "left_out": left_out.records,
+            "merge_error": merge_error,
+        }
+        _write(model, directory, source, facts, work / LOG_FILE)
     shutil.rmtree(work)
-    return _outcome(out / LOG_FILE, resumed_at)
+    if left_out.counts:
+        note(f"left out: {say_kinds(left_out.counts)} of {len(data.records)} records")
+    return _outcome(out, resumed_at)
+
+
+def _left_out_before(out: Path, *, resume: bool) -> set[str]:
+    return LeftOut(work_directory(out) / LEFT_OUT_FILE).hashes if resume else set()
+
+
+def _known_bad(
+    out: Path, options: FinetuneOptions, data: Data, samples: Samples, *, resume: bool, skip_bad: bool
+) -> Sequence[BadRecord]:
+    """What is bad as far as is known: all of it where the data were checked.
+
+    Raises:
+        DataError: something is, and is not to be left out.
+    """
+    report = known_report(data, samples)
+    bad = data.bad() if report is None else report.bad
+    if report is None:
+        note(f"the data were not checked, and a bad record ends the run. To check: {check_command(options)}")
+    if not skip_bad:
+        refuse_bad(bad, data, _left_out_before(out, resume=resume))
+        return []
+    return bad
+
+
+def _is_finished(out: Path, facts: dict[str, Any], data: Data) -> bool:
+    sidecar = read_sidecar(out, facts)
+    without = {record["sha256"] for record in sidecar.get("left_out", ())}
+    return bool(sidecar) and sidecar.get("data_sha256") == data_sha256(data.hashes, without)
 
 
 def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
@@ -162,8 +209,6 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         "lora": asdict(options.lora) if options.recipe == "lora" else None,
         "seed": options.seed,
         "mixed_precision": _precision(options),
-        "data": options.data.name,
-        "data_sha256": sha256_of_file(options.data),
         "source": _source_name(options),
         "source_sha256": source.sha256,
     }
@@ -196,12 +241,6 @@ def _choose_trained(model: TinyLlava, options: FinetuneOptions) -> Any:
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"nothing to train: {', '.join(options.tune)} has no weights in this checkpoint.")
     return adapted
-
-
-@torch.no_grad()
-def _count_picture_tokens(model: TinyLlava, assets: Assets) -> int:
-    size = assets.preprocessing.image_size
-    return model.encode(torch.zeros(1, 3, size, size, device=next(model.parameters()).device)).shape[1]
 
 
 def _optimise(
@@ -248,12 +287,14 @@ def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[st
         fsync(path)
 
 
-def _outcome(log: Path, resumed_at: int) -> Outcome:
-    lines = read_lines(log)
+def _outcome(out: Path, resumed_at: int) -> Outcome:
+    lines = read_lines(out / LOG_FILE)
+    left_out = read_json_object(out / SIDECAR_FILE)["left_out"]
     return Outcome(
         steps=lines[-1]["step"],
         resumed_at=resumed_at,
         first_loss=lines[0]["loss"],
         last_loss=lines[-1]["loss"],
         seconds=lines[-1]["seconds"],
+        left_out=dict(Counter(record["kind"] for record in left_out)),
     )

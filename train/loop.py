@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL
 from tinyllava_edge.console import progress
-from tinyllava_edge.errors import DataError
+from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.model.vlm import TinyLlava
 
 from .data import Batch, splice_labels
@@ -62,6 +62,7 @@ def optimise(
 
     Raises:
         DataError: a loss is not finite.
+        RecordError: from `losses`; a snapshot has been taken.
     """
     warmup = int(num_steps * warmup_ratio)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, num_steps)
@@ -70,23 +71,30 @@ def optimise(
     started = time.monotonic()
     with progress() as bar:
         task = bar.add_task(name, total=num_steps, completed=done)
-        for step, compute in enumerate(losses, start=done + 1):
-            # On a CPU the fused attention's backward pass takes longer than all matrix products together.
-            with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
-                loss = compute()
-            accelerator.backward(loss)
-            torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise DataError(f"{name}: the loss of step {step} is not finite. Lower the learning rate.")
-            bar.advance(task)
-            seconds = round(log.seconds_before + time.monotonic() - started, 1)
-            rate = max(schedule.get_last_lr())
-            log.write(stage=name, step=step, loss=value, learning_rate=rate, seconds=seconds)
-            log.snapshots.save_if_due(step, [optimizer], [schedule])
+        step = done
+        try:
+            for step, compute in enumerate(losses, start=done + 1):
+                # On a CPU the fused attention's backward pass takes longer than all matrix products together.
+                with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH):
+                    loss = compute()
+                accelerator.backward(loss)
+                torch.nn.utils.clip_grad_norm_(parameters, gradient_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad(set_to_none=True)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise DataError(
+                        f"{name}: the loss of step {step} is not finite. Lower the learning rate."
+                    )
+                bar.advance(task)
+                seconds = round(log.seconds_before + time.monotonic() - started, 1)
+                rate = max(schedule.get_last_lr())
+                log.write(stage=name, step=step, loss=value, learning_rate=rate, seconds=seconds)
+                log.snapshots.save_if_due(step, [optimizer], [schedule])
+        except RecordError:
+            log.snapshots.save(step, [optimizer], [schedule])
+            raise
 
 
 def conversation_loss(model: TinyLlava, batch: Batch) -> torch.Tensor:

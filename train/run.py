@@ -1,28 +1,33 @@
 """A run's working directory `OUT.work` beside its output: what is asked for, the log, the snapshots.
 
-It is there from the first step until the output is. A run is the same run when its facts are: options and
-hashes of data and source, not paths.
+It is there from the first step until the output is, locked by the process that works on it. A run is the same
+run when its facts are, options and the source's hash, not paths, and its data (`records`).
 """
 
-import glob
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.atomic_files import check_apart, check_output, write_json
-from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
+from tinyllava_edge.work_places import LOCK_FILE, clear_dead, held, is_unused
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
+RECORDS_FILE, LEFT_OUT_FILE = "records.jsonl", "left_out.jsonl"
 # Of a run's directory, with what a killed process leaves.
-_OF_A_RUN = re.compile(r"run\.json|training_log\.(jsonl|new)|\.run\.\w+\.json|(\.?step-\d{8}(\.tmp-\w+)?)")
+_OF_A_RUN = re.compile(
+    rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
+    r"|\.(records|left_out)\.[\w-]+\.jsonl|(\.?step-\d{8}(\.tmp-\w+)?)"
+)
 
 
 def work_directory(out: Path) -> Path:
@@ -50,7 +55,7 @@ def check_run(out: Path, *, resume: bool, force: bool, sources: Iterable[Path | 
     if resume:
         return  # an output may be this very run's; `open_run` sees
     check_checkpoint(out, force=force)
-    if work.exists() and not (force and _is_run(work)):
+    if not is_unused(work) and not (force and _is_run(work)):
         begin_anew = "--force to begin anew" if _is_run(work) else "remove it to begin anew"
         raise OutputExistsError(
             f"{work}: an unfinished run. Give --resume to go on with it, or {begin_anew}."
@@ -68,9 +73,10 @@ def check_checkpoint(out: Path, *, force: bool) -> None:
     check_output(out, force=force, mark=mark)
 
 
-def is_finished(out: Path, facts: Mapping[str, Any]) -> bool:
-    """Whether `out` is the output of the run with these facts."""
-    return _read(out / SIDECAR_FILE).items() >= facts.items()
+def read_sidecar(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The sidecar of `out`, if that is the output of a run with these facts; else nothing."""
+    sidecar = _read(out / SIDECAR_FILE)
+    return sidecar if sidecar.items() >= facts.items() else {}
 
 
 def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) -> Path:
@@ -85,8 +91,10 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
     else:
         check_run(out, resume=False, force=force)
     work = work_directory(out)
-    if work.exists() and not resume:
-        shutil.rmtree(work)
+    if not resume and not is_unused(work):
+        for path in work.iterdir():
+            if path.name != LOCK_FILE:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     found = _read(work / RUN_FILE)
     for name, value in facts.items():
         if found and found.get(name) != value:
@@ -96,11 +104,25 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
             )
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / RUN_FILE, dict(facts))
-    names = [os.path.basename(os.path.abspath(out)), parts_directory(out).name]
-    for folder, name in (*((work.parent, glob.escape(name)) for name in names), (work, "step-*")):
-        for left in folder.glob(f".{name}.tmp-*"):  # by a process killed while it wrote
-            shutil.rmtree(left)
+    for left in work.glob(".step-*.tmp-*"):  # by a process killed while it wrote; this one is alone here
+        shutil.rmtree(left)
     return work
+
+
+@contextmanager
+def held_run(out: Path) -> Iterator[None]:
+    """Be the only process that works on a run; what a killed one left beside is removed.
+
+    Raises:
+        UsageError: another process does.
+    """
+    with held(work_directory(out)):
+        parts = parts_directory(out)
+        if _read(parts / SIDECAR_FILE).get("recipe") == ASSEMBLED:
+            shutil.rmtree(parts)
+        for name in (os.path.basename(os.path.abspath(out)), parts.name):
+            clear_dead(parts.parent, f".{name}.tmp-")
+        yield
 
 
 def remove_work(out: Path) -> None:
@@ -143,7 +165,8 @@ def _is_run(work: Path) -> bool:
     """Whether all that is in it is a run's, half removed or not; only then is it ours to remove."""
     files = [path.relative_to(work) for path in work.rglob("*") if path.is_symlink() or not path.is_dir()]
     return all(
-        _OF_A_RUN.fullmatch(path.parts[0]) and (len(path.parts) == 1 or path.suffix in (".pt", ".json"))
+        _OF_A_RUN.fullmatch(path.parts[0])
+        and (len(path.parts) == 1 or path.suffix in (".pt", ".json", ".lock"))
         for path in files
     )
 

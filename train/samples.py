@@ -1,29 +1,52 @@
 """The user's conversations as the batches of a run, each a function of seed and step alone."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL
-from tinyllava_edge.errors import DataError
-from tinyllava_edge.prompt import Template, TextTokenizer
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.errors import DataError, PromptError, RecordError
+from tinyllava_edge.model.assets import read_assets
+from tinyllava_edge.model.vlm import TinyLlava
+from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 
-from .data import Batch, Conversation, PictureReader, encode_conversation, splice_labels
+from .data import Batch, Conversation, PictureReader, encode_conversation, sha256_of, splice_labels
+from .options import FinetuneOptions
+from .records import LeftOut
+
+TEXT, NO_ANSWER = "not Unicode", "no answer left"
+
+
+class Encoded(NamedTuple):
+    """A conversation as a model takes it, before it is cut."""
+
+    ids: list[int]
+    labels: list[int]
+    positions: int  # the picture's counted
 
 
 @dataclass(kw_only=True)
 class Samples:
     """Batches in a new random order every epoch; the last one of an epoch may be small.
 
+    A record that is left out is missing in its batch; a batch of such records alone has the next good one of
+    the epoch in their place. So the batches do not depend on when a record turns out to be bad.
+
     Attributes:
+        conversations: by number; None where there is none any more.
         limit: positions that are left of a conversation, its picture's `num_tokens` counted.
         num_tokens: positions of one picture.
         seed: of the order.
+        left_out: numbers of records that are not used.
+        facts: what decides whether a record is bad, as JSON.
     """
 
-    conversations: Sequence[Conversation]
+    conversations: Mapping[int, Conversation | None]
     tokenizer: TextTokenizer
     template: Template
     reader: PictureReader
@@ -31,6 +54,8 @@ class Samples:
     limit: int
     num_tokens: int
     seed: int
+    left_out: LeftOut = field(default_factory=LeftOut)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -41,26 +66,85 @@ class Samples:
         """The batch of a step, counted from 0.
 
         Raises:
-            DataError: no answer is left of any of its conversations.
+            RecordError: a record is bad, and such are not to be left out.
+            DataError: all records are left out.
         """
         epoch, index = divmod(step, self.steps_per_epoch)
-        order = list(range(len(self.conversations)))
+        order = list(self.conversations)
         random.Random(f"{self.seed} {epoch}").shuffle(order)
-        numbers = order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self._encode([self.conversations[number] for number in numbers])
-
-    def _encode(self, chosen: Sequence[Conversation]) -> Batch:
-        encoded = [encode_conversation(self.tokenizer, self.template, c.turns) for c in chosen]
-        left = [splice_labels(ids, labels, self.num_tokens)[: self.limit] for ids, labels in encoded]
-        if all(label == IGNORE_LABEL for labels in left for label in labels):
-            raise DataError(
-                f"conversations {', '.join(c.id for c in chosen)}: no answer within the first {self.limit} "
-                "positions, the tokenizer's maximum length. Shorten the questions, or leave them out."
-            )
-        pictures = [c.picture for c in chosen if c.picture is not None]
-        pixels = self.reader.read(pictures) if pictures else torch.zeros(0)
+        start, end = index * self.batch_size, (index + 1) * self.batch_size
+        chosen = list(self._usable(order[start:end]))
+        if not chosen:
+            chosen = list(islice(self._usable(order[end:] + order[:start]), 1))
+        if not chosen:
+            raise DataError("no record is left to train on: all of them are bad.")
+        pictures = [pixels for _, pixels in chosen if pixels is not None]
         return Batch(
-            ids=[ids for ids, _ in encoded],
-            labels=[labels for _, labels in encoded],
-            pixels=pixels,
+            ids=[encoded.ids for encoded, _ in chosen],
+            labels=[encoded.labels for encoded, _ in chosen],
+            pixels=torch.stack(pictures) if pictures else torch.zeros(0),
         )
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Token ids and labels of a conversation.
+
+        Raises:
+            RecordError: its text is no text, or none of its answers is within the limit.
+        """
+        try:
+            ids, labels = encode_conversation(self.tokenizer, self.template, conversation.turns)
+        except PromptError as error:
+            raise RecordError(TEXT, str(error)) from None
+        spliced = splice_labels(ids, labels, self.num_tokens)
+        if all(label == IGNORE_LABEL for label in spliced[: self.limit]):
+            raise RecordError(
+                NO_ANSWER,
+                f"no answer within the first {self.limit} positions, the tokenizer's maximum length: the "
+                f"conversation has {len(spliced)}. Shorten the question.",
+            )
+        return Encoded(ids, labels, len(spliced))
+
+    def _usable(self, numbers: Iterable[int]) -> Iterator[tuple[Encoded, torch.Tensor | None]]:
+        """Encoded conversations and their pixels, without those that are left out."""
+        for number in numbers:
+            conversation = self.conversations[number]
+            if conversation is None or number in self.left_out:
+                continue
+            try:
+                encoded = self.encode(conversation)
+                picture = conversation.picture
+                pixels = None if picture is None else self.reader.read(picture)
+            except RecordError as fault:
+                self.left_out.meet(number, conversation, fault)
+            else:
+                yield encoded, pixels
+
+
+def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
+    """Samples without conversations yet: what a checkpoint says of them; its weights are not read.
+
+    Raises:
+        CheckpointError: tokenizer or processor files are missing or damaged.
+    """
+    config, assets = source.config, read_assets(source)
+    size = assets.preprocessing.image_size
+    with torch.device("meta"), torch.no_grad():  # a resampler's positions are not the tower's
+        num_tokens = TinyLlava(config).encode(torch.zeros(1, 3, size, size)).shape[1]
+    template = template_named(options.template or config.template)
+    return Samples(
+        conversations={},
+        tokenizer=assets.text_tokenizer(),
+        template=template,
+        reader=PictureReader(assets.preprocessing),
+        batch_size=options.batch_size,
+        limit=config.tokenizer_max_length,
+        num_tokens=num_tokens,
+        seed=options.seed,
+        facts={
+            "template": template.name,
+            "limit": config.tokenizer_max_length,
+            "num_tokens": num_tokens,
+            "tokenizer": [sha256_of(assets.tokenizer.tokenizer_json), assets.bos_id],
+            "preprocessing": asdict(assets.preprocessing),
+        },
+    )

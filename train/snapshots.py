@@ -62,7 +62,13 @@ class Snapshots:
         self, step: int, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]
     ) -> None:
         """Take a snapshot where `step` is a multiple of `every`."""
-        if not self._every or step % self._every:
+        if self._every and step % self._every == 0:
+            self.save(step, optimizers, schedules)
+
+    def save(self, step: int, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]) -> None:
+        """Take a snapshot after a step, where there is none of it yet."""
+        target = self._folder / f"step-{step:08d}"
+        if not step or target.exists():
             return
         state = {
             "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
@@ -70,7 +76,7 @@ class Snapshots:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
         }
-        with output_directory(self._folder / f"step-{step:08d}") as directory:
+        with output_directory(target) as directory:
             torch.save(state, directory / _STATE)
             fsync(directory / _STATE)
             write_json(directory / _SEAL, {"sha256": sha256_of_file(directory / _STATE)})

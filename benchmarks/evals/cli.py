@@ -1,16 +1,15 @@
 """The command `tinyllava-edge eval`."""
 
-import json as json_module
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from tinyllava_edge.atomic_files import check_output, output_file, pictures_read
+from tinyllava_edge.atomic_files import check_apart, pictures_read
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
-from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
@@ -20,12 +19,6 @@ from tinyllava_edge.runtimes.cli_options import (
     ThreadsOption,
 )
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
-
-if TYPE_CHECKING:
-    from tinyllava_edge.benchmarks.bench.worker import Cell
-
-    from .public_sets import PublicSet
-    from .questions import Question
 
 
 def evaluate(
@@ -59,27 +52,50 @@ def evaluate(
         int | None, typer.Option(min=1, help="Most tokens of an answer: 16, and 128 of a benchmark's.")
     ] = None,
     threads: ThreadsOption = None,
-    answers: Annotated[Path | None, typer.Option(help="Write every answer to this JSONL file.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write every answer to this JSONL file, as it comes.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the answers file of a run that ended.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the answers file.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Ask nothing: open every picture, count every prompt, list what is bad."
+        ),
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave what fails out of the score, in the place of wrong.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
 ) -> None:
     """Score short answers by exact match, with the blind score beside; the last line is JSON.
 
-    A benchmark is scored by its own rule, and asked blind only where --blind says so.
+    A benchmark is scored by its own rule, and asked blind only where --blind says so. A question that fails
+    counts as wrong and is named; the exit code is then 1.
     """
     from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
     from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.record_check import print_report
     from tinyllava_edge.runtimes.base import BackendOptions
 
     from . import public_sets, scores
+    from .evaluation import Evaluation, read_asked
 
+    if resume and (answers is None or force):
+        raise UsageError("--resume goes on with the file of --answers, and --force begins it anew: give one.")
     if answers is not None:
         given = None if checkpoint is None else checkpoint_path(checkpoint)
         read = (bundle_path(bundle), questions, pictures_read(images, questions), data, given, sources)
-        check_output(answers, force=force, mark=answers_mark, sources=read)
-        answers.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is known before the work
-    asked, public = _read_questions(questions, images, benchmark, data, limit)
+        check_apart(answers, read)
+    asked = read_asked(questions, images, benchmark, data, limit)
     opened = Bundle.open(bundle_path(bundle))
+    most = max_tokens or (public_sets.MAX_TOKENS if asked.public else scores.MAX_TOKENS)
+    if check:
+        report = asked.looked(opened, most).check()
+        print_report(report, as_json=json)
+        raise typer.Exit(1 if report.bad else 0)
     wish = Wish(
         runtimes=parse_names(runtime),
         vision=parse_names(vision),
@@ -87,134 +103,33 @@ def evaluate(
         checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
         options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
     )
-    cells = plan_cells(named_bundles([opened]), wish)[:-1]
-    ways = (blind,) if blind or public else (False, True)
-    found = _ask(cells, asked, ways, max_tokens or (public_sets.MAX_TOKENS if public else scores.MAX_TOKENS))
-    results = [
-        {
-            "name": cell.name,
-            "runtime": cell.runtime,
-            "vision": cell.options.vision,
-            "language": cell.options.language,
-            **_score(cell, cells[0], asked, found, blind, public),
-        }
-        for cell in cells
-    ]
+    run = Evaluation(
+        asked=asked,
+        bundle=opened,
+        cells=plan_cells(named_bundles([opened]), wish)[:-1],
+        blind=blind,
+        max_tokens=most,
+        skip_bad=skip_bad,
+    )
+    run.ask(answers, resume=resume, force=force)
+    results = run.results()
     summary = {
         **{key: value for key, value in results[0].items() if key != "name"},
         "bundle": str(bundle),
         "manifest_sha256": opened.manifest_sha256,
         "benchmark": benchmark,
         "blind": blind,
-        "images": scores.count_pictures(asked),
+        "images": scores.count_pictures(run.kept),
+        **run.faults(),
         "variants": results,
     }
-    if answers is not None:
-        lines = (json_module.dumps(line, ensure_ascii=False) for line in _answer_lines(asked, found, public))
-        with output_file(answers, force=force, mark=answers_mark) as work:
-            work.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     if not json:
         _print(results, benchmark)
-        intervals = "" if public else "; 95 % intervals over pictures"
-        note(f"{len(asked)} questions about {summary['images']} pictures{intervals}")
+        intervals = "" if asked.public else "; 95 % intervals over pictures"
+        note(f"{len(run.kept)} questions about {summary['images']} pictures{intervals}")
+    run.name_failures()
     print_json(summary)
-
-
-def answers_mark(path: Path) -> str:
-    """Whether every line of a file is an answer that `eval` wrote: see `atomic_files.Mark`."""
-    lines = [json_module.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    ours = all(isinstance(line, dict) and "blind" in line.get("metadata", ()) for line in lines)
-    return "" if ours else "holds other lines than answers of eval"
-
-
-Answers = dict[tuple[str, bool], list[str]]  # by the cell's name, and whether it was blind
-
-
-def _ask(
-    cells: "Sequence[Cell]", asked: "Sequence[Question]", ways: Sequence[bool], max_tokens: int
-) -> Answers:
-    """Ask every cell all the questions in each way, one cell after the other."""
-    from tinyllava_edge.runtimes.model import open_bundle
-
-    from .scores import ask_all
-
-    found: Answers = {}
-    with progress() as bar:
-        task = bar.add_task("eval", total=len(asked) * len(cells) * len(ways))
-        for cell in cells:
-            with open_bundle(cell.bundle, runtime=cell.runtime, **vars(cell.options)) as model:
-                for is_blind in ways:
-                    found[cell.name, is_blind] = ask_all(
-                        model,
-                        asked,
-                        blind=is_blind,
-                        max_tokens=max_tokens,
-                        on_answer=lambda: bar.advance(task),
-                    )
-    return found
-
-
-def _read_questions(
-    questions: Path | None, images: Path | None, benchmark: str | None, data: Path | None, limit: int
-) -> "tuple[list[Question], PublicSet | None]":
-    """What is asked, and the public set that it is of.
-
-    Raises:
-        DataError: a file or picture is missing or of another form.
-        UsageError: both kinds are given, or neither, or half of one.
-    """
-    from .public_sets import read_public_set
-    from .questions import read_questions
-
-    if benchmark and data and not (questions or images):
-        public = read_public_set(benchmark, data, limit)
-        return public.questions, public
-    if questions and images and not (benchmark or data or limit):
-        return read_questions(questions, images), None
-    raise UsageError("give --questions and --images, or --benchmark and --data (and its --limit).")
-
-
-def _score(
-    cell: "Cell",
-    first: "Cell",
-    asked: "Sequence[Question]",
-    found: Answers,
-    blind: bool,
-    public: "PublicSet | None",
-) -> dict[str, Any]:
-    """A cell's figures: the public set's own, or exact match, blind beside it, and against the first cell."""
-    from .scores import summarize
-
-    answers = found[cell.name, blind]
-    if public is not None:
-        amount = {"asked": len(asked), "of": public.num_all, "subset": len(asked) < public.num_all}
-        return {**public.score(answers), **amount}
-    return summarize(
-        asked, answers, found[cell.name, True], None if cell is first else found[first.name, blind]
-    )
-
-
-def _answer_lines(
-    asked: "Sequence[Question]", found: Answers, public: "PublicSet | None"
-) -> Iterator[dict[str, Any]]:
-    """Every answer with the keys of LLaVA's answer files, and what was expected."""
-    from .scores import is_right
-
-    for (name, is_blind), answers in found.items():
-        for index, (question, answer) in enumerate(zip(asked, answers, strict=True)):
-            yield {
-                "question_id": question.id,
-                "prompt": question.text,
-                "text": answer,
-                "answer_id": f"{name}{' blind' if is_blind else ''} {index}",
-                "model_id": name,
-                "metadata": {
-                    "type": question.type,
-                    "expected": question.answer,
-                    "right": None if public else is_right(question, answer),
-                    "blind": is_blind,
-                },
-            }
+    raise typer.Exit(1 if summary["failed"] else 0)
 
 
 def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from .questions import Question, image_in, read_json_lines, unlabelled
 
 SUFFIX = "Answer the question using a single word or phrase."
+ASKED_IN = "llava_pope_test.jsonl"
 SPLITS = ("random", "popular", "adversarial")
 _NO = {"no", "No", "not"}
 _YES = {"yes", "Yes"}
@@ -25,21 +26,22 @@ def read_pope(folder: Path) -> list[Question]:
     labels: dict[tuple[str, str, str], str] = {}
     for split in SPLITS:
         for line in read_json_lines(folder / "coco" / f"coco_pope_{split}.json", ("image", "text", "label")):
-            labels[split, line["image"], line["text"]] = line["label"]
+            labels[split, line["image"], line["text"]] = "no" if line["label"] == "no" else "yes"
     questions = []
-    path = folder / "llava_pope_test.jsonl"
-    for line in read_json_lines(path, ("question_id", "image", "text", "category")):
+    path = folder / ASKED_IN
+    for record, line in enumerate(read_json_lines(path, ("question_id", "image", "text", "category"))):
         asked = line["text"].removesuffix(SUFFIX).strip()
         label = labels.get((line["category"], line["image"], asked))
         if label is None:
             raise unlabelled(path, line["question_id"])
         questions.append(
             Question(
-                id=str(line["question_id"]),
+                id=line["question_id"],
                 image=image_in(folder / "val2014", line["image"], path),
                 text=line["text"],
                 answer=label,
                 type=line["category"],
+                record=record,
             )
         )
     return questions
@@ -51,12 +53,17 @@ def parse_answer(text: str) -> tuple[str, bool]:
     return "no" if words & _NO else "yes", bool(words & (_NO | _YES))
 
 
-def score_pope(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, precision, recall, F1 and share of yes of each split, in per cent; `score` is the mean F1."""
+def score_pope(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[str, Any]:
+    """Accuracy, precision, recall, F1 and share of yes of each split, in per cent; `score` is the mean F1.
+
+    No answer, None, is the wrong one.
+    """
     splits = {}
     for split in dict.fromkeys(question.type for question in questions):
         pairs = [
-            (q.answer, parse_answer(a)) for q, a in zip(questions, answers, strict=True) if q.type == split
+            (q.answer, ("yes" if q.answer == "no" else "no", False) if a is None else parse_answer(a))
+            for q, a in zip(questions, answers, strict=True)
+            if q.type == split
         ]
         splits[split] = _score_split([(label, found) for label, (found, _) in pairs]) | {
             "unparsed": sum(1 for _, (_, parsed) in pairs if not parsed)

@@ -3,14 +3,14 @@
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import UsageError
 
+from . import pope, textvqa
 from .pope import read_pope, score_pope
-from .questions import Question, check_pictures
+from .questions import Question
 from .textvqa import read_textvqa, score_textvqa
 
 PUBLIC_SETS = ("pope", "textvqa")
@@ -22,14 +22,19 @@ class PublicSet:
     """What is asked of a public set.
 
     Attributes:
-        questions: with those about one picture together.
+        name: one of `PUBLIC_SETS`.
+        file: that lists the questions.
+        questions: in its order.
         num_all: questions that the whole set has.
-        score: answers -> `score`, in per cent, and what it is made of.
+        score: positions of questions, and what was answered to each, None where nothing was -> `score`, in
+            per cent, and what it is made of.
     """
 
+    name: str
+    file: Path
     questions: list[Question]
     num_all: int
-    score: Callable[[Sequence[str]], dict[str, Any]]
+    score: Callable[[Sequence[int], Sequence[str | None]], dict[str, Any]]
 
 
 def read_public_set(name: str, folder: Path, limit: int) -> PublicSet:
@@ -41,23 +46,25 @@ def read_public_set(name: str, folder: Path, limit: int) -> PublicSet:
         limit: pictures that are asked about; 0 takes all.
 
     Raises:
-        DataError: a file or picture is missing or of another form.
+        DataError: a file is missing or of another form.
         UsageError: there is no such set.
     """
     if name not in PUBLIC_SETS:
         raise UsageError(f"--benchmark {name!r} is not known. Known: {', '.join(PUBLIC_SETS)}.")
     people: list[tuple[str, ...]] = []
     if name == "pope":
-        asked = read_pope(folder)
+        asked, file = read_pope(folder), folder / pope.ASKED_IN
     else:
-        asked, people = read_textvqa(folder)
+        (asked, people), file = read_textvqa(folder), folder / textvqa.ASKED_IN
     chosen = sampled(asked, limit)
     questions = [asked[index] for index in chosen]
-    check_pictures(questions)
-    score: Callable[[Sequence[str]], dict[str, Any]] = partial(score_pope, questions)
-    if people:
-        score = partial(score_textvqa, [people[index] for index in chosen])
-    return PublicSet(questions=questions, num_all=len(asked), score=score)
+
+    def score(positions: Sequence[int], answers: Sequence[str | None]) -> dict[str, Any]:
+        if people:
+            return score_textvqa([people[chosen[position]] for position in positions], answers)
+        return score_pope([questions[position] for position in positions], answers)
+
+    return PublicSet(name=name, file=file, questions=questions, num_all=len(asked), score=score)
 
 
 def sampled(questions: Sequence[Question], limit: int) -> list[int]:
@@ -66,5 +73,4 @@ def sampled(questions: Sequence[Question], limit: int) -> list[int]:
     if 0 < limit < len(pictures):
         pictures = random.Random(0).sample(pictures, limit)
     kept = set(pictures)
-    order = [index for index, question in enumerate(questions) if str(question.image) in kept]
-    return sorted(order, key=lambda index: str(questions[index].image))  # pictures stay together
+    return [index for index, question in enumerate(questions) if str(question.image) in kept]

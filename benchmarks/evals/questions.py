@@ -4,13 +4,15 @@ Source of the keys: docs/sources/measuring.md#question-files.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
-from tinyllava_edge.errors import DataError
+from tinyllava_edge.errors import DataError, RecordError
+from tinyllava_edge.record_check import OTHER
 
 _LISTED = 5  # missing pictures that an error names
 # What the files of the field call the same thing; POPE's, for one, are of the second kind.
@@ -20,16 +22,46 @@ _TYPE, _ID = ("type", "category"), ("id", "question_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One question, its expected answer, and the picture it is about."""
+    """One question, its expected answer, and the picture it is about.
 
-    id: str
+    Attributes:
+        id: as its file has it, a number or a text.
+        image: of the picture.
+        text: what is asked.
+        answer: the expected one.
+        type: scored by itself.
+        prompt: the text as upstream's answer files repeat it, where that is not `text`.
+        record: place in the file, from 0.
+    """
+
+    id: str | int
     image: Path | None
     text: str
     answer: str
     type: str
+    prompt: str = ""
+    record: int = 0
+
+
+Record = tuple[Question, ...] | RecordError  # of a file: its questions, or why there are none
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
+    """The questions of a file, all of whose records are good and pictures there: see `read_records`.
+
+    Raises:
+        DataError: the file is of another form, or a record is, or pictures are missing; they are listed.
+    """
+    questions: list[Question] = []
+    for index, record in enumerate(read_records(path, images)):
+        if isinstance(record, RecordError):
+            raise DataError(f"{path}: record {index}: {record}")
+        questions += record
+    check_pictures(questions)
+    return questions
+
+
+def read_records(path: Path, images: Path) -> list[Record]:
     """Read a JSON list, or one record a line.
 
     A record is `{image, question, answer, type}`, or a LLaVA record with `conversations`, of which each pair
@@ -41,33 +73,39 @@ def read_questions(path: Path, images: Path) -> list[Question]:
         images: folder that the image paths are relative to.
 
     Raises:
-        DataError: the file is of another form, or pictures are missing; the message lists them.
+        DataError: the file is of another form.
     """
-    records = _read_records(path)
-    if not isinstance(records, list):
-        raise DataError(f"{path}: expected a JSON list of records, found {type(records).__name__}.")
-    if not records:
+    raw = _read_json(path)
+    if not isinstance(raw, list):
+        raise DataError(f"{path}: expected a JSON list of records, found {type(raw).__name__}.")
+    if not raw:
         raise DataError(f"{path}: the list is empty; expected at least one record.")
-    questions = [
-        question
-        for index, record in enumerate(records)
-        for question in _questions(record, f"{path}: record {index}", images)
-    ]
-    check_pictures(questions)
-    return questions
+    records: list[Record] = []
+    for index, record in enumerate(raw):
+        try:
+            records.append(tuple(_questions(record, index, images)))
+        except RecordError as error:
+            records.append(error)
+    return records
 
 
-def check_pictures(questions: Sequence[Question]) -> None:
+def check_pictures(questions: Sequence[Question], *, some: bool = False) -> None:
     """Refuse questions whose pictures are not there.
+
+    Args:
+        questions: what is asked.
+        some: whether one that is there is enough.
 
     Raises:
         DataError: the message has the first of them.
     """
-    missing = sorted({str(q.image) for q in questions if q.image is not None and not q.image.is_file()})
-    if missing:
+    pictures = {str(question.image) for question in questions if question.image is not None}
+    missing = sorted(path for path in pictures if not os.path.isfile(path))
+    if missing and not (some and len(missing) < len(pictures)):
         shown = ", ".join(missing[:_LISTED])
         raise DataError(
-            f"{len(missing)} pictures are missing: {shown}{', ...' if missing[_LISTED:] else ''}."
+            f"{len(missing)} pictures are missing: {shown}{', ...' if missing[_LISTED:] else ''}. Is it the "
+            "right folder?"
         )
 
 
@@ -75,13 +113,14 @@ def read_json_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """Read the objects of a public set's file, one a line.
 
     Raises:
-        DataError: the file cannot be read, a line is no object, or lacks one of `keys`.
+        DataError: the file cannot be read, a line is no object, or lacks the text of one of `keys`.
     """
-    found = _read_records(path)
+    found = _read_json(path)
     records = found if isinstance(found, list) else [found]
     for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or not set(keys) <= set(record):
-            raise DataError(f"{path}: line {number}: expected an object with {', '.join(keys)}.")
+        kinds = {key: (str, int) if key == "question_id" else str for key in keys}
+        if not isinstance(record, dict) or not all(isinstance(record.get(k), t) for k, t in kinds.items()):
+            raise DataError(f"{path}: line {number}: expected an object with {', '.join(keys)} as text.")
     if not records:
         raise DataError(f"{path}: holds no questions.")
     return records
@@ -92,7 +131,7 @@ def unlabelled(path: Path, question_id: Any) -> DataError:
     return DataError(f"{path}: question {question_id} is not in the annotation files beside it.")
 
 
-def _read_records(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -104,7 +143,7 @@ def _read_records(path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         fault = error
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, RecursionError):
         raise DataError(f"{path}: neither JSON nor one record a line ({fault}).") from None
 
@@ -113,36 +152,44 @@ def _first(record: Mapping[str, Any], names: Sequence[str], default: Any = None)
     return next((record[name] for name in names if name in record), default)
 
 
-def _questions(record: Any, where: str, images: Path) -> list[Question]:
+def _questions(record: Any, index: int, images: Path) -> list[Question]:
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: expected an object, found {type(record).__name__}.")
-    if "conversations" in record:
-        pairs = _pairs(record["conversations"], where)
-    else:
-        pairs = [(_first(record, _QUESTION), _first(record, _ANSWER))]
-        if not all(isinstance(text, str) for text in pairs[0]):
-            raise DataError(f"{where}: expected 'conversations', or 'question' and 'answer' as text.")
-    image = None if record.get("image") is None else image_in(images, record["image"], where)
-    return [
-        Question(
-            id=str(_first(record, _ID, where)),
-            image=image,
-            text=question.replace(IMAGE_MARKER, "").strip(),
-            answer=answer,
-            type=str(_first(record, _TYPE, "all")),
+        raise RecordError(OTHER, f"expected an object, found {type(record).__name__}.")
+    is_llava = "conversations" in record
+    pairs = (
+        _pairs(record["conversations"])
+        if is_llava
+        else [(_first(record, _QUESTION), _first(record, _ANSWER))]
+    )
+    if not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise RecordError(OTHER, "expected 'conversations', or 'question' and 'answer' as text.")
+    image = None if record.get("image") is None else _picture(images, record["image"])
+    id_ = _first(record, _ID, index)
+    questions = []
+    for question, answer in pairs:
+        text = question.replace(IMAGE_MARKER, "").strip()
+        questions.append(
+            Question(
+                id=id_ if isinstance(id_, int | str) else str(id_),
+                image=image,
+                text=text,
+                answer=answer,
+                type=str(_first(record, _TYPE, "all")),
+                prompt=(f"{IMAGE_MARKER}\n{text}" if image else text) if is_llava else question,
+                record=index,
+            )
         )
-        for question, answer in pairs
-    ]
+    return questions
 
 
-def _pairs(messages: Any, where: str) -> list[tuple[str, str]]:
+def _pairs(messages: Any) -> list[tuple[Any, Any]]:
     try:
-        texts = {"human": [], "gpt": []}  # type: dict[str, list[str]]
+        texts = {"human": [], "gpt": []}  # type: dict[str, list[Any]]
         for message in messages:
             texts[message["from"]].append(message["value"])
         return list(zip(texts["human"], texts["gpt"], strict=True))
     except (KeyError, TypeError, ValueError):
-        raise DataError(f"{where}: conversations are not pairs of messages from human and gpt.") from None
+        raise RecordError(OTHER, "conversations are not pairs of messages from human and gpt.") from None
 
 
 def image_in(folder: Path, name: Any, where: object) -> Path:
@@ -156,6 +203,13 @@ def image_in(folder: Path, name: Any, where: object) -> Path:
     Raises:
         DataError: the name leaves the folder.
     """
+    try:
+        return _picture(folder, name)
+    except RecordError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
+def _picture(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise DataError(f"{where}: image is {name!r}; expected a path inside {folder}.")
+        raise RecordError(OTHER, f"image is {name!r:.200}; expected a path inside {folder}.")
     return folder / name

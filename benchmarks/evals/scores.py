@@ -57,13 +57,18 @@ def ask_all(
     """
     answers = []
     for question in questions:
-        pictures = []
-        if question.image is not None:
-            picture = open_picture(question.image)
-            pictures = [Image.new("RGB", picture.size, MID_GREY) if blind else picture]
-        answers.append(model.ask(question.text, pictures, max_tokens=max_tokens))
+        answers.append(ask(model, question, blind=blind, max_tokens=max_tokens))
         on_answer()
     return answers
+
+
+def ask(model: Model, question: Question, *, blind: bool = False, max_tokens: int = MAX_TOKENS) -> str:
+    """The answer to one question, as in `ask_all`; without the spaces around it, as upstream's."""
+    pictures = []
+    if question.image is not None:
+        picture = open_picture(question.image)
+        pictures = [Image.new("RGB", picture.size, MID_GREY) if blind else picture]
+    return model.ask(question.text, pictures, max_tokens=max_tokens).strip()
 
 
 def count_pictures(questions: Sequence[Question]) -> int:
@@ -71,16 +76,16 @@ def count_pictures(questions: Sequence[Question]) -> int:
     return len({question.image for question in questions} - {None})
 
 
-def is_right(question: Question, answer: str) -> bool:
-    """Whether an answer is the expected one."""
-    return _folded(answer) == _folded(question.answer)
+def is_right(question: Question, answer: str | None) -> bool:
+    """Whether an answer is the expected one; none is not."""
+    return answer is not None and _folded(answer) == _folded(question.answer)
 
 
-def _folded(text: str) -> str:
-    return text.strip().removesuffix(".").casefold()
+def _folded(text: str | None) -> str | None:
+    return text and text.strip().removesuffix(".").casefold()
 
 
-def score(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Score]:
+def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[str, Score]:
     """Scores of each question type, and of all under the key "all"."""
     right = np.array([is_right(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
     members: dict[str, list[int]] = defaultdict(list)
@@ -90,7 +95,9 @@ def score(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, Sc
     return {name: _score(right[indices], _clusters(questions, indices)) for name, indices in groups.items()}
 
 
-def compare(questions: Sequence[Question], base: Sequence[str], other: Sequence[str]) -> dict[str, Any]:
+def compare(
+    questions: Sequence[Question], base: Sequence[str | None], other: Sequence[str | None]
+) -> dict[str, Any]:
     """How two variants' answers differ: agreement, and the paired difference of their accuracies."""
     pairs = zip(questions, base, other, strict=True)
     difference = np.array([float(is_right(q, b)) - float(is_right(q, a)) for q, a, b in pairs])
@@ -104,13 +111,16 @@ def compare(questions: Sequence[Question], base: Sequence[str], other: Sequence[
 
 
 def summarize(
-    questions: Sequence[Question], answers: Sequence[str], blind: Sequence[str], first: Sequence[str] | None
+    questions: Sequence[Question],
+    answers: Sequence[str | None],
+    blind: Sequence[str | None],
+    first: Sequence[str | None] | None,
 ) -> dict[str, Any]:
     """Scores as they stand in a result: overall, by type, blind beside them, and against another variant.
 
     Args:
         questions: what was asked.
-        answers: what was answered.
+        answers: what was answered; None, where nothing could be, is wrong.
         blind: what was answered without seeing.
         first: answers of the variant that this one is compared with, or None.
     """

@@ -15,6 +15,7 @@ from tinyllava_edge.errors import DataError
 
 from .questions import Question, image_in, read_json_lines, unlabelled
 
+ASKED_IN = "llava_textvqa_val_v051_ocr.jsonl"
 PEOPLE = 10
 _NUMBERS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(max(index - 1, 0)) for index, word in enumerate(_NUMBERS)}
@@ -46,15 +47,17 @@ def read_textvqa(folder: Path) -> tuple[list[Question], list[tuple[str, ...]]]:
     except (KeyError, TypeError, ValueError, AttributeError):
         raise DataError(f"{path}: expected TextVQA's 'data' with image_id, question and answers.") from None
     questions, people = [], []
-    asked_in = folder / "llava_textvqa_val_v051_ocr.jsonl"
-    for line in read_json_lines(asked_in, ("question_id", "image", "text")):
+    asked_in = folder / ASKED_IN
+    for record, line in enumerate(read_json_lines(asked_in, ("question_id", "image", "text"))):
         first_line = line["text"].split("\n")[0].strip()
         answers = said.get((line["question_id"], first_line.lower()))
         if answers is None or len(answers) != PEOPLE:
             raise unlabelled(asked_in, line["question_id"])
         image = image_in(folder / "train_images", line["image"], asked_in)
         questions.append(
-            Question(id=str(line["question_id"]), image=image, text=line["text"], answer="", type="all")
+            Question(
+                id=line["question_id"], image=image, text=line["text"], answer="", type="all", record=record
+            )
         )
         people.append(answers)
     return questions, people
@@ -83,7 +86,7 @@ def answer_score(answer: str, people: Sequence[str]) -> float:
     return sum(min(1.0, count / 3) for count in without_one) / len(others)
 
 
-def score_textvqa(people: Sequence[Sequence[str]], answers: Sequence[str]) -> dict[str, Any]:
-    """`score` is the mean over the questions, in per cent."""
-    scores = [answer_score(a, said) for a, said in zip(answers, people, strict=True)]
+def score_textvqa(people: Sequence[Sequence[str]], answers: Sequence[str | None]) -> dict[str, Any]:
+    """`score` is the mean over the questions, in per cent; no answer, None, has 0."""
+    scores = [0.0 if a is None else answer_score(a, said) for a, said in zip(answers, people, strict=True)]
     return {"score": 100 * sum(scores) / len(scores), "questions": len(scores)}

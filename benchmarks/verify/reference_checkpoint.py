@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, guarded
 from tinyllava_edge.metrics import top1_margin
 
 from .reference import Continuation, GreedyAnswer, PromptCase, TextCase, Turns
@@ -61,7 +61,9 @@ class CheckpointReference:
         self._language: Any = self.model.language_model
         vision, language = self.config.vision, self.config.language
         self.processor = ReferenceProcessor(checkpoint.folders(vision.name_or_path), self.config)
-        self.tokenizer = UpstreamTokenizer(_tokenizer_folder(checkpoint.folders(language.name_or_path)))
+        folder = _tokenizer_folder(checkpoint.folders(language.name_or_path))
+        with guarded(f"{folder}: the tokenizer", CheckpointError):
+            self.tokenizer = UpstreamTokenizer(folder)
         self.pictures = picture_set(vision.image_size)
         self.prompts = PROMPTS
         self.num_tokens = num_tokens

@@ -27,7 +27,7 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
     """Prompt strings, token ids and stop ids are upstream's."""
     spec, reference = ladder.bundle.manifest.prompt, ladder.reference
     tokenizer_json = ladder.bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
-    tokenizer = prompt.TextTokenizer(tokenizer_json, bos_id=spec.bos_id)
+    tokenizer = prompt.TextTokenizer(tokenizer_json, bos_id=spec.bos_id, checked=True)
     wrong_prompts: list[tuple[str, str]] = []
     wrong_ids: list[tuple[TextCase, list[int]]] = []
     wrong_plain: list[str] = []

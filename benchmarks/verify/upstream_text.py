@@ -10,10 +10,10 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.work_places import temporary_place
 
 Turn = tuple[str, str | None]
 IMAGE = "<image>"
@@ -159,11 +159,11 @@ class _SentencePiece:
 def _byte_level_bpe(directory: Path) -> Any:
     from transformers import AutoTokenizer
 
-    with TemporaryDirectory(prefix="tinyllava-edge-") as folder:
+    with temporary_place() as folder:
         # Away from config.json, whose model_type transformers does not know.
         for name in _BPE_FILES:
             if (directory / name).exists():
-                shutil.copyfile(directory / name, Path(folder, name))
+                shutil.copyfile(directory / name, folder / name)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 

@@ -24,6 +24,7 @@ from tinyllava_edge.errors import (
     TensorRTError,
     TensorRTVersionError,
 )
+from tinyllava_edge.extras import install_line
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -32,14 +33,6 @@ if TYPE_CHECKING:
 TARGETS = {
     "tensorrt": ("tensorrt", (10, 3), 11),
     "tensorrt-rtx": ("tensorrt_rtx", (1, 7), 1),
-}
-# The module comes from NVIDIA's apt packages on a Jetson, so a virtual environment must let it through.
-INSTALL = {
-    "tensorrt": (
-        "pip install 'tinyllava-edge[tensorrt]'; on a Jetson: sudo apt install python3-libnvinfer, and a "
-        "virtual environment made with --system-site-packages"
-    ),
-    "tensorrt-rtx": "pip install 'tinyllava-edge[tensorrt-rtx]'",
 }
 # CUDA runtime error code -> what it means. Source: CUDA Runtime API, cudaError_t.
 _GPU_ERRORS = {
@@ -188,10 +181,11 @@ def open_tensorrt(target: str) -> TensorRT:
         module = import_module(module_name)
     except Exception as error:  # a library that is not found raises many types
         if isinstance(error, ModuleNotFoundError) and error.name == module_name:
-            raise MissingExtraError(f"{module_name} is not installed: {INSTALL[target]}.") from None
+            raise MissingExtraError(f"{module_name} is not installed: {install_line(target)}.") from None
         said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise TensorRTError(
-            f"{module_name} is installed, but does not load: {said}. Install it again: {INSTALL[target]}."
+            f"{module_name} is installed, but does not load: {said}. "
+            f"Install it again: {install_line(target, again=True)}."
         ) from error
     text = str(getattr(module, "__version__", ""))
     version = tuple(int(number) for number in re.findall(r"\d+", text))
@@ -199,7 +193,7 @@ def open_tensorrt(target: str) -> TensorRT:
         wanted = f"{'.'.join(map(str, oldest))} to {newest_major}.x"
         raise TensorRTVersionError(
             f"{module_name} {text or 'without a version'} is installed ({getattr(module, '__file__', '?')}), "
-            f"supported are {wanted}. Install one of those: {INSTALL[target]}."
+            f"supported are {wanted}. Install one of those: {install_line(target)}."
         )
     return TensorRT(target, module)
 

@@ -16,9 +16,7 @@ import hashlib
 import mmap
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.verified_files import VerifiedFiles
+from tinyllava_edge.work_places import work_place
 
 from .record import Choice, EngineKey, EngineRecord
 
@@ -96,12 +95,9 @@ class EngineCache:
 
     @contextmanager
     def work_file(self) -> Iterator[Path]:
-        """A name for an engine that is being built, in the cache; what is left at the end is removed."""
-        folder = Path(tempfile.mkdtemp(prefix=".work.", dir=self.folder))  # 0700
-        try:
+        """A name for an engine that is being built, in the cache; what is there at the end is removed."""
+        with work_place(self.folder, ".work.") as folder:  # 0700
             yield folder / "engine.plan"
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     def store(self, record: EngineRecord, work: Path) -> None:
         """Keep the engine in a work file in the place of an older one; complete whenever it is seen."""

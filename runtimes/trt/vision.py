@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Bundle, VisionSpec
 from tinyllava_edge.errors import BackendError, CudaError, EngineLoadError
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
+from tinyllava_edge.runtimes.access import freed_with
 from tinyllava_edge.runtimes.base import BackendOptions, check_open, check_pixels
 
 from .binding import TensorRT, open_tensorrt
@@ -106,8 +107,9 @@ class TensorRTVision:
         self._cuda = cuda
         self._spec = spec
         self._batch = 0
-        self._recorded: Graph | None = None
+        self._recorded: list[Graph] = []  # one at most
         self._resources = ExitStack()
+        self._free = freed_with(self, (self._recorded, self._resources), _free)
         self._engine: trt.ICudaEngine | None = None
         self._context: trt.IExecutionContext | None = None
         try:
@@ -139,12 +141,11 @@ class TensorRTVision:
 
     def close(self) -> None:
         """See `VisionBackend`."""
-        self._drop_graph()
+        _close_graph(self._recorded)
         self._context = None  # before the engine, and that before its runtime
         self._engine = None
         self._runtime = None
-        with suppress(CudaError):  # a GPU that failed refuses this too; the rest goes with the process
-            self._resources.close()
+        self._free()
 
     def _encode_batch(self, pixels: npt.NDArray[np.float32], rows: npt.NDArray[np.float32]) -> None:
         """Run [batch, 3, h, w] -> [batch, tokens, hidden]; a batch under the smallest is filled up."""
@@ -155,11 +156,11 @@ class TensorRTVision:
         values = self._input.array.view(np.float32).reshape(-1, *pixels.shape[1:])
         values[: len(pixels)] = pixels
         values[len(pixels) : batch] = 0
-        if self._recorded is None and not is_new and self.graph == "none yet":
+        if not self._recorded and not is_new and self.graph == "none yet":
             self._record()
         self._started.record(self._stream)
-        if self._recorded is not None:
-            self._recorded.launch()
+        if self._recorded:
+            self._recorded[0].launch()
         else:
             self._enqueue()
         self._ended.record(self._stream)
@@ -183,7 +184,7 @@ class TensorRTVision:
         self._stream.begin_capture()
         try:
             self._enqueue()
-            self._recorded = Graph(self._cuda, self._stream)
+            self._recorded.append(Graph(self._cuda, self._stream))
             self.graph = "captured"
         except BackendError as error:
             with suppress(CudaError):
@@ -193,7 +194,9 @@ class TensorRTVision:
     def _set_batch(self, batch: int) -> None:
         """Set the shapes, before the first run of a batch size."""
         assert self._context is not None, "checked by encode"
-        self._drop_graph()
+        if self._recorded:
+            self.graph = "none yet"
+        _close_graph(self._recorded)
         self._batch = 0  # what the context holds is not known until all of this has worked
         side = self._spec.image_size
         wanted = (batch, self._spec.num_tokens, self._spec.hidden_size)
@@ -209,13 +212,6 @@ class TensorRTVision:
                     log,
                 )
         self._batch = batch
-
-    def _drop_graph(self) -> None:
-        recorded, self._recorded = self._recorded, None
-        if recorded is not None:
-            self.graph = "none yet"
-            with suppress(CudaError):
-                recorded.close()
 
     def _check_tensors(self, engine: "trt.ICudaEngine") -> None:
         """Hold the engine's inputs and outputs against the manifest; "batch" stands for any number."""
@@ -268,6 +264,19 @@ class TensorRTVision:
         for name, buffer in ((PIXELS, self._input), (EMBEDDINGS, self._output)):
             if not context.set_tensor_address(name, buffer.address):
                 raise EngineLoadError(f"{self.name}: TensorRT does not take the memory of {name}.")
+
+
+def _free(owned: tuple[list[Graph], ExitStack]) -> None:
+    recorded, resources = owned
+    _close_graph(recorded)
+    with suppress(CudaError):  # a GPU that failed refuses this too; the rest goes with the process
+        resources.close()
+
+
+def _close_graph(recorded: list[Graph]) -> None:
+    while recorded:
+        with suppress(CudaError):
+            recorded.pop().close()
 
 
 def _batch_range(engine: "trt.ICudaEngine") -> tuple[int, int]:

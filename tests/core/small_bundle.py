@@ -1,4 +1,4 @@
-"""A sealed bundle of dummy files, a few hundred bytes, for the tests of the container itself."""
+"""A sealed bundle of dummy files, some 40 KB, for the tests of the container itself."""
 
 import hashlib
 import json
@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from onnx import helper
 
+from tests.core.gguf_files import tiny_llama, tiny_spec
 from tinyllava_edge.bundle import (
     BundleWriter,
-    LanguageSpec,
     Manifest,
     Part,
     PromptSpec,
@@ -30,13 +30,14 @@ def _graph(name: str) -> bytes:
     return content
 
 
+TOKENIZER = b'{"added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'
 FILES = {
     "vision/fp32.onnx": _graph("tower"),
     "vision/fp32.onnx.data": bytes(range(256)),
     "vision/fp16.onnx": _graph("half the tower"),
-    "language/f16.gguf": b"GGUF and so on",
-    "tokenizer.json": b"{}",
-    "reference/reference.json": b"[]",
+    "language/f16.gguf": tiny_llama("f16", vocab=500, hidden=16).encode(),
+    "tokenizer.json": TOKENIZER,
+    "reference/reference.json": b"[]".ljust(len(TOKENIZER)),
 }
 
 
@@ -58,22 +59,13 @@ def seal(writer: BundleWriter) -> Manifest:
         vision=VisionSpec(
             image_size=96,
             num_tokens=35,
-            hidden_size=256,
+            hidden_size=16,
             feature_layer=-2,
             drop_first=True,
             preprocessing=how,
             tower_output="vision_tower_output",
         ),
-        language=LanguageSpec(
-            architecture="llama",
-            hidden_size=256,
-            vocab_size=500,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=64,
-            context_length=512,
-        ),
+        language=tiny_spec(vocab=500, hidden=16),
         variants=(
             variant("vision", "fp32", "onnx", ("vision/fp32.onnx", "vision/fp32.onnx.data")),
             variant("vision", "fp16", "onnx", ("vision/fp16.onnx",), status="built, not run"),

@@ -22,7 +22,7 @@ from tests.core.small_bundle import (
     write_files,
     write_small_bundle,
 )
-from tinyllava_edge import atomic_files
+from tinyllava_edge import publish
 from tinyllava_edge.atomic_files import check_output, output_directory, write_json
 from tinyllava_edge.bundle import Bundle, bundle_mark, create_bundle
 from tinyllava_edge.errors import BundleError, OutputExistsError
@@ -166,11 +166,11 @@ def test_a_failed_rename_puts_the_old_bundle_back(
     rename = Path.rename
 
     def fails_for_new(self: Path, target: Path) -> Path:
-        if ".tmp-" in self.name:
+        if ".tmp-" in self.parent.name:
             raise failure
         return rename(self, target)
 
-    monkeypatch.setattr(atomic_files, "_renamed", lambda *arguments: False)
+    monkeypatch.setattr(publish, "_renamed", lambda *arguments: False)
     monkeypatch.setattr(Path, "rename", fails_for_new)
     with pytest.raises(type(failure)):
         write_small_bundle(root, force=True)
@@ -188,7 +188,7 @@ def test_what_cannot_be_put_back_is_kept_beside(tmp_path: Path, monkeypatch: pyt
             raise OSError("the disk is gone")
         return rename(self, target)
 
-    monkeypatch.setattr(atomic_files, "_renamed", lambda *arguments: False)
+    monkeypatch.setattr(publish, "_renamed", lambda *arguments: False)
     monkeypatch.setattr(Path, "rename", fails_onto_target)
     with pytest.raises(OSError, match="the disk is gone"):
         write_small_bundle(root, force=True)

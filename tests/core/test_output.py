@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.core.small_bundle import FILES, tree, write_small_bundle
-from tinyllava_edge import atomic_files
+from tinyllava_edge import atomic_files, publish
 from tinyllava_edge.atomic_files import check_apart, check_output, output_directory, output_file, write_bytes
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import DiskFullError, OutputExistsError, UsageError
@@ -179,8 +179,9 @@ def test_what_appears_during_the_work_stays(
     tmp_path: Path, kind: str, in_one_step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not in_one_step:
-        monkeypatch.setattr(atomic_files, "_renamed", lambda *arguments: False)
-    monkeypatch.setattr(atomic_files, "check_output", lambda *arguments, **options: None)  # it looked before
+        monkeypatch.setattr(publish, "_renamed", lambda *arguments: False)
+    for module in (atomic_files, publish):  # it looked before
+        monkeypatch.setattr(module, "check_output", lambda *arguments, **options: None)
     for write in (output_directory, output_file):
         target = tmp_path / write.__name__
         writing = write(target)

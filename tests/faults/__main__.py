@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: each operation on the disk fails or kills, a run each; exit code 1 where it shows."""
+"""`python -m tests.faults`: each operation on the disk fails or kills; exit code 1 where it shows."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What `--force` replaces and refuses, for every command with an output: `python -m tests.faults --force-cases`.
+"""What `--force` replaces and refuses, for each command with an output: `tests.faults --force-cases`.
 
 Refused is exit code 2 with every file as it was. "old" is an output that the same command wrote before.
 """

@@ -86,10 +86,12 @@ def _change(rng: random.Random, holder: list[Any], raw: list[str]) -> None:
         within[key] = _nearby(rng, value)
     elif kind == 8:
         del within[key]
-        holder or holder.append(None)
+        if not holder:
+            holder.append(None)
     elif kind == 9 and isinstance(within, dict):
         within[rng.choice((f"{key}x", "", key.upper(), "__class__", "type"))] = value
-        rng.random() < 0.5 and within.pop(key, None)
+        if rng.random() < 0.5:
+            within.pop(key, None)
     elif kind == 10:
         many = max(2, min(1000, 1_000_000 // len(json.dumps(value))))
         within[key] = rng.choice(([value], {"a": value}, [value, value], str(value), [value] * many))

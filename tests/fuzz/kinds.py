@@ -1,6 +1,6 @@
-"""Every kind of file that a command reads: how it is damaged, and the command or function that then reads it."""
+"""Every kind of file that a command reads: how it is damaged, and what then reads it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +184,7 @@ PICTURES = {
         ),
     )
 }
-KINDS: Mapping[str, Kind] = {
+KINDS: dict[str, Kind] = {
     **BUNDLES,
     **CHECKPOINTS,
     **TRAINING,

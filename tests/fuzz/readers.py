@@ -1,4 +1,4 @@
-"""What reads a damaged file where no command does it alone, or not in a second: the functions that commands call."""
+"""What reads a damaged file where no command does it alone, or in a second: functions that commands call."""
 
 import hashlib
 import json

@@ -66,7 +66,7 @@ def refuse_at_length(path: Path) -> None:
 
 
 def wrong_key(path: Path) -> None:
-    {}["key"]
+    dict[str, int]()["key"]
 
 
 READERS: dict[str, tuple[Callable[[Path], None] | str, str]] = {
@@ -87,7 +87,7 @@ def test_each_outcome_is_told(tmp_path: Path, name: str, monkeypatch: pytest.Mon
     read, expected = READERS[name]
     (tmp_path / "corpus" / "t").mkdir(parents=True)
     (tmp_path / "corpus" / "t" / "f").write_bytes(b"good")
-    monkeypatch.setitem(worker.KINDS, name, Kind("t", "f", bytes_damaged, read))  # type: ignore[arg-type]
+    monkeypatch.setitem(KINDS, name, Kind("t", "f", bytes_damaged, read))
     found = list(run_in_worker(tmp_path / "corpus", name, 1, range(2), timeout=3 if name == "hangs" else 30))
     assert [(outcome.index, outcome.outcome) for outcome in found] == [(0, expected), (1, expected)]
     assert expected in OUTCOMES

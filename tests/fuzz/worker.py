@@ -1,7 +1,7 @@
 """One input: the tree copied, its file damaged, read in a process of its own, and what became of that.
 
 Outcomes: "ok" (also exit code 1, a verdict), "typed" (a TinyLlavaEdgeError, or exit code 2 with one line),
-"traceback", "signal", "hang"; "unclear" is an error that is longer than a screen or sends a terminal commands.
+"traceback", "signal", "hang"; "unclear" is an error longer than a screen, or one that a terminal obeys.
 """
 
 import contextlib
@@ -115,7 +115,9 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
 
 def _text(stream: io.TextIOWrapper) -> str:
     stream.flush()
-    return stream.buffer.getvalue().decode()  # type: ignore[attr-defined] # a BytesIO, above
+    content = stream.buffer
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue().decode()
 
 
 def _judged(message: str) -> tuple[str, str, str]:

@@ -73,7 +73,8 @@ def test_a_wheel_without_cuda_is_told_from_a_missing_gpu(gpu: FakeGpu) -> None:
     report = replace(doctor_gpu.examine_gpu(), providers=("CPU",))
     state = doctor._examine_runtime("onnxruntime-cuda+llamacpp", report)
     assert state.reason == "the installed onnxruntime has no CUDA"
-    assert state.mend.startswith("pip uninstall -y onnxruntime && pip install 'tinyllava-edge[gpu]'")
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && " in state.mend
+    assert state.mend.endswith("pip install 'onnxruntime-gpu>=1.20'")
     report = replace(report, providers=("CUDA", "CPU"))
     assert doctor._examine_runtime("onnxruntime-cuda+llamacpp", report).usable
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tinyllava_edge.device import read_cpu
+from tinyllava_edge.install import llamacpp_line
 from tinyllava_edge.runtimes import doctor, llamacpp_build
 from tinyllava_edge.runtimes.llamacpp_build import build_fault
 
@@ -14,9 +15,9 @@ XEON = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_BF16 = 1 | AMX
 
 @pytest.fixture(autouse=True)
 def ask_anew() -> Iterator[None]:
-    llamacpp_build._system_info.cache_clear()
+    llamacpp_build.system_info.cache_clear()
     yield
-    llamacpp_build._system_info.cache_clear()
+    llamacpp_build.system_info.cache_clear()
 
 
 def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -52,5 +53,5 @@ def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
     state = states["onnxruntime+llamacpp"]
     assert not state.usable
     assert "illegal instruction" in state.reason
-    assert state.mend == llamacpp_build.MEND
+    assert state.mend == llamacpp_line()
     assert states["torch"].usable

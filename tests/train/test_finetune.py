@@ -118,7 +118,7 @@ def test_captions_are_learned_with_the_checkpoints_own_template_kept(folder: Pat
     )
     assert Checkpoint(tmp_path / "out").config.template == "llama"
     changes["data"] = folder / "data.json"
-    with pytest.raises(DataError, match="4 records have no picture, first r0"):
+    with pytest.raises(DataError, match=r"4 bad of 10 records .*record 0 \(id r0\): no picture"):
         finetune(tmp_path / "other", own_options(folder, folder / "source", **changes))
 
 
@@ -138,7 +138,7 @@ def test_every_layout_and_family_is_trained_and_read_again(folder: Path, tmp_pat
 
 def test_missing_pictures_are_listed_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     options = own_options(folder, folder / "source", images=tmp_path)
-    with pytest.raises(DataError, match=r"6 pictures are missing .*: 1.png, 2.png, 4.png"):
+    with pytest.raises(DataError, match=r"6 bad of 10 .*\(6 x missing picture\): .*1.png: .*2.png: .*4.png"):
         finetune(tmp_path / "out", options)
     assert not list(tmp_path.iterdir())
 
@@ -148,7 +148,7 @@ def test_a_batch_without_any_answer_is_refused_by_name(folder: Path, tmp_path: P
     record["conversations"][0]["value"] = "long " * 600
     (tmp_path / "data.json").write_text(json.dumps([record]))
     options = own_options(folder, folder / "source", data=tmp_path / "data.json")
-    with pytest.raises(DataError, match="conversations r0: no answer within the first 512 positions"):
+    with pytest.raises(DataError, match=r"record 0 \(id r0\): no answer within the first 512 positions"):
         finetune(tmp_path / "out", options)
 
 

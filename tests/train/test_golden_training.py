@@ -14,7 +14,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import place_markers, template_named
-from tinyllava_edge.train.data import PictureReader, encode_conversation, read_conversations, splice_labels
+from tinyllava_edge.train.data import PictureReader, encode_conversation, parse_record, splice_labels
 from tinyllava_edge.train.loop import conversation_loss
 from tinyllava_edge.train.samples import Samples
 
@@ -46,10 +46,12 @@ def test_labels_loss_and_gradients_are_upstreams(name: str, tmp_path: Path) -> N
     if golden.get("train") is None:  # an identity connector, which has nothing to train
         assert not list(model.connector.parameters())
         return
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps(golden["train"]["samples"]))
+    data, images = tmp_path / "data.json", shared_fixtures() / "images"
     samples = Samples(
-        conversations=read_conversations(data, shared_fixtures() / "images"),
+        conversations={
+            index: parse_record(record, index, data, images)
+            for index, record in enumerate(golden["train"]["samples"])
+        },
         tokenizer=assets.text_tokenizer(),
         template=template_named(model.config.template),
         reader=PictureReader(assets.preprocessing),

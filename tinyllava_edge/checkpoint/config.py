@@ -11,6 +11,7 @@ IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabula
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+ASSEMBLED = "assembled"  # recipe of what `train` starts from where it is given in parts
 
 QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
 

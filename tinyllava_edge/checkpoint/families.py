@@ -43,6 +43,8 @@ class Family(Part):
         float16_gelu: llama.cpp computes its GELU from a table of float16 values.
         scales_rows: every row that comes in is multiplied by sqrt(hidden), a picture's too.
         layers_differ: its layers have heads and widths of their own, so the file has lists of them.
+        tensors: of its GGUF file -> sizes of the dimensions by name, outermost first; `blk.` is each layer's.
+        more_tensors: groups of further ones, each whole or not there at all.
     """
 
     template: str
@@ -52,6 +54,8 @@ class Family(Part):
     float16_gelu: bool = False
     scales_rows: bool = False
     layers_differ: bool = False
+    tensors: Mapping[str, str]
+    more_tensors: tuple[Mapping[str, str], ...] = ()
 
 
 _VIT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
@@ -90,6 +94,30 @@ _LLAMA_LIKE: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+# Sizes: vocab, hidden, inner (of the feed-forward), head; queries, keys, fused: all heads of these together.
+_HEAD = {"output.weight": "vocab hidden"}
+_QKV_BIAS = {"blk.attn_q.bias": "queries", "blk.attn_k.bias": "keys", "blk.attn_v.bias": "keys"}
+_QKVO_BIAS = {**_QKV_BIAS, "blk.attn_output.bias": "hidden"}
+_QK_NORMS = {"blk.attn_q_norm.weight": "head", "blk.attn_k_norm.weight": "head"}
+_NORM_BIAS = {"output_norm.bias": "hidden", "blk.attn_norm.bias": "hidden"}
+_COMMON = {
+    "token_embd.weight": "vocab hidden",
+    "output_norm.weight": "hidden",
+    "blk.attn_norm.weight": "hidden",
+    "blk.attn_output.weight": "hidden queries",
+}
+_QKV = {
+    "blk.attn_q.weight": "queries hidden",
+    "blk.attn_k.weight": "keys hidden",
+    "blk.attn_v.weight": "keys hidden",
+}
+_GATED = {
+    "blk.ffn_norm.weight": "hidden",
+    "blk.ffn_gate.weight": "inner hidden",
+    "blk.ffn_up.weight": "inner hidden",
+    "blk.ffn_down.weight": "hidden inner",
+}
+_LLAMA_TENSORS = {**_COMMON, **_QKV, **_GATED}
 FAMILIES = {
     "llama": Family(
         defaults={
@@ -108,6 +136,8 @@ FAMILIES = {
         only={"hidden_act": "silu"},
         template="llama",
         llamacpp="llama",
+        tensors=_LLAMA_TENSORS,
+        more_tensors=(_HEAD, _QKVO_BIAS),
     ),
     "qwen2": Family(
         defaults={
@@ -126,6 +156,8 @@ FAMILIES = {
         template="qwen2_base",
         template_by_eos={"<|im_end|>": "qwen2_instruct"},
         llamacpp="qwen2",
+        tensors={**_LLAMA_TENSORS, **_QKV_BIAS},
+        more_tensors=(_HEAD,),
     ),
     "qwen3": Family(
         defaults={
@@ -146,6 +178,8 @@ FAMILIES = {
         template="qwen2_base",  # ours: upstream has none, and the vocabulary is Qwen2's
         template_by_eos={"<|im_end|>": "qwen2_instruct"},
         llamacpp="qwen3",
+        tensors={**_LLAMA_TENSORS, **_QK_NORMS},
+        more_tensors=(_HEAD,),
     ),
     "gemma": Family(
         defaults={
@@ -172,6 +206,7 @@ FAMILIES = {
         llamacpp="gemma",
         float16_gelu=True,
         scales_rows=True,
+        tensors=_LLAMA_TENSORS,
     ),
     "phi": Family(
         defaults={
@@ -194,6 +229,18 @@ FAMILIES = {
         llamacpp="phi2",
         norm="layer",
         float16_gelu=True,
+        tensors={
+            **_COMMON,
+            **_QKV,
+            **_QKVO_BIAS,
+            **_NORM_BIAS,
+            "blk.ffn_up.weight": "inner hidden",
+            "blk.ffn_up.bias": "inner",
+            "blk.ffn_down.weight": "hidden inner",
+            "blk.ffn_down.bias": "hidden",
+            **_HEAD,
+            "output.bias": "vocab",
+        },
     ),
     "stablelm": Family(
         defaults={
@@ -220,6 +267,8 @@ FAMILIES = {
         template="phi",
         llamacpp="stablelm",
         norm="layer",
+        tensors={**_LLAMA_TENSORS, **_NORM_BIAS, "blk.ffn_norm.bias": "hidden", **_HEAD},
+        more_tensors=(_QKV_BIAS,),
     ),
     "openelm": Family(
         defaults={
@@ -252,6 +301,7 @@ FAMILIES = {
         template="llama",
         llamacpp="openelm",
         layers_differ=True,
+        tensors={**_COMMON, **_GATED, **_QK_NORMS, "blk.attn_qkv.weight": "fused hidden"},
     ),
 }
 

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, MissingExtraError
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, guarded
 
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
+
+MAX_SMALL_FILE_BYTES = 64 << 20  # vocabularies and indexes of shards have a few MB
 
 
 def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
@@ -62,8 +64,8 @@ def tokenizer_length(directory: Path) -> int | None:
     for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
         if (directory / name).is_file():
             values = read_json_object(directory / name)
-            tokens = values.get(key) if key else {str(index): None for index in values.values()}
-            added |= {int(index) for index in tokens or () if index.isdigit()}
+            with guarded(directory / name, CheckpointError):
+                added |= {int(index) for index in (values.get(key) or () if key else values.values())}
     return count + sum(1 for index in added if index >= count)
 
 
@@ -73,10 +75,10 @@ def _count_pieces(path: Path) -> int:
     except ImportError:
         raise MissingExtraError(
             f"{path}: a checkpoint of TinyLLaVABench needs the package sentencepiece: "
-            "pip install 'tinyllava-edge[torch]'."
+            "pip install sentencepiece."
         ) from None
     try:
-        return int(SentencePieceProcessor(model_proto=path.read_bytes()).GetPieceSize())
+        return int(SentencePieceProcessor(model_proto=read_small_file(path)).GetPieceSize())
     except RuntimeError:
         raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.") from None
 
@@ -93,9 +95,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def read_small_file(path: Path) -> bytes:
     """The bytes of a file; errors as `read_json_object`."""
     try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.")
+        if not path.is_file() or path.stat().st_size > MAX_SMALL_FILE_BYTES:  # a pipe would never end
+            raise CheckpointError(
+                f"{path}: cannot be read (no file of at most {MAX_SMALL_FILE_BYTES} bytes)."
+            )
         return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
 
@@ -103,7 +109,7 @@ def read_small_file(path: Path) -> bytes:
 def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     """What a JSON file's bytes say; errors as `read_json_object`."""
     try:
-        value = json.loads(data.decode("utf-8"))
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once_each)
         if b"\\u" in data:  # half a surrogate pair is no text, and no file can be written with it
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -111,6 +117,20 @@ def parse_json_object(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose names have one value each: the `object_pairs_hook` of `json.loads`.
+
+    Raises:
+        ValueError: a name has two different values, of which readers take one in silence.
+    """
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise ValueError(f"{name!r} is there twice, with different values")
+    return found
 
 
 def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
+from tinyllava_edge.tokenizer_file import open_tokenizer
 
 from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
 
@@ -47,10 +48,21 @@ class Assets:
     bos_id: int | None  # None where prompts do not start with one
     eos_id: int
     stop_ids: tuple[int, ...]
+    largest_id: int
+    rows: int  # of the model's vocabulary
 
     def text_tokenizer(self) -> TextTokenizer:
-        """The tokenizer that a runtime will use."""
-        return TextTokenizer(self.tokenizer.tokenizer_json, bos_id=self.bos_id)
+        """The tokenizer that a runtime will use.
+
+        Raises:
+            CheckpointError: it has tokens that the model has no rows for.
+        """
+        if self.largest_id >= self.rows:
+            raise CheckpointError(
+                f"the tokenizer has ids up to {self.largest_id}, the model only {self.rows} rows. Is one of "
+                "them of another checkpoint?"
+            )
+        return TextTokenizer(self.tokenizer.tokenizer_json, bos_id=self.bos_id, checked=True)
 
 
 def read_assets(checkpoint: Checkpoint) -> Assets:
@@ -61,12 +73,13 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     """
     config = checkpoint.config
     template = template_named(config.template)
-    tokenizer = read_tokenizer(tokenizer_directory(checkpoint))
+    directory = tokenizer_directory(checkpoint)
+    tokenizer = read_tokenizer(directory)
     eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else config.language.eos_token_id
     if eos_id is None:
         raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
-    text = TextTokenizer(tokenizer.tokenizer_json, bos_id=None)
-    end_id = text.token_id(template.end)
+    opened = open_tokenizer(tokenizer.tokenizer_json, f"{directory}: the tokenizer", CheckpointError)
+    end_id = opened.token_to_id(template.end)
     stops = {eos_id, config.language.eos_token_id, end_id} - {None}
     return Assets(
         preprocessing=_preprocessing(checkpoint),
@@ -75,6 +88,8 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
         eos_id=eos_id,
         stop_ids=tuple(sorted(cast("set[int]", stops))),
+        largest_id=max(opened.get_vocab().values()),
+        rows=config.language.vocab_size,
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.errors import CheckpointError, PromptError
-from tinyllava_edge.prompt import parse_tokenizer
+from tinyllava_edge.errors import CheckpointError, guarded
+from tinyllava_edge.tokenizer_file import open_tokenizer, read_tokenizer_json
 
 from .tokenizer_bytelevel import tokenizer_from_merges
 from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
@@ -41,11 +41,8 @@ def read_tokenizer(directory: Path) -> TokenizerAssets:
     Raises:
         CheckpointError: none is there, or one is damaged.
     """
-    try:
+    with guarded(f"{directory}: the tokenizer", CheckpointError):
         return _read_tokenizer(directory)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(f"{directory}: a tokenizer file is damaged ({reason[:200]}).") from None
 
 
 def _read_tokenizer(directory: Path) -> TokenizerAssets:
@@ -57,7 +54,8 @@ def _read_tokenizer(directory: Path) -> TokenizerAssets:
     elif kind == "vocab.json":
         tokenizer = tokenizer_from_merges(directory, settings)
     elif kind == "tokenizer.json":
-        tokenizer = _from_json(directory / kind)
+        text = read_tokenizer_json(directory / kind, CheckpointError)
+        tokenizer = open_tokenizer(text, directory / kind, CheckpointError)
         adds_bos = bool(tokenizer.encode("", add_special_tokens=True).ids)
     else:
         raise CheckpointError(
@@ -86,13 +84,6 @@ def _settings(directory: Path) -> dict[str, Any]:
         if (directory / name).exists():
             merged.update(read_json_object(directory / name))
     return merged
-
-
-def _from_json(path: Path) -> Tokenizer:
-    try:
-        return parse_tokenizer(path.read_text(encoding="utf-8"))
-    except (OSError, PromptError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:

@@ -9,13 +9,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.checkpoint.files import read_json_object, read_small_file
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError, guarded
+from tinyllava_edge.tokenizer_file import QWEN2_SPLIT, check_merges, check_vocabulary
 
-QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 GPT2_LIKE = ("GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast")
 QWEN2_LIKE = ("Qwen2Tokenizer", "Qwen2TokenizerFast")
 
@@ -27,8 +24,11 @@ def tokenizer_from_merges(directory: Path, settings: dict[str, Any]) -> Tokenize
         CheckpointError: a file is missing or damaged.
         UnsupportedModelError: the tokenizer class splits text in a way we do not know.
     """
-    vocabulary = read_json_object(directory / "vocab.json")
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=_read_merges(directory / "merges.txt")))
+    vocabulary, merges = read_json_object(directory / "vocab.json"), _read_merges(directory / "merges.txt")
+    with guarded(f"{directory}: vocab.json with merges.txt", CheckpointError):
+        check_vocabulary(vocabulary, [])
+        check_merges(merges, vocabulary)
+        tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     kind = str(settings.get("tokenizer_class", "GPT2Tokenizer"))
     if kind in QWEN2_LIKE:
         tokenizer.normalizer = normalizers.NFC()
@@ -51,10 +51,8 @@ def tokenizer_from_merges(directory: Path, settings: dict[str, Any]) -> Tokenize
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}).") from None
+    with guarded(path, CheckpointError):
+        lines = read_small_file(path).decode("utf-8").replace("\r", "\n").split("\n")
     merges = []
     for line in lines:
         if not line or line.startswith("#version"):

@@ -3,14 +3,17 @@
 The converters of transformers give other ids at leading and double spaces; these do not.
 """
 
+import math
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from tinyllava_edge.checkpoint.files import read_small_file
 from tinyllava_edge.errors import CheckpointError
 
+MAX_PIECE = 512  # characters; the time to find all merges grows with their square
 SPACE = "\u2581"  # SentencePiece writes a space so
 
 
@@ -35,7 +38,7 @@ def tokenizer_from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokeni
     Raises:
         CheckpointError: not a SentencePiece model, or not of that kind.
     """
-    proto = _read_proto(path)
+    proto = read_sentencepiece(path)
     pieces = {piece.piece: index for index, piece in enumerate(proto.pieces)}
     types = [PieceType(piece.type) for piece in proto.pieces]
     unknown = proto.pieces[types.index(PieceType.UNKNOWN)].piece
@@ -60,29 +63,57 @@ def tokenizer_from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokeni
             tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)])
         elif kind is PieceType.USER_DEFINED:  # found in the text before any merge, spaces already marked
             tokenizer.add_tokens([AddedToken(text, normalized=True, special=False)])
-    bos = proto.pieces[proto.trainer_spec.bos_id].piece
     if settings.get("add_bos_token", True):
+        bos_id = proto.trainer_spec.bos_id
+        if not 0 <= bos_id < len(types) or types[bos_id] != PieceType.CONTROL:
+            raise CheckpointError(f"{path}: its BOS id {bos_id} is no control token of {len(types)} pieces.")
+        bos = proto.pieces[bos_id].piece
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, proto.trainer_spec.bos_id)]
+            single=f"{bos} $A", special_tokens=[(bos, bos_id)]
         )
     return tokenizer
 
 
-def _read_proto(path: Path) -> Any:
+def read_sentencepiece(path: Path) -> Any:
+    """The `ModelProto` of a BPE vocabulary, its pieces checked.
+
+    Raises:
+        CheckpointError: damaged, or of another kind.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
+    data = read_small_file(path)
     try:
-        proto.ParseFromString(path.read_bytes())
-        kinds = {piece.type for piece in proto.pieces}
+        proto.ParseFromString(data)
+        fault = _fault_of(proto.pieces)
     except Exception as error:  # protobuf's own exception type depends on its implementation
         raise CheckpointError(f"{path}: not a SentencePiece model ({type(error).__name__}).") from None
+    if fault:
+        raise CheckpointError(f"{path}: damaged SentencePiece model: {fault}. Copy it again.")
+    kinds = [piece.type for piece in proto.pieces]
     is_bpe = proto.trainer_spec.model_type == 2
-    if not is_bpe or PieceType.BYTE not in kinds or PieceType.UNKNOWN not in kinds:
+    if not is_bpe or PieceType.BYTE not in kinds or kinds.count(PieceType.UNKNOWN) != 1:
         raise CheckpointError(f"{path}: expected a SentencePiece model of kind BPE with byte fallback.")
     if proto.normalizer_spec.name != "identity" or proto.normalizer_spec.remove_extra_whitespaces:
         raise CheckpointError(f"{path}: a SentencePiece model that normalises text is not supported.")
     return proto
+
+
+def _fault_of(pieces: Any) -> str | None:
+    """What no trained vocabulary has: its library says of few of these why, and of some nothing."""
+    known: set[str] = set()
+    for index, piece in enumerate(pieces):
+        if piece.type not in list(PieceType):
+            return f"piece {index} is of type {piece.type}"
+        if not 0 < len(piece.piece) <= MAX_PIECE:
+            return f"piece {index} has {len(piece.piece)} characters, expected 1 to {MAX_PIECE}"
+        if piece.piece in known:
+            return f"piece {piece.piece!r} is there twice"
+        if not math.isfinite(piece.score):
+            return f"piece {piece.piece!r} has the score {piece.score}"
+        known.add(piece.piece)
+    return None
 
 
 def _space_prefix(*, legacy: bool) -> Any:

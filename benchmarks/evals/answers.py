@@ -1,0 +1,220 @@
+"""Every answer of an evaluation: asked once, on the disk as it comes, in the form of LLaVA's answer files.
+
+Source of the form: docs/sources/measuring.md#question-files. An answer is known again by its question's id,
+text, type and expected answer and by its picture's content: only what was mended is asked again.
+"""
+
+import json
+import re
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyllava_edge.append_jsonl import AppendedLines, read_lines
+from tinyllava_edge.errors import ContextOverflowError, ImageError, PromptError, ResumeError
+from tinyllava_edge.record_check import OTHER, BadRecord, picture_error
+from tinyllava_edge.verified_files import sha256_of_file
+
+from .questions import Question
+from .scores import ask, is_right
+
+if TYPE_CHECKING:
+    from tinyllava_edge.benchmarks.bench.worker import Cell
+    from tinyllava_edge.runtimes.model import Model
+
+TOO_LONG = "too long"
+Way = tuple[str, bool]  # the cell's name, and whether it was blind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one question.
+
+    Attributes:
+        text: of the answer, without spaces around it; "" where it failed.
+        picture_sha256: of the file that was shown; None where there is none.
+        fault: kind and reason of a failure.
+    """
+
+    text: str
+    picture_sha256: str | None
+    fault: tuple[str, str] | None = None
+
+
+Answers = dict[Way, dict[int, Answer]]  # by the question's position
+
+
+@lru_cache(maxsize=64)
+def _sha256(picture: Path) -> str | None:
+    try:
+        return sha256_of_file(picture)
+    except (OSError, ValueError):
+        return None
+
+
+def picture_sha256(question: Question) -> str | None:
+    """Of the file of a question's picture; None where there is none, or it cannot be read."""
+    return None if question.image is None else _sha256(question.image)
+
+
+def asking_order(questions: Sequence[Question]) -> list[int]:
+    """Positions with those about one picture together, so that it is encoded once."""
+    first: dict[Path | None, int] = {None: -1}
+    for position, question in enumerate(questions):
+        first.setdefault(question.image, position)
+    return sorted(range(len(questions)), key=lambda position: first[questions[position].image])
+
+
+def ask_missing(
+    cell: "Cell",
+    questions: Sequence[Question],
+    answers: Answers,
+    max_tokens: int,
+    on_answer: Callable[[Way, int, Answer], None],
+) -> None:
+    """Ask one cell what `answers` lacks of it, and put it there; a question that fails ends nothing.
+
+    Raises:
+        BackendError: the runtime failed, which is no question's fault.
+    """
+    from tinyllava_edge.runtimes.model import open_bundle
+
+    order = asking_order(questions)
+    ways = [way for way in answers if way[0] == cell.name and len(answers[way]) < len(questions)]
+    if not ways:
+        return
+    with open_bundle(cell.bundle, runtime=cell.runtime, **vars(cell.options)) as model:
+        for way in ways:
+            for position in order:
+                if position not in answers[way]:
+                    answer = _ask(model, questions[position], way[1], max_tokens)
+                    answers[way][position] = answer
+                    on_answer(way, position, answer)
+
+
+def _ask(model: "Model", question: Question, blind: bool, max_tokens: int) -> Answer:
+    sha256 = picture_sha256(question)
+    try:
+        text = ask(model, question, blind=blind, max_tokens=max_tokens)
+        return Answer(text=text, picture_sha256=sha256)
+    except ImageError as error:
+        found = picture_error(question.image or Path(), error)
+        fault = (found.kind, str(found))
+    except ContextOverflowError as error:
+        fault = (TOO_LONG, str(error))
+    except PromptError as error:
+        fault = (OTHER, str(error))
+    return Answer(text="", picture_sha256=sha256, fault=fault)
+
+
+def answer_files(path: Path, ways: Iterable[Way]) -> dict[Way, Path]:
+    """A file for each way: scorers take one model's answers. The first has the name that was given."""
+    files: dict[Way, Path] = {}
+    for name, blind in ways:
+        words = re.sub(r" *\+ *", "+", name).replace(" ", "-") + (".blind" if blind else "")
+        files[name, blind] = path.with_name(f"{path.stem}.{words}{path.suffix}") if files else path
+    return files
+
+
+def answer_line(
+    way: Way, position: int, question: Question, answer: Answer, *, by_rule: bool
+) -> dict[str, Any]:
+    """A line with the keys of LLaVA's answer files, and what was expected.
+
+    Args:
+        way: that was asked.
+        position: of the question.
+        question: that was asked.
+        answer: to it.
+        by_rule: whether a public set's own rule says what is right.
+    """
+    right = None if by_rule else answer.fault is None and is_right(question, answer.text)
+    return {
+        "question_id": question.id,
+        "prompt": question.prompt or question.text,
+        "text": answer.text,
+        "answer_id": f"{way[0]}{' blind' if way[1] else ''} {position}",
+        "model_id": way[0],
+        "metadata": {
+            "type": question.type,
+            "expected": question.answer,
+            "right": right,
+            "blind": way[1],
+            "picture_sha256": answer.picture_sha256,
+            "failed": None
+            if answer.fault is None
+            else dict(zip(("kind", "reason"), answer.fault, strict=True)),
+        },
+    }
+
+
+def answers_mark(path: Path) -> str:
+    """Whether every line of a file is an answer that `eval` wrote: see `atomic_files.Mark`."""
+    ours = all("blind" in line.get("metadata", ()) for line in read_lines(path))
+    return "" if ours else "holds other lines than answers of eval"
+
+
+def known_answers(file: AppendedLines | None, questions: Sequence[Question], ways: Iterable[Way]) -> Answers:
+    """What an earlier run has answered of these questions; what failed is asked again.
+
+    Raises:
+        ResumeError: it has answered others.
+    """
+    found: dict[str, deque[Answer]] = defaultdict(deque)
+    asked = {_key(question.id, question.prompt or question.text) for question in questions}
+    others = 0
+    for line in file.lines if file is not None else ():
+        about = line["metadata"]
+        if about["failed"] is None:
+            others += _key(line["question_id"], line["prompt"]) not in asked
+            key = _key(line["model_id"], about["blind"], *_facts(line))
+            found[key].append(Answer(text=line["text"], picture_sha256=about["picture_sha256"]))
+    if file is not None and others:
+        raise ResumeError(
+            f"{file.path}: was begun with other questions: {others} of those it has answers to are not asked "
+            "now. Give the same again, or --force to begin anew."
+        )
+    answers: Answers = {way: {} for way in ways}
+    for position, question in enumerate(questions if found else ()):
+        for way, its in answers.items():
+            line = answer_line(
+                way,
+                position,
+                question,
+                Answer(text="", picture_sha256=picture_sha256(question)),
+                by_rule=True,
+            )
+            if known := found.get(_key(*way, *_facts(line))):
+                its[position] = known.popleft()
+    return answers
+
+
+def _facts(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    about = line["metadata"]
+    return line["question_id"], line["prompt"], about["type"], about["expected"], about["picture_sha256"]
+
+
+def _key(*facts: Any) -> str:
+    return json.dumps(facts)
+
+
+def failures(file: Path, questions: Sequence[Question], answers: Answers) -> list[BadRecord]:
+    """What failed, in the order of the file; each question once, however often it was asked."""
+    found: dict[int, tuple[str, str]] = {}
+    for its in answers.values():
+        for position, answer in its.items():
+            if answer.fault is not None:
+                found.setdefault(position, answer.fault)
+    return [
+        BadRecord(
+            file=str(file),
+            index=questions[position].record,
+            id=str(questions[position].id),
+            kind=kind,
+            reason=reason,
+        )
+        for position, (kind, reason) in sorted(found.items())
+    ]

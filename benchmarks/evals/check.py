@@ -1,0 +1,65 @@
+"""`eval --check`: every picture opened and every prompt counted once, before the model is."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
+from tinyllava_edge.errors import RecordError
+from tinyllava_edge.prompt import TextTokenizer, place_markers
+from tinyllava_edge.record_check import CheckKey, CheckReport, PictureCheck, check_key, check_records
+
+from .answers import TOO_LONG
+from .questions import Question, Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What is looked at: the records of a file, for a bundle, with so many tokens for an answer."""
+
+    file: Path
+    records: Sequence[Record]
+    bundle: Bundle
+    max_tokens: int
+
+    def key(self) -> CheckKey:
+        """What the outcome is remembered by."""
+        questions = [question for record in self.records if isinstance(record, tuple) for question in record]
+        texts = hashlib.sha256(
+            repr([(q.record, q.text, str(q.image)) for q in questions]).encode()
+        ).hexdigest()
+        facts = {"bundle": self.bundle.manifest_sha256, "max_tokens": self.max_tokens, "questions": texts}
+        return check_key(self.file, [question.image for question in questions], facts)
+
+    def check(self) -> CheckReport:
+        """Look at every record, in parallel, or remember what was found; arguments as in `check_records`."""
+        manifest = self.bundle.manifest
+        tokenizer_json = self.bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
+        tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id)
+        open_picture = PictureCheck(manifest.vision.preprocessing)
+
+        def look(record: Record) -> Sequence[tuple[str, str]]:
+            if isinstance(record, RecordError):
+                raise record
+            for question in record:
+                if question.image is not None:
+                    open_picture(question.image)
+                self._check_length(tokenizer, question)
+            return ()
+
+        ids = [str(r[0].id) if isinstance(r, tuple) and r else "?" for r in self.records]
+        return check_records(self.file, self.records, look, ids=ids, key=self.key())
+
+    def _check_length(self, tokenizer: TextTokenizer, question: Question) -> None:
+        manifest = self.bundle.manifest
+        pictures = int(question.image is not None)
+        turns = place_markers([(question.text, None)], pictures)
+        ids = tokenizer.encode(manifest.prompt.template, turns, honour_special=False)
+        needed = len(ids) + pictures * (manifest.vision.num_tokens - 1) + self.max_tokens
+        if needed > manifest.language.context_length:
+            raise RecordError(
+                TOO_LONG,
+                f"prompt and answer may have {needed} tokens together, and the context holds "
+                f"{manifest.language.context_length}.",
+            )

@@ -1,0 +1,266 @@
+"""One evaluation: what is asked of which variants, how far it is, and what came of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge import __version__
+from tinyllava_edge.append_jsonl import AppendedLines, append_lines
+from tinyllava_edge.benchmarks.bench.worker import Cell
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.console import note, progress
+from tinyllava_edge.errors import DataError, RecordError, UsageError
+from tinyllava_edge.record_check import BadRecord, count_kinds, read_report, say_kinds
+
+from .answers import (
+    Answer,
+    Answers,
+    Way,
+    answer_files,
+    answer_line,
+    answers_mark,
+    ask_missing,
+    failures,
+    known_answers,
+)
+from .check import Looked
+from .public_sets import PublicSet, read_public_set
+from .questions import Question, Record, check_pictures, read_records
+from .scores import summarize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked: the records of a file, and the public set that they are of."""
+
+    file: Path
+    records: Sequence[Record]
+    public: PublicSet | None = None
+
+    @property
+    def questions(self) -> list[Question]:
+        """Of all good records."""
+        return [question for record in self.records if isinstance(record, tuple) for question in record]
+
+    @property
+    def bad(self) -> list[BadRecord]:
+        """Records that hold no questions, and why."""
+        return [
+            BadRecord(file=str(self.file), index=index, id="?", kind=record.kind, reason=str(record))
+            for index, record in enumerate(self.records)
+            if isinstance(record, RecordError)
+        ]
+
+    def looked(self, bundle: Bundle, max_tokens: int) -> Looked:
+        """The check of it all."""
+        return Looked(file=self.file, records=self.records, bundle=bundle, max_tokens=max_tokens)
+
+
+def read_asked(
+    questions: Path | None, images: Path | None, benchmark: str | None, data: Path | None, limit: int
+) -> Asked:
+    """Read what is asked.
+
+    Raises:
+        DataError: a file is missing or of another form.
+        UsageError: both kinds are given, or neither, or half of one.
+    """
+    if benchmark and data and not (questions or images):
+        public = read_public_set(benchmark, data, limit)
+        asked = Asked(file=public.file, records=[(q,) for q in public.questions], public=public)
+    elif questions and images and not (benchmark or data or limit):
+        asked = Asked(file=questions, records=read_records(questions, images))
+    else:
+        raise UsageError("give --questions and --images, or --benchmark and --data (and its --limit).")
+    return asked
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """All answers of all cells to all questions.
+
+    Attributes:
+        asked: the questions.
+        bundle: what is asked.
+        cells: by runtime and variants; the first is what the others are compared with.
+        blind: show grey only; else both, of one's own questions.
+        max_tokens: of an answer.
+        skip_bad: leave what fails out of the score.
+        answers: of every cell, seeing or blind or both.
+    """
+
+    asked: Asked
+    bundle: Bundle
+    cells: Sequence[Cell]
+    blind: bool
+    max_tokens: int
+    skip_bad: bool
+    answers: Answers = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Name what is asked of whom.
+
+        Raises:
+            DataError: none of the pictures is there; or records hold no questions, and are not to be skipped:
+                all of them are said before.
+        """
+        bad = self.asked.bad
+        if bad and not self.skip_bad:
+            _say(bad)
+            raise DataError(
+                f"{self.asked.file}: {len(bad)} of {len(self.asked.records)} records hold no question, "
+                "as said above. Mend them, or give --skip-bad."
+            )
+        self._questions = self.asked.questions
+        check_pictures(self._questions, some=True)
+        blind = (self.blind,) if self.blind or self.asked.public else (False, True)
+        self.answers = {(cell.name, way): {} for cell in self.cells for way in blind}
+
+    def ask(self, path: Path | None, *, resume: bool, force: bool) -> None:
+        """Ask what is not answered yet, and write it down as it comes.
+
+        Args:
+            path: of the answers, or None.
+            resume: go on with what an unfinished run left there.
+            force: replace answers that are there.
+
+        Raises:
+            OutputBusyError, OutputExistsError, ResumeError, DiskFullError: as `append_lines`.
+            BackendError: a runtime failed; what was answered is kept.
+        """
+        if read_report(self.asked.looked(self.bundle, self.max_tokens).key()) is None:
+            note("These questions were not checked: --check opens all pictures first, and lists what is bad.")
+        if path is None:
+            return self._ask(None)
+        first, *others = answer_files(path, self.answers).values()
+        with append_lines(
+            first, self._depends_on(), resume=resume, force=force, mark=answers_mark, others=others
+        ) as file:
+            self.answers = known_answers(file, self._questions, self.answers)
+            with _kept_is_said(file):
+                self._ask(file)
+            file.settle(*(self._lines(way) for way in self.answers))
+            if self.skip_bad or not self._failed:
+                file.finish()
+
+    def _ask(self, file: AppendedLines | None) -> None:
+        known = sum(map(len, self.answers.values()))
+        with progress() as bar:
+            task = bar.add_task("eval", total=len(self._questions) * len(self.answers), completed=known)
+
+            def on_answer(way: Way, position: int, answer: Answer) -> None:
+                bar.advance(task)
+                if file is not None:
+                    file.append(self._line(way, position, answer))
+
+            for cell in self.cells:
+                ask_missing(cell, self._questions, self.answers, self.max_tokens, on_answer)
+
+    def _depends_on(self) -> dict[str, Any]:
+        return {
+            "command": "eval",
+            "version": __version__,
+            "bundle": self.bundle.manifest_sha256,
+            "runtimes": [cell.runtime for cell in self.cells],
+            "answers": [f"{name}{' blind' if blind else ''}" for name, blind in self.answers],
+            "benchmark": None if self.asked.public is None else self.asked.public.name,
+            "max_tokens": self.max_tokens,
+        }
+
+    def _lines(self, way: Way) -> Iterator[dict[str, Any]]:
+        return (
+            self._line(way, position, self.answers[way][position]) for position in range(len(self._questions))
+        )
+
+    def _line(self, way: Way, position: int, answer: Answer) -> dict[str, Any]:
+        return answer_line(
+            way, position, self._questions[position], answer, by_rule=self.asked.public is not None
+        )
+
+    @property
+    def _failed(self) -> list[BadRecord]:
+        return failures(self.asked.file, self._questions, self.answers)
+
+    @property
+    def kept(self) -> list[Question]:
+        """Questions that the score is of."""
+        return [self._questions[position] for position in self._positions()]
+
+    def _positions(self) -> list[int]:
+        answers = self.answers.values()
+        return [
+            position
+            for position in range(len(self._questions))
+            if not self.skip_bad or all(its[position].fault is None for its in answers)
+        ]
+
+    def _texts(self, cell: Cell, blind: bool) -> list[str | None]:
+        its = self.answers[cell.name, blind]
+        return [its[p].text if its[p].fault is None else None for p in self._positions()]
+
+    def results(self) -> list[dict[str, Any]]:
+        """Of each cell what it is and its figures: the public set's own, or `scores.summarize`.
+
+        Raises:
+            DataError: nothing is left to score.
+        """
+        if not self.kept:
+            raise DataError(f"{self.asked.file}: every question is left out: {say_kinds(self._counts())}.")
+        return [
+            {
+                "name": cell.name,
+                "runtime": cell.runtime,
+                "vision": cell.options.vision,
+                "language": cell.options.language,
+                **self._figures(cell),
+            }
+            for cell in self.cells
+        ]
+
+    def _figures(self, cell: Cell) -> dict[str, Any]:
+        texts, public = self._texts(cell, self.blind), self.asked.public
+        if public is not None:
+            positions = self._positions()
+            amount = {
+                "asked": len(positions),
+                "of": public.num_all,
+                "subset": len(positions) < public.num_all,
+            }
+            return {**public.score(positions, texts), **amount}
+        first = None if cell is self.cells[0] else self._texts(self.cells[0], self.blind)
+        return summarize(self.kept, texts, self._texts(cell, True), first)
+
+    def _counts(self) -> dict[str, int]:
+        return count_kinds([*self.asked.bad, *self._failed])
+
+    def faults(self) -> dict[str, Any]:
+        """What failed and counts as wrong, and what was left out, as it stands in a result."""
+        found = [asdict(record) for record in (*self.asked.bad, *self._failed)]
+        failed, skipped = ([], found) if self.skip_bad else (found, [])
+        return {"failed": failed, "skipped": skipped, "fault_counts": self._counts()}
+
+    def name_failures(self) -> None:
+        """Say on stderr which questions failed, or were left out, and why."""
+        found = [*self.asked.bad, *self._failed]
+        if found:
+            _say(found)
+            what = "left out" if self.skip_bad else "failed, which counts as wrong"
+            note(f"{len(found)} {what}: {say_kinds(self._counts())}")
+
+
+def _say(found: Sequence[BadRecord]) -> None:
+    for record in found:
+        reason = " ".join(record.reason.split())
+        note(f"{record.file}: record {record.index} (id {record.id}): {record.kind}: {reason}")
+
+
+@contextmanager
+def _kept_is_said(file: AppendedLines) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if file.begun:
+            note(f"{file.path}: what was answered is kept; --resume goes on with it.")
+        raise

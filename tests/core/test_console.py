@@ -1,0 +1,35 @@
+"""What files and users wrote reaches a terminal as text that it does not obey."""
+
+import io
+
+import pytest
+from rich.table import Table
+
+from tinyllava_edge.console import _SafeConsole, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x07", "\\x1b[31mred\\x07"),
+        ("a\rb\x9bc", "a\\rb\\x9bc"),
+        ("in\u202eturn\u2066ed", "in\\u202eturn\\u2066ed"),
+        ("tab\tline\n\u4e2d\U0001f600", "tab\tline\n\u4e2d\U0001f600"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_written_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_console_obeys_neither_control_characters_nor_markup() -> None:
+    file = io.StringIO()
+    console = _SafeConsole(file=file, force_terminal=True, color_system="truecolor", markup=False, width=200)
+    table = Table("name\x1b]0;title\x07", title="of \x1b[2J")
+    table.add_row("[red]x[/red] :smile: \x1b[1A")
+    console.print(table)
+    console.print("\x1b[2J[bold]loud[/bold]", highlight=False)
+    shown = file.getvalue()
+    for part in ("[red]x[/red]", "\\x1b[1A", "name\\x1b]0;title\\x07", "\\x1b[2J[bold]loud[/bold]"):
+        assert part in shown
+    assert "\x1b[2J" not in shown
+    assert "\x1b]" not in shown

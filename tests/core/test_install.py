@@ -1,0 +1,150 @@
+"""The line that installs llama.cpp, on trees of files as boards and machines have them."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.core.test_device import write_tree
+from tinyllava_edge import install
+from tinyllava_edge.install import LEFT_OUT, llamacpp_line
+
+MEMINFO = "MemTotal: 7800000 kB\nMemAvailable: {} kB\n"
+ORIN_NANO = {
+    "dev/nvhost-gpu": "",
+    "proc/device-tree/compatible": "nvidia,p3768-0000+p3767-0005-super\0nvidia,p3767-0005\0nvidia,tegra234\0",
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n",
+    "proc/meminfo": MEMINFO.format(6_500_000),  # three compilers of 2 GiB fit
+    "usr/bin/c++": "",
+}
+THOR = ORIN_NANO | {
+    "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
+    "etc/nv_tegra_release": "# R38 (release), REVISION: 2.1, GCID: 42061081, BOARD: generic, EABI: aarch64\n",
+}
+CARD = {"dev/nvidiactl": "", "proc/meminfo": MEMINFO.format(6_500_000), "usr/bin/c++": ""}
+
+
+def toolkit(release: str, place: str = "") -> dict[str, str]:
+    folder = place or f"usr/local/cuda-{release}"
+    headers = ("cuda_runtime.h", "cublas_v2.h")
+    return {f"{folder}/bin/nvcc": "", **{f"{folder}/include/{name}": "" for name in headers}}
+
+
+@pytest.fixture(autouse=True)
+def _six_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin")
+    for name in ("CUDACXX", "CMAKE_ARGS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def line(tmp_path: Path, files: dict[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The line on a tree, as a shell reads it: its variables and its words; its programs can be executed."""
+    for path in (write_tree(tmp_path, files) / "usr").rglob("*"):
+        path.chmod(0o755)
+    words = shlex.split(llamacpp_line(tmp_path))
+    settings = dict(
+        word.split("=", 1) for word in words if word.split("=")[0].isupper() or "CMAKE_" in word[:6]
+    )
+    return settings, [word for word in words if word.split("=")[0] not in settings]
+
+
+@pytest.mark.parametrize(
+    ("board", "release", "architecture"), [(ORIN_NANO, "12.6", "87"), (THOR, "13.0", "110")]
+)
+def test_a_board_gets_a_cuda_build_for_its_chip_in_as_many_jobs_as_fit(
+    tmp_path: Path, board: dict[str, str], release: str, architecture: str
+) -> None:
+    settings, words = line(tmp_path, board | toolkit(release))
+    assert settings["CUDACXX"] == f"/usr/local/cuda-{release}/bin/nvcc"
+    assert settings["CMAKE_BUILD_PARALLEL_LEVEL"] == "3"
+    flags = settings["CMAKE_ARGS"].split()
+    assert {"-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={architecture}", "-DGGML_CUDA_NO_VMM=ON"} <= {
+        *flags
+    }
+    assert {*LEFT_OUT} <= {*flags}
+    assert words[-5:-1] == ["install", "--no-cache-dir", "--force-reinstall", "--no-deps"]
+
+
+@pytest.mark.parametrize(
+    ("board", "packages"),
+    [
+        (ORIN_NANO, "cuda-nvcc-12-6 cuda-cudart-dev-12-6 libcublas-dev-12-6"),
+        (THOR, "cuda-nvcc-13-0 cuda-cudart-dev-13-0 libcublas-dev-13-0"),
+        (ORIN_NANO | {"usr/local/cuda-12.6/bin/nvcc": ""}, "cuda-cudart-dev-12-6 libcublas-dev-12-6"),
+        (CARD, "nvidia-cuda-toolkit"),
+        ({"proc/meminfo": ""}, "g++"),
+    ],
+)
+def test_packages_that_the_build_lacks_are_installed_first(
+    tmp_path: Path, board: dict[str, str], packages: str
+) -> None:
+    _, words = line(tmp_path, {name: text for name, text in board.items() if packages != "g++"})
+    assert words[words.index("install") : words.index("&&")] == ["install", "-y", *packages.split()]
+
+
+def test_a_machine_without_a_gpu_gets_a_cpu_build_though_nvcc_is_there(tmp_path: Path) -> None:
+    settings, words = line(
+        tmp_path, {"usr/bin/c++": "", "proc/meminfo": MEMINFO.format(2_500_000), **toolkit("13.0")}
+    )
+    assert "CUDACXX" not in settings
+    assert "CUDA" not in settings["CMAKE_ARGS"]
+    assert settings["CMAKE_BUILD_PARALLEL_LEVEL"] == "2"
+    assert "&&" not in words
+
+
+def test_a_card_is_asked_what_it_is_and_the_newest_toolkit_compiles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    smi = tmp_path / "bin/nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '8.9\\n7.5\\n8.9\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    settings, _ = line(tmp_path / "root", CARD | toolkit("12.9") | toolkit("12.10"))
+    assert settings["CUDACXX"] == "/usr/local/cuda-12.10/bin/nvcc"
+    assert "-DCMAKE_CUDA_ARCHITECTURES=75;89" in settings["CMAKE_ARGS"].split()
+    monkeypatch.setenv("CUDACXX", "/usr/local/cuda-12.9/bin/nvcc")
+    assert line(tmp_path / "root", {})[0]["CUDACXX"] == "/usr/local/cuda-12.9/bin/nvcc"
+
+
+def test_a_first_installation_brings_what_llama_cpp_depends_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(install, "is_distribution", lambda _: False)
+    _, words = line(tmp_path, CARD | {"dev/nvidiactl": ""})
+    assert "--no-deps" not in words
+    assert "--no-cache-dir" in words
+
+
+def test_who_builds_may_add_flags_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
+    settings, _ = line(tmp_path, {"usr/bin/c++": ""})
+    assert settings["CMAKE_ARGS"].split()[-1] == "-DGGML_NATIVE=ON"  # CMake takes the last
+
+
+def test_it_needs_nothing_but_python() -> None:
+    """The Makefile runs it before anything is installed."""
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        "-c",
+        "import sys; sys.path.insert(0, sys.argv[1]); import runpy; ",
+    ]
+    command[-1] += (
+        "sys.argv[1:] = ['--left-out']; runpy.run_module('tinyllava_edge.install', run_name='__main__')"
+    )
+    root = Path(__file__).parents[2]
+    result = subprocess.run([*command, root], capture_output=True, text=True, check=False)
+    assert result.stdout.split() == [*LEFT_OUT], result.stderr
+
+
+def test_what_the_makefile_installs_is_the_version_that_the_lines_name() -> None:
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text(encoding="utf-8")
+    assert f"\nLLAMA_CPP ?= {install.LLAMA_CPP}\n" in makefile
+    assert "-DLLAMA_" not in makefile
+    assert "-DGGML_CUDA" not in makefile

@@ -1,0 +1,241 @@
+"""The line that installs llama.cpp for this machine; `python -m tinyllava_edge.install` runs it.
+
+llama-cpp-python comes as source, and what it becomes is settled where it is compiled: without nvcc and an
+architecture it is a CPU build, on a GPU board too, and nothing says so
+(docs/sources/tensorrt.md#llamacpp-on-a-jetson). A wheel that pip kept is for whatever asked for it first.
+Needs nothing but Python: the Makefile runs it before anything is installed.
+"""
+
+import argparse
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from tinyllava_edge.device import Machine, has_nvidia_gpu, read_machine
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"  # the version tested
+# We use the library and mtmd; the rest takes minutes.
+LEFT_OUT = (
+    *("-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_TOOLS=OFF"),
+    *("-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF"),
+)
+# Architectures and CUDA releases of boards: docs/sources/tensorrt.md#llamacpp-on-a-jetson.
+TEGRAS = {"tegra194": "72", "tegra234": "87", "tegra264": "110"}
+JETPACK_CUDA = {"36.3": "12-2", "36": "12-6", "38": "13-0", "39": "13-2"}  # by L4T release
+# What a compiler process takes at its most.
+_CUDA_JOB_BYTES, _CPU_JOB_BYTES = 2 << 30, 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toolkit:
+    """What compiles llama.cpp here.
+
+    Attributes:
+        nvcc: CUDA's compiler, or where it will be once `missing` is installed; None for a CPU build.
+        architecture: of the GPU, as CMake has it ("87").
+        missing: Debian packages that the build needs.
+    """
+
+    nvcc: str | None = None
+    architecture: str = ""
+    missing: tuple[str, ...] = ()
+
+
+def llamacpp_line(root: Path = Path("/"), requirement: str = LLAMA_CPP) -> str:
+    """The shell's line that builds llama.cpp for this machine, and takes no wheel that was built before.
+
+    Args:
+        root: of the tree that shows what the machine is.
+        requirement: of llama-cpp-python.
+    """
+    if os.name == "nt":  # its shells set variables in other ways
+        return f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh"
+    toolkit = find_toolkit(root)
+    variables = build_variables(toolkit, read_machine(root))
+    words = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), pip("install")]
+    line = " ".join([*words, "--no-cache-dir", *_again(), shlex.quote(requirement)])
+    return f"{apt_install(toolkit.missing)} && {line}" if toolkit.missing else line
+
+
+def find_toolkit(root: Path = Path("/")) -> Toolkit:
+    """What there is to compile with; CUDA only where the kernel shows a GPU."""
+    compiler = () if _program(root, "c++") or _program(root, "g++") else ("g++",)
+    if not has_nvidia_gpu(root):
+        return Toolkit(missing=compiler)
+    nvcc = find_nvcc(root)
+    chip = re.search("|".join(TEGRAS), _read(root / "proc/device-tree/compatible"))
+    release = _cuda_release(root, nvcc)
+    needed = ("cuda-nvcc", "cuda-cudart-dev", "libcublas-dev")
+    there = (nvcc, _has_header(root, nvcc, "cuda_runtime.h"), _has_header(root, nvcc, "cublas_v2.h"))
+    lacking = [name for name, found in zip(needed, there, strict=True) if not found]
+    packages = (
+        [f"{name}-{release}" for name in lacking] if release else ["nvidia-cuda-toolkit"][: len(lacking)]
+    )
+    return Toolkit(
+        nvcc=nvcc
+        or (f"/usr/local/cuda-{release.replace('-', '.')}/bin/nvcc" if release else "/usr/bin/nvcc"),
+        architecture=TEGRAS[chip[0]] if chip else _compute_capabilities() or "native",
+        missing=(*compiler, *packages),
+    )
+
+
+def find_nvcc(root: Path = Path("/")) -> str | None:
+    """CUDA's compiler: where CUDACXX says, else in NVIDIA's places, else on the path; None if nowhere."""
+    newest = sorted(root.glob("usr/local/cuda-*/bin/nvcc"), key=_release_of, reverse=True)
+    named = [_below(root, os.environ["CUDACXX"])] if "CUDACXX" in os.environ else []
+    for path in [*named, root / "usr/local/cuda/bin/nvcc", *newest]:
+        if path.is_file():
+            return _shown(root, path)
+    return _program(root, "nvcc")
+
+
+def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
+    """Environment variables of the build.
+
+    On x86-64 the build is for AVX2 and not for the processor at hand: an image may go to another machine.
+    """
+    flags = [*LEFT_OUT]
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        flags.append("-DGGML_NATIVE=OFF")
+    if toolkit.nvcc:
+        flags += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={toolkit.architecture}"]
+        if toolkit.architecture in TEGRAS.values():
+            flags.append("-DGGML_CUDA_NO_VMM=ON")
+    flags += os.environ.get("CMAKE_ARGS", "").split()
+    job_bytes = _CUDA_JOB_BYTES if toolkit.nvcc else _CPU_JOB_BYTES
+    fitting = machine.memory.available_bytes // job_bytes if machine.memory else 1
+    jobs = max(1, min(machine.cpu.usable_cores, fitting))
+    compiler = {"CUDACXX": toolkit.nvcc} if toolkit.nvcc else {}
+    return {**compiler, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), "CMAKE_ARGS": " ".join(flags)}
+
+
+def pip(command: str) -> str:
+    """`pip COMMAND` for this very Python: the path's may be another's, an environment may have none."""
+    if find_spec("pip") is None and shutil.which("uv"):
+        return f"uv pip {command} --python {shlex.quote(sys.executable)}"
+    found = shutil.which("pip")
+    if found and Path(found).parent == Path(sys.executable).parent:
+        return f"pip {command}"
+    return f"{shlex.quote(sys.executable)} -m pip {command}"
+
+
+def apt_install(packages: tuple[str, ...]) -> str:
+    """The line that installs Debian's or NVIDIA's packages."""
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    return " ".join(["apt-get" if is_root else "sudo apt-get", "install -y", *packages])
+
+
+def is_distribution(name: str) -> bool:
+    """Whether pip knows a package of that name."""
+    try:
+        return bool(version(name))
+    except PackageNotFoundError:
+        return False
+
+
+def _again() -> list[str]:
+    """A first installation needs what llama-cpp-python depends on; a later one is to leave it as it is."""
+    return ["--force-reinstall", "--no-deps"] if is_distribution("llama-cpp-python") else []
+
+
+def _cuda_release(root: Path, nvcc: str | None) -> str | None:
+    """Which CUDA the packages are to be of ("12-6"), as NVIDIA's package names have it."""
+    if nvcc and (number := re.search(r"cuda-(\d+)\.(\d+)", str(_below(root, nvcc).resolve()))):
+        return f"{number[1]}-{number[2]}"
+    l4t = re.search(r"R(\d+) \(release\), REVISION: (\d+)", _read(root / "etc/nv_tegra_release"))
+    if l4t:
+        return JETPACK_CUDA.get(f"{l4t[1]}.{l4t[2]}") or JETPACK_CUDA.get(l4t[1])
+    driver = re.search(r"CUDA Version: (\d+)\.(\d+)", _nvidia_smi())
+    return f"{driver[1]}-{driver[2]}" if driver else None
+
+
+def _compute_capabilities() -> str:
+    """Of all GPUs here, as CMake has them: "86;89"; "" where the driver does not say."""
+    said = _nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader")
+    found = re.findall(r"^(\d+)\.(\d)\s*$", said, re.MULTILINE)
+    return ";".join(sorted({major + minor for major, minor in found}, key=int))
+
+
+def _nvidia_smi(*options: str) -> str:
+    try:
+        result = subprocess.run(
+            ["nvidia-smi", *options], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return result.stdout
+
+
+def _has_header(root: Path, nvcc: str | None, name: str) -> bool:
+    """Whether a header lies where this nvcc looks, or where Debian's own packages have it."""
+    toolkit = _below(root, nvcc).resolve().parents[1] if nvcc else root / "usr"
+    places = (toolkit / "include", *toolkit.glob("targets/*/include"), root / "usr/include")
+    return any((place / name).is_file() for place in places)
+
+
+def _release_of(nvcc: Path) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", nvcc.parents[1].name)))
+
+
+def _program(root: Path, name: str) -> str | None:
+    """Where a program is on the path, below a root."""
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    found = shutil.which(name, path=os.pathsep.join(str(_below(root, folder)) for folder in folders))
+    return _shown(root, Path(found)) if found else None
+
+
+def _below(root: Path, name: str) -> Path:
+    return Path(name) if root == Path("/") else root / name.lstrip("/")
+
+
+def _shown(root: Path, path: Path) -> str:
+    """A path as it is where the root is the root."""
+    return str(path) if root == Path("/") else f"/{path.relative_to(root)}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Install llama.cpp as this machine can use it.")
+    parser.add_argument("requirement", nargs="?", default=LLAMA_CPP)
+    parser.add_argument("--fresh", action="store_true", help="build it here, whatever pip has kept")
+    parser.add_argument(
+        "--cuda", metavar="ARCHITECTURE", help="for a GPU that is not shown here (in an image)"
+    )
+    parser.add_argument("--cpu", action="store_true", help="without the GPU that is here")
+    parser.add_argument("--left-out", action="store_true", help="only print what every build leaves out")
+    options = parser.parse_args(arguments)
+    if options.left_out:
+        sys.stdout.write(" ".join(LEFT_OUT) + "\n")
+        return 0
+    toolkit = Toolkit() if options.cpu else find_toolkit()
+    if options.cuda:
+        toolkit = Toolkit(nvcc=find_nvcc() or "nvcc", architecture=options.cuda)
+    if toolkit.missing:
+        sys.stderr.write(
+            "to build llama.cpp for this machine, packages are missing (--cpu leaves the GPU out): "
+            f"{apt_install(toolkit.missing)}\n"
+        )
+        return 2
+    variables = build_variables(toolkit, read_machine())
+    fresh = ["--no-cache-dir", *_again()] if options.fresh or toolkit.nvcc else []
+    command = [*shlex.split(pip("install")), *fresh, options.requirement]
+    sys.stderr.write(f"{shlex.join([*(f'{k}={v}' for k, v in variables.items()), *command])}\n")
+    return subprocess.run(command, env={**os.environ, **variables}, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,176 @@
+"""Places of work: hidden directories in which outputs grow, each locked by its process while that lives.
+
+    .NAME.tmp-xxxxxxxx/     beside NAME: what will be NAME, or for a moment what was
+    .work.xxxxxxxx/         in the cache of engines
+    tinyllava-edge-xxxxxxxx/  in the system's directory of temporary files
+
+Each holds `LOCK_FILE`. Where nobody holds its lock, the process has died, and the place is ours to remove.
+Where the file system has no locks nobody can tell, and it stays.
+"""
+
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.file_lock import OPEN_FLAGS, open_lock, take_lock
+
+LOCK_FILE = "tinyllava-edge.lock"
+TEMPORARY = "tinyllava-edge-"
+FILE_MARK = "tinyllava-edge-"  # in the name of a small file that grows by itself, locked too
+RANDOM = "[a-z0-9_]{8}"  # what `tempfile` ends a name with
+
+
+@contextmanager
+def work_place(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new directory of this process alone; it and those of dead processes are removed.
+
+    Args:
+        parent: that it is made in.
+        prefix: of its name.
+    """
+    clear_dead(parent, prefix)
+    folder, handle = new_place(parent, prefix)
+    try:
+        yield folder
+    finally:
+        remove_place(folder)
+        os.close(handle)
+
+
+def temporary_place() -> AbstractContextManager[Path]:
+    """A place where the system keeps temporary files."""
+    return work_place(Path(tempfile.gettempdir()), TEMPORARY)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Work in a directory alone among all processes; one that then holds nothing is removed.
+
+    Raises:
+        UsageError: another process works there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = open_lock(folder / LOCK_FILE)
+    try:
+        if not _taken(handle):
+            raise UsageError(f"{folder}: another process works there. Wait for it, or stop it.")
+        try:
+            yield
+        finally:
+            if is_unused(folder):
+                remove_place(folder)
+    finally:
+        os.close(handle)
+
+
+def is_unused(folder: Path) -> bool:
+    """Whether a directory is not there, or holds nothing but a lock."""
+    return not folder.is_dir() or {*os.listdir(folder)} <= {LOCK_FILE}
+
+
+def clear_dead(parent: Path, prefix: str) -> None:
+    """Remove the places that killed processes left, and say so."""
+    for folder in places(parent, prefix):
+        size = size_of(folder)
+        if remove_dead(folder) and size:
+            note(f"{folder}: removed, {size:,} bytes that a killed process left")
+
+
+def places(parent: Path, prefix: str) -> list[Path]:
+    """Directories there with such a name."""
+    name = re.compile(re.escape(prefix) + RANDOM)
+    if not parent.is_dir():
+        return []
+    with os.scandir(parent) as entries:
+        return [Path(e) for e in entries if name.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+
+
+def remove_dead(folder: Path) -> bool:
+    """Remove a place if its process has died, or an empty one; whether it is gone."""
+    with suppress(OSError):
+        folder.rmdir()
+        return True
+    with locked_if_dead(folder / LOCK_FILE) as is_dead:
+        if is_dead:
+            remove_place(folder)
+    return is_dead and not folder.exists()
+
+
+@contextmanager
+def locked_if_dead(lock: Path) -> Iterator[bool]:
+    """Whether a lock is a file of this user that no process holds; this one holds it for the block then."""
+    try:
+        handle = os.open(lock, (OPEN_FLAGS | os.O_NONBLOCK) & ~os.O_CREAT)
+    except OSError:
+        yield False
+        return
+    try:
+        status = os.fstat(handle)
+        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+        yield is_ours and _taken(handle, where_there_are_none=False)
+    finally:
+        os.close(handle)
+
+
+def size_of(root: Path) -> int:
+    """Bytes of the files below a directory, or of a file."""
+    files = [root, *root.rglob("*")] if root.is_dir() and not root.is_symlink() else [root]
+    return sum(p.lstat().st_size for p in files if not p.is_dir() or p.is_symlink())
+
+
+def remove(path: Path) -> None:
+    """Remove a directory, file or link, as far as that can be done; what a link leads to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
+
+
+def new_place(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new directory, and the handle of its lock, which is closed when the directory is given up."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            handle = open_lock(folder / LOCK_FILE)
+        except FileNotFoundError:  # another process took it for one that was left
+            continue
+        except BaseException:
+            folder.rmdir()
+            raise
+        if _taken(handle) and (folder / LOCK_FILE).exists():
+            return folder, handle
+        os.close(handle)
+
+
+def note(text: str) -> None:
+    """Say on stderr what was done with what was left."""
+    from tinyllava_edge.console import note as say  # rich, which most runs of a library do not need
+
+    say(text)
+
+
+def _taken(handle: int, *, where_there_are_none: bool = True) -> bool:
+    """Whether this process has the lock now; what it is where the system has no locks."""
+    try:
+        import fcntl  # noqa: F401
+
+        return take_lock(handle)
+    except (ImportError, OSError):
+        return where_there_are_none
+
+
+def remove_place(folder: Path) -> None:
+    """The lock goes last: what is left of a place whose removal is killed is still one."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            if path.name != LOCK_FILE:
+                remove(path)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
+        folder.rmdir()

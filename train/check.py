@@ -1,0 +1,114 @@
+"""`train --check`: every record is looked at as training will, before any of it is trained on."""
+
+import shlex
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tinyllava_edge.checkpoint.names import NANO, is_shipped
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.errors import RecordError
+from tinyllava_edge.record_check import (
+    CheckKey,
+    CheckReport,
+    PictureCheck,
+    check_key,
+    check_records,
+    read_report,
+)
+
+from .assemble import describe
+from .data import Conversation, record_id
+from .options import FinetuneOptions
+from .records import Data, read_data
+from .samples import Samples, open_samples
+
+CUT = "cut"
+
+
+def check_data(options: FinetuneOptions) -> CheckReport:
+    """Look at every record, or remember what an earlier look found; no weights are read.
+
+    Raises:
+        DataError: the data file cannot be read.
+        CheckpointError: what the checkpoint says of pictures and texts is missing or damaged.
+    """
+    data = read_data(options)
+    with _described(options) as source:
+        samples = open_samples(source, options)
+    return check_records(
+        data.file,
+        data.conversations,
+        Looker(samples),
+        ids=[record_id(record, index) for index, record in enumerate(data.records)],
+        key=_key(data, samples),
+    )
+
+
+def known_report(data: Data, samples: Samples) -> CheckReport | None:
+    """What a check of these data with this model found, if there was one."""
+    return read_report(_key(data, samples))
+
+
+class Looker:
+    """Looks at a record as training will."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples, self._open = samples, PictureCheck(samples.reader.how)
+
+    def __call__(self, record: Conversation | RecordError) -> Sequence[tuple[str, str]]:
+        """What is cut of it.
+
+        Raises:
+            RecordError: it is bad.
+        """
+        if isinstance(record, RecordError):
+            raise record
+        limit = self._samples.limit
+        positions = self._samples.encode(record).positions
+        if record.picture is not None:
+            self._open(record.picture)
+        if positions <= limit:
+            return []
+        return [(CUT, f"{positions} positions, the model takes {limit}: the last {positions - limit} go.")]
+
+
+def check_command(options: FinetuneOptions) -> str:
+    """The line that checks the data of a run."""
+    words = ["tinyllava-edge", "train", "--check", "--data", options.data, "--images", options.images]
+    if options.parts is None:
+        words += ["--from", NANO if is_shipped(options.source) else options.source]
+    else:
+        parts = options.parts
+        words += ["--tower", parts.tower, "--llm", parts.llm, "--connector", parts.connector]
+    for name, value in (("--template", options.template), ("--sources", options.sources)):
+        words += [] if value is None else [name, value]
+    return shlex.join(map(str, words))
+
+
+def _key(data: Data, samples: Samples) -> CheckKey:
+    found = (data.conversation(index) for index in range(len(data.records)))
+    facts = {"command": "train", "images": str(data.images.absolute()), **samples.facts}
+    return check_key(data.file, (c.picture for c in found if c is not None), facts)
+
+
+@contextmanager
+def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
+    """The checkpoint to start from; of one that is given in parts, all but the weights."""
+
+    def opened(path: Path) -> Checkpoint:
+        return Checkpoint(
+            path,
+            sources=options.sources,
+            template=options.chat_template,
+            allow_pickle=options.allow_pickle,
+        )
+
+    if options.parts is None:
+        yield opened(options.source)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        parts = options.parts
+        describe(Path(folder), tower=parts.tower, connector=parts.connector, language_model=parts.llm)
+        yield opened(Path(folder))

@@ -7,9 +7,15 @@ invariants only.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MAX_MESSAGE = 3000  # characters: what a file says can be a megabyte, and what to do stands behind it
+
 
 class TinyLlavaEdgeError(Exception):
     """Base of everything a user can mend: the command prints it on one line and exits with code 2."""
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= MAX_MESSAGE else f"{text[:2000]} [...] {text[-900:]}"
 
 
 class CheckpointError(TinyLlavaEdgeError):

@@ -129,11 +129,11 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
 
     try:
         reader = gguf.GGUFReader(path)
+        values = {name: entry.contents() for name, entry in reader.fields.items()}
     except Exception as error:  # the reader raises many types on damaged files
         raise BundleError(
             f"{path}: damaged GGUF file ({type(error).__name__}). Copy it again, or export it again."
         ) from None
-    values = {name: entry.contents() for name, entry in reader.fields.items()}
     architecture = str(values.get("general.architecture"))
     types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     parameters = sum(int(tensor.n_elements) for tensor in reader.tensors)
@@ -147,10 +147,12 @@ def inspect_gguf(path: Path) -> dict[str, Any]:
         "path": str(path),
         "parts": {"language_model": part},
         "parameters": parameters,
-        "context_length": values.get(f"{architecture}.context_length"),
-        "block_count": values.get(f"{architecture}.block_count"),
-        "tokenizer": values.get("tokenizer.ggml.model"),
-        "vocabulary": len(values.get("tokenizer.ggml.tokens", ())),
+        **{
+            name: value if type(value := values.get(f"{architecture}.{name}")) is int else None
+            for name in ("context_length", "block_count")
+        },
+        "tokenizer": str(values.get("tokenizer.ggml.model")),
+        "vocabulary": len(tokens) if isinstance(tokens := values.get("tokenizer.ggml.tokens"), list) else 0,
         "file_bytes": path.stat().st_size,
     }
 

@@ -84,9 +84,7 @@ def _config(tower: Path, connector: str, language_model: Path) -> dict[str, Any]
         if not isinstance(vision.get("vision_config"), dict):
             raise CheckpointError(f"{tower / 'config.json'}: vision_config is missing or not an object.")
         vision = {**vision["vision_config"], "model_type": _WHOLE_MODELS[whole]}
-    positions = whole_number(
-        text, "max_position_embeddings", _MAX_LENGTH, language_model / "config.json"
-    )
+    positions = whole_number(text, "max_position_embeddings", _MAX_LENGTH, language_model / "config.json")
     return {
         "model_type": "tinyllava",
         "architectures": ["TinyLlavaForConditionalGeneration"],

@@ -11,7 +11,7 @@ from torch import nn
 
 from tinyllava_edge.atomic_files import fsync, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import OutputError, UsageError
 
 _STATE, _SEAL = "state.pt", "seal.json"
 _KEPT = 2  # the newest, and one more in case the disk spoils it
@@ -76,10 +76,13 @@ class Snapshots:
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all(),
         }
-        with output_directory(target) as directory:
-            torch.save(state, directory / _STATE)
-            fsync(directory / _STATE)
-            write_json(directory / _SEAL, {"sha256": sha256_of_file(directory / _STATE)})
+        try:
+            with output_directory(target) as directory:
+                torch.save(state, directory / _STATE)
+                fsync(directory / _STATE)
+                write_json(directory / _SEAL, {"sha256": sha256_of_file(directory / _STATE)})
+        except RuntimeError as error:  # torch's word for a write that failed
+            raise OutputError(f"{target}: could not be written ({error}). Look at its disk.") from None
         for old in self._all()[:-_KEPT]:
             shutil.rmtree(old)
 

@@ -27,6 +27,7 @@ _MACHINE = (
     *("memory_settings", "variables"),
 )
 _OWN_PACKAGE = "tinyllava-edge"
+MAX_REPORT_BYTES = 32 << 20
 _MAX_DEPTH = 20  # of ours: 9
 
 
@@ -60,7 +61,7 @@ def read_report(path: Path) -> Record:
         DataError: there is none, or it is of another version or form.
     """
     file = path / "report.json" if path.is_dir() else path
-    text = read_user_text(file, error=DataError)
+    text = read_user_text(file, most=MAX_REPORT_BYTES, error=DataError)
     try:
         record: Any = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:

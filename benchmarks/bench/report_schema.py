@@ -1,4 +1,4 @@
-"""What `bench compare` needs of a report.json that somebody else may have written; the rest of it may be anything."""
+"""What `bench compare` needs of a report.json, which others may have written; the rest may be anything."""
 
 from itertools import chain
 from typing import Annotated, Any

@@ -60,7 +60,10 @@ def test_a_result_that_is_no_object_is_named(root: Path) -> None:
         ({"variants": {"vision": []}}, "variants.vision"),
         ({"variants": ["fp32"]}, "variants"),
         ({"stages": [{"stage": "text"}]}, "stages.0.variant"),
-        ({"stages": [{"stage": "text", "variant": "", "checks": [{"metric": "a", "value": "b"}]}]}, "stages.0.checks"),
+        (
+            {"stages": [{"stage": "text", "variant": "", "checks": [{"metric": "a", "value": "b"}]}]},
+            "stages.0.checks",
+        ),
         ({"vision": {"fp16": {"islands": [{"nodes": ["a"]}]}}}, "vision.fp16.islands.0.in_attention"),
         ({"vision": []}, "vision"),
     ],

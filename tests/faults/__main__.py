@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: every operation on the disk fails or kills, one run each; exit code 1 where it shows."""
+"""`python -m tests.faults`: each operation on the disk fails or kills; exit code 1 where it shows."""
 
 import argparse
 import json
@@ -25,7 +25,9 @@ def main() -> int:
         "--every", nargs="+", default=["1"], help="only every n-th operation: a number, or CASE=NUMBER ..."
     )
     parser.add_argument("--jobs", type=int, default=0, help="processes; as many as cores if not given")
-    parser.add_argument("--force-cases", action="store_true", help="print what --force refuses, and nothing else")
+    parser.add_argument(
+        "--force-cases", action="store_true", help="print what --force refuses, and nothing else"
+    )
     parser.add_argument("--json", action="store_true", help="print one line of JSON")
     asked = parser.parse_args()
     if asked.force_cases:
@@ -35,7 +37,9 @@ def main() -> int:
     if _SCRATCH not in os.environ:
         with tempfile.TemporaryDirectory(prefix="tinyllava-faults-") as folder:
             environment = {**with_shim(Path(folder)), _SCRATCH: folder}
-            return subprocess.run([sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=environment).returncode
+            return subprocess.run(
+                [sys.executable, "-m", "tests.faults", *sys.argv[1:]], env=environment
+            ).returncode
     rows = _rows(asked, Path(os.environ[_SCRATCH]))
     if asked.json:
         print(json.dumps([vars(row) for row in rows]))  # noqa: T201
@@ -53,7 +57,7 @@ def _rows(asked: argparse.Namespace, scratch: Path) -> list[Row]:
         pool.apply(write_sources, (scratch / "source",))
     every = dict(word.rsplit("=", 1) if "=" in word else ("", word) for word in asked.every)
     tasks = [
-        (name, before, mode, scratch, int(every.get(name, every.get("", "1"))))
+        (name, before, mode, scratch, int(every.get(name) or every.get("") or 1))
         for name in asked.case or CASES
         for before in asked.before or ("none", "old")
         for mode in asked.mode or MODES
@@ -69,7 +73,18 @@ def _row(task: tuple[str, str, str, Path, int]) -> Row:
 
 
 def _print(rows: list[Row]) -> None:
-    heads = ("case", "before", "mode", "operations", "runs", "ended with", "as before", "new", "faults", "not cleared")
+    heads = (
+        "case",
+        "before",
+        "mode",
+        "operations",
+        "runs",
+        "ended with",
+        "as before",
+        "new",
+        "faults",
+        "not cleared",
+    )
     cells = [
         (
             *(row.case, row.before, row.mode, row.operations, row.runs),

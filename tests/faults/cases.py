@@ -82,9 +82,7 @@ _TRAIN = (
 CASES = {
     "bundle": Case(_write_bundle, Bundle.open),
     "prune": Case("prune {source}/b -o {place}/out --vision fp32 --language f32", Bundle.open),
-    "export": Case(
-        "export {source}/ck -o {place}/out --vision fp32,fp16 --language f32,q8_0", Bundle.open
-    ),
+    "export": Case("export {source}/ck -o {place}/out --vision fp32,fp16 --language f32,q8_0", Bundle.open),
     "train": Case(_TRAIN, _trained, f"{_TRAIN} --resume", beside=("out.work",)),
     "build record": Case(_store_engine, _stored_engine),
 }

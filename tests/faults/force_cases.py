@@ -1,4 +1,4 @@
-"""What `--force` replaces and what it refuses, for every command with an output: `python -m tests.faults --force-cases`.
+"""What `--force` replaces and refuses, for each command with an output: `tests.faults --force-cases`.
 
 Refused is exit code 2 with every file as it was. "old" is an output that the same command wrote before.
 """
@@ -81,7 +81,9 @@ _TOUCHING = (
 def force_cases() -> Iterator[ForceCase]:
     """All of them; each with --force, and an output of the same command also without."""
     for words, place in _TOUCHING:
-        yield ForceCase(f"{words} --force", place, REFUSED, lambda home: (home / "link").symlink_to(home / "b"))
+        yield ForceCase(
+            f"{words} --force", place, REFUSED, lambda home: (home / "link").symlink_to(home / "b")
+        )
     for words in _COMMANDS.values():
         for place, prepare in _FOREIGN.items():
             yield ForceCase(f"{words} --force", place, REFUSED, prepare)
@@ -93,7 +95,9 @@ def force_cases() -> Iterator[ForceCase]:
 
         yield ForceCase(words, "old, without --force", REFUSED, old)
         yield ForceCase(f"{words} --force", "old", WRITTEN, old)
-    yield ForceCase(f"{_COMMANDS['prune']} --force", "an empty folder", WRITTEN, lambda home: (home / "out").mkdir())
+    yield ForceCase(
+        f"{_COMMANDS['prune']} --force", "an empty folder", WRITTEN, lambda home: (home / "out").mkdir()
+    )
 
 
 def main() -> int:
@@ -101,7 +105,7 @@ def main() -> int:
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="tinyllava-force-") as folder:
         home = Path(folder, "home")
-        _in_fork(lambda: write_sources(home) or _write_questions(home) or 0)
+        _in_fork(lambda: _write_home(home))
         good = Path(shutil.copytree(home, Path(folder, "good"), symlinks=True))
         for case in force_cases():
             shutil.rmtree(home)
@@ -119,11 +123,13 @@ def main() -> int:
     return int(bool(wrong))
 
 
-def _write_questions(home: Path) -> None:
+def _write_home(home: Path) -> int:
+    write_sources(home)
     shown = next((home / "data").glob("*.png"))
     (home / "data" / "q.json").write_text(
         json.dumps([{"id": 1, "image": shown.name, "question": "What?", "answer": "a"}])
     )
+    return 0
 
 
 def _code(words: str, home: Path) -> int:

@@ -1,6 +1,6 @@
-"""One interrupted run after the other: the n-th operation on the disk fails or kills, and what must hold is looked at.
+"""One interrupted run after the other: the n-th operation on the disk fails or kills, and what holds then.
 
-The shim must be preloaded (`with_shim`), so that what it counts in this process and in its forks is everything.
+The shim must be preloaded (`with_shim`), so that it counts all that this process and its forks do.
 """
 
 import ctypes
@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -84,36 +85,46 @@ def _strike(case: Case, row: Row, source: Path, place: Path, number: int, mode: 
     row.runs += 1
     ended = signal.Signals(-code).name if code < 0 else str(code)
     row.ended[ended] = row.ended.get(ended, 0) + 1
-
-    def fault(text: str) -> None:
-        row.faults.append(f"{number} ({operation}): {text}")
-
-    if ended not in (("SIGKILL",) if mode == "kill" else ("0", "2")):
-        fault(f"ended with {ended}: {said[-600:]}")
-    if ended == "2":
-        lines = [line for line in said.splitlines() if line.startswith("tinyllava-edge: ")]
-        if len(lines) != 1 or not any(str(path) in lines[0] for path in (place, source)):
-            fault(f"names no path, or not on one line: {said[-300:]}")
-        elif mode == "ENOSPC" and "bytes" not in lines[0]:
-            fault(f"names no bytes: {lines[0]}")
     now = fingerprint(place / OUT)
     row.older += now == was
     row.newer += now != was
+    found = list(_faults_of_words(ended, said, mode, (place, source)))
     if now != was and (reason := _not_whole(case, place)):
-        fault(f"half an output: {reason}")
-    others = sorted(path.name for path in place.iterdir() if path.name != OUT)
-    wrong = [
-        other for other in others if not (other in case.beside or (mode == "kill" and other.startswith(f".{OUT}.")))
-    ]
-    if wrong:
-        fault(f"left {', '.join(wrong)}")
-    if now == was and not others:
-        return  # as before, so the next run is as the first
+        found.append(f"half an output: {reason}")
+    others = _others(place)
+    allowed = [name for name in others if mode == "kill" and name.startswith(f".{OUT}.")]
+    if wrong := set(others) - {*case.beside, *allowed}:
+        found.append(f"left {', '.join(sorted(wrong))}")
+    if now != was or others:  # else it is as before, so the next run is as the first
+        found += _faults_of_next_run(case, source, place, mode)
+        if rest := _others(place):
+            row.left.append(f"{number} ({operation}): {', '.join(rest)}")
+    row.faults += [f"{number} ({operation}): {text}" for text in found]
+
+
+def _faults_of_words(ended: str, said: str, mode: str, places: tuple[Path, Path]) -> Iterator[str]:
+    """An error is code 2 with one line that has a path, and bytes where none are left."""
+    if ended not in (("SIGKILL",) if mode == "kill" else ("0", "2")):
+        yield f"ended with {ended}: {said[-600:]}"
+    if ended != "2":
+        return
+    lines = [line for line in said.splitlines() if line.startswith("tinyllava-edge: ")]
+    if len(lines) != 1 or not any(str(path) in lines[0] for path in places):
+        yield f"names no path, or not on one line: {said[-300:]}"
+    elif mode == "ENOSPC" and "bytes" not in lines[0]:
+        yield f"names no bytes: {lines[0]}"
+
+
+def _faults_of_next_run(case: Case, source: Path, place: Path, mode: str) -> Iterator[str]:
     code, said, _, _ = _run(case, source, place, _NEVER, mode, again=True)
-    if code != 0 or (reason := _not_whole(case, place)):
-        fault(f"the next run ended with {code}: {said[-300:] if code else reason}")
-    if rest := sorted(path.name for path in place.iterdir() if path.name != OUT):
-        row.left.append(f"{number} ({operation}): {', '.join(rest)}")
+    if code != 0:
+        yield f"the next run ended with {code}: {said[-300:]}"
+    elif reason := _not_whole(case, place):
+        yield f"the next run left {reason}"
+
+
+def _others(place: Path) -> list[str]:
+    return sorted(path.name for path in place.iterdir() if path.name != OUT)
 
 
 def _not_whole(case: Case, place: Path) -> str:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz`: hostile files for everything that a command reads; exit code 1 where one gets through."""
+"""`python -m tests.fuzz`: hostile files for all that a command reads; exit code 1 where one gets through."""
 
 import argparse
 import json
@@ -18,7 +18,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=100, help="inputs of each kind")
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this one; may be repeated")
-    parser.add_argument("--index", type=int, help="only this input of --kind, in this process, with its error")
+    parser.add_argument(
+        "--index", type=int, help="only this input of --kind, in this process, with its error"
+    )
     parser.add_argument("--timeout", type=float, default=30, help="seconds an input may take")
     parser.add_argument("--jobs", type=int, default=0, help="processes; as many as cores if not given")
     parser.add_argument("-o", "--out", type=Path, default=Path("fuzz-out"), help="where faults are kept")

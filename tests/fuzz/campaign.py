@@ -15,10 +15,33 @@ from tests.fuzz.worker import OUTCOMES, Outcome, run_in_worker
 _CHUNK = 50  # inputs that a core takes at a time
 # Imported once, before the workers are forked. What computes is used in them alone: its threads do not fork.
 _HEAVY = (
-    *("torch", "transformers", "accelerate", "peft", "onnx", "onnxruntime", "gguf", "sentencepiece", "matplotlib.pyplot"),
-    *("cryptography.hazmat.primitives.serialization", "tinyllava_edge.export.pipeline", "tinyllava_edge.train.finetune"),
-    *("tinyllava_edge.benchmarks.verify.climb", "tinyllava_edge.benchmarks.bench.report", "tinyllava_edge.runtimes.ort"),
-    *("tinyllava_edge.runtimes.llamacpp", "tinyllava_edge.benchmarks.evals.scores", "tests.fuzz.corpus", "tools.readme"),
+    *(
+        "torch",
+        "transformers",
+        "accelerate",
+        "peft",
+        "onnx",
+        "onnxruntime",
+        "gguf",
+        "sentencepiece",
+        "matplotlib.pyplot",
+    ),
+    *(
+        "cryptography.hazmat.primitives.serialization",
+        "tinyllava_edge.export.pipeline",
+        "tinyllava_edge.train.finetune",
+    ),
+    *(
+        "tinyllava_edge.benchmarks.verify.climb",
+        "tinyllava_edge.benchmarks.bench.report",
+        "tinyllava_edge.runtimes.ort",
+    ),
+    *(
+        "tinyllava_edge.runtimes.llamacpp",
+        "tinyllava_edge.benchmarks.evals.scores",
+        "tests.fuzz.corpus",
+        "tools.readme",
+    ),
 )
 _FORK = multiprocessing.get_context("fork")
 

@@ -1,12 +1,13 @@
 """The files that are damaged: one good example of every file that a command reads, in trees that work.
 
-    bundle/    a bundle `b` with reference tensors and parity/, a picture, a cache
-    flat/, sharded/, folders/, lora/, legacy/, llava/, bytes/, json/    a checkpoint `ck` of each layout and tokenizer
-    train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
-    eval/      questions in each form, pictures, answers of a run
-    bench/     two reports
-    engines/   the engine cache, a pack and its keys
-    pictures/  a picture in each format
+bundle/    a bundle `b` with reference tensors and parity/, a picture, a cache
+flat/, sharded/, folders/, lora/, legacy/, llava/    a checkpoint `ck` of each layout
+bytes/, json/    and of two more kinds of tokenizer
+train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
+eval/      questions in each form, pictures, answers of a run
+bench/     two reports
+engines/   the engine cache, a pack and its keys
+pictures/  a picture in each format
 """
 
 import hashlib
@@ -163,9 +164,10 @@ def _write_training(tree: Path) -> None:
             raise KeyboardInterrupt
 
     options = own_options(tree / "data", source, batch_size=2, save_every=1, learning_rate=None)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.TrainingLog, "write", stop)
-        finetune(tree / "out", options)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tree / "out", options)
     config = json.loads((source / "config.json").read_text())
     for name, key in (("tower", "vision_config"), ("llm", "text_config")):
         shutil.copytree(source, tree / name)

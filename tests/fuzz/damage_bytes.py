@@ -41,7 +41,19 @@ def bytes_damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 _ODD_LINES = (
-    *(b"", b"\0", b"\xff\xfe", b" ", b"  ", b"a", b"a a", b"a b c", b"\xc4\xa0 \xc4\xa0", b"#version", b"\x1b[31m"),
+    *(
+        b"",
+        b"\0",
+        b"\xff\xfe",
+        b" ",
+        b"  ",
+        b"a",
+        b"a a",
+        b"a b c",
+        b"\xc4\xa0 \xc4\xa0",
+        b"#version",
+        b"\x1b[31m",
+    ),
     *(b"x" * 100_000, b"\xed\xa0\x80 a", b"\xe2\x96\x81 \xe2\x96\x81", b"null", b"[]", b"{}", b"0", b'"a"'),
 )
 

@@ -13,7 +13,17 @@ _RAW = (
     *("18446744073709551616", "1" + "0" * 400, "1" + "0" * 5000, "16777216", "1000000000", '""', '" "', "[]"),
     *("{}", "[[]]", "[null]", '{"": null}', "[0,0,0]", '["a"]', '"\\u0000"', '"\\ud800"', '"\\udfff\\ud800"'),
     *('"\\u001b[2Jgone\\u0007"', '"\\u202ereversed"', '"../../etc/passwd"', '"/dev/zero"', '"/dev/stdin"'),
-    *('"~\\n"', '"%s %n {0} {a}"', '"(a+)+$"', '"["', '"nan"', '"12"', '"[bold]x[/]"', '"\\u2581"', '"<image>"'),
+    *(
+        '"~\\n"',
+        '"%s %n {0} {a}"',
+        '"(a+)+$"',
+        '"["',
+        '"nan"',
+        '"12"',
+        '"[bold]x[/]"',
+        '"\\u2581"',
+        '"<image>"',
+    ),
     *('"' + "a" * 100_000 + '"', "[" * 500 + "]" * 500, "[" * 100_000 + "]" * 100_000),
     *('{"a":' * 900 + "1" + "}" * 900, "[" + "0," * 50_000 + "0]", '"\\u00e9\\u0301\\ufeff\\ufffe"'),
 )
@@ -76,12 +86,15 @@ def _change(rng: random.Random, holder: list[Any], raw: list[str]) -> None:
         within[key] = _nearby(rng, value)
     elif kind == 8:
         del within[key]
-        holder or holder.append(None)
+        if not holder:
+            holder.append(None)
     elif kind == 9 and isinstance(within, dict):
         within[rng.choice((f"{key}x", "", key.upper(), "__class__", "type"))] = value
-        rng.random() < 0.5 and within.pop(key, None)
+        if rng.random() < 0.5:
+            within.pop(key, None)
     elif kind == 10:
-        within[key] = rng.choice(([value], {"a": value}, [value, value], str(value), [value] * 1000))
+        many = max(2, min(1000, 1_000_000 // len(json.dumps(value))))
+        within[key] = rng.choice(([value], {"a": value}, [value, value], str(value), [value] * many))
     else:
         others = _places(holder)
         other, of = rng.choice(others)
@@ -105,7 +118,9 @@ def _nearby(rng: random.Random, value: Any) -> Any:
         return rng.choice((value * 1000, -value, value / 1e30, int(value), str(value)))
     if isinstance(value, str):
         cut = rng.randrange(len(value) + 1)
-        return rng.choice((value[:cut], value + "x", value.upper(), value[::-1], value * 50, value + "\u0301"))
+        return rng.choice(
+            (value[:cut], value + "x", value.upper(), value[::-1], value * 50, value + "\u0301")
+        )
     if isinstance(value, list):
         return rng.choice((value[:-1], value + value, value[::-1], value[1:], dict(enumerate(value[:9]))))
     items = list(value.items())

@@ -12,9 +12,42 @@ from tests.fuzz.damage_bytes import bytes_damaged
 # GGUF's value types (gguf.md of ggml-org/ggml): bytes of the plain ones; 8 is text, 9 an array.
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _ARRAY = 8, 9
-_ODD = (0, 1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 127, 255, 256, 512, 513, 4096, 65_535, 1 << 20, (1 << 31) - 1, 1 << 31)
+_ODD = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    9,
+    31,
+    32,
+    33,
+    63,
+    127,
+    255,
+    256,
+    512,
+    513,
+    4096,
+    65_535,
+    1 << 20,
+    (1 << 31) - 1,
+    1 << 31,
+)
 _ODD_64 = (*_ODD, (1 << 32) - 1, 1 << 32, 1 << 40, (1 << 62) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
-_ODD_TEXTS = (b"", b"llama\0", b"gpt2", b"qwen2vl", b"mamba", b"clip", b"t5", b"\xff\xfe", b"a" * 200, b"general")
+_ODD_TEXTS = (
+    b"",
+    b"llama\0",
+    b"gpt2",
+    b"qwen2vl",
+    b"mamba",
+    b"clip",
+    b"t5",
+    b"\xff\xfe",
+    b"a" * 200,
+    b"general",
+)
 Field = tuple[int, int]  # where a number or a text is, and its bytes
 
 
@@ -74,7 +107,9 @@ def gguf_damaged(rng: random.Random, content: bytes) -> bytes:
             odd = rng.choice((*_ODD_64, old + 1, old - 1, old * 2, old // 2)) % (1 << 8 * size)
             data[at : at + size] = odd.to_bytes(size, "little")
         elif kind <= 8:
-            at, size = rng.choice([f for f in reader.texts if f not in tokens] if rng.random() < 0.7 else tokens)
+            at, size = rng.choice(
+                [f for f in reader.texts if f not in tokens] if rng.random() < 0.7 else tokens
+            )
             new = rng.choice((*_ODD_TEXTS, bytes(data[at : at + size]) + b"x", b"token1"))
             # Lengths of everything behind move with it, as nothing in a header says where things are.
             if len(new) == size or rng.random() < 0.5:
@@ -87,11 +122,62 @@ def gguf_damaged(rng: random.Random, content: bytes) -> bytes:
 
 
 _OPERATORS = (
-    *("Identity", "Loop", "If", "Scan", "Gather", "Reshape", "Expand", "Conv", "Gemm", "MatMul", "Split", "Where"),
-    *("Slice", "Squeeze", "Unsqueeze", "ReduceMean", "Softmax", "Concat", "Transpose", "Pow", "Div", "QuantizeLinear"),
-    *("DequantizeLinear", "LayerNormalization", "Cast", "Constant", "Shape", "Flatten", "Tile", "Range", "Upsample"),
+    *(
+        "Identity",
+        "Loop",
+        "If",
+        "Scan",
+        "Gather",
+        "Reshape",
+        "Expand",
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "Split",
+        "Where",
+    ),
+    *(
+        "Slice",
+        "Squeeze",
+        "Unsqueeze",
+        "ReduceMean",
+        "Softmax",
+        "Concat",
+        "Transpose",
+        "Pow",
+        "Div",
+        "QuantizeLinear",
+    ),
+    *(
+        "DequantizeLinear",
+        "LayerNormalization",
+        "Cast",
+        "Constant",
+        "Shape",
+        "Flatten",
+        "Tile",
+        "Range",
+        "Upsample",
+    ),
 )
-_SIZES_OF_GRAPHS = (0, 1, 2, 3, 13, 15, 28, 29, 64, -1, -2, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63))
+_SIZES_OF_GRAPHS = (
+    0,
+    1,
+    2,
+    3,
+    13,
+    15,
+    28,
+    29,
+    64,
+    -1,
+    -2,
+    1 << 20,
+    1 << 31,
+    1 << 40,
+    (1 << 63) - 1,
+    -(1 << 63),
+)
 
 
 def onnx_damaged(rng: random.Random, content: bytes) -> bytes:
@@ -117,7 +203,9 @@ def _edit_node(rng: random.Random, model: Any) -> None:
         if rng.random() < 0.3:
             names.append(rng.choice(names))
         else:
-            names[rng.randrange(len(names))] = rng.choice(("", "pixels", "nowhere", "embeddings", "kernel", "shape"))
+            names[rng.randrange(len(names))] = rng.choice(
+                ("", "pixels", "nowhere", "embeddings", "kernel", "shape")
+            )
     else:
         setattr(node, field, rng.choice(("", "ai.onnx", "com.microsoft", "ai.onnx.ml", "x" * 1000)))
 
@@ -148,7 +236,10 @@ def _edit_weight(rng: random.Random, model: Any) -> None:
         weight.name = rng.choice(("", "pixels", "kernel", "other"))
     elif kind == 4:
         weight.data_location = onnx.TensorProto.EXTERNAL
-        for key, value in (("location", rng.choice(("/etc/passwd", "../manifest.json", "x"))), ("length", "9")):
+        for key, value in (
+            ("location", rng.choice(("/etc/passwd", "../manifest.json", "x"))),
+            ("length", "9"),
+        ):
             entry = weight.external_data.add()
             entry.key, entry.value = key, value
     else:

@@ -1,6 +1,6 @@
-"""Every kind of file that a command reads: how it is damaged, and the command or function that then reads it."""
+"""Every kind of file that a command reads: how it is damaged, and what then reads it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,9 @@ _RUN = "run {}/b {}/p.png what? --max-tokens 3 --threads 1"
 _VERIFY = "verify {}/b --threads 1"
 _INSPECT = "inspect {}/ck --sources {} --json"
 _EVAL = "eval {}/b --threads 1 --max-tokens 2 --json"
-_TRAIN = "train --from {}/ck --data {}/data/data.json -o {}/out --batch-size 2 --save-every 1 --precision fp32"
+_TRAIN = (
+    "train --from {}/ck --data {}/data/data.json -o {}/out --batch-size 2 --save-every 1 --precision fp32"
+)
 _ZIPPED = archive_damaged(bytes_damaged)
 
 BUNDLES = {
@@ -69,14 +71,18 @@ BUNDLES = {
     ),
     "graph": _in_bundle("vision/fp32.onnx", onnx_damaged, _RUN),
     "gguf": _in_bundle("language/f32.gguf", gguf_damaged, _RUN),
-    "gguf inspect": Kind("bundle", "b/language/f32.gguf", gguf_damaged, "inspect {}/b/language/f32.gguf --json"),
+    "gguf inspect": Kind(
+        "bundle", "b/language/f32.gguf", gguf_damaged, "inspect {}/b/language/f32.gguf --json"
+    ),
     "tokenizer": _in_bundle("tokenizer.json", json_damaged, _RUN),
     "reference": _in_bundle("reference/reference.json", json_damaged, _VERIFY),
     "reference arrays": _in_bundle("reference/reference.npz", archive_damaged(array_damaged), _VERIFY),
     "reference picture": _in_bundle("reference/0.png", bytes_damaged, _VERIFY),
     "parity": Kind("bundle", "b/parity/onnxruntime+llamacpp.json", json_damaged, readers.read_parities),
     "parity of export": Kind("bundle", "b/parity/export.json", json_damaged, readers.read_parities),
-    "remembered hashes": Kind("bundle", "cache/tinyllava-edge/verified.json", json_damaged, readers.with_cache),
+    "remembered hashes": Kind(
+        "bundle", "cache/tinyllava-edge/verified.json", json_damaged, readers.with_cache
+    ),
 }
 CHECKPOINTS = {
     "config": Kind("flat", "ck/config.json", json_damaged, _INSPECT),
@@ -91,7 +97,9 @@ CHECKPOINTS = {
     "index": Kind("sharded", "ck/model.safetensors.index.json", json_damaged, readers.load_weights),
     "pickle": Kind("folders", "ck/connector/pytorch_model.bin", _ZIPPED, readers.load_weights),
     "adapter": Kind("lora", "ck/adapter_config.json", json_damaged, readers.load_weights),
-    "adapter weights": Kind("lora", "ck/adapter_model.safetensors", json_header_damaged, readers.load_weights),
+    "adapter weights": Kind(
+        "lora", "ck/adapter_model.safetensors", json_header_damaged, readers.load_weights
+    ),
     "sentencepiece": Kind("flat", "ck/tokenizer.model", bytes_damaged, readers.read_for_export),
     "sentencepiece legacy": Kind("legacy", "ck/tokenizer.model", bytes_damaged, _INSPECT),
     "vocabulary": Kind("bytes", "ck/vocab.json", json_damaged, readers.read_for_export),
@@ -112,12 +120,19 @@ TRAINING = {
     "language model": Kind("train", "llm/config.json", json_damaged, readers.assemble_parts),
 }
 QUESTIONS = {
-    "questions": Kind("eval", "q.json", json_damaged, f"{_EVAL} --questions {{}}/q.json --images {{}}/images"),
+    "questions": Kind(
+        "eval", "q.json", json_damaged, f"{_EVAL} --questions {{}}/q.json --images {{}}/images"
+    ),
     "questions talks": Kind(
         *("eval", "talks.json", json_damaged, f"{_EVAL} --questions {{}}/talks.json --images {{}}/images")
     ),
     "questions lines": Kind(
-        *("eval", "q.jsonl", each_line(json_damaged), f"{_EVAL} --questions {{}}/q.jsonl --images {{}}/images")
+        *(
+            "eval",
+            "q.jsonl",
+            each_line(json_damaged),
+            f"{_EVAL} --questions {{}}/q.jsonl --images {{}}/images",
+        )
     ),
     "pope": Kind(
         *("eval", "pope/llava_pope_test.jsonl", each_line(json_damaged)),
@@ -146,17 +161,30 @@ ENGINES = {
     "engine choice": Kind("engines", readers.CHOICE, json_damaged, readers.read_engines),
     "engine": Kind("engines", readers.PLAN, bytes_damaged, readers.read_engines),
     "pack": Kind("engines", "engine.pack", bytes_damaged, readers.read_pack),
-    "pack signed": Kind("engines", "engine.pack", readers.signed_again(json_damaged), readers.read_signed_pack),
+    "pack signed": Kind(
+        "engines", "engine.pack", readers.signed_again(json_damaged), readers.read_signed_pack
+    ),
     "key": Kind("engines", "owner", bytes_damaged, readers.sign_with_key),
     "public key": Kind("engines", "owner.pub", bytes_damaged, readers.read_pack),
 }
 PICTURES = {
     f"picture {name}": Kind("pictures", name, bytes_damaged, readers.see(name))
     for name in (
-        *("a.png", "grey.png", "few.png", "a.jpg", "four.jpg", "a.webp", "a.bmp", "a.gif", "a.tif", "grey.tif"),
+        *(
+            "a.png",
+            "grey.png",
+            "few.png",
+            "a.jpg",
+            "four.jpg",
+            "a.webp",
+            "a.bmp",
+            "a.gif",
+            "a.tif",
+            "grey.tif",
+        ),
     )
 }
-KINDS: Mapping[str, Kind] = {
+KINDS: dict[str, Kind] = {
     **BUNDLES,
     **CHECKPOINTS,
     **TRAINING,

@@ -1,4 +1,4 @@
-"""What reads a damaged file where no command does it alone, or not in a second: the functions that commands call."""
+"""What reads a damaged file where no command does it alone, or in a second: functions that commands call."""
 
 import hashlib
 import json
@@ -81,9 +81,7 @@ def assemble_parts(tree: Path) -> None:
     """As `train --tower --llm` does."""
     from tinyllava_edge.train.assemble import assemble
 
-    assemble(
-        tree / "new", tower=tree / "tower", connector="mlp2x_gelu", language_model=tree / "llm", seed=0
-    )
+    assemble(tree / "new", tower=tree / "tower", connector="mlp2x_gelu", language_model=tree / "llm", seed=0)
 
 
 def measured(tree: Path) -> None:

@@ -1,7 +1,7 @@
 """One input: the tree copied, its file damaged, read in a process of its own, and what became of that.
 
 Outcomes: "ok" (also exit code 1, a verdict), "typed" (a TinyLlavaEdgeError, or exit code 2 with one line),
-"traceback", "signal", "hang"; "unclear" is an error that is longer than a screen or sends a terminal commands.
+"traceback", "signal", "hang"; "unclear" is an error longer than a screen, or one that a terminal obeys.
 """
 
 import contextlib
@@ -63,7 +63,9 @@ def read_input(corpus: Path, name: str, seed: int, index: int, scratch: Path) ->
     file.write_bytes(damaged_input(kind, name, seed, index, file.read_bytes()))
     kind.seal(tree)
     try:
-        outcome, where, detail = _read_by_command(kind.read, tree) if isinstance(kind.read, str) else _read(kind.read, tree)
+        outcome, where, detail = (
+            _read_by_command(kind.read, tree) if isinstance(kind.read, str) else _read(kind.read, tree)
+        )
     finally:
         shutil.rmtree(tree, ignore_errors=True)
     return Outcome(name, index, outcome, where, detail)
@@ -88,7 +90,9 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
     from tinyllava_edge import cli, console
 
     sys.argv = ["tinyllava-edge", *(word.replace("{}", str(tree)) for word in words.split())]
-    told, said = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
+    told, said = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace")
+    )
     code: object = 0
     with contextlib.redirect_stdout(told), contextlib.redirect_stderr(said):
         console.stdout.file, console.stderr.file = told, said
@@ -111,7 +115,9 @@ def _read_by_command(words: str, tree: Path) -> tuple[str, str, str]:
 
 def _text(stream: io.TextIOWrapper) -> str:
     stream.flush()
-    return stream.buffer.getvalue().decode()  # type: ignore[attr-defined] # a BytesIO, above
+    content = stream.buffer
+    assert isinstance(content, io.BytesIO)
+    return content.getvalue().decode()
 
 
 def _judged(message: str) -> tuple[str, str, str]:
@@ -142,9 +148,7 @@ def run_in_worker(
             yield outcome
 
 
-def _one_worker(
-    corpus: Path, name: str, seed: int, indices: list[int], timeout: float
-) -> Iterator[Outcome]:
+def _one_worker(corpus: Path, name: str, seed: int, indices: list[int], timeout: float) -> Iterator[Outcome]:
     import select
 
     scratch = Path(tempfile.mkdtemp(prefix="tinyllava-fuzz-"))

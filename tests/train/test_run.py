@@ -16,7 +16,8 @@ WHOLE = b'{"step": 1, "loss": 2.5, "seconds": 0.1}\n'
 @pytest.mark.parametrize("line", [
     b"\xff\n", b"null\n", b"[1]\n", b"{}\n", b'{"step": 1}\n', b"1\n", b"[" * 100_000 + b"\n", b"\n",
     b'{"step": "1", "loss": 1, "seconds": 1}\n', b'{"step": 1, "loss": NaN, "seconds": 1}\n',
-    b'{"step": 1, "loss": 1, "seconds": "long"}\n', b'{"step": 1, "loss": 1' + b"0" * 400 + b', "seconds": 1}\n',
+    b'{"step": 1, "loss": 1, "seconds": "long"}\n',
+    b'{"step": 1, "loss": 1' + b"0" * 400 + b', "seconds": 1}\n',
 ])  # fmt: skip
 def test_a_damaged_line_of_a_log_is_named(tmp_path: Path, line: bytes) -> None:
     log = tmp_path / "training_log.jsonl"
@@ -35,8 +36,12 @@ def test_a_line_that_a_kill_cut_short_is_dropped_whatever_it_is(tmp_path: Path) 
     assert log.read_bytes() == WHOLE
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"null", json.dumps({"seed": "x" * 99_999}).encode()])
-def test_what_an_unfinished_run_says_of_itself_is_not_repeated_at_length(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"\xff", b"null", json.dumps({"seed": "x" * 99_999}).encode()]
+)
+def test_what_an_unfinished_run_says_of_itself_is_not_repeated_at_length(
+    tmp_path: Path, content: bytes
+) -> None:
     work = tmp_path / "out.work"
     work.mkdir()
     (work / "run.json").write_bytes(content)

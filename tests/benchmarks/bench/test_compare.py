@@ -156,7 +156,9 @@ def test_a_damaged_report_is_named(record: dict[str, Any], tmp_path: Path, damag
     assert len(str(caught.value)) < 600
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": 1e999}', '{"schema_version": "' + "a" * 9999 + '"}'])
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"schema_version": 1e999}', '{"schema_version": "' + "a" * 9999 + '"}']
+)
 def test_what_is_hardly_json_is_named_and_not_repeated(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(DataError) as caught:

@@ -191,7 +191,9 @@ def test_two_towers_give_as_many_tokens_each(tmp_path: Path) -> None:
 NO_OBJECTS = (b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"a":' * 100_000, b"[" * 100_000)
 
 
-@pytest.mark.parametrize("content", [*NO_OBJECTS, b'{"a": 1' + b"0" * 5000 + b"}", b'{"a": "\\ud800"}'], ids=short)
+@pytest.mark.parametrize(
+    "content", [*NO_OBJECTS, b'{"a": 1' + b"0" * 5000 + b"}", b'{"a": "\\ud800"}'], ids=short
+)
 def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"config.json: (not valid JSON|expected a JSON)") as caught:

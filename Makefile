@@ -112,9 +112,7 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# For who has a network: the released checkpoints of the hub, from download to score.
-# EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
-hub-# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
+# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
 SEED ?= 1
 COUNT ?= 100
 fuzz: $(VENV)/ready
@@ -125,7 +123,9 @@ faults: $(VENV)/ready
 	$(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults --force-cases
 
-check: $(VENV)/ready
+# For who has a network: the released checkpoints of the hub, from download to score.
+# EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
+hub-check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.

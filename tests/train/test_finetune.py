@@ -138,9 +138,7 @@ def test_every_layout_and_family_is_trained_and_read_again(folder: Path, tmp_pat
 
 def test_missing_pictures_are_listed_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
     options = own_options(folder, folder / "source", images=tmp_path)
-    with pytest.raises(
-        DataError, match=r"6 bad of 10 .*\(6 x missing picture\): .*1.png: .*2.png: .*4.png"
-    ):
+    with pytest.raises(DataError, match=r"6 bad of 10 .*\(6 x missing picture\): .*1.png: .*2.png: .*4.png"):
         finetune(tmp_path / "out", options)
     assert not list(tmp_path.iterdir())
 

@@ -112,17 +112,6 @@ format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
-SEED ?= 1
-COUNT ?= 100
-fuzz: $(VENV)/ready
-	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
-
-# Every operation on the disk fails or kills, one run each, for each command with an output; what --force refuses.
-faults: $(VENV)/ready
-	$(BIN)/python -m tests.faults
-	$(BIN)/python -m tests.faults --force-cases
-
 # For who has a network: the released checkpoints of the hub, from download to score.
 # EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
 hub-check: $(VENV)/ready

@@ -26,7 +26,7 @@ from .run import read_log_line
 AnsweredTurn = tuple[str, str]  # question, answer
 
 # Kinds of bad records, counted together.
-MALFORMED, ROLE, MARKERS, MEDIA = "malformed record", "unknown role", "picture markers", "no picture or text"
+MALFORMED, ROLE, MARKERS, MEDIA = "malformed record", "unknown role", "picture markers", "unread media"
 _SPEAKERS = ("human", "gpt")
 _NOT_READ = ("video", "videos", "audio", "audios", "images")  # keys of what would be left out in silence
 _CACHE_BYTES = 512 << 20

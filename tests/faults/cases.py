@@ -9,9 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.core.small_bundle import tree, write_small_bundle
-from tests.runtimes.bundles import write_bundle
-from tests.train.own_data import write_own_data, write_small_checkpoint
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import NoEngineError, TinyLlavaEdgeError
@@ -40,6 +37,9 @@ class Case:
 
 def write_sources(folder: Path) -> None:
     """What the commands read."""
+    from tests.runtimes.bundles import write_bundle
+    from tests.train.own_data import write_own_data, write_small_checkpoint
+
     folder.mkdir()
     write_bundle(folder / "b")
     write_small_checkpoint(folder / "ck")
@@ -48,6 +48,8 @@ def write_sources(folder: Path) -> None:
 
 
 def _write_bundle(source: Path, place: Path) -> None:
+    from tests.core.small_bundle import write_small_bundle
+
     write_small_bundle(place / OUT, force=(place / OUT).exists())
 
 
@@ -115,8 +117,8 @@ def fingerprint(out: Path) -> str:
     if not out.exists():
         return ""
     digest = hashlib.sha256()
-    for name, content in tree(out).items():
-        digest.update(f"{name}\0".encode() + hashlib.sha256(content).digest())
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(out)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 

@@ -61,8 +61,8 @@ def refuse(path: Path) -> None:
     raise DataError(f"{path}: no.")
 
 
-def refuse_at_length(path: Path) -> None:
-    raise DataError("no" * 10_000)
+def refuse_without_a_word(path: Path) -> None:
+    raise DataError("")
 
 
 def wrong_key(path: Path) -> None:
@@ -72,7 +72,7 @@ def wrong_key(path: Path) -> None:
 READERS: dict[str, tuple[Callable[[Path], None] | str, str]] = {
     "reads": (lambda path: None, "ok"),
     "refuses": (refuse, "typed"),
-    "refuses at length": (refuse_at_length, "unclear"),
+    "refuses without a word": (refuse_without_a_word, "unclear"),
     "falls": (wrong_key, "traceback"),
     "wants all memory": (allocate, "traceback"),
     "dies": (stop, "signal"),

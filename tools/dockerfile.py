@@ -18,7 +18,14 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LENT = ("/etc/resolv.conf", "/etc/hosts", "/etc/ssl/certs", "/etc/pip.conf", "/opt/wheels", "/root/.cache/pip")
+LENT = (
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/ssl/certs",
+    "/etc/pip.conf",
+    "/opt/wheels",
+    "/root/.cache/pip",
+)
 
 
 @dataclass
@@ -54,7 +61,11 @@ def run_in(root: Path, command: str, environment: dict[str, str], user: str = "r
     binds += f"mount --bind /dev {root}/dev && mount -t proc proc {root}/proc"
     inner = shlex.join(["chroot", f"--userspec={user}", str(root), "/bin/sh", "-c", command])
     words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{binds} && exec {inner}"]
-    kept = {name: value for name, value in os.environ.items() if "CERT" in name or name.startswith(("PIP_", "SSL_"))}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if "CERT" in name or name.startswith(("PIP_", "SSL_"))
+    }
     return subprocess.run(words, env={**kept, **environment}, check=False).returncode
 
 
@@ -64,7 +75,10 @@ def run_stage(stage: Stage, root: Path, context: Path, roots: dict[str, Path]) -
     Raises:
         SystemExit: a step failed, or is one that is not known here.
     """
-    environment, user = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}, "root"
+    environment, user = (
+        {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+        "root",
+    )
     for word, rest in stage.steps:
         began = time.monotonic()
         if word in ("ENV", "ARG"):
@@ -76,12 +90,17 @@ def run_stage(stage: Stage, root: Path, context: Path, roots: dict[str, Path]) -
             *options, source, target = rest.split()
             origin = roots[options[0].removeprefix("--from=")] if options else context
             shutil.copytree(
-                origin / source.lstrip("/"), root / target.lstrip("/"), symlinks=True, dirs_exist_ok=True,
+                origin / source.lstrip("/"),
+                root / target.lstrip("/"),
+                symlinks=True,
+                dirs_exist_ok=True,
                 ignore=shutil.ignore_patterns(".git", ".venv", "__pycache__", "demo-out", "tests", "build"),
             )
         elif word == "RUN":
             code = run_in(root, rest, environment, user)
-            sys.stdout.write(f"{'ok' if code == 0 else f'exit code {code}'}, {time.monotonic() - began:.0f} s: {rest}\n")
+            sys.stdout.write(
+                f"{'ok' if code == 0 else f'exit code {code}'}, {time.monotonic() - began:.0f} s: {rest}\n"
+            )
             sys.stdout.flush()
             if code != 0:
                 sys.exit(1)
@@ -92,11 +111,14 @@ def run_stage(stage: Stage, root: Path, context: Path, roots: dict[str, Path]) -
 
 def main() -> int:
     """Run every stage, then the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in ("dockerfile", "base", "work"):
         parser.add_argument(name, type=Path)
     parser.add_argument("command", nargs="*")
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     roots: dict[str, Path] = {}
     environment, user, root = {"PATH": ""}, "root", options.base
     for number, stage in enumerate(read_stages(options.dockerfile)):

@@ -81,11 +81,12 @@ locks: $(VENV)/ready
 	$(BIN)/python -m tools.locks
 
 # Core and runtimes without torch on another Python, as a device has them: make python PYTHON=python3.12
+python: OTHER = $(OUT)/$(notdir $(PYTHON))
 python:
-	$(PYTHON) -m venv $(OUT)/python
-	$(OUT)/python/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
-	$(OUT)/python/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,device-tests]'
-	$(OUT)/python/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+	$(OTHER)/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,tests]'
+	$(OTHER)/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,6 +83,9 @@ def pytest_make_collect_report(
     if report.outcome == "failed" and (package := _absent(str(report.longrepr))):
         report.outcome = "skipped"
         report.longrepr = (str(collector.path), 0, f"Skipped: needs {package}")
+        half = [name for name, module in sys.modules.items() if _file(module) == str(collector.path)]
+        for name in half:  # another file that imports from it is to fail as it did
+            del sys.modules[name]
     return report
 
 
@@ -95,6 +99,10 @@ def pytest_runtest_makereport(
         report.outcome = "skipped"
         report.longrepr = (str(item.path), 0, f"Skipped: needs {package}")
     return report
+
+
+def _file(module: object) -> str | None:
+    return getattr(module, "__file__", None)
 
 
 def _absent(text: str) -> str | None:

@@ -1,7 +1,7 @@
 """Run a Dockerfile's lines in chroots, where there is no Docker: what its RUN lines do is then seen.
 
     debootstrap --variant=minbase bookworm BASE http://deb.debian.org/debian
-    python -m tools.dockerfile docker/cpu.Dockerfile BASE WORK [-- COMMAND...]
+    python -m tools.dockerfile [--wheels DIR] docker/cpu.Dockerfile BASE WORK [-- COMMAND...]
 
 Every stage starts as a copy of BASE, whatever its FROM says. COMMAND runs in the last one, as its USER. Needs
 root. `--wheels DIR` lends pip wheels, as of llama-cpp-python, which takes minutes to compile.

@@ -10,11 +10,11 @@ from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import RecordError
+from tinyllava_edge.picture_check import PictureCheck
 from tinyllava_edge.record_check import (
     BadRecord,
     CheckKey,
     CheckReport,
-    PictureCheck,
     check_key,
     check_records,
     read_report,

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tinyllava_edge.atomic_files import fsync, write_bytes, write_json
+from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, write_bytes, write_json
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
@@ -97,7 +97,7 @@ class EngineCache:
     @contextmanager
     def work_file(self) -> Iterator[Path]:
         """A name for an engine that is being built, in the cache; what is there at the end is removed."""
-        with work_place(self.folder, ".work.") as folder:  # 0700
+        with full_disk_named(self.folder), work_place(self.folder, ".work.") as folder:  # 0700
             yield folder / "engine.plan"
 
     def store(self, record: EngineRecord, work: Path) -> None:
@@ -112,7 +112,8 @@ class EngineCache:
                 old.unlink(missing_ok=True)
 
     def store_copy(self, record: EngineRecord, plan: memoryview) -> None:
-        """Keep an engine that is in memory."""
+        """Keep an engine that is in memory; DiskFullError: there is no room."""
+        check_space(self.folder, len(plan))
         with self.work_file() as work:
             write_bytes(work, plan, mode=0o600)
             self.store(record, work)
@@ -130,7 +131,8 @@ class EngineCache:
             key: what is to be built.
             on_wait: called where another process has it, before waiting.
         """
-        handle = open_lock(self.folder / f"{key.digest}.lock")
+        with full_disk_named(self.folder):
+            handle = open_lock(self.folder / f"{key.digest}.lock")
         try:
             take_lock(handle, on_wait)
             yield

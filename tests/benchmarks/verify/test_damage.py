@@ -1,6 +1,7 @@
 """Whatever happened to reference/ or parity/, verify says equal, not equal or damaged."""
 
 import io
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -42,6 +43,12 @@ def test_a_wrong_reference_is_1_and_an_impossible_one_2(root: Path, old: str, ne
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
     assert verified(root, PROMPTS) == code
+
+
+def test_a_reference_without_a_prompt_compares_nothing(root: Path) -> None:
+    path = root / PROMPTS
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "prompts": []}), encoding="utf-8")
+    assert verified(root, PROMPTS) == 2
 
 
 @pytest.mark.parametrize(("change", "code"), [(1.0, 1), (float("nan"), 2)])

@@ -20,6 +20,8 @@ from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.memory import watched_memory
 from tinyllava_edge.process import run_program
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
+
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
 

@@ -172,7 +172,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
     assert_refused(pipe, "pipe.png: not a file")
     assert_refused("/dev/zero", "/dev/zero: not a file")
     assert_refused(tmp_path / "absent.png", "absent.png: no such file")
-    assert_refused("nul\0byte.png", "no such file")
+    assert_refused("nul\0byte.png", "is no name of a file")
     assert_refused("x" * 5000, "cannot be read")
     assert_refused(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture")
 

@@ -53,32 +53,10 @@ def test_a_result_that_is_no_object_is_named(root: Path) -> None:
         read_parity(bundle, "export")
 
 
-@pytest.mark.parametrize(
-    ("result", "where"),
-    [
-        ({"passed": None}, "passed"),
-        ({"variants": {"vision": []}}, "variants.vision"),
-        ({"variants": ["fp32"]}, "variants"),
-        ({"stages": [{"stage": "text"}]}, "stages.0.variant"),
-        (
-            {"stages": [{"stage": "text", "variant": "", "checks": [{"metric": "a", "value": "b"}]}]},
-            "stages.0.checks",
-        ),
-        ({"vision": {"fp16": {"islands": [{"nodes": ["a"]}]}}}, "vision.fp16.islands.0.in_attention"),
-        ({"vision": []}, "vision"),
-    ],
-)
-def test_a_damaged_result_is_named(root: Path, result: dict[str, Any], where: str) -> None:
-    bundle = Bundle.open(root)
-    write_parity(bundle, "export", result)
-    with pytest.raises(BundleError, match=rf"parity/export\.json: {where}"):
-        read_parity(bundle, "export")
-
-
 def test_what_is_not_finite_is_a_text_in_a_result(root: Path) -> None:
     bundle = Bundle.open(root)
-    checks = [{"metric": "mean_kld", "value": value} for value in ("nan", "inf", "-inf", 1.5, 1)]
-    write_parity(bundle, "verify", {"stages": [{"stage": "text", "variant": "", "checks": checks}]})
+    checks = [{"metric": "mean_kld", "value": value} for value in ("nan", "inf", "-inf", 1.5, 1.0)]
+    write_parity(bundle, "verify", {"passed": True, "stages": [{"stage": "text", "variant": "", "checks": checks}]})
     found = read_parity(bundle, "verify")
     assert found is not None
     assert found["stages"][0]["checks"] == checks

@@ -38,14 +38,14 @@ def written(folder: Path, change: Any = lambda contents: None) -> tuple[Bundle, 
         picture.write_bytes(picture.name.encode())
     # The sizes that the manifest of `seal` says.
     numbers = np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)
-    embeddings = numbers.reshape(-1)[: 2 * 35 * 256].reshape(2, 35, 256)
+    embeddings = numbers.reshape(-1)[: 2 * 35 * 16].reshape(2, 35, 16)
     reference = ReferenceTensors(
         pictures=pictures,
         pixels=numbers,
         tower=numbers[:, 0],
         embeddings=embeddings,
         prompts=[PROMPT],
-        logits={"one": embeddings[0].reshape(-1)[:1000].reshape(2, 500)},
+        logits={"one": numbers.reshape(-1)[:1000].reshape(2, 500)},
     )
     with create_bundle(folder / "bundle") as writer:
         for name, content in FILES.items():

@@ -261,12 +261,11 @@ def test_a_file_that_changes_while_a_library_loads_it_is_seen(
 
 
 def test_a_text_file_that_is_no_text_or_too_long_is_named(root: Path) -> None:
-    (root / "tokenizer.json").write_bytes(b"{}\xff")
-    change_manifest(
-        root, lambda m: entry_of(m, "tokenizer.json").update(file_entry("tokenizer.json", b"{}\xff"))
-    )
+    name = "reference/reference.json"
+    (root / name).write_bytes(b"{}\xff")
+    change_manifest(root, lambda m: entry_of(m, name).update(file_entry(name, b"{}\xff")))
     bundle = Bundle.open(root)
-    with pytest.raises(BundleError, match=r"tokenizer\.json: byte 2 is not UTF-8"):
-        bundle.read_text("tokenizer.json")
-    with pytest.raises(BundleError, match=r"tokenizer\.json: larger than 2 bytes"):
-        bundle.read_text("tokenizer.json", 2)
+    with pytest.raises(BundleError, match=r"reference\.json: byte 2 is not UTF-8"):
+        bundle.read_text(name)
+    with pytest.raises(BundleError, match=r"reference\.json: larger than 2 bytes"):
+        bundle.read_text(name, 2)

@@ -39,7 +39,7 @@ OPTIONS = {
 # Parts of a checkpoint, of a bundle, and of the sets for eval: each is replaced by what is no file.
 IN_A_CHECKPOINT = (
     *("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"),
-    *("special_tokens_map.json", "preprocessor_config.json"),
+    *("special_tokens_map.json", "preprocessor_config.json", "added_tokens.json", "tinyllava_edge.json"),
 )
 IN_A_BUNDLE = ("manifest.json", "tokenizer.json", "language/f16.gguf")
 SETS = {

@@ -94,8 +94,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_small_file(path: Path) -> bytes:
     """The bytes of a file; errors as `read_json_object`."""
-    if not lexists(path):
-        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.")
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
+    except (OSError, ValueError):
+        pass  # the next line says it
     return read_user_file(path, most=MAX_CONFIG_BYTES, error=CheckpointError)
 
 

@@ -85,7 +85,7 @@ def _check(
 
 def _reason(fault: OSError | ValueError, path: str | os.PathLike[str]) -> str:
     if isinstance(fault, ValueError):  # a NUL in the name
-        return f"no name of a file ({fault})"
+        return f"no such file ({fault})"
     if fault.errno == errno.ELOOP:
         return "a link that leads to itself"
     if fault.errno == errno.ENOENT and os.path.islink(path):

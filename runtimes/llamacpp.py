@@ -7,6 +7,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 """
 
 import ctypes
+import os
 from collections import deque
 from collections.abc import Callable
 from functools import cache
@@ -176,7 +177,7 @@ class LlamaCppLanguage:
     def _load_model(self, path: Path) -> Any:
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = _ALL_LAYERS if self._has_gpu else 0
-        model = self._library.llama_model_load_from_file(str(path).encode(), parameters)
+        model = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
         if not model:
             raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
         self._owned.append((self._library.llama_model_free, model))

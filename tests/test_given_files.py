@@ -1,5 +1,6 @@
 """What is no file in the place of one, for every option that names one: one line, code 2, and no waiting."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ from tests.core.small_bundle import write_small_bundle
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.cli import main
 
+ROOT = Path(__file__).parents[1]
 KINDS: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "directory": lambda path: path.mkdir(),
@@ -39,7 +41,7 @@ OPTIONS = {
 # Parts of a checkpoint, of a bundle, and of the sets for eval: each is replaced by what is no file.
 IN_A_CHECKPOINT = (
     *("config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"),
-    *("special_tokens_map.json", "preprocessor_config.json"),
+    *("special_tokens_map.json", "preprocessor_config.json", "added_tokens.json", "tinyllava_edge.json"),
 )
 IN_A_BUNDLE = ("manifest.json", "tokenizer.json", "language/f16.gguf")
 SETS = {
@@ -148,3 +150,26 @@ def test_a_file_of_a_public_set(
     assert_refused(
         f"eval nano --benchmark {name} --data {tmp_path}", tmp_path / SETS[name], monkeypatch, capsys
     )
+
+
+def test_a_directory_of_an_odd_name_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`~` is what the shell expands; here it is a plain name, and a line end may be in one."""
+    (tmp_path / "~\n").mkdir()
+    shutil.copy(ROOT / "docs" / "pictures" / "emoji.webp", tmp_path / "~\n" / "p.webp")
+    monkeypatch.chdir(tmp_path)
+    for words in (
+        ["prune", "nano", "-o", "~\n/small", "--vision", "fp16", "--language", "q8_0", "--json"],
+        ["run", "~\n/small", "~\n/p.webp", "What is this?", "--max-tokens", "2", "--json"],
+        ["inspect", "~\n/small", "--json"],
+        ["doctor", "--clean", "~\n", "--json"],
+    ):
+        monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == 0, printed.err
+        assert json.loads(printed.out)
+    assert os.listdir(tmp_path) == ["~\n"]
+    assert sorted(os.listdir(tmp_path / "~\n")) == ["p.webp", "small"]

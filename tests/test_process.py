@@ -182,6 +182,7 @@ for number in (signal.SIGKILL, signal.SIGTERM):
 """
 
 
+@pytest.mark.slow
 def test_of_an_export_that_is_killed_or_stopped_nothing_is_left(tmp_path: Path) -> None:
     """The first one is killed; the second removes what that left, and is stopped."""
     command = [sys.executable, "-c", EXPORTS, str(tmp_path / "out")]

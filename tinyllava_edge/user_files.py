@@ -47,7 +47,7 @@ def open_user_file(
     except (OSError, ValueError) as fault:
         if isinstance(fault, TinyLlavaEdgeError):
             raise
-        raise error(f"{os.fspath(path)}: {_reason(fault, path)}. Check the path.") from None
+        raise error(f"{os.fspath(path)}: cannot be read: {_reason(fault, path)}. Check the path.") from None
     return os.fdopen(handle, "rb")
 
 
@@ -61,7 +61,7 @@ def read_user_file(
     except OSError as fault:
         if isinstance(fault, TinyLlavaEdgeError):
             raise
-        raise error(f"{os.fspath(path)}: {_reason(fault, path)}. Check its disk.") from None
+        raise error(f"{os.fspath(path)}: cannot be read: {_reason(fault, path)}. Check its disk.") from None
 
 
 def read_user_text(
@@ -79,18 +79,18 @@ def _check(
 ) -> None:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
-        raise error(f"{os.fspath(path)}: not a file, but {kind}. Give the path of a file.")
+        raise error(f"{os.fspath(path)}: cannot be read: not a file, but {kind}. Give the path of a file.")
     if status.st_size > most:
         raise error(f"{os.fspath(path)}: {status.st_size:,} bytes, expected at most {most:,}.")
 
 
 def _reason(fault: OSError | ValueError, path: str | os.PathLike[str]) -> str:
     if isinstance(fault, ValueError):  # a NUL in the name
-        return f"is no name of a file ({fault})"
+        return f"no such file ({fault})"
     if fault.errno == errno.ELOOP:
         return "a link that leads to itself"
     if fault.errno == errno.ENOENT and os.path.islink(path):
         return f"a link to {os.readlink(path)}, which is not there"
     if fault.errno == errno.ENOENT:
         return "no such file"
-    return f"cannot be read ({fault.strerror})"
+    return str(fault.strerror)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.core.small_bundle import (
@@ -25,7 +26,7 @@ from tests.core.small_bundle import (
 from tinyllava_edge import publish
 from tinyllava_edge.atomic_files import check_output, output_directory, write_json
 from tinyllava_edge.bundle import Bundle, bundle_mark, create_bundle
-from tinyllava_edge.errors import BundleError, OutputExistsError
+from tinyllava_edge.errors import BundleError, OutputError, OutputExistsError
 from tinyllava_edge.parity_files import write_parity
 
 
@@ -215,6 +216,17 @@ def test_a_full_disk_leaves_the_old_bundle(tmp_path: Path, limit: int) -> None:
         write_small_bundle(root, force=True)
     assert tree(root) == before
     assert_only(tmp_path, "bundle")
+
+
+def test_what_a_library_cannot_write_names_the_output(tmp_path: Path) -> None:
+    """NumPy says how many items it wrote, and not where."""
+    with (
+        pytest.raises(OutputError, match=r"out: 10000 requested and \d+ written"),
+        output_directory(tmp_path / "out") as work,
+        small_files_only(100),
+    ):
+        np.zeros(10_000).tofile(work / "array")
+    assert_only(tmp_path)
 
 
 def test_a_json_file_that_cannot_be_written_keeps_its_old_content(tmp_path: Path) -> None:

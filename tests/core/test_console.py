@@ -1,11 +1,13 @@
 """What files and users wrote reaches a terminal as text that it does not obey."""
 
 import io
+import json
 
 import pytest
 from rich.table import Table
 
-from tinyllava_edge.console import _SafeConsole, printable
+from tinyllava_edge import console as ours
+from tinyllava_edge.console import _SafeConsole, print_json, printable, progress
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,19 @@ def test_a_console_obeys_neither_control_characters_nor_markup() -> None:
         assert part in shown
     assert "\x1b[2J" not in shown
     assert "\x1b]" not in shown
+
+
+def test_a_progress_bar_obeys_nothing_in_what_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    monkeypatch.setattr(ours, "stderr", _SafeConsole(file=file, force_terminal=True, width=100))
+    with progress() as bar:
+        bar.add_task("bench [red]a\x1b]0;b\x07\n", total=1)
+    assert r"bench [red]a\x1b]0;b\x07\n" in file.getvalue()
+
+
+def test_json_is_the_same_value_without_what_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": "a\x1b\x7f\x9b\u202eé"}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == value
+    assert printed == '{"name": "a\\u001b\\u007f\\u009b\\u202eé"}\n'

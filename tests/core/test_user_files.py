@@ -39,7 +39,7 @@ def test_a_socket_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.chdir(tmp_path)  # its name may have 107 bytes
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("given")
-        with pytest.raises(FileError, match="given: not a file, but a socket"):
+        with pytest.raises(FileError, match="given: cannot be read: not a file, but a socket"):
             read_user_file("given")
 
 

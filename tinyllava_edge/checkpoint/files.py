@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> 
     """The tower's config lies beside its weights, or in the repository that `mm_vision_tower` names."""
     beside = path.parent / "vision_tower" / "config.json"
     name = str(raw.get("mm_vision_tower") or "")
-    vision = read_json_object(beside) if beside.exists() else named_config(name, sources)
+    vision = read_json_object(beside) if lexists(beside) else named_config(name, sources)
     if vision is None:
         raise CheckpointError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
     rows, tokens = raw.get("vocab_size"), tokenizer_length(path.parent)
@@ -61,7 +62,7 @@ def tokenizer_length(directory: Path) -> int | None:
         return None
     added: set[int] = set()
     for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
-        if (directory / name).is_file():
+        if lexists(directory / name):
             values = read_json_object(directory / name)
             with guarded(directory / name, CheckpointError):
                 added |= {int(index) for index in (values.get(key) or () if key else values.values())}
@@ -93,6 +94,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def read_small_file(path: Path) -> bytes:
     """The bytes of a file; errors as `read_json_object`."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
+    except (OSError, ValueError):
+        pass  # the next line says it
     return read_user_file(path, most=MAX_CONFIG_BYTES, error=CheckpointError)
 
 
@@ -128,4 +135,4 @@ def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
     if sources is None or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
     path = sources / name / "config.json"
-    return read_json_object(path) if path.exists() else None
+    return read_json_object(path) if lexists(path) else None

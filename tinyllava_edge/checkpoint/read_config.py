@@ -7,6 +7,7 @@ defaults. Knows nothing of torch or transformers.
 
 from collections.abc import Mapping
 from dataclasses import fields
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def model_config(
 def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, str]:
     """Name of the prompt template, which upstream never stores, and why it is that one."""
     sidecar = directory / SIDECAR_FILE
-    stored = read_json_object(sidecar).get("template") if sidecar.exists() else None
+    stored = read_json_object(sidecar).get("template") if lexists(sidecar) else None
     if stored is not None:
         return str(stored), f"stored in {SIDECAR_FILE}"
     family, name = language.family, language.architecture

@@ -6,6 +6,7 @@ table.
 """
 
 from dataclasses import dataclass
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -114,7 +115,7 @@ def processor_path(checkpoint: Checkpoint) -> Path | None:
     """The file that says how pictures are prepared; None where built-in values stand in for it."""
     folders = checkpoint.folders(checkpoint.config.vision.name_or_path)
     paths = [folder / PROCESSOR_FILE for folder in folders]
-    return next((path for path in paths if path.exists()), None)
+    return next((path for path in paths if lexists(path)), None)
 
 
 def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:

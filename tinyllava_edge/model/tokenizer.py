@@ -4,6 +4,7 @@ Upstream loads *slow* tokenizers (`use_fast=False`); their golden ids are the or
 """
 
 from dataclasses import dataclass
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def _settings(directory: Path) -> dict[str, Any]:
     """What both files say; versions of transformers differ in which of them counts for a role."""
     merged: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        if (directory / name).exists():
+        if lexists(directory / name):
             for key, value in read_json_object(directory / name).items():
                 before = _content(merged.get(key))
                 if key.removesuffix("_token") in _ROLES and before not in (None, value, _content(value)):
@@ -109,7 +110,7 @@ def _add_extra_tokens(tokenizer: Tokenizer, directory: Path, settings: dict[str,
     """Tokens that tokenizer_config.json or added_tokens.json adds to the model's own vocabulary."""
     extra = {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
     older = directory / "added_tokens.json"
-    if older.exists():
+    if lexists(older):
         for text, index in read_json_object(older).items():
             if extra.setdefault(index, {"content": text, "normalized": False})["content"] != text:
                 raise CheckpointError(

@@ -34,7 +34,7 @@ _TOKENIZERS = {
     "llama": (_SCORES, ("default",), range(1, 7)),
     "gpt2": (_MERGES, ("gpt-2", "smollm", "llama-bpe", "qwen2"), range(1, 6)),
 }
-_BYTE, _BYTE_TOKEN = 6, re.compile(rb"<0x[0-9A-F]{2}>")
+_BYTE, _BYTE_TOKEN = 6, re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 # Types of the keys beside the architecture's own; the first four must be there.
 _KEYS = {
     "general.architecture": "string",

@@ -111,7 +111,7 @@ def test_an_id_that_two_files_give_to_other_tokens_is_refused(folder: Path) -> N
 
 
 def change_model(folder: Path, change: Callable[[Any], object]) -> None:
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
     proto.ParseFromString((folder / "tokenizer.model").read_bytes())
     change(proto)
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())

@@ -7,6 +7,7 @@ it, with a warning only. So the provider that a session really has is compared w
 import ctypes
 import os
 from contextlib import redirect_stdout
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from io import StringIO
 from pathlib import Path
@@ -95,6 +96,7 @@ class OnnxVision:
         self._memory_limit_bytes = memory_limit_bytes
         self._image_size = spec.image_size
         self._output_shape = (spec.num_tokens, spec.hidden_size)
+        _let_forks_end()
         options = session_options(thread_budget(threads))
         providers = self._providers()
         try:
@@ -204,15 +206,15 @@ def session_options(num_threads: int) -> Any:
     return options
 
 
-def _end_without_exit_handlers() -> None:
-    """In a forked child: those of ONNX Runtime 1.32 wait for a thread that a fork does not copy."""
+@cache
+def _let_forks_end() -> None:
+    """From now on a forked child ends without C's exit handlers.
+
+    Those of ONNX Runtime 1.32 wait there for ever for a thread that a fork does not copy.
+    """
     library = ctypes.CDLL(None)
     if hasattr(library, "on_exit"):  # glibc's, which hands the exit code on
-        library.on_exit(library._exit, None)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_end_without_exit_handlers)
+        os.register_at_fork(after_in_child=lambda: library.on_exit(library._exit, None))
 
 
 def _is_distributed(name: str) -> bool:

@@ -10,7 +10,7 @@ from rich.text import Text
 from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
 
 from .ladder import Check, Ladder, Report, StageResult, refused
@@ -76,10 +76,14 @@ def open_reference(
     """Torch on the checkpoint where there is one, the bundle's own reference tensors otherwise.
 
     Raises:
+        BundleError: what it stores is damaged or impossible, or has no prompt.
         UsageError: the checkpoint is not the one that the bundle came from.
     """
     if path is None:
-        return StoredReference(bundle)
+        stored = StoredReference(bundle)
+        if not stored.prompts:
+            raise BundleError(f"{bundle.root}: stores no prompt, for none fits its context. Give --checkpoint.")
+        return stored
     source, prompt = bundle.manifest.source, bundle.manifest.prompt
     chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
     checkpoint = Checkpoint(path, sources=sources, template=chosen, allow_pickle=allow_pickle)

@@ -4,7 +4,6 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.reference_tensors import read_reference_tensors
 
@@ -18,7 +17,7 @@ class StoredReference:
     """Torch float32 tensors of a few pictures and prompts, written at export.
 
     Raises:
-        BundleError: they are missing, damaged or impossible, or there is no prompt.
+        BundleError: they are missing, damaged or impossible.
     """
 
     name = "torch float32, stored in the bundle"
@@ -26,11 +25,6 @@ class StoredReference:
 
     def __init__(self, bundle: Bundle) -> None:
         self._stored = read_reference_tensors(bundle)
-        if not self._stored.prompts:
-            raise BundleError(
-                f"{bundle.root}: stores no prompt, for none fits its context of "
-                f"{bundle.manifest.language.context_length} positions. Give --checkpoint."
-            )
         self.pictures = []
         for path in self._stored.pictures:
             file = path.read_bytes()

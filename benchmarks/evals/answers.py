@@ -7,7 +7,7 @@ text, type and expected answer and by its picture's content: only what was mende
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -161,44 +161,38 @@ def answers_mark(path: Path) -> str:
     return "" if ours else "holds other lines than answers of eval"
 
 
-def known_answers(file: AppendedLines | None, questions: Sequence[Question], ways: Iterable[Way]) -> Answers:
+def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iterable[Way]) -> Answers:
     """What an earlier run has answered of these questions; what failed is asked again.
 
     Raises:
-        ResumeError: it has answered others.
+        ResumeError: it has answered others, or the file holds something else.
     """
     found: dict[str, deque[Answer]] = defaultdict(deque)
     asked = {_key(question.id, question.prompt or question.text) for question in questions}
     others = 0
-    for line in file.lines if file is not None else ():
-        about = line["metadata"]
-        if about["failed"] is None:
-            others += _key(line["question_id"], line["prompt"]) not in asked
-            key = _key(line["model_id"], about["blind"], *_facts(line))
-            found[key].append(Answer(text=line["text"], picture_sha256=about["picture_sha256"]))
-    if file is not None and others:
+    for line in file.lines:
+        try:
+            about, text, subject = line["metadata"], line["text"], (line["question_id"], line["prompt"])
+            sha256, way = about["picture_sha256"], (line["model_id"], about["blind"])
+            key = _key(*way, *subject, about["type"], about["expected"], sha256)
+            if about["failed"] is None:
+                others += _key(*subject) not in asked
+                found[key].append(Answer(text=text, picture_sha256=sha256))
+        except (KeyError, TypeError):
+            raise ResumeError(f"{file.path}: holds other lines than answers of eval. Remove them.") from None
+    if others:
         raise ResumeError(
             f"{file.path}: was begun with other questions: {others} of those it has answers to are not asked "
             "now. Give the same again, or --force to begin anew."
         )
     answers: Answers = {way: {} for way in ways}
     for position, question in enumerate(questions if found else ()):
+        shown = (question.id, question.prompt or question.text, question.type, question.answer)
+        sha256 = picture_sha256(question)
         for way, its in answers.items():
-            line = answer_line(
-                way,
-                position,
-                question,
-                Answer(text="", picture_sha256=picture_sha256(question)),
-                by_rule=True,
-            )
-            if known := found.get(_key(*way, *_facts(line))):
+            if known := found.get(_key(*way, *shown, sha256)):
                 its[position] = known.popleft()
     return answers
-
-
-def _facts(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    about = line["metadata"]
-    return line["question_id"], line["prompt"], about["type"], about["expected"], about["picture_sha256"]
 
 
 def _key(*facts: Any) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
-from tinyllava_edge.errors import RecordError
+from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.picture_check import PictureCheck
 from tinyllava_edge.prompt import TextTokenizer, place_markers
 from tinyllava_edge.record_check import CheckKey, CheckReport, check_key, check_records
@@ -41,7 +41,7 @@ class Looked:
         open_picture = PictureCheck(manifest.vision.preprocessing)
 
         def look(record: Record) -> Sequence[tuple[str, str]]:
-            if isinstance(record, RecordError):
+            if isinstance(record, DataError):
                 raise record
             for question in record:
                 if question.image is not None:

@@ -11,8 +11,8 @@ from tinyllava_edge.append_jsonl import AppendedLines, append_lines
 from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress
-from tinyllava_edge.errors import DataError, RecordError, UsageError
-from tinyllava_edge.record_check import BadRecord, count_kinds, read_report, say_kinds
+from tinyllava_edge.errors import DataError, UsageError
+from tinyllava_edge.record_check import OTHER, BadRecord, count_kinds, read_report, say_kinds
 
 from .answers import (
     Answer,
@@ -48,9 +48,9 @@ class Asked:
     def bad(self) -> list[BadRecord]:
         """Records that hold no questions, and why."""
         return [
-            BadRecord(file=str(self.file), index=index, id="?", kind=record.kind, reason=str(record))
+            BadRecord(file=str(self.file), index=index, id="?", kind=OTHER, reason=str(record))
             for index, record in enumerate(self.records)
-            if isinstance(record, RecordError)
+            if isinstance(record, DataError)
         ]
 
     def looked(self, bundle: Bundle, max_tokens: int) -> Looked:

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
-from tinyllava_edge.errors import DataError, RecordError
-from tinyllava_edge.record_check import OTHER
+from tinyllava_edge.errors import DataError
 from tinyllava_edge.user_files import read_user_text
 
 _LISTED = 5  # missing pictures that an error names
@@ -44,7 +43,7 @@ class Question:
     record: int = field(default=0, compare=False)
 
 
-Record = tuple[Question, ...] | RecordError  # of a file: its questions, or why there are none
+Record = tuple[Question, ...] | DataError  # of a file: its questions, or why there are none
 
 
 def read_questions(path: Path, images: Path) -> list[Question]:
@@ -55,7 +54,7 @@ def read_questions(path: Path, images: Path) -> list[Question]:
     """
     questions: list[Question] = []
     for index, record in enumerate(read_records(path, images)):
-        if isinstance(record, RecordError):
+        if isinstance(record, DataError):
             raise DataError(f"{path}: record {index}: {record}")
         questions += record
     check_pictures(questions)
@@ -85,7 +84,7 @@ def read_records(path: Path, images: Path) -> list[Record]:
     for index, record in enumerate(raw):
         try:
             records.append(tuple(_questions(record, index, images)))
-        except RecordError as error:
+        except DataError as error:
             records.append(error)
     return records
 
@@ -150,7 +149,7 @@ def _first(record: Mapping[str, Any], names: Sequence[str], default: Any = None)
 
 def _questions(record: Any, index: int, images: Path) -> list[Question]:
     if not isinstance(record, Mapping):
-        raise RecordError(OTHER, f"expected an object, found {type(record).__name__}.")
+        raise DataError(f"expected an object, found {type(record).__name__}.")
     is_llava = "conversations" in record
     pairs = (
         _pairs(record["conversations"])
@@ -158,7 +157,7 @@ def _questions(record: Any, index: int, images: Path) -> list[Question]:
         else [(_first(record, _QUESTION), _first(record, _ANSWER))]
     )
     if not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise RecordError(OTHER, "expected 'conversations', or 'question' and 'answer' as text.")
+        raise DataError("expected 'conversations', or 'question' and 'answer' as text.")
     image = None if record.get("image") is None else _picture(images, record["image"])
     id_ = _first(record, _ID, index)
     questions = []
@@ -185,7 +184,7 @@ def _pairs(messages: Any) -> list[tuple[Any, Any]]:
             texts[message["from"]].append(message["value"])
         return list(zip(texts["human"], texts["gpt"], strict=True))
     except (KeyError, TypeError, ValueError):
-        raise RecordError(OTHER, "conversations are not pairs of messages from human and gpt.") from None
+        raise DataError("conversations are not pairs of messages from human and gpt.") from None
 
 
 def image_in(folder: Path, name: Any, where: object) -> Path:
@@ -201,11 +200,11 @@ def image_in(folder: Path, name: Any, where: object) -> Path:
     """
     try:
         return _picture(folder, name)
-    except RecordError as error:
+    except DataError as error:
         raise DataError(f"{where}: {error}") from None
 
 
 def _picture(folder: Path, name: Any) -> Path:
     if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise RecordError(OTHER, f"image is {name!r:.200}; expected a path inside {folder}.")
+        raise DataError(f"image is {name!r:.200}; expected a path inside {folder}.")
     return folder / name

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tinyllava_edge.atomic_files import fsync, write_bytes, write_json
+from tinyllava_edge.atomic_files import fsync, full_disk_named, write_bytes, write_json
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
@@ -64,7 +64,8 @@ class EngineCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or engine_folder()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with full_disk_named(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = self.folder.lstat()
         if not (stat.S_ISDIR(status.st_mode) and is_private(status)):
             raise BackendError(
@@ -97,7 +98,7 @@ class EngineCache:
     @contextmanager
     def work_file(self) -> Iterator[Path]:
         """A name for an engine that is being built, in the cache; what is there at the end is removed."""
-        with work_place(self.folder, ".work.") as folder:  # 0700
+        with full_disk_named(self.folder), work_place(self.folder, ".work.") as folder:  # 0700
             yield folder / "engine.plan"
 
     def store(self, record: EngineRecord, work: Path) -> None:

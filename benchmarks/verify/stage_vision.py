@@ -153,8 +153,8 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
             rows = _in_batches(lambda batch: session.run([name], {PIXELS: batch})[0], pixels)
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise BundleError(
-                f"{ladder.bundle.root}: vision {variant.name} cannot be run up to {name!r}, where the manifest "
-                f"says that its tower ends ({str(error).splitlines()[0][:200]}). Export the bundle again."
+                f"{ladder.bundle.root}: vision {variant.name} cannot be run up to {name!r}, where its tower "
+                f"ends, says the manifest ({str(error).splitlines()[0][:200]}). Export the bundle again."
             ) from None
     return [row.astype(np.float32) for row in rows]
 

@@ -81,11 +81,12 @@ locks: $(VENV)/ready
 	$(BIN)/python -m tools.locks
 
 # Core and runtimes without torch on another Python, as a device has them: make python PYTHON=python3.12
+python: OTHER = $(OUT)/$(notdir $(PYTHON))
 python:
-	$(PYTHON) -m venv $(OUT)/python
-	$(OUT)/python/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
-	$(OUT)/python/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,device-tests]'
-	$(OUT)/python/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
+	$(PYTHON) -m venv $(OTHER)
+	$(OTHER)/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+	$(OTHER)/bin/python -m pip install -qq --editable '.[ort,llamacpp,packs,tests]'
+	$(OTHER)/bin/python -m pytest tests/core tests/runtimes tests/test_cli.py tests/test_windows.py tests/test_packaging.py
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
@@ -111,17 +112,6 @@ check: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-
-# Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
-SEED ?= 1
-COUNT ?= 100
-fuzz: $(VENV)/ready
-	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
-
-# Every operation on the disk fails or kills, one run each, for each command with an output; what --force refuses.
-faults: $(VENV)/ready
-	$(BIN)/python -m tests.faults
-	$(BIN)/python -m tests.faults --force-cases
 
 # For who has a network: the released checkpoints of the hub, from download to score.
 # EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.

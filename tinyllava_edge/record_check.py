@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.console import note, print_json, printable, progress
-from tinyllava_edge.errors import ImageError, RecordError, TinyLlavaEdgeError
-from tinyllava_edge.image import Preprocessing, check_size, open_picture
+from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
 
 MISSING, DAMAGED, OTHER = "missing picture", "damaged picture", "bad record"
@@ -78,44 +77,6 @@ class CheckKey(NamedTuple):
 # Looks at one record: kind and reason of what is to be noted; raises RecordError, or any of our errors, where
 # it is bad. Called by several threads at once.
 Check = Callable[[Record], Sequence[tuple[str, str]]]
-
-
-class PictureCheck:
-    """Opens pictures as the work itself will; during one check, each path once however many records show it.
-
-    Args:
-        how: preprocessing that the picture has to be fit for too.
-    """
-
-    def __init__(self, how: Preprocessing | None = None) -> None:
-        self._how = how
-        self._known: dict[Path, RecordError | None] = {}
-
-    def __call__(self, path: Path) -> None:
-        """Refuse a picture.
-
-        Raises:
-            RecordError: it is missing or damaged.
-        """
-        if path not in self._known:
-            self._known[path] = self._fault(path)
-        if (fault := self._known[path]) is not None:
-            raise RecordError(fault.kind, str(fault))
-
-    def _fault(self, path: Path) -> RecordError | None:
-        try:
-            image = open_picture(path)
-            if self._how is not None:
-                check_size(image, self._how)
-        except ImageError as error:
-            return picture_error(path, error)
-        return None
-
-
-def picture_error(path: Path, error: ImageError) -> RecordError:
-    """An unreadable picture as the fault of its record."""
-    reason = str(error) if str(path) in str(error) else f"{path}: {error}"
-    return RecordError(DAMAGED if os.path.lexists(path) else MISSING, reason)
 
 
 def check_records(

@@ -48,7 +48,7 @@ class _Contents(BaseModel):
     model_config = _STRICT
     pictures: tuple[str, ...] = Field(min_length=1)
     image_token_id: int = Field(ge=IMAGE_TOKEN_ID, le=IMAGE_TOKEN_ID)
-    prompts: tuple[ReferencePrompt, ...] = Field(min_length=1)
+    prompts: tuple[ReferencePrompt, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The one door to a `tokenizer.json`: read in Python first, and every call of the library behind it guarded.
 
 The tokenizers library panics on some contents and runs whatever regular expression a file has, for ever if
-need be. So it sees only what the exporter writes for the families that it knows (docs/bundle.md#tokenizer).
+need be. So it sees only what the exporter writes for the known families (docs/bundle.md#tokenizerjson).
 """
 
 import json

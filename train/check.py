@@ -8,11 +8,13 @@ from pathlib import Path
 
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.console import note
 from tinyllava_edge.errors import RecordError
+from tinyllava_edge.picture_check import PictureCheck
 from tinyllava_edge.record_check import (
+    BadRecord,
     CheckKey,
     CheckReport,
-    PictureCheck,
     check_key,
     check_records,
     read_report,
@@ -46,9 +48,13 @@ def check_data(options: FinetuneOptions) -> CheckReport:
     )
 
 
-def known_report(data: Data, samples: Samples) -> CheckReport | None:
-    """What a check of these data with this model found, if there was one."""
-    return read_report(_key(data, samples))
+def known_bad(data: Data, samples: Samples, options: FinetuneOptions) -> Sequence[BadRecord]:
+    """What a check of these data with this model found; a note and what is seen at once if there was none."""
+    report = read_report(_key(data, samples))
+    if report is not None:
+        return report.bad
+    note(f"the data were not checked: a bad record shows when it is met. To check: {_command(options)}")
+    return data.bad()
 
 
 class Looker:
@@ -74,7 +80,7 @@ class Looker:
         return [(CUT, f"{positions} positions, the model takes {limit}: the last {positions - limit} go.")]
 
 
-def check_command(options: FinetuneOptions) -> str:
+def _command(options: FinetuneOptions) -> str:
     """The line that checks the data of a run."""
     words = ["tinyllava-edge", "train", "--check", "--data", options.data, "--images", options.images]
     if options.parts is None:

@@ -17,8 +17,8 @@ import torch
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import DataError, ImageError, PromptError, RecordError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
+from tinyllava_edge.picture_check import picture_error
 from tinyllava_edge.prompt import Template, TextTokenizer, label_answers, place_markers
-from tinyllava_edge.record_check import picture_error
 from tinyllava_edge.user_files import read_user_text
 
 from .run import read_log_line
@@ -26,7 +26,7 @@ from .run import read_log_line
 AnsweredTurn = tuple[str, str]  # question, answer
 
 # Kinds of bad records, counted together.
-MALFORMED, ROLE, MARKERS, MEDIA = "malformed record", "unknown role", "picture markers", "no picture or text"
+MALFORMED, ROLE, MARKERS, MEDIA = "malformed record", "unknown role", "picture markers", "unread media"
 _SPEAKERS = ("human", "gpt")
 _NOT_READ = ("video", "videos", "audio", "audios", "images")  # keys of what would be left out in silence
 _CACHE_BYTES = 512 << 20

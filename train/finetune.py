@@ -2,7 +2,7 @@
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,27 +20,19 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava, load_model
-from tinyllava_edge.record_check import BadRecord, say_kinds
+from tinyllava_edge.record_check import say_kinds
 
 from .assemble import assemble
-from .check import Looker, check_command, known_report
+from .check import Looker, known_bad
 from .curve import write_curve
 from .data import read_lines
+from .left_out import left_out_before
 from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
 from .options import FinetuneOptions
-from .records import Data, LeftOut, data_sha256, open_records, read_data, refuse_bad
-from .run import (
-    LEFT_OUT_FILE,
-    LOG_FILE,
-    check_run,
-    held_run,
-    open_run,
-    read_sidecar,
-    remove_work,
-    truncate_log,
-    work_directory,
-)
+from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
+from .run import LOG_FILE, check_run, held_run, open_run, read_sidecar, remove_work, truncate_log
+from .run_records import open_records
 from .samples import Samples, open_samples
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
@@ -87,7 +79,7 @@ def finetune(
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     data = read_data(options)
     if not skip_bad:
-        refuse_bad(data.bad(), data, _left_out_before(out, resume=resume))
+        refuse_bad(data.bad(), data, left_out_before(out) if resume else set())
     with held_run(out), _source_in_place(options):
         return _finetune(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
 
@@ -128,18 +120,22 @@ def _finetune(
         allow_pickle=options.allow_pickle,
     )
     facts = _facts(options, source)
-    if resume and _is_finished(out, facts, data):
+    if resume and is_trained_on(read_sidecar(out, facts), data):
         remove_work(out)
         return _outcome(out, read_lines(out / LOG_FILE)[-1]["step"])
     samples = open_samples(source, options)
-    bad = _known_bad(out, options, data, samples, resume=resume, skip_bad=skip_bad)
+    bad = known_bad(data, samples, options)
+    if not skip_bad:
+        refuse_bad(bad, data, left_out_before(out) if resume else set())
     model = load_model(source)
     accelerator = Accelerator(mixed_precision=_precision(options))
     model.to(accelerator.device)
     torch.manual_seed(options.seed)
     adapted = _choose_trained(model, options)
     work = open_run(out, facts, resume=resume, force=force)
-    samples.conversations, samples.left_out = open_records(work, data, bad, Looker(samples), skip=skip_bad)
+    samples.conversations, samples.left_out = open_records(
+        work, data, bad if skip_bad else (), Looker(samples), skip=skip_bad
+    )
     left_out = samples.left_out
     if left_out.counts:
         note(f"left out from the start: {say_kinds(left_out.counts)}")
@@ -167,34 +163,6 @@ def _finetune(
     if left_out.counts:
         note(f"left out: {say_kinds(left_out.counts)} of {len(data.records)} records")
     return _outcome(out, resumed_at)
-
-
-def _left_out_before(out: Path, *, resume: bool) -> set[str]:
-    return LeftOut(work_directory(out) / LEFT_OUT_FILE).hashes if resume else set()
-
-
-def _known_bad(
-    out: Path, options: FinetuneOptions, data: Data, samples: Samples, *, resume: bool, skip_bad: bool
-) -> Sequence[BadRecord]:
-    """What is bad as far as is known: all of it where the data were checked.
-
-    Raises:
-        DataError: something is, and is not to be left out.
-    """
-    report = known_report(data, samples)
-    bad = data.bad() if report is None else report.bad
-    if report is None:
-        note(f"the data were not checked, and a bad record ends the run. To check: {check_command(options)}")
-    if not skip_bad:
-        refuse_bad(bad, data, _left_out_before(out, resume=resume))
-        return []
-    return bad
-
-
-def _is_finished(out: Path, facts: dict[str, Any], data: Data) -> bool:
-    sidecar = read_sidecar(out, facts)
-    without = {record["sha256"] for record in sidecar.get("left_out", ())}
-    return bool(sidecar) and sidecar.get("data_sha256") == data_sha256(data.hashes, without)
 
 
 def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:

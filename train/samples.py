@@ -16,8 +16,8 @@ from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 
 from .data import Batch, Conversation, PictureReader, encode_conversation, sha256_of, splice_labels
+from .left_out import LeftOut
 from .options import FinetuneOptions
-from .records import LeftOut
 
 TEXT, NO_ANSWER = "not Unicode", "no answer left"
 

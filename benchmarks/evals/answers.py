@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.append_jsonl import AppendedLines, read_lines
 from tinyllava_edge.errors import ContextOverflowError, ImageError, PromptError, ResumeError
-from tinyllava_edge.record_check import OTHER, BadRecord, picture_error
+from tinyllava_edge.picture_check import picture_error
+from tinyllava_edge.record_check import OTHER, BadRecord
 from tinyllava_edge.verified_files import sha256_of_file
 
 from .questions import Question

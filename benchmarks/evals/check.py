@@ -7,8 +7,9 @@ from pathlib import Path
 
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
 from tinyllava_edge.errors import RecordError
+from tinyllava_edge.picture_check import PictureCheck
 from tinyllava_edge.prompt import TextTokenizer, place_markers
-from tinyllava_edge.record_check import CheckKey, CheckReport, PictureCheck, check_key, check_records
+from tinyllava_edge.record_check import CheckKey, CheckReport, check_key, check_records
 
 from .answers import TOO_LONG
 from .questions import Question, Record

@@ -144,8 +144,6 @@ class Evaluation:
             file.settle(*(self._lines(way) for way in self.answers))
             if self.skip_bad or not self._failed:
                 file.finish()
-            else:
-                note(f"{path}: not complete. --resume asks again what failed, once it is mended.")
 
     def _ask(self, file: AppendedLines | None) -> None:
         known = sum(map(len, self.answers.values()))
@@ -250,6 +248,8 @@ class Evaluation:
             _say(found)
             what = "left out" if self.skip_bad else "failed, which counts as wrong"
             note(f"{len(found)} {what}: {say_kinds(self._counts())}")
+        if self._failed and not self.skip_bad:
+            note("Mend them, and --resume asks those again of an answers file; --skip-bad leaves them out.")
 
 
 def _say(found: Sequence[BadRecord]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.reference_tensors import read_reference_tensors
 
@@ -14,13 +15,22 @@ Floats = npt.NDArray[np.float32]
 
 
 class StoredReference:
-    """Torch float32 tensors of a few pictures and prompts, written at export."""
+    """Torch float32 tensors of a few pictures and prompts, written at export.
+
+    Raises:
+        BundleError: they are missing, damaged or impossible, or there is no prompt.
+    """
 
     name = "torch float32, stored in the bundle"
     config = None
 
     def __init__(self, bundle: Bundle) -> None:
         self._stored = read_reference_tensors(bundle)
+        if not self._stored.prompts:
+            raise BundleError(
+                f"{bundle.root}: stores no prompt, for none fits its context of "
+                f"{bundle.manifest.language.context_length} positions. Give --checkpoint."
+            )
         self.pictures = []
         for path in self._stored.pictures:
             file = path.read_bytes()

@@ -20,6 +20,7 @@ from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
 from .builder import OnProgress
+from .lookup import least_engine_bytes
 from .options import EngineOptions
 from .process import build_engine_apart, shown_progress
 
@@ -57,12 +58,15 @@ def write_engines(
 
     Raises:
         BundleError: the bundle has no such variant.
+        DiskFullError: there is no room for the engines.
         UsageError: none is named.
         EngineBuildError, TensorRTError: as `build_engine_apart` does.
     """
     jobs = list(_jobs(bundle, vision, options))
     version = open_tensorrt(options.target).version_text  # not installed: said before anything is built
-    with output_directory(output, force=force, mark=engines_mark) as folder, shown_progress() as on_progress:
+    needed = sum(least_engine_bytes(bundle, variant) for variant, _ in jobs)
+    writing = output_directory(output, force=force, mark=engines_mark, needed=needed)
+    with writing as folder, shown_progress() as on_progress:
         report: dict[str, Any] = {
             "kind": "engines",
             "status": STATUS,

@@ -25,7 +25,11 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+<<<<<<< HEAD
 from tinyllava_edge.atomic_files import fsync, full_disk_named, write_bytes, write_json
+=======
+from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, write_bytes, write_json
+>>>>>>> next
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
@@ -113,7 +117,8 @@ class EngineCache:
                 old.unlink(missing_ok=True)
 
     def store_copy(self, record: EngineRecord, plan: memoryview) -> None:
-        """Keep an engine that is in memory."""
+        """Keep an engine that is in memory; DiskFullError: there is no room."""
+        check_space(self.folder, len(plan))
         with self.work_file() as work:
             write_bytes(work, plan, mode=0o600)
             self.store(record, work)
@@ -131,7 +136,8 @@ class EngineCache:
             key: what is to be built.
             on_wait: called where another process has it, before waiting.
         """
-        handle = open_lock(self.folder / f"{key.digest}.lock")
+        with full_disk_named(self.folder):
+            handle = open_lock(self.folder / f"{key.digest}.lock")
         try:
             take_lock(handle, on_wait)
             yield

@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from tinyllava_edge.atomic_files import check_space
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BackendError, BundleError, EngineLoadError, NoEngineError, PackError
@@ -27,7 +28,7 @@ from .builder import OnProgress
 from .cache import EngineCache, StoredEngine
 from .cudart import open_cudart
 from .device_parity import DeviceParity, measure_parity
-from .lookup import onnx_hashes, read_board
+from .lookup import least_engine_bytes, onnx_hashes, read_board
 from .options import EngineOptions
 from .process import build_engine_apart
 from .record import Choice, EngineKey, EngineRecord, Step, new_record
@@ -86,6 +87,7 @@ class DeviceBuild:
             BundleError: the bundle has no such variant, or no reference tensors.
             BackendError: no step passes; the message says why each was left. Of a variant that was asked for:
                 what kept its engine from being built, `TensorRTError` and its children.
+            DiskFullError: the cache has no room for an engine; nothing is tried instead.
         """
         self.bundle.variant("vision", vision)
         read_reference_tensors(self.bundle)  # before minutes go into engines that nothing could judge
@@ -177,7 +179,9 @@ class DeviceBuild:
                 note(f"vision {name}: to be built ({error})")
             except EngineLoadError as error:  # the library does not load what the cache has
                 note(f"vision {name}: to be built again ({error})")
-        graph = self.bundle.path(self.bundle.variant("vision", name).files[0])
+        variant = self.bundle.variant("vision", name)
+        graph = self.bundle.path(variant.files[0])
+        check_space(self.cache.folder, least_engine_bytes(self.bundle, variant))
         with self.cache.work_file() as work:
             facts = build_engine_apart(graph, self.options, work, self._on_progress)
             self.cache.store(new_record(key, name, work, facts), work)

@@ -1,4 +1,4 @@
-"""GGUF files made by hand, byte for byte, so that any part of one can be wrong (ggml, docs/gguf.md)."""
+"""GGUF files made by hand, byte for byte, so that any part of one can be wrong."""
 
 import struct
 from dataclasses import dataclass, field

@@ -96,7 +96,7 @@ def test_a_checkout_that_was_never_installed_names_itself(tmp_path: Path) -> Non
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from tinyllava_edge.extras import install_line as f; "
     )
-    command = [sys.executable, "-I", "-S", "-c", code + "print(f('ort'))", tmp_path / "c d"]
+    command = [sys.executable, "-I", "-S", "-c", code + "print(f('ort'))", str(tmp_path / "c d")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert shlex.split(result.stdout)[-2:] == ["--editable", f"{tmp_path}/c d[ort]"]
 

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,3 +84,21 @@ print(anonymous_bytes(os.getpid()) - before - sum(array.nbytes for array in arra
 """
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(result.stdout) < 20 * MEGABYTE  # without: 181 MB
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_watch_that_was_killed_or_stopped_claims_nothing(
+    monkeypatch: pytest.MonkeyPatch, signal_: signal.Signals
+) -> None:
+    monkeypatch.setattr(memory, "_ANSWER_S", 0.2)
+    with watched_memory() as watch:
+        assert peak(watch) > 0
+        assert watch._process is not None
+        os.kill(watch._process.pid, signal_)
+        assert [watch.peak_bytes(), watch.peak_bytes()] == [None, None]
+
+
+def test_where_no_process_can_be_started_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with watched_memory() as watch:
+        assert watch.peak_bytes() is None

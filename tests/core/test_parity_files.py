@@ -89,3 +89,40 @@ def test_what_export_finds_of_a_new_shipped_bundle_goes_into_it() -> None:
     shipped = Bundle.open(bundle_path("nano"))
     work = Bundle(shipped.root.with_name(".bundle.tmp-abc"), shipped.manifest, shipped.manifest_sha256)
     assert parity_path(work, "export") == work.root / "parity" / "export.json"
+
+
+def of_verify(**changed: Any) -> dict[str, Any]:
+    check = {"metric": "snr_db", "value": "inf"}
+    stage = {"stage": "tower", "variant": "fp32", "checks": [check], "detail": "kept, and not read"}
+    return {"passed": True, "variants": {"vision": ["fp32"]}, "stages": [stage], **changed}
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "said"),
+    [
+        ("some-runtime", of_verify(passed=1), "passed"),
+        ("some-runtime", of_verify(variants={"vision": []}), r"variants\.vision"),
+        ("some-runtime", of_verify(stages=[{"stage": "tower"}]), r"stages\.0\.variant"),
+        ("some-runtime", of_verify(stages=[{"stage": "a", "variant": "", "checks": [{}]}]), "metric"),
+        ("some-runtime", {}, "passed"),
+        ("export", {"vision": []}, "vision"),
+        ("export", {"vision": {"fp16": {"islands": [{"nodes": 5}]}}}, r"islands\.0\.nodes"),
+    ],
+)
+def test_what_is_read_of_a_result_has_its_type(
+    root: Path, name: str, result: dict[str, Any], said: str
+) -> None:
+    bundle = Bundle.open(root)
+    write_parity(bundle, name, result)
+    with pytest.raises(BundleError, match=rf"parity/{name}\.json: .*{said}.*: .*Remove it"):
+        read_parity(bundle, name)
+
+
+@pytest.mark.parametrize("text", [b"\xff{}", b"[" * 100_000, b'{"a": ' * 50_000, b" " * ((8 << 20) + 1)])
+def test_a_result_that_cannot_be_read_is_named(root: Path, text: bytes) -> None:
+    bundle = Bundle.open(root)
+    write_parity(bundle, "some-runtime", of_verify())
+    assert read_parity(bundle, "some-runtime") is not None
+    (root / "parity" / "some-runtime.json").write_bytes(text)
+    with pytest.raises(BundleError, match=r"parity/some-runtime\.json: (not valid JSON|larger than)"):
+        read_parity(bundle, "some-runtime")

@@ -24,8 +24,8 @@ PROMPT = ReferencePrompt(
     turns=(("<image>\nÄ?", None),),
     pictures=(1,),
     input_ids=(1, -200, 7),
-    positions=5,
-    logit_positions=(3, 4),
+    positions=37,  # 2 ids, and a picture of 35 rows
+    logit_positions=(35, 36),
     greedy_ids=(9, 2),
     greedy_margins=(0.125, 3.5),
 )
@@ -36,14 +36,16 @@ def written(folder: Path, change: Any = lambda contents: None) -> tuple[Bundle, 
     pictures = [folder / name for name in ("a.png", "b.png")]
     for picture in pictures:
         picture.write_bytes(picture.name.encode())
-    numbers = np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)
+    # The sizes that the manifest of `seal` says.
+    numbers = np.random.default_rng(0).standard_normal((2, 3, 96, 96)).astype(np.float32)
+    embeddings = numbers.reshape(-1)[: 2 * 35 * 256].reshape(2, 35, 256)
     reference = ReferenceTensors(
         pictures=pictures,
         pixels=numbers,
         tower=numbers[:, 0],
-        embeddings=numbers[:, 1],
+        embeddings=embeddings,
         prompts=[PROMPT],
-        logits={"one": numbers[0, 2, :2]},
+        logits={"one": embeddings[0].reshape(-1)[:1000].reshape(2, 500)},
     )
     with create_bundle(folder / "bundle") as writer:
         for name, content in FILES.items():
@@ -78,6 +80,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         ),
         (lambda contents: contents["prompts"][0].update(name="two"), r"reference\.npz: .*logits/two"),
         (lambda contents: contents["pictures"].append("c.png"), r"lists no file 'reference/c\.png'"),
+        (lambda contents: contents.update(extra=1), r"json: extra"),
+        (lambda contents: contents.update(pictures=[]), r"json: pictures"),
+        (lambda contents: contents["prompts"].append(contents["prompts"][0]), "'one' is there twice"),
+        (lambda contents: contents["prompts"][0].update(turns=[]), "nobody can ask"),
+        (lambda contents: contents["prompts"][0].update(pictures=[0, 1]), "nobody can ask"),
+        (lambda contents: contents["prompts"][0].update(pictures=[2]), "impossible pictures"),
+        (lambda contents: contents["prompts"][0].update(input_ids=[1, -200, 500]), "impossible input_ids"),
+        (lambda contents: contents["prompts"][0].update(input_ids=[1, 7]), "input_ids, positions"),
+        (lambda contents: contents["prompts"][0].update(positions=36), "impossible positions"),
+        (lambda contents: contents["prompts"][0].update(logit_positions=[36, 35]), "logit_positions"),
+        (lambda contents: contents["prompts"][0].update(greedy_margins=[1]), "greedy_margins"),
+        (lambda contents: contents["prompts"][0].update(greedy_margins=[1, -1]), "greedy_margins"),
+        (lambda contents: contents["prompts"][0].update(greedy_ids=[9, 500]), "greedy_ids"),
     ],
 )
 def test_a_part_that_is_missing_is_named(tmp_path: Path, change: Any, said: str) -> None:

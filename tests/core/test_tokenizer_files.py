@@ -3,14 +3,17 @@
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from tests.tiny import TOKENIZER_FOLDER
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.tokenizer import read_tokenizer
+from tinyllava_edge.prompt import TextTokenizer
 
 
 @pytest.fixture
@@ -90,3 +93,84 @@ def test_a_damaged_tokenizer_json_is_refused(folder: Path, content: str) -> None
 
 def test_a_folder_without_any_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path)
+
+
+def test_a_role_that_two_files_give_to_other_tokens_is_refused(folder: Path) -> None:
+    path = folder / "special_tokens_map.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<s>"}))
+    with pytest.raises(
+        CheckpointError, match=r"special_tokens_map.json: eos_token is '<s>', tokenizer_config"
+    ):
+        read_tokenizer(folder)
+
+
+def test_an_id_that_two_files_give_to_other_tokens_is_refused(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text('{"<other>": 2}')
+    with pytest.raises(CheckpointError, match=r"added_tokens.json: '<other>' has id 2"):
+        read_tokenizer(folder)
+
+
+def change_model(folder: Path, change: Callable[[Any], object]) -> None:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((folder / "tokenizer.model").read_bytes())
+    change(proto)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda proto: setattr(proto.trainer_spec, "bos_id", 420), "its BOS id 420 is no control token"),
+        (lambda proto: setattr(proto.trainer_spec, "bos_id", -1), "its BOS id -1 is no control token"),
+        (lambda proto: setattr(proto.trainer_spec, "bos_id", 300), "its BOS id 300 is no control token"),
+        (lambda proto: setattr(proto.pieces[300], "piece", proto.pieces[301].piece), "is there twice"),
+        (lambda proto: setattr(proto.pieces[300], "piece", ""), "piece 300 has 0 characters"),
+        (lambda proto: setattr(proto.pieces[300], "piece", "a" * 100_000), "piece 300 has 100000 characters"),
+        (lambda proto: setattr(proto.pieces[300], "score", float("nan")), "has the score nan"),
+        (lambda proto: setattr(proto.pieces[300], "type", 2), "expected a SentencePiece model of kind BPE"),
+        (lambda proto: proto.ClearField("pieces"), "expected a SentencePiece model of kind BPE"),
+    ],
+)
+def test_a_sentencepiece_model_that_lies_is_named(
+    folder: Path, change: Callable[[Any], object], named: str
+) -> None:
+    change_model(folder, change)
+    with pytest.raises(CheckpointError, match=f"tokenizer.model: .*{named}"):
+        read_tokenizer(folder)
+
+
+@pytest.fixture
+def merges(tmp_path: Path) -> Path:
+    """Two merges over a vocabulary of five."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\r\na b\r\nab c\r\n")
+    return tmp_path
+
+
+def test_merges_are_read(merges: Path) -> None:
+    tokenizer = TextTokenizer(read_tokenizer(merges).tokenizer_json, bos_id=None)
+    assert tokenizer.encode_text("abcab") == [4, 3]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("merges.txt", b"a b\nab d\n", "needs 'd', which is not in the vocabulary"),
+        ("merges.txt", b"b c\n", "needs 'bc', which is not in the vocabulary"),
+        ("merges.txt", b"a b c\n", "needs 'b c'"),
+        ("merges.txt", b"\xff\xfe\n", "merges.txt cannot be read"),
+        ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 3}', "both have id 3"),
+        ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": -1}', "'abc' has id -1"),
+        ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 99999999999}', "'abc' has id 99999999999"),
+        ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": "4"}', "'abc' has id '4'"),
+        ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 4, "abc": 5}', "'abc' is there twice"),
+        ("vocab.json", '{"a": 0}'.encode("utf-16"), "not valid JSON"),
+    ],
+)
+def test_a_vocabulary_and_merges_that_do_not_fit_are_named(
+    merges: Path, name: str, content: bytes, named: str
+) -> None:
+    (merges / name).write_bytes(content)
+    assert_refused(merges)
+    with pytest.raises(CheckpointError, match=named):
+        read_tokenizer(merges)

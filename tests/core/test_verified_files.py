@@ -3,17 +3,21 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+from unittest.mock import Mock
 
 import pytest
 
-from tests.core.small_bundle import FILES, change_manifest, write_small_bundle
+from tests.core.small_bundle import FILES, change_manifest, file_entry, write_small_bundle
 from tinyllava_edge import bundle as bundle_module
 from tinyllava_edge import verified_files
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError
+from tinyllava_edge.runtimes import registry
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.verified_files import sha256_of_open
 
 
@@ -187,3 +191,82 @@ def test_the_cache_does_not_grow_for_ever(
     Bundle.open(write_small_bundle(tmp_path / "second"))
     known: dict[str, Any] = json.loads(cache.read_text())
     assert len(known) == 8
+
+
+def entry_of(manifest: dict[str, Any], path: str) -> dict[str, Any]:
+    return next(entry for entry in manifest["files"] if entry["path"] == path)
+
+
+def replaced(path: Path, spare: Path) -> None:
+    spare.write_bytes(path.read_bytes())
+    os.replace(spare, path)
+
+
+def rewritten(path: Path, spare: Path) -> None:
+    path.write_bytes(path.read_bytes())
+
+
+def removed(path: Path, spare: Path) -> None:
+    path.unlink()
+
+
+def linked(path: Path, spare: Path) -> None:
+    path.rename(spare)
+    path.symlink_to(spare)
+
+
+@pytest.mark.parametrize("change", [replaced, rewritten, removed, linked])
+def test_a_file_is_read_only_as_the_one_that_was_hashed(
+    root: Path, tmp_path: Path, change: Callable[[Path, Path], None]
+) -> None:
+    bundle = Bundle.open(root)
+    assert bundle.read_text("tokenizer.json") == FILES["tokenizer.json"].decode()
+    time.sleep(0.02)  # a tick of the file system's clock
+    change(root / "tokenizer.json", tmp_path / "spare")
+    for read in (lambda: bundle.read_text("tokenizer.json"), bundle.check_unchanged):
+        with pytest.raises(BundleError, match=r"tokenizer\.json: (was changed|cannot be read)"):
+            read()
+
+
+def test_a_file_that_is_swapped_while_it_is_hashed_is_seen(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swapped(file: BinaryIO) -> str:
+        digest = sha256_of_open(file)
+        if file.name == str(root / "language/f16.gguf"):
+            replaced(root / "language/f16.gguf", tmp_path / "spare")
+        return digest
+
+    time.sleep(0.02)
+    monkeypatch.setattr(bundle_module, "sha256_of_open", swapped)
+    with pytest.raises(BundleError, match=r"f16\.gguf: was changed"):
+        Bundle.open(root)
+
+
+def test_a_file_that_changes_while_a_library_loads_it_is_seen(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+
+    def open_vision(bundle: Bundle, options: BackendOptions) -> Any:
+        time.sleep(0.02)
+        rewritten(bundle.path("vision/fp16.onnx"), root)
+        return Mock(close=lambda: closed.append("vision"))
+
+    monkeypatch.setattr(registry, "vision_opener", lambda name: open_vision)
+    monkeypatch.setattr(registry, "language_opener", lambda name: Mock())
+    with pytest.raises(BundleError, match=r"fp16\.onnx: was changed"):
+        registry.open_backends("scripted", Bundle.open(root), BackendOptions())
+    assert closed == ["vision"]
+
+
+def test_a_text_file_that_is_no_text_or_too_long_is_named(root: Path) -> None:
+    (root / "tokenizer.json").write_bytes(b"{}\xff")
+    change_manifest(
+        root, lambda m: entry_of(m, "tokenizer.json").update(file_entry("tokenizer.json", b"{}\xff"))
+    )
+    bundle = Bundle.open(root)
+    with pytest.raises(BundleError, match=r"tokenizer\.json: byte 2 is not UTF-8"):
+        bundle.read_text("tokenizer.json")
+    with pytest.raises(BundleError, match=r"tokenizer\.json: larger than 2 bytes"):
+        bundle.read_text("tokenizer.json", 2)

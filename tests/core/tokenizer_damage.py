@@ -1,4 +1,4 @@
-"""Damaged tokenizer files: `(random, content) -> content`; `python -m tests.core.tokenizer_damage SEED COUNT`.
+"""Damaged tokenizer files, by a seed: `python -m tests.core.tokenizer_damage SEED COUNT`.
 
 Prints what became of COUNT files of each kind; a file that takes longer than `SECONDS` ends its process.
 """
@@ -24,8 +24,9 @@ from tinyllava_edge.tokenizer_file import open_tokenizer
 SECONDS = 20
 TEXT = "What is this?  <s> 12345 caf\u00e9 \U0001f600\n\n</s> " + "a" * 200 + " " * 200
 _VALUES: tuple[Any, ...] = (
-    *(None, True, False, 0, 1, -1, 2, 255, 1 << 31, (1 << 32) - 1, 1 << 64, 0.5, 1e308, float("nan"), float("inf")),
-    *("", " ", "a", "\u2581", "\0", "\ud800", "a" * 5000, "(a+)+$", "(", "<s>", [], {}, [[]], [None], {"a": 1}),
+    *(None, True, False, 0, 1, -1, 2, 255, 1 << 31, (1 << 32) - 1, 1 << 64, 0.5, 1e308),
+    *(float("nan"), float("inf"), "", " ", "a", "\u2581", "\0", "\ud800", "a" * 5000, "(a+)+$", "(", "<s>"),
+    *([], {}, [[]], [None], {"a": 1}),
     *({"Regex": "(a|aa)+$"}, {"String": ""}, {"Regex": "("}, {"type": "Sequence"}, {"type": "Fuse"}),
     {"type": "Split", "pattern": {"Regex": "(a*)*b"}, "behavior": "Isolated", "invert": False},
     {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
@@ -33,7 +34,7 @@ _VALUES: tuple[Any, ...] = (
     {"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7},
     {"type": "WordPiece", "vocab": {}, "unk_token": "x", "max_input_chars_per_word": 0},
     {"max_length": 1, "stride": 9, "strategy": "LongestFirst", "direction": "Left"},
-    {"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0, "pad_type_id": 0},
+    {"strategy": {"Fixed": 1 << 40}, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0},
 )  # fmt: skip
 
 
@@ -75,30 +76,34 @@ def damaged_sentencepiece(chance: random.Random, content: bytes) -> bytes:
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated
     proto.ParseFromString(content)
     for _ in range(chance.choice((1, 1, 2))):
-        piece, other = chance.choice(proto.pieces), chance.choice(proto.pieces)
-        chance.choice(
-            (
-                lambda: setattr(piece, "piece", other.piece),
-                lambda: setattr(piece, "piece", chance.choice(("", "\u2581" * 5000, "a\0", "<s>", " "))),
-                lambda: setattr(piece, "type", chance.choice((1, 2, 3, 4, 5, 6))),
-                lambda: setattr(piece, "score", chance.choice((0.0, -1e38, float("nan"), float("inf")))),
-                lambda: setattr(
-                    proto.trainer_spec,
-                    chance.choice(("bos_id", "eos_id", "unk_id", "pad_id")),
-                    chance.choice((-1, -5, 0, 1, 3, 419, 420, 1 << 30)),
-                ),
-                lambda: setattr(proto.trainer_spec, "model_type", chance.choice((1, 2, 3, 4))),
-                lambda: proto.pieces.pop(chance.randrange(len(proto.pieces))),
-                lambda: proto.pieces.add(piece=other.piece, score=1.0),
-                lambda: setattr(proto.normalizer_spec, "name", "nmt_nfkc"),
-                lambda: setattr(proto.normalizer_spec, "precompiled_charsmap", chance.randbytes(40)),
-            )
-        )()
+        _change_proto(chance, proto)
     return bytes(proto.SerializeToString())
 
 
+def _change_proto(chance: random.Random, proto: Any) -> None:
+    piece, other = chance.choice(proto.pieces), chance.choice(proto.pieces)
+    chance.choice(
+        (
+            lambda: setattr(piece, "piece", other.piece),
+            lambda: setattr(piece, "piece", chance.choice(("", "\u2581" * 5000, "a\0", "<s>", " "))),
+            lambda: setattr(piece, "type", chance.choice((1, 2, 3, 4, 5, 6))),
+            lambda: setattr(piece, "score", chance.choice((0.0, -1e38, float("nan"), float("inf")))),
+            lambda: setattr(
+                proto.trainer_spec,
+                chance.choice(("bos_id", "eos_id", "unk_id", "pad_id")),
+                chance.choice((-1, -5, 0, 1, 3, 419, 420, 1 << 30)),
+            ),
+            lambda: setattr(proto.trainer_spec, "model_type", chance.choice((1, 2, 3, 4))),
+            lambda: proto.pieces.pop(chance.randrange(len(proto.pieces))),
+            lambda: proto.pieces.add(piece=other.piece, score=1.0),
+            lambda: setattr(proto.normalizer_spec, "name", "nmt_nfkc"),
+            lambda: setattr(proto.normalizer_spec, "precompiled_charsmap", chance.randbytes(40)),
+        )
+    )()
+
+
 def _change(chance: random.Random, data: Any) -> None:
-    """One value, name or item, anywhere in JSON; of the long vocabulary and merges no more often than elsewhere."""
+    """One value, name or item, anywhere in JSON; in the long vocabulary no more often than elsewhere."""
     place = data
     for _ in range(chance.randrange(1, 7)):
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))

@@ -13,6 +13,8 @@ from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.language_gguf import LanguageSource, write_language_gguf
 from tinyllava_edge.export.parity import check_language
 from tinyllava_edge.export.quantize import quantize_gguf
+from tinyllava_edge.gguf_check import check_gguf
+from tinyllava_edge.manifest import LanguageSpec
 from tinyllava_edge.precisions import LANGUAGE_TYPES
 
 
@@ -20,6 +22,7 @@ from tinyllava_edge.precisions import LANGUAGE_TYPES
 def test_every_type_is_written_and_is_above_its_floor(name: str, exported: Exported, tmp_path: Path) -> None:
     quantize_gguf(exported.bundle.root / "language" / "f32.gguf", tmp_path / "file.gguf", name)
     report = check_language(tmp_path / "file.gguf", name, language_source(exported.checkpoint))
+    check_gguf(tmp_path / "file.gguf", name, exported.bundle.manifest.language)
     assert report["fallback"] == []
     assert report["counts"]["f32"] == 5  # the norms
     main_type = max(report["counts"], key=report["counts"].get)
@@ -43,6 +46,7 @@ def test_rows_that_are_no_multiple_of_the_block_are_reported(source: LanguageSou
     assert not {"q4_k", "q6_k"} & set(report["counts"])
     assert len(report["fallback"]) == 2 * 7 + 2
     assert "blk.0.attn_q.weight: q5_0, width 64" in report["fallback"]
+    check_gguf(tmp_path / "q4_k_m.gguf", "q4_k_m", LanguageSpec.of(source.checkpoint.config.language))
 
 
 def test_llama_cpps_own_words_are_in_the_error(tmp_path: Path) -> None:

@@ -97,6 +97,14 @@ def write_combination(folder: Path, made: Combination) -> tuple[Path, Path, dict
     Returns:
         Checkpoint, sources, and the weights by canonical name as reading must give them.
     """
+    checkpoint, sources = write_settings(folder, made)
+    model = random_model(Checkpoint(checkpoint, sources=sources).config, made.seed)
+    stored_rows = made.config["text_config"]["vocab_size"]
+    return checkpoint, sources, write_weights(checkpoint, model, made.layout, made.dtype, stored_rows)
+
+
+def write_settings(folder: Path, made: Combination) -> tuple[Path, Path]:
+    """Write a checkpoint without weights, and the sources that it names."""
     checkpoint, sources = folder / "checkpoint", folder / "sources"
     checkpoint.mkdir()
     for name, config in made.sources.items():
@@ -105,9 +113,7 @@ def write_combination(folder: Path, made: Combination) -> tuple[Path, Path, dict
     (checkpoint / "preprocessor_config.json").write_text(json.dumps(made.processor))
     write_tokenizer(checkpoint, made.config["text_config"]["model_type"])
     write_config(checkpoint, made.config, made.layout)
-    model = random_model(Checkpoint(checkpoint, sources=sources).config, made.seed)
-    stored_rows = made.config["text_config"]["vocab_size"]
-    return checkpoint, sources, write_weights(checkpoint, model, made.layout, made.dtype, stored_rows)
+    return checkpoint, sources
 
 
 def random_model(config: ModelConfig, seed: int) -> TinyLlava:

@@ -1,4 +1,4 @@
-"""A parameter that is in a checkpoint twice: equal ones pass, different ones are refused, both places named."""
+"""A parameter that is in a checkpoint twice: equal ones pass, different ones are refused, both named."""
 
 import json
 from collections.abc import Callable

@@ -174,6 +174,18 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(bundle: Path)
     assert re.search(r"needs the package llama_cpp: .*pip install .*llama-cpp-python==", result.stderr)
 
 
+def test_opening_says_that_llama_cpp_leaves_a_gpu_out(
+    command: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("llamacpp", "llamacpp_build"):
+        monkeypatch.setattr(f"tinyllava_edge.runtimes.{module}.has_nvidia_gpu", lambda: True)
+    said = command("run", bundle, "what", "--max-tokens", 1).stderr
+    assert "KV, without the GPU" in said
+    assert re.search(
+        r"llama.cpp: CPU build, a GPU is there: .*CMAKE_ARGS=.* pip install --no-cache-dir", said
+    )
+
+
 def test_chat_reads_questions_and_commands_from_a_pipe(bundle: Path, photo: Path) -> None:
     lines = ["what is this", "", f"/image {photo}", "and this", "/reset", "again", "/quit", "never read"]
     scripted = ("--runtime", "scripted", "--json")

@@ -55,3 +55,21 @@ def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
     assert "illegal instruction" in state.reason
     assert state.mend == llamacpp_line()
     assert states["torch"].usable
+
+
+ORIN = "CUDA : ARCHS = 870 | NO_VMM = 1 | CPU : NEON = 1 | OPENMP = 1 |"
+
+
+def test_a_cpu_build_beside_a_gpu_is_said_with_the_line_that_mends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert not llamacpp_build.lacks_cuda(), "there is no GPU here"
+    monkeypatch.setattr(llamacpp_build, "has_nvidia_gpu", lambda: True)
+    [problem] = [text for text in doctor.examine().problems if text.startswith("llama.cpp")]
+    assert problem == f"llama.cpp: CPU build, a GPU is there: {llamacpp_line()}"
+
+
+def test_a_cuda_build_is_told_from_one_for_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp_build, "has_nvidia_gpu", lambda: True)
+    _install(tmp_path, monkeypatch, f"def llama_print_system_info(): return {ORIN.encode()!r}")
+    assert not llamacpp_build.lacks_cuda()

@@ -50,8 +50,7 @@ def write_tiny_gguf(
     embeddings = add("token_embd.weight", vocab, hidden)
     add("output_norm.weight", hidden, norm=True)
     add("output.weight", vocab, hidden)
-    for layer in range(layers):
-        block = f"blk.{layer}"
+    for block in (f"blk.{layer}" for layer in range(layers)):
         add(f"{block}.attn_norm.weight", hidden, norm=True)
         add(f"{block}.attn_q.weight", heads * head_dim, hidden)
         add(f"{block}.attn_k.weight", kv_heads * head_dim, hidden)

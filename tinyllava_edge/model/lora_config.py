@@ -1,7 +1,6 @@
 """What `adapter_config.json` says of each module: whether it is adapted, rank and alpha, as PEFT reads it.
 
-Source: huggingface/peft src/peft/tuners/tuners_utils.py (`check_target_module_exists`) and utils/other.py
-(`get_pattern_key`); 0.10.0, which upstream pins, reads some patterns otherwise, and those are refused.
+Source: docs/sources/tinyllava.md#patterns-of-a-lora-adapter.
 """
 
 import math

@@ -119,7 +119,7 @@ def _other_files(checkpoint: Checkpoint) -> dict[Path, str]:
     folders = {root: "", **{root / part: part for part in PARTS}}
     if checkpoint.layout == LEGACY and (name := checkpoint.config.vision.name_or_path):
         # What TinyLLaVABench itself takes the tower from.
-        folders |= {folder: "vision_tower" for folder in checkpoint.folders(name)[1:2]}
+        folders |= dict.fromkeys(checkpoint.folders(name)[1:2], "vision_tower")
     found = {root / "adapter_model.bin": ""}
     for folder, part in folders.items():
         for pattern in ("*.safetensors", "pytorch_model*.bin"):

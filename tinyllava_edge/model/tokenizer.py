@@ -19,6 +19,7 @@ from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
 # The files of a tokenizer, the one upstream's slow class would read first.
 TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "tokenizer.json")
 _SENTENCEPIECE_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_ROLES = ("bos", "eos", "unk", "pad")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
@@ -64,7 +65,7 @@ def _read_tokenizer(directory: Path) -> TokenizerAssets:
         )
     _add_extra_tokens(tokenizer, directory, settings)
     roles = {**(_SENTENCEPIECE_ROLES if kind == "tokenizer.model" else {}), **settings}
-    ids = {role: _role_id(tokenizer, roles.get(f"{role}_token")) for role in ("bos", "eos", "unk", "pad")}
+    ids = {role: _role_id(tokenizer, roles.get(f"{role}_token")) for role in _ROLES}
     if adds_bos and ids["bos"] is None:
         raise CheckpointError(f"{directory}: the tokenizer adds a BOS token but names none.")
     return TokenizerAssets(
@@ -79,15 +80,27 @@ def _read_tokenizer(directory: Path) -> TokenizerAssets:
 
 
 def _settings(directory: Path) -> dict[str, Any]:
+    """What both files say; versions of transformers differ in which of them counts for a role."""
     merged: dict[str, Any] = {}
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).exists():
-            merged.update(read_json_object(directory / name))
+            for key, value in read_json_object(directory / name).items():
+                before = _content(merged.get(key))
+                if key.removesuffix("_token") in _ROLES and before not in (None, value, _content(value)):
+                    raise CheckpointError(
+                        f"{directory / name}: {key} is {_content(value)!r}, tokenizer_config.json says "
+                        f"{before!r}. Make them equal."
+                    )
+                merged[key] = value
     return merged
 
 
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
 def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:
-    text = token.get("content") if isinstance(token, dict) else token
+    text = _content(token)
     found: int | None = None if text is None else tokenizer.token_to_id(text)
     return found
 
@@ -98,7 +111,10 @@ def _add_extra_tokens(tokenizer: Tokenizer, directory: Path, settings: dict[str,
     older = directory / "added_tokens.json"
     if older.exists():
         for text, index in read_json_object(older).items():
-            extra.setdefault(index, {"content": text, "normalized": False})
+            if extra.setdefault(index, {"content": text, "normalized": False})["content"] != text:
+                raise CheckpointError(
+                    f"{older}: {text!r} has id {index}, which tokenizer_config.json gives another token."
+                )
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for index, token in sorted(extra.items()):
         if token["content"] not in known:

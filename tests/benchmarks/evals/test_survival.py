@@ -51,12 +51,13 @@ def question(number: int, image: str, text: str, answer: str = "x") -> dict[str,
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Six questions, of which one's picture is cut short, one's is not there, and one is too long."""
+    """Seven questions: a picture is cut short, one is not there, a text is too long, and one no Unicode."""
     write_pictures(tmp_path)
     whole = (tmp_path / "b.jpg").read_bytes()
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
     records = [question(10, "a", TEXTS[0]), question(11, "b", TEXTS[0]), question(12, "none", TEXTS[1])]
     records += [question(13, "c", TEXTS[1] * 3000), question(14, "c", TEXTS[1]), question(15, "a", TEXTS[2])]
+    records += [question(16, "a", "half \ud800")]
     (tmp_path / "q.json").write_text(json.dumps(records))
     return tmp_path
 
@@ -65,7 +66,7 @@ def asked(folder: Path) -> tuple[str | Path, ...]:
     return "--questions", folder / "q.json", "--images", folder
 
 
-FAULTS = {11: "damaged picture", 12: "missing picture", 13: "too long"}
+FAULTS = {11: "damaged picture", 12: "missing picture", 13: "too long", 16: "bad record"}
 
 
 def test_a_question_that_fails_is_named_and_counts_as_wrong(run: Run, data: Path) -> None:
@@ -78,18 +79,19 @@ def test_a_question_that_fails_is_named_and_counts_as_wrong(run: Run, data: Path
     assert code == 1
     found = json.loads(out)
     assert [(f["index"], f["id"], f["kind"]) for f in found["failed"]] == [
-        (index, str(number), kind) for index, (number, kind) in enumerate(FAULTS.items(), 1)
+        (number - 10, str(number), kind) for number, kind in FAULTS.items()
     ]
-    assert (found["questions"], found["skipped"]) == (6, [])
-    assert found["accuracy"] == 1 / 6
+    assert (found["questions"], found["skipped"]) == (7, [])
+    assert found["accuracy"] == 1 / 7
     for number, kind in FAULTS.items():
         assert f"q.json: record {number - 10} (id {number}): {kind}: " in err
-    assert "3 failed, which counts as wrong: 1 x damaged picture, 1 x missing picture, 1 x too long" in err
+    counts = ", ".join(f"1 x {kind}" for kind in FAULTS.values())
+    assert f"4 failed, which counts as wrong: {counts}" in err
     assert [(line["question_id"], line["metadata"]["failed"] is None) for line in lines(answers)] == [
-        (number, number not in FAULTS) for number in range(10, 16)
+        (number, number not in FAULTS) for number in range(10, 17)
     ]
     left_out = json.loads(run(*asked(data), "--blind", "--json", "--skip-bad")[1])
-    assert (left_out["questions"], left_out["failed"], len(left_out["skipped"])) == (3, [], 3)
+    assert (left_out["questions"], left_out["failed"], len(left_out["skipped"])) == (3, [], 4)
     assert left_out["accuracy"] == 1 / 3
     assert left_out["fault_counts"] == dict.fromkeys(FAULTS.values(), 1)
 
@@ -103,12 +105,12 @@ def test_what_was_mended_is_asked_again_and_nothing_else(run: Run, data: Path) -
     write_pictures(data)
     Image.new("RGB", (64, 48), (9, 9, 9)).save(data / "a.jpg")  # answered before: another picture now
     records = json.loads((data / "q.json").read_text())
-    records[3]["text"] = TEXTS[2]
+    records[3]["text"] = records[6]["text"] = TEXTS[2]
     (data / "q.json").write_text(json.dumps(records[:2] + records[3:]))  # the missing one's record is gone
     code, _, err = run(*arguments, "--resume")
     assert (code, "(id 1" in err) == (0, False)
     is_kept = {line["question_id"]: line["text"] == "kept" for line in lines(answers)}
-    assert is_kept == {10: False, 11: False, 13: False, 14: True, 15: False}
+    assert is_kept == {10: False, 11: False, 13: False, 14: True, 15: False, 16: False}
     assert not work_path(answers).exists()
 
 
@@ -148,11 +150,15 @@ def test_a_check_finds_everything_before_and_a_start_without_it_says_so(run: Run
     assert code == 1
     found = json.loads(out)
     assert {int(bad["id"]): bad["kind"] for bad in found["bad"]} == FAULTS
-    assert (found["records"], found["cached"]) == (6, False)
+    assert (found["records"], found["cached"]) == (7, False)
     assert json.loads(run(*asked(data), "--check", "--json")[1])["cached"]
     assert unchecked not in run(*asked(data), "--blind")[2]
     write_pictures(data)
-    assert [bad["id"] for bad in json.loads(run(*asked(data), "--check", "--json")[1])["bad"]] == ["12", "13"]
+    assert [bad["id"] for bad in json.loads(run(*asked(data), "--check", "--json")[1])["bad"]] == [
+        "12",
+        "13",
+        "16",
+    ]
 
 
 def test_popes_file_pairs_with_the_labels_line_by_line(run: Run, tmp_path: Path) -> None:

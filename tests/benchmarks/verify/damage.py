@@ -29,11 +29,11 @@ SMALL = Path(__file__).parents[2] / "fixtures" / "bundles" / "2026-11-22.zip"
 PROMPTS, TENSORS = "reference/reference.json", "reference/reference.npz"
 RUNTIME = "onnxruntime+llamacpp"
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "<image>", "../x",
-    "\x00", "\ud800", "\N{EURO SIGN}" * 400, [], [[]], [None], [1], {}, {"a": 1}, [0] * 5000,
+    None, True, -1, 0, 1, 2**31, 2**70, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", "x", "<image>",
+    "../x", "\x00", "\ud800", "\N{EURO SIGN}" * 400, [], [[]], [None], [1], {}, {"a": 1}, [0] * 5000,
 )  # fmt: skip
 HEADERS = (
-    "{'descr': '<f4', 'fortran_order': False, 'shape': (%d, 99999999999), }" % 2**40,
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 99999999999), }",
     "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
     "{'descr': '|O', 'fortran_order': False, 'shape': (4,), }",
     "{'descr': '<f8', 'fortran_order': False, 'shape': (4, 450), }",
@@ -80,6 +80,11 @@ def verified(root: Path, name: str) -> int:
                 entry.update(file_entry(name, (root / name).read_bytes()))
 
     change_manifest(root, list_anew)
+    return exit_code_of_verify(root)
+
+
+def exit_code_of_verify(root: Path) -> int:
+    """Run the command in this process; what it says fits its exit code."""
     out, err = io.StringIO(), io.StringIO()
     arguments = ["tinyllava-edge", "verify", str(root), "--json", "--threads", "1"]
     with mock.patch.object(sys, "argv", arguments), redirect_stdout(out), redirect_stderr(err):
@@ -89,7 +94,7 @@ def verified(root: Path, name: str) -> int:
             code = error.code
     assert code in (0, 1, 2), code
     if code == 2:
-        assert err.getvalue().count("\n") == 1, err.getvalue()
+        assert len([line for line in err.getvalue().splitlines() if "had a digest" not in line]) == 1
         assert out.getvalue() == ""
     else:
         assert json.loads(out.getvalue())["passed"] is (code == 0)
@@ -177,13 +182,13 @@ def _array_changed(content: bytes, chance: random.Random) -> bytes:
         entries[name] = head + values.tobytes()
     elif kind == 2:
         values.flat[chance.randrange(values.size)] = chance.choice([np.nan, np.inf, -np.inf])
-        entries[name] = _saved(values)
+        entries[name] = saved(values)
     elif kind == 3:
         values.flat[chance.randrange(values.size)] += chance.choice([1e-3, 1.0, 1e30])
-        entries[name] = _saved(values)
+        entries[name] = saved(values)
     elif kind == 4:
         other = chance.choice([values[:-1], values.T, values[None], values.astype(np.float64), values[:0]])
-        entries[name] = _saved(other)
+        entries[name] = saved(other)
     written = io.BytesIO()
     stored = chance.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]) if kind == 5 else 0
     with zipfile.ZipFile(written, "w", stored) as archive:
@@ -192,7 +197,8 @@ def _array_changed(content: bytes, chance: random.Random) -> bytes:
     return _bytes_changed(written.getvalue(), chance) if kind == 6 else written.getvalue()
 
 
-def _saved(values: Any) -> bytes:
+def saved(values: Any) -> bytes:
+    """An array as a file of `np.save`."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(values))
     return file.getvalue()

@@ -42,8 +42,8 @@ def quantize_gguf(
             str(source).encode(), str(target).encode(), ctypes.byref(parameters)
         )
     if result != 0:
-        words = " ".join("".join(log).split())[-600:]
-        raise ExportError(f"llama.cpp could not quantize to {name}: {words}")
+        words = " ".join("".join(log).split())[-300:]
+        raise ExportError(f"{target}: llama.cpp could not quantize to {name}: {words}")
 
 
 def block_size(name: str) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
+from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import gates_of, precision_of
 from tinyllava_edge.manifest import PIXELS
 from tinyllava_edge.metrics import feature_figures, nmse, snr_db
@@ -148,7 +149,13 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
         graph.output.extend(value for value in graph.value_info if value.name == name)
 
     with opened_graph(_graph(ladder, variant), tap, open_file=open_file) as session:
-        rows = _in_batches(lambda batch: session.run([name], {PIXELS: batch})[0], pixels)
+        try:
+            rows = _in_batches(lambda batch: session.run([name], {PIXELS: batch})[0], pixels)
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise BundleError(
+                f"{ladder.bundle.root}: vision {variant.name} cannot be run up to {name!r}, where its tower "
+                f"ends, says the manifest ({str(error).splitlines()[0][:200]}). Export the bundle again."
+            ) from None
     return [row.astype(np.float32) for row in rows]
 
 

@@ -64,7 +64,8 @@ class EngineCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or engine_folder()
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with full_disk_named(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         status = self.folder.lstat()
         if not (stat.S_ISDIR(status.st_mode) and is_private(status)):
             raise BackendError(

@@ -34,9 +34,7 @@ def test_every_case_was_struck(rows: list[dict[str, Any]]) -> None:
     assert all(set(row["ended"]) == {"SIGKILL"} for row in rows if row["mode"] == "kill")
 
 
-@pytest.mark.parametrize("mode", ["kill", "ENOSPC", pytest.param("EIO", marks=pytest.mark.xfail(
-    reason="what names no file is given its path where outputs are written: another part of this work"
-))])  # fmt: skip
+@pytest.mark.parametrize("mode", ["kill", "ENOSPC", "EIO"])
 def test_the_old_output_or_the_new_one_is_whole_and_the_error_is_one_line(
     rows: list[dict[str, Any]], mode: str
 ) -> None:
@@ -44,7 +42,6 @@ def test_the_old_output_or_the_new_one_is_whole_and_the_error_is_one_line(
     assert faults == []
 
 
-@pytest.mark.xfail(reason="work of dead processes is cleared by the next run: another part of this work")
 def test_the_next_run_clears_what_a_killed_one_left(rows: list[dict[str, Any]]) -> None:
     left = [f"{row['case']} {operation}" for row in rows for operation in row["left"]]
     assert left == []

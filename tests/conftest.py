@@ -107,7 +107,9 @@ def _file(module: object) -> str | None:
 
 def _absent(text: str) -> str | None:
     """A package in a failure's text that a device does not have, if it is not here either."""
-    found = re.search(r"No module named '(\w+)|this command needs (\w+), which is not installed", text)
+    found = re.search(
+        r"No module named '(\w+)|needs (?:the package )?(\w+)(?:: |, which is not installed)", text
+    )
     package = (found[1] or found[2]) if found else ""
     return package if package in NOT_ON_A_DEVICE and find_spec(package) is None else None
 

@@ -54,7 +54,7 @@ def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
     assert not state.usable
     assert "illegal instruction" in state.reason
     assert state.mend == llamacpp_line()
-    assert states["torch"].usable
+    assert states["scripted"].usable
 
 
 ORIN = "CUDA : ARCHS = 870 | NO_VMM = 1 | CPU : NEON = 1 | OPENMP = 1 |"

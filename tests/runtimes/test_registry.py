@@ -19,7 +19,7 @@ def test_every_vision_backend_imports_or_names_its_extra(name: str) -> None:
     if registry.VISION_BACKENDS[name].is_installed:
         assert callable(registry.vision_opener(name))
     else:
-        with pytest.raises(MissingExtraError, match=r"pip install 'tinyllava-edge\["):
+        with pytest.raises(MissingExtraError, match=r"needs the package \w+: .*pip install '[\w-]+[<>]"):
             registry.vision_opener(name)
 
 
@@ -28,7 +28,7 @@ def test_every_language_backend_imports_or_names_its_extra(name: str) -> None:
     if registry.LANGUAGE_BACKENDS[name].is_installed:
         assert callable(registry.language_opener(name))
     else:
-        with pytest.raises(MissingExtraError, match=r"pip install 'tinyllava-edge\["):
+        with pytest.raises(MissingExtraError, match=r"needs the package \w+: .*pip install '[\w-]+[<>]"):
             registry.language_opener(name)
 
 
@@ -56,11 +56,13 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "llama_cpp")
-    with pytest.raises(MissingExtraError, match=r"llama_cpp: pip install 'tinyllava-edge\[llamacpp\]'"):
+    with pytest.raises(MissingExtraError, match=r"llama_cpp: CMAKE_.* pip install .*llama-cpp-python=="):
         registry.language_opener("llamacpp")
 
 
 def test_auto_takes_the_first_runtime_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_spec("torch") is None:
+        pytest.skip("needs torch")
     assert registry.choose_runtime("auto") == "onnxruntime+llamacpp"
     hide(monkeypatch, "onnxruntime")
     assert registry.choose_runtime("auto") == "torch"

@@ -56,7 +56,9 @@ def test_a_result_that_is_no_object_is_named(root: Path) -> None:
 def test_what_is_not_finite_is_a_text_in_a_result(root: Path) -> None:
     bundle = Bundle.open(root)
     checks = [{"metric": "mean_kld", "value": value} for value in ("nan", "inf", "-inf", 1.5, 1.0)]
-    write_parity(bundle, "verify", {"passed": True, "stages": [{"stage": "text", "variant": "", "checks": checks}]})
+    write_parity(
+        bundle, "verify", {"passed": True, "stages": [{"stage": "text", "variant": "", "checks": checks}]}
+    )
     found = read_parity(bundle, "verify")
     assert found is not None
     assert found["stages"][0]["checks"] == checks

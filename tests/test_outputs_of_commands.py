@@ -102,6 +102,10 @@ def test_answers_are_known_by_their_lines(tmp_path: Path) -> None:
     assert answers_mark(path) == ""
     path.write_text(f"{json.dumps({'question_id': 1, 'text': 'a', 'metadata': {}})}\n")  # upstream's own
     assert answers_mark(path) != ""
+    path.write_text("mine")  # no line is complete, so no line is ours
+    assert answers_mark(path) != ""
+    path.write_text("")
+    assert answers_mark(path) == ""
 
 
 def test_reports_are_known_by_what_they_list(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def main() -> int:
             is_same = tree(home) == before
             found = {2: REFUSED, 0: WRITTEN}.get(code, f"code {code}")
             kept = "kept" if is_same else "changed"
-            is_right = (found, kept) == (case.expected, "kept" if case.expected == REFUSED else "changed")
+            is_right = found == case.expected and (is_same or found == WRITTEN)
             wrong += not is_right
             command = case.words.replace("{home}/", "").split(" --vision")[0]
             print(f"{'' if is_right else 'WRONG '}{found:8} {kept:8} {case.place:34} {command}")  # noqa: T201

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 3552,
-    "tinyllava_edge/checkpoint": 1410,
-    "tinyllava_edge/model": 1766,
+    "tinyllava_edge": 6200,
+    "tinyllava_edge/checkpoint": 1483,
+    "tinyllava_edge/model": 2143,
     "export": 2634,
-    "runtimes": 2868,
-    "runtimes/trt": 3017,
-    "train": 1364,
-    "benchmarks/verify": 2534,
-    "benchmarks/bench": 1956,
-    "benchmarks/evals": 1065,
+    "runtimes": 3040,
+    "runtimes/trt": 3032,
+    "train": 2046,
+    "benchmarks/verify": 2554,
+    "benchmarks/bench": 2083,
+    "benchmarks/evals": 1608,
 }
-FROM_THE_CHECKOUT = {"tools": 838, "examples": 1416}
+FROM_THE_CHECKOUT = {"tools": 1032, "examples": 1416}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -57,5 +57,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 22_202
-    assert sum(ROOMS.values()) <= 24_422
+    assert sum(INSTALLED.values()) <= 26_830
+    assert sum(ROOMS.values()) <= 29_280

@@ -191,7 +191,7 @@ def test_files_that_are_no_text_of_that_size_are_refused(tmp_path: Path) -> None
     path.rmdir()
     with path.open("wb") as file:
         file.truncate(MAX_TOKENIZER_BYTES + 1)
-    with pytest.raises(BundleError, match=f"larger than {MAX_TOKENIZER_BYTES} bytes"):
+    with pytest.raises(BundleError, match=f"expected at most {MAX_TOKENIZER_BYTES:,}"):
         check_tokenizer(path, 300)
 
 

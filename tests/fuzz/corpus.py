@@ -91,7 +91,8 @@ def _write_bundle(tree: Path) -> None:
     ladder = {"stage": "teacher_forced", "variant": "f32", "checks": [{"metric": "mean_kld", "value": 1e-6}]}
     variants = {"vision": ["fp32"], "language": ["f32"]}
     write_parity(opened, "onnxruntime+llamacpp", {"variants": variants, "stages": [ladder], "passed": True})
-    write_parity(opened, "export", {"vision": {"fp32": {"islands": ["a"]}}, "language": {}})
+    island = {"nodes": ["/tower/MatMul"], "in_attention": True}
+    write_parity(opened, "export", {"vision": {"fp32": {"islands": [island]}}, "language": {}})
     cache = tree / "cache" / "tinyllava-edge"
     cache.mkdir(parents=True, mode=0o700)
     (cache / "verified.json").write_text(json.dumps({"1:2:3:4:5": "0" * 64}))

@@ -25,7 +25,7 @@ GOOD = json.loads(llama_tokenizer())  # 300 tokens, ids 0 to 2 special
 SPLIT = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated", "invert": False}
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 ADDED = {**GOOD["added_tokens"][0], "content": "<new>", "id": 300}
-Change = Callable[[dict[str, Any]], object]
+Change = Callable[[dict[str, Any]], Any]
 
 
 def changed(change: Change) -> str:
@@ -225,7 +225,7 @@ def test_what_other_exporters_of_the_families_write_is_opened() -> None:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     splits = [{**SPLIT, "pattern": {"Regex": regex}} for regex in (QWEN2_SPLIT, LLAMA3_SPLIT)]
-    cases: tuple[dict[str, Any], ...] = (
+    all_steps: tuple[dict[str, Any], ...] = (
         {"normalizer": mark, "pre_tokenizer": space, "post_processor": start},
         *({"normalizer": {"type": "NFC"}, "decoder": BYTE_LEVEL, "pre_tokenizer": sequence} for sequence in (
             {"type": "Sequence", "pretokenizers": [split, BYTE_LEVEL]} for split in splits)),
@@ -234,7 +234,7 @@ def test_what_other_exporters_of_the_families_write_is_opened() -> None:
             {"type": "Digits", "individual_digits": True}, BYTE_LEVEL]}},
         {"model": {**GOOD["model"], "merges": [" ".join(pair) for pair in GOOD["model"]["merges"]]}},
     )  # fmt: skip
-    for steps in cases:
+    for steps in all_steps:
         opened = TextTokenizer(json.dumps({**GOOD, **steps}), bos_id=None)
         assert opened.decode(opened.encode_text("the end"))
 

@@ -18,7 +18,6 @@ from tinyllava_edge.model.vlm import load_model
 
 NORM = "language_model.model.norm.weight"
 TOWER = "vision_tower._vision_tower.vision_model.post_layernorm.weight"
-INDEX = "model.safetensors.index.json"
 Copies = Callable[[Path, float], tuple[str, str]]
 
 
@@ -44,16 +43,6 @@ def unlisted_shard(folder: Path, change: float) -> tuple[str, str]:
     tiny_path = folder / "model-00004-of-00004.safetensors"
     save_file({NORM: state[NORM] + change}, tiny_path)
     return "model.safetensors", tiny_path.name
-
-
-def two_shards(folder: Path, change: float) -> tuple[str, str]:
-    """The same key in two shards of an index, which names one of them."""
-    tiny(folder, "sharded")
-    home = json.loads((folder / INDEX).read_text())["weight_map"][NORM]
-    other = next(path for path in sorted(folder.glob("*.safetensors")) if path.name != home)
-    value = load_file(folder / home)[NORM]
-    save_file(load_file(other) | {NORM: value + change}, other)
-    return home, other.name
 
 
 def tower_beside(folder: Path, change: float) -> tuple[str, str]:
@@ -96,7 +85,7 @@ def flat_beside_folders(folder: Path, change: float) -> tuple[str, str]:
 
 
 KINDS: list[Copies] = [
-    *(stale_flat_file, unlisted_shard, two_shards, tower_beside),
+    *(stale_flat_file, unlisted_shard, tower_beside),
     *(pickle_beside, base_layer, two_wrappers, flat_beside_folders),
 ]
 

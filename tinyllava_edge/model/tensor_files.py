@@ -59,7 +59,7 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
 
 
 def safetensors_files(directory: Path) -> list[Path]:
-    """`model.safetensors`, or the shards of its index, which hold just the tensors it names.
+    """`model.safetensors`, or the shards of its index, each holding just the tensors it says.
 
     Raises:
         CheckpointError: neither is there, a shard is missing or outside, or index and shard disagree.
@@ -69,11 +69,10 @@ def safetensors_files(directory: Path) -> list[Path]:
     if not (directory / FLAT_INDEX).exists():
         raise CheckpointError(f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX}.")
     shards = listed_shards(directory / FLAT_INDEX)
-    named = set().union(*shards.values())
     for path, keys in shards.items():
         with opened_safetensors(path) as file:
             found = set(file.keys())
-        if found - named or keys - found:  # what another shard holds too is compared when it is read
-            odd = min((found - named) | (keys - found))
+        if found != keys:
+            odd = min(found ^ keys)
             raise CheckpointError(f"{path}: {odd!r} is in only one of the index and the shard.")
     return list(shards)

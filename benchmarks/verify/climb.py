@@ -82,7 +82,9 @@ def open_reference(
     if path is None:
         stored = StoredReference(bundle)
         if not stored.prompts:
-            raise BundleError(f"{bundle.root}: stores no prompt, for none fits its context. Give --checkpoint.")
+            raise BundleError(
+                f"{bundle.root}: stores no prompt, for none fits its context. Give --checkpoint."
+            )
         return stored
     source, prompt = bundle.manifest.source, bundle.manifest.prompt
     chosen = prompt.template.name if prompt.template_reason.startswith("given") else None

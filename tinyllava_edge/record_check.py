@@ -89,7 +89,7 @@ def check_records(
 ) -> CheckReport:
     """Look at every record once, on several threads, with progress on stderr; or remember what was found.
 
-    Pictures are decoded, and texts made tokens, outside Python's lock, so threads are as fast as processes.
+    Pictures are decoded outside Python's lock: measured, threads are as fast as processes.
 
     Args:
         file: where the records are from, for the report.

@@ -69,7 +69,8 @@ def compare_pictures(names: Sequence[str], made: Path, given: Path) -> dict[str,
     """
     missing = [name for name in names if not (given / name).is_file()]
     if missing:
-        raise DataError(f"{len(missing)} pictures are missing in {given}, first {missing[0]}.")
+        listed = ", ".join(missing[:10])
+        raise DataError(f"{len(missing)} pictures are missing in {given}: {listed}.")
     differences = [_difference(made / name, given / name) for name in names]
     return {
         "pictures": len(names),

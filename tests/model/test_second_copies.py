@@ -84,22 +84,38 @@ def flat_beside_folders(folder: Path, change: float) -> tuple[str, str]:
     return "language_model/pytorch_model.bin", "model.safetensors"
 
 
-KINDS: list[Copies] = [
-    *(stale_flat_file, unlisted_shard, tower_beside),
-    *(pickle_beside, base_layer, two_wrappers, flat_beside_folders),
-]
+SAID: list[Copies] = [stale_flat_file, unlisted_shard, pickle_beside]
+REFUSED: list[Copies] = [tower_beside, base_layer, two_wrappers, flat_beside_folders]
+LOADS = (load_model, lambda opened: stream_model(opened, opened.path.parent))
 
 
-@pytest.mark.parametrize("copies", KINDS, ids=lambda kind: kind.__name__)
-def test_equal_ones_pass_and_others_are_refused(copies: Copies, tmp_path: Path) -> None:
+@pytest.mark.parametrize("copies", [*SAID, *REFUSED], ids=lambda kind: kind.__name__)
+def test_equal_ones_pass(copies: Copies, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copies(tmp_path / "equal", 0.0)
     load_model(Checkpoint(tmp_path / "equal", allow_pickle=True))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("copies", REFUSED, ids=lambda kind: kind.__name__)
+def test_different_ones_are_refused(copies: Copies, tmp_path: Path) -> None:
     places = copies(tmp_path / "other", 0.125)
     checkpoint = Checkpoint(tmp_path / "other", allow_pickle=True)
-    for load in (load_model, lambda opened: stream_model(opened, tmp_path)):
+    for load in LOADS:
         with pytest.raises(CheckpointError, match="are the same parameter, but differ") as caught:
             load(checkpoint)
         assert all(place in str(caught.value) for place in places)
+
+
+@pytest.mark.parametrize("load", LOADS)
+@pytest.mark.parametrize("copies", SAID, ids=lambda kind: kind.__name__)
+def test_the_file_that_transformers_takes_first_is_read_and_named(
+    copies: Copies, load: Callable[[Checkpoint], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, unread = copies(tmp_path / "other", 0.125)
+    load(Checkpoint(tmp_path / "other", allow_pickle=True))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{read} is read, which transformers takes first" in line
+    assert f"{unread} is not, and differs: in '{NORM}'" in line
 
 
 @pytest.mark.parametrize("copies", [tower_beside, pickle_beside], ids=lambda kind: kind.__name__)

@@ -1,6 +1,8 @@
 """A parameter that a checkpoint has twice: equal ones pass, of different ones none is taken in silence.
 
-Upstream's loaders take one of several files by its name, each another one; which is meant, nobody can see.
+Of several files of a whole model the one is read that transformers takes first, which is said
+(docs/sources/tinyllava.md#checkpoint-layouts). Elsewhere upstream's loaders each take another one; which is meant,
+nobody can see.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -82,9 +84,14 @@ def check_other_files(
             if name is not None and name in ours:
                 if checkpoint.layout == LEGACY:  # whose vocabulary is cut
                     tensor = tensor[: len(ours[name])]
-                check_same(
-                    f"{name!r} of {_place(checkpoint, name)}", ours[name], f"{key!r} of {path}", tensor
-                )
+                place = _place(checkpoint, name)
+                try:
+                    check_same(f"{name!r} of {place}", ours[name], f"{key!r} of {path}", tensor)
+                except CheckpointError:
+                    if part or checkpoint.layout in (FOLDERS, LORA):
+                        raise
+                    _note_second(place, path, key)
+                    break
 
 
 def check_buffer(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
@@ -142,6 +149,11 @@ def _tensors(path: Path) -> Named:
     with opened_safetensors(path) as file:
         for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             yield key, file.get_tensor(key)
+
+
+@cache
+def _note_second(read: Path, path: Path, key: str) -> None:
+    note(f"{read} is read, which transformers takes first; {path} is not, and differs: in {key!r} for one")
 
 
 @cache

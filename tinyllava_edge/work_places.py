@@ -19,6 +19,7 @@ from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.file_lock import OPEN_FLAGS, open_lock, take_lock
+from tinyllava_edge.full_disk import full_disk_named
 
 LOCK_FILE = "tinyllava-edge.lock"
 TEMPORARY = "tinyllava-edge-"
@@ -55,8 +56,9 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UsageError: another process works there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = open_lock(folder / LOCK_FILE)
+    with full_disk_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open_lock(folder / LOCK_FILE)
     try:
         if not _taken(handle):
             raise UsageError(f"{folder}: another process works there. Wait for it, or stop it.")

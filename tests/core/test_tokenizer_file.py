@@ -184,7 +184,7 @@ def test_files_that_are_no_text_of_that_size_are_refused(tmp_path: Path) -> None
         lambda: path.mkdir(),
     ):
         write()
-        with pytest.raises(BundleError, match="tokenizer.json: (cannot be read|no such file|not UTF-8)"):
+        with pytest.raises(BundleError, match=r"tokenizer\.json: (cannot be read|no such file|not UTF-8)"):
             check_tokenizer(path, 300)
         if path.is_file():
             path.unlink()

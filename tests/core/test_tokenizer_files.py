@@ -158,7 +158,7 @@ def test_merges_are_read(merges: Path) -> None:
         ("merges.txt", b"a b\nab d\n", "needs 'd', which is not in the vocabulary"),
         ("merges.txt", b"b c\n", "needs 'bc', which is not in the vocabulary"),
         ("merges.txt", b"a b c\n", "needs 'b c'"),
-        ("merges.txt", b"\xff\xfe\n", "merges.txt cannot be read"),
+        ("merges.txt", b"\xff\xfe\n", "merges.txt: not UTF-8"),
         ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 3}', "both have id 3"),
         ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": -1}', "'abc' has id -1"),
         ("vocab.json", b'{"a": 0, "b": 1, "c": 2, "ab": 3, "abc": 99999999999}', "'abc' has id 99999999999"),

@@ -45,6 +45,8 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
     for name, value in values.items():
         if not _is_possible(name, value, defaults[name]):
             raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
+        if isinstance(defaults[name], float) and value is not None:
+            values[name] = float(value)  # transformers 5 takes no whole number there
     values["architecture"] = family
     return values
 

@@ -1,8 +1,8 @@
 """A parameter that a checkpoint has twice: equal ones pass, of different ones none is taken in silence.
 
 Of several files of a whole model the one is read that transformers takes first, which is said
-(docs/sources/tinyllava.md#checkpoint-layouts). Elsewhere upstream's loaders each take another one; which is meant,
-nobody can see.
+(docs/sources/tinyllava.md#checkpoint-layouts). Elsewhere upstream's loaders each take another one; which is
+meant, nobody can see.
 """
 
 from collections.abc import Callable, Iterator, Mapping

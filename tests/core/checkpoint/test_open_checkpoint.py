@@ -60,7 +60,7 @@ def test_a_directory_that_is_not_there_is_named() -> None:
     for value in ("layout", "weight_files", "sha256"):
         with pytest.raises(CheckpointError, match=r"^absent: no such directory. Give a checkpoint directory"):
             getattr(absent, value)
-    with pytest.raises(CheckpointError, match=r"^absent/config.json: no such file. Check the path"):
+    with pytest.raises(CheckpointError, match=r"^absent/config.json: no such file. A checkpoint directory"):
         assert absent.config
 
 

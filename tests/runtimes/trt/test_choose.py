@@ -435,7 +435,7 @@ def test_where_nothing_was_built_a_gpu_is_tried_through_onnxruntime(
 def test_a_cache_without_room_is_said_before_the_build(
     bundle: Bundle, builds: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllava_edge.atomic_files._free", lambda path: 70_000)
+    monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: 70_000)
     built = device(bundle)
     # fp16.onnx has 151 kB in this bundle: a kernel [64, 3, 14, 14] of float32
     with pytest.raises(DiskFullError, match=r"engines: the disk is full: 13\d,\d+ bytes are needed"):

@@ -97,7 +97,8 @@ COUNT ?= 100
 fuzz: $(VENV)/ready
 	$(BIN)/python -m tests.fuzz --seed $(SEED) --count $(COUNT)
 
-# Every operation on the disk fails or kills, one run each, for each command with an output; what --force refuses.
+# Every operation on the disk fails or kills, one run each, in export, prune, train, a bundle and an engine's record;
+# then what --force refuses.
 faults: $(VENV)/ready
 	$(BIN)/python -m tests.faults
 	$(BIN)/python -m tests.faults --force-cases

@@ -152,9 +152,9 @@ def main() -> NoReturn:
         if isinstance(error, BrokenPipeError) or error.filename in STREAMS:  # `run_program` knows these
             raise
         _fail(TinyLlavaEdgeError(f"{error.filename or 'the system says'}: {error.strerror or error}."))
-    except MemoryError:
-        _fail(TinyLlavaEdgeError("out of memory. Close other programs, or give smaller files."))
     except Exception as error:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's RuntimeError
+            _fail(TinyLlavaEdgeError("out of memory. Close other programs, or give smaller files."))
         # Known by its method: some versions of typer bring their own click, others take the installed one.
         if not hasattr(error, "format_message"):
             raise

@@ -1,5 +1,6 @@
 """A data file as it is now: its records, and what is bad about them at first sight."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def read_data(options: FinetuneOptions) -> Data:
         if picture is None:
             return found
         if picture not in there:
-            there[picture] = picture.is_file()
+            there[picture] = os.path.isfile(picture)  # also false of what is no name
         return found if there[picture] else RecordError(MISSING, f"{picture}: no such file.")
 
     records = read_list(options.data)

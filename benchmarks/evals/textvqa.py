@@ -44,6 +44,8 @@ def read_textvqa(folder: Path) -> tuple[list[Question], list[tuple[str, ...]]]:
     try:
         records = json.loads(text)["data"]
         said = {(r["image_id"], r["question"].lower()): tuple(r["answers"]) for r in records}
+        if not all(isinstance(answer, str) for answers in said.values() for answer in answers):
+            raise ValueError("an answer is no text")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise DataError(f"{path}: expected TextVQA's 'data' with image_id, question and answers.") from None
     questions, people = [], []

@@ -1,5 +1,6 @@
 """Checkpoints of transformers' own LlavaForConditionalGeneration, which is the oracle here."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,11 @@ def test_another_projector_is_refused(tmp_path: Path) -> None:
     _saved(tmp_path, CLIPVisionConfig(**_TOWER), projector_hidden_act="relu")
     with pytest.raises(UnsupportedModelError, match="relu"):
         load_model(Checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("strategy", [["default"], {}, None, 1])
+def test_a_strategy_that_is_no_name_is_refused(tmp_path: Path, strategy: object) -> None:
+    config = {"model_type": "llava", "text_config": {}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vision_feature_select_strategy": strategy}))
+    with pytest.raises(UnsupportedModelError, match="vision_feature_select_strategy"):
+        assert Checkpoint(tmp_path).config

@@ -44,7 +44,7 @@ def options(source: Path, tmp_path: Path) -> FinetuneOptions:
     (tmp_path / "cut.png").write_bytes(content[:40])
     for question, answer, image in (
         ("<image>\nWhat?", "A.", "cut.png"),
-        ("<image>\nWhat?", "A.", "absent.png"),
+        ("<image>\nWhat?", "A.", "x" * 300),  # longer than a name may be
         ("What?", "It is <image>.", "1.png"),
         ("word " * 700, "A.", None),
         ("What?", "word " * 700, None),

@@ -90,7 +90,7 @@ def llava_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     strategy = raw.get("vision_feature_select_strategy", "default")
     activation = raw.get("projector_hidden_act", "gelu")
     bias = raw.get("multimodal_projector_bias", True)
-    if strategy not in _LLAVA_STRATEGIES or activation != "gelu" or bias is not True:
+    if strategy not in [*_LLAVA_STRATEGIES] or activation != "gelu" or bias is not True:
         raise UnsupportedModelError(
             f"{path}: a LLaVA projector with vision_feature_select_strategy {strategy!r}, "
             f"projector_hidden_act {activation!r} and multimodal_projector_bias {bias!r} is not supported. "

@@ -133,6 +133,10 @@ def test_textvqa_pairs_by_picture_and_first_line(tmp_path: Path) -> None:
     write_lines(path, [{"question_id": "a1", "image": "../b.jpg", "text": text}])
     with pytest.raises(DataError, match="expected a path inside"):
         read_textvqa(tmp_path)
+    data[0]["answers"] = [7] * 10
+    (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": data}))
+    with pytest.raises(DataError, match="expected TextVQA's 'data'"):
+        read_textvqa(tmp_path)
 
 
 def test_a_limit_takes_whole_pictures_the_same_ones_each_time() -> None:

@@ -160,3 +160,11 @@ def test_a_key_without_effect_is_accepted(tmp_path: Path, part: str, key: str, v
     config = tiny_config()
     config[part][key] = value
     assert read(tmp_path, config) == read(tmp_path, tiny_config())
+
+
+def test_a_whole_number_is_a_float_where_one_is_meant(tmp_path: Path) -> None:
+    """Transformers 5 refuses 1 where it has 1e-06; JSON writers drop the `.0`."""
+    config = tiny_config()
+    config["text_config"] |= {"rms_norm_eps": 1, "rope_theta": 10000}
+    values = read(tmp_path, config).language.values
+    assert [type(values[name]) for name in ("rms_norm_eps", "rope_theta")] == [float, float]

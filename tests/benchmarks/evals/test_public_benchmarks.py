@@ -119,7 +119,9 @@ def test_textvqas_figures_are_those_worked_out_by_hand() -> None:
 
 
 def test_textvqa_pairs_by_picture_and_first_line(tmp_path: Path) -> None:
-    data = [{"image_id": "a1", "question": "What is Written?", "answers": ["stop"] * 10}]
+    data: list[dict[str, Any]] = [
+        {"image_id": "a1", "question": "What is Written?", "answers": ["stop"] * 10}
+    ]
     (tmp_path / "TextVQA_0.5.1_val.json").write_text(json.dumps({"data": data}))
     text = f"What is written?\nReference OCR token: STOP\n{SUFFIX}"
     path = tmp_path / "llava_textvqa_val_v051_ocr.jsonl"

@@ -141,7 +141,11 @@ def open_backends(
     vision = open_vision(bundle, options)
     try:
         language = open_language(bundle, options)
-        bundle.check_unchanged()
+        try:
+            bundle.check_unchanged()
+        except BaseException:
+            language.close()
+            raise
         return vision, language
     except BaseException:
         vision.close()

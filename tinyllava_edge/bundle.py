@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -80,7 +80,7 @@ class Bundle:
     root: Path
     manifest: Manifest
     manifest_sha256: str
-    states: Mapping[str, _State] = field(default_factory=dict, repr=False, compare=False)
+    states: dict[str, _State] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path) -> "Bundle":
@@ -117,11 +117,12 @@ class Bundle:
         Raises:
             BundleError: the manifest does not list it, or it was changed since the bundle was opened.
         """
-        if not any(entry.path == relative for entry in self.manifest.files):
+        entry = next((entry for entry in self.manifest.files if entry.path == relative), None)
+        if entry is None:
             raise BundleError(f"{self.root}: the manifest lists no file {shown(relative)}.")
         path = self.root / relative
         if relative in self.states:
-            _check_state(path, self.states[relative])
+            self.states[relative] = _check_state(path, self.states[relative], entry)
         return path
 
     def check_unchanged(self) -> None:
@@ -289,8 +290,13 @@ def _check_tree(root: Path, listed: set[str]) -> None:
         for name in [*subfolders, *files]:
             path = Path(folder, name)
             relative = path.relative_to(root)
-            mode = path.lstat().st_mode
             is_result = str(relative.parent) == PARITY_FOLDER and path.suffix == ".json"
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:
+                if is_result:  # `verify` writes one at this moment
+                    continue
+                raise
             if stat.S_ISLNK(mode):
                 raise BundleError(f"{path}: is a link; a bundle holds real files only.")
             if stat.S_ISDIR(mode):
@@ -353,18 +359,19 @@ def _check_file(
             for _, check in checks:  # no library sees what names files, runs things, or is another model
                 check(path)
             verified.add(status, remembered)
-    state = state_of(status)
-    _check_state(path, state)  # the name still leads to what was read
-    return state
+    return _check_state(path, state_of(status), entry)  # the name still leads to what was read
 
 
-def _check_state(path: Path, state: _State) -> None:
+def _check_state(path: Path, state: _State, entry: FileEntry) -> _State:
+    """The state of a file now; where only its ctime is another (a mode, a link to it), it is hashed again."""
     try:
         found = state_of(path.lstat())
+        is_same = found == state or (found[:2] == state[:2] and sha256_of_file(path) == entry.sha256)
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}).") from None
-    if found != state:
+    if not is_same:
         raise _changed(path)
+    return found
 
 
 def _changed(path: Path) -> BundleError:

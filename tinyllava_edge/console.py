@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -74,5 +75,6 @@ def json_lines() -> Callable[[object], None]:
 
 
 def note(text: str) -> None:
-    """Say on stderr what was chosen or is going on."""
-    stderr.print(text, highlight=False, soft_wrap=True)
+    """Say on stderr what was chosen or is going on; the work does not end where that is full or closed."""
+    with suppress(OSError):
+        stderr.print(text, highlight=False, soft_wrap=True)

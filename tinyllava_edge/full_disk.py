@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tinyllava_edge.errors import DiskFullError, ExportError, OutputError, TinyLlavaEdgeError
 from tinyllava_edge.output_marks import settled
+from tinyllava_edge.process import STREAMS
 
 NOT_KNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)  # by the file system, or the kernel
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -57,6 +58,8 @@ def full_disk_named(path: Path, needed: Callable[[], int] = lambda: 1) -> Iterat
     except DiskFullError:
         raise
     except Exception as error:
+        if getattr(error, "filename", None) in STREAMS:
+            raise
         known = getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
         temporary = Path(tempfile.gettempdir())
         full = next((place for place in (path, temporary) if free_bytes(place) < _NO_ROOM), None)

@@ -8,7 +8,7 @@ import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, print_json, stdout
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from tinyllava_edge.bundle import Bundle, Manifest, Variant
@@ -70,7 +70,7 @@ def prune_bundle(
             if entry.path not in dropped:
                 (writer.root / entry.path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(bundle.path(entry.path), writer.root / entry.path)
-        return writer.seal(
+        sealed = writer.seal(
             parts=manifest.parts,
             prompt=manifest.prompt,
             vision=manifest.vision,
@@ -79,6 +79,11 @@ def prune_bundle(
             source=manifest.source,
             versions=manifest.versions,
         )
+        hashes = {entry.path: entry.sha256 for entry in manifest.files}
+        for entry in sealed.files:
+            if entry.sha256 != hashes[entry.path]:
+                raise BundleError(f"{bundle.root / entry.path}: was changed during the copy. Prune again.")
+        return sealed
 
 
 def _named(bundle: "Bundle", part: str, names: str) -> list["Variant"]:

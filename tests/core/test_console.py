@@ -2,11 +2,14 @@
 
 import io
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from rich.table import Table
 
 from tinyllava_edge import console as ours
+from tinyllava_edge.atomic_files import output_file
 from tinyllava_edge.console import _SafeConsole, print_json, printable, progress
 
 
@@ -51,3 +54,15 @@ def test_json_is_the_same_value_without_what_a_terminal_obeys(capsys: pytest.Cap
     printed = capsys.readouterr().out
     assert json.loads(printed) == value
     assert printed == '{"name": "a\\u001b\\u007f\\u009b\\u202eé"}\n'
+
+
+def test_a_full_standard_error_ends_no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(ours.stderr, "_file", full)
+        with output_file(tmp_path / "out") as work:
+            ours.note("x" * 100_000)
+            work.write_bytes(b"whole")
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+    assert (tmp_path / "out").read_bytes() == b"whole"

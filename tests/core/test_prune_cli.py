@@ -57,3 +57,15 @@ def test_json_says_how_much_it_saved(tmp_path: Path, capsys: pytest.CaptureFixtu
     saved = len(FILES["vision/fp32.onnx"]) + len(FILES["vision/fp32.onnx.data"])
     assert said["bytes_before"] - said["bytes"] == saved
     assert said["variants"] == ["vision fp16", "language f16"]
+
+
+def test_a_file_that_changes_while_it_is_copied_is_not_sealed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes().replace(b"BPE", b"bpe"))
+
+    monkeypatch.setattr("shutil.copyfile", copy)
+    with pytest.raises(BundleError, match=r"tokenizer\.json: was changed during the copy"):
+        prune(str(root), tmp_path / "small", vision="fp16", language="f16")
+    assert not (tmp_path / "small").exists()

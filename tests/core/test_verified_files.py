@@ -269,3 +269,24 @@ def test_a_text_file_that_is_no_text_or_too_long_is_named(root: Path) -> None:
         bundle.read_text(name)
     with pytest.raises(BundleError, match=r"reference\.json: larger than 2 bytes"):
         bundle.read_text(name, 2)
+
+
+def test_a_file_of_another_mode_is_the_same_file(root: Path) -> None:
+    bundle = Bundle.open(root)
+    time.sleep(0.02)
+    bundle.path("tokenizer.json").chmod(0o600)
+    bundle.check_unchanged()
+    assert bundle.read_text("tokenizer.json").encode() == FILES["tokenizer.json"]
+
+
+def test_a_result_that_is_being_written_is_passed_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`verify` in another process: its file has gone when it is looked at."""
+    walk = os.walk
+
+    def with_one_more(top: Path, **options: Any) -> Any:
+        for folder, folders, files in walk(top, **options):
+            yield folder, folders, [*files, *([".x.json"] if Path(folder).name == "parity" else [])]
+
+    (root / "parity").mkdir()
+    monkeypatch.setattr("os.walk", with_one_more)
+    Bundle.open(root)

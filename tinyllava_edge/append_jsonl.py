@@ -1,13 +1,14 @@
 """JSON lines that are on the disk as they come, and that an interrupted run goes on with.
 
-As long as `FILE` is not complete, `FILE.work.json` beside it says what its lines depend on. Whoever writes
-holds a lock on that, which is gone with its process.
+As long as `FILE` is not complete, `FILE.work.json` beside it says what its lines depend on, and behind that
+which other files it wrote, by hash. Whoever writes holds a lock on that, which is gone with its process.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tinyllava_edge.atomic_files import (
     fsync,
     full_disk_named,
     no_mark,
+    output_file,
     write_bytes,
 )
 from tinyllava_edge.errors import OutputBusyError, OutputExistsError, ResumeError
@@ -64,11 +66,13 @@ def append_lines(
         resume: go on with what an unfinished run left; where there is nothing, begin.
         force: replace a file that is this program's own.
         mark: tells that.
-        others: files that `settle` writes too, under the same rules; what they hold is gone on with too.
+        others: files that `settle` writes too, under the same rules; what they hold is gone on with too. What
+            appears there meanwhile stays.
 
     Raises:
         OutputBusyError: another process writes it.
-        OutputExistsError: it is there, and neither `resume` nor `force` is given, or it is not ours.
+        OutputExistsError: it is there, and neither `resume` nor `force` is given, or it is not ours; or it
+            appears before the first line, or one of the others that this run did not write.
         ResumeError: it is complete, damaged, or its lines depend on something else, which is named.
         DiskFullError: there is no room.
     """
@@ -96,17 +100,22 @@ class AppendedLines:
         self._all = (path, *others)
         self._depends_on = depends_on
         self._work = work_path(path)
+        self._wrote: list[str] = []  # hashes of what `settle` gave the others
+        self._force = False
+        self._mark: Mark = no_mark
         self._file: int | None = None
         self._lock = _lock(self._work, path)
 
     def take_up(self, *, resume: bool, force: bool, mark: Mark) -> None:
         """Read what is there, or refuse it; arguments and errors as of `append_lines`."""
+        self._force, self._mark = force, mark
         begun = self._begun_with()
         if begun is not None and resume and not force:
             self._check_same(begun)
             content = self.path.read_bytes() if self.path.exists() else b""
             self.lines = _parse(self.path, content)
             for path in self._all[1:]:
+                check_output(path, force=True, mark=self._foreign)
                 self.lines += read_lines(path) if path.exists() else []
             self._open(os.O_CREAT)
             os.ftruncate(self._fd, content.rfind(b"\n") + 1)
@@ -147,13 +156,25 @@ class AppendedLines:
         """Give the file, and then each of the others, its last form; nothing is appended after that.
 
         Each takes it in one step, the file itself last: until then it holds what the others will.
+
+        Raises:
+            OutputExistsError: one of the others is there, and no run that this one goes on with wrote it.
+            DiskFullError: there is no room.
         """
         if self._file is None:
             self._begin()
-        for path, its in reversed(list(zip(self._all, lines, strict=True))):
-            content = b"".join(map(encode_line, its))
-            if not path.exists() or content != path.read_bytes():
-                write_bytes(path, content)
+        own, *others = [b"".join(map(encode_line, its)) for its in lines]
+        hashes = [sha256(content).hexdigest() for content in others]
+        self._wrote += hashes
+        with full_disk_named(self._work):  # appended: a kill or a full disk leaves what it depends on
+            os.pwrite(self._lock, "\n".join(["", *hashes]).encode(), os.fstat(self._lock).st_size)
+            os.fsync(self._lock)
+        for path, content in reversed(list(zip(self._all[1:], others, strict=True))):
+            if not path.is_file() or content != path.read_bytes():
+                with output_file(path, force=True, mark=self._foreign) as new:
+                    new.write_bytes(content)
+        if not self.path.exists() or own != self.path.read_bytes():
+            write_bytes(self.path, own)
 
     def finish(self) -> None:
         """The file is complete: nobody goes on with it."""
@@ -181,17 +202,27 @@ class AppendedLines:
 
     def _begin(self) -> None:
         """The old file goes first: a kill never leaves it as if it were of this run."""
+        for path in self._all:
+            check_output(path, force=self._force, mark=self._mark)
         with full_disk_named(self.path):
-            for path in self._all:
+            for path in self._all if self._force else ():
                 path.unlink(missing_ok=True)
             os.ftruncate(self._lock, 0)
             os.pwrite(self._lock, json.dumps({_DEPENDS_ON: self._depends_on}, indent=1).encode(), 0)
             os.fsync(self._lock)
-            self._open(os.O_CREAT | os.O_EXCL)
+            try:
+                self._open(os.O_CREAT | os.O_EXCL)
+            except FileExistsError:
+                os.ftruncate(self._lock, 0)
+                raise OutputExistsError(f"{self.path}: has just appeared. Choose another name.") from None
             fsync(self.path.parent)
 
     def _open(self, flags: int) -> None:
         self._file = os.open(self.path, OPEN_FLAGS & ~os.O_CREAT | os.O_APPEND | flags, 0o644)
+
+    def _foreign(self, path: Path) -> str:
+        ours = sha256(path.read_bytes()).hexdigest() in self._wrote
+        return "" if ours else "holds what this run did not write"
 
     def _begun_with(self) -> dict[str, Any] | None:
         """What the unfinished file depends on, or None where there is none."""
@@ -199,9 +230,11 @@ class AppendedLines:
         if not content:
             return None
         with suppress(ValueError, LookupError, TypeError, RecursionError):
-            found = json.loads(content)[_DEPENDS_ON]
-            if isinstance(found, dict):
-                return found
+            text = content.decode()
+            found, end = json.JSONDecoder().raw_decode(text)
+            if isinstance(begun := found[_DEPENDS_ON], dict):
+                self._wrote = text[end:].split()
+                return begun
         raise ResumeError(f"{self._work}: damaged, or not this program's. Remove it, or choose another name.")
 
     def _check_same(self, begun: Mapping[str, Any]) -> None:

@@ -128,6 +128,52 @@ def test_the_last_form_is_taken_in_one_step(path: Path) -> None:
     assert read_lines(path) == [LINES[0], LINES[2], LINES[1]]
 
 
+MINE = b'{"mine": 1}\n'
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["a.jsonl", "b.jsonl"])
+def test_what_appears_before_the_first_line_stays(path: Path, name: str, force: bool) -> None:
+    other = path.with_name("b.jsonl")
+    if force:
+        write_all(path)
+    with append_lines(path, INPUTS, force=force, mark=ours, others=[other]) as file:
+        path.with_name(name).write_bytes(MINE)
+        with pytest.raises(OutputExistsError, match=name):
+            file.append(LINES[0])
+    left = {p.name: p.read_bytes() for p in path.parent.iterdir()}
+    assert left.pop(name) == MINE
+    assert left == ({path.name: b"".join(map(encode_line, LINES))} if force and name != path.name else {})
+
+
+def test_without_force_not_even_ones_own_is_replaced_that_appears(path: Path) -> None:
+    with append_lines(path, INPUTS, mark=ours) as file:
+        path.write_bytes(encode_line(LINES[2]))
+        with pytest.raises(OutputExistsError, match="--force"):
+            file.append(LINES[0])
+    assert {p.name: read_lines(p) for p in path.parent.iterdir()} == {path.name: [LINES[2]]}
+
+
+def test_another_file_that_this_run_did_not_write_stays(path: Path) -> None:
+    other, aside = path.with_name("b.jsonl"), path.with_name("c.jsonl")
+    with append_lines(path, INPUTS, mark=ours, others=[other]) as file:
+        file.append(LINES[0])
+        other.write_bytes(encode_line(LINES[2]))  # as another run writes it
+        with pytest.raises(OutputExistsError, match=r"b\.jsonl: holds what this run did not write"):
+            file.settle([LINES[0]], [LINES[1]])
+    with pytest.raises(OutputExistsError, match=r"b\.jsonl: holds"):  # noqa: SIM117
+        with append_lines(path, INPUTS, resume=True, mark=ours, others=[other]):
+            pass
+    assert (read_lines(path), read_lines(other)) == ([LINES[0]], [LINES[2]])
+    other.rename(aside)
+    for last in LINES[1:]:  # what it wrote itself, or a run that it goes on with, it replaces
+        with append_lines(path, INPUTS, resume=True, mark=ours, others=[other]) as file:
+            assert LINES[0] in file.lines
+            file.settle([LINES[0]], [last])
+        assert (read_lines(path), read_lines(other)) == ([LINES[0]], [last])
+    assert read_lines(aside) == [LINES[2]]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_leaves_whole_lines(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write

@@ -36,8 +36,8 @@ class Looked:
     def check(self) -> CheckReport:
         """Look at every record, in parallel, or remember what was found; arguments as in `check_records`."""
         manifest = self.bundle.manifest
-        tokenizer_json = self.bundle.path(TOKENIZER_FILE).read_text(encoding="utf-8")
-        tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id)
+        tokenizer_json = self.bundle.read_text(TOKENIZER_FILE)
+        tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         open_picture = PictureCheck(manifest.vision.preprocessing)
 
         def look(record: Record) -> Sequence[tuple[str, str]]:
@@ -49,7 +49,7 @@ class Looked:
                 self._check_length(tokenizer, question)
             return ()
 
-        ids = [str(r[0].id) if isinstance(r, tuple) and r else "?" for r in self.records]
+        ids = [str(r[0].id) if isinstance(r, tuple) else "?" for r in self.records]
         return check_records(self.file, self.records, look, ids=ids, key=self.key())
 
     def _check_length(self, tokenizer: TextTokenizer, question: Question) -> None:

@@ -1,7 +1,8 @@
 """Every answer of an evaluation: asked once, on the disk as it comes, in the form of LLaVA's answer files.
 
 Source of the form: docs/sources/measuring.md#question-files. An answer is known again by its question's id,
-text, type and expected answer and by its picture's content: only what was mended is asked again.
+text, type and expected answer and by its picture's content: only what was mended is asked again. An id
+that is only a place in a list does not count: records that are left out move it.
 """
 
 import json
@@ -169,12 +170,14 @@ def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iter
         ResumeError: it has answered others, or the file holds something else.
     """
     found: dict[str, deque[Answer]] = defaultdict(deque)
-    asked = {_key(question.id, question.prompt or question.text) for question in questions}
+    asked = {_key(*_subject(question)) for question in questions}
     others = 0
     for line in file.lines:
         try:
             about, text, subject = line["metadata"], line["text"], (line["question_id"], line["prompt"])
             sha256, way = about["picture_sha256"], (line["model_id"], about["blind"])
+            if _key(*subject) not in asked:
+                subject = (None, subject[1])
             key = _key(*way, *subject, about["type"], about["expected"], sha256)
             if about["failed"] is None:
                 others += _key(*subject) not in asked
@@ -188,12 +191,16 @@ def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iter
         )
     answers: Answers = {way: {} for way in ways}
     for position, question in enumerate(questions if found else ()):
-        shown = (question.id, question.prompt or question.text, question.type, question.answer)
+        shown = (*_subject(question), question.type, question.answer)
         sha256 = picture_sha256(question)
         for way, its in answers.items():
             if known := found.get(_key(*way, *shown, sha256)):
                 its[position] = known.popleft()
     return answers
+
+
+def _subject(question: Question) -> tuple[str | int | None, str]:
+    return question.id if question.has_id else None, question.prompt or question.text
 
 
 def _key(*facts: Any) -> str:

@@ -25,13 +25,14 @@ class Question:
     """One question, its expected answer, and the picture it is about.
 
     Attributes:
-        id: as its file has it, a number or a text.
+        id: as its file has it, a number or a text; where it has none, the record's place.
         image: of the picture.
         text: what is asked.
         answer: the expected one.
         type: scored by itself.
         prompt: the text as upstream's answer files repeat it, where that is not `text`.
         record: place in the file, from 0.
+        has_id: of its own, in the file.
     """
 
     id: str | int
@@ -41,6 +42,7 @@ class Question:
     type: str
     prompt: str = field(default="", compare=False)
     record: int = field(default=0, compare=False)
+    has_id: bool = field(default=True, compare=False)
 
 
 Record = tuple[Question, ...] | DataError  # of a file: its questions, or why there are none
@@ -156,8 +158,8 @@ def _questions(record: Any, index: int, images: Path) -> list[Question]:
         if is_llava
         else [(_first(record, _QUESTION), _first(record, _ANSWER))]
     )
-    if not all(isinstance(text, str) for pair in pairs for text in pair):
-        raise DataError("expected 'conversations', or 'question' and 'answer' as text.")
+    if not pairs or not all(isinstance(text, str) for pair in pairs for text in pair):
+        raise DataError("expected 'conversations' with a pair, or 'question' and 'answer', as text.")
     image = None if record.get("image") is None else _picture(images, record["image"])
     id_ = _first(record, _ID, index)
     questions = []
@@ -172,6 +174,7 @@ def _questions(record: Any, index: int, images: Path) -> list[Question]:
                 type=str(_first(record, _TYPE, "all")),
                 prompt=(f"{IMAGE_MARKER}\n{text}" if image else text) if is_llava else question,
                 record=index,
+                has_id=any(name in record for name in _ID),
             )
         )
     return questions

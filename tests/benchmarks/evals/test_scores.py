@@ -87,6 +87,7 @@ def test_both_forms_of_question_files_are_read_alike(tmp_path: Path) -> None:
         ([{"question": "?", "answer": "!", "image": "gone.png"}], "gone.png"),
         ([{"question": "?", "answer": "!", "image": "../a.png"}], "../a.png"),
         ([{"conversations": [{"from": "human", "value": "?"}]}], "record 0"),
+        ([{"question": "?", "answer": "!"}, {"id": 1, "conversations": []}], "record 1: .*a pair"),
     ],
 )
 def test_a_damaged_question_file_is_refused(tmp_path: Path, records: Any, named: str) -> None:

@@ -114,6 +114,25 @@ def test_what_was_mended_is_asked_again_and_nothing_else(run: Run, data: Path) -
     assert not work_path(answers).exists()
 
 
+def test_a_record_that_is_left_out_moves_no_answer_in_a_list_without_ids(run: Run, data: Path) -> None:
+    records = [
+        {"image": f"{image}.jpg", "question": text, "answer": "x"}
+        for image, text in (("none", TEXTS[0]), ("a", TEXTS[0]), ("c", TEXTS[0]), ("c", TEXTS[1]))
+    ]
+    (data / "q.json").write_text(json.dumps([*records, records[1]]))  # and one of them twice
+    answers = data / "answers.jsonl"
+    arguments = (*asked(data), "--blind", "--json", "--answers", answers)
+    assert run(*arguments)[0] == 1
+    kept = [{**line, "text": f"kept {number}"} for number, line in enumerate(lines(answers))]
+    answers.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    (data / "q.json").write_text(json.dumps([*records[1:], records[1]]))
+    code, _, err = run(*arguments, "--resume")
+    assert code == 0, err
+    assert [(line["question_id"], line["text"]) for line in lines(answers)] == [
+        (number, f"kept {number + 1}") for number in range(4)
+    ]
+
+
 def test_other_inputs_than_those_it_was_begun_with_are_refused_by_name(run: Run, data: Path) -> None:
     answers = data / "answers.jsonl"
     arguments = (*asked(data), "--json", "--answers", answers)

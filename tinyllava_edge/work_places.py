@@ -72,9 +72,14 @@ def held(folder: Path) -> Iterator[None]:
 def _lock_in(folder: Path) -> int | None:
     """The handle of a directory's lock; the directory is made, again if another process removes it."""
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):
+        try:
             return lock_at(folder / LOCK_FILE)
+        except FileNotFoundError:
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:  # made by another process meanwhile
+                if folder.is_symlink():  # to what is not there
+                    raise
 
 
 def is_unused(folder: Path) -> bool:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tinyllava_edge.file_lock import take_lock
@@ -101,8 +101,7 @@ def write_bytes(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -
             prefix=f".{path.stem}.{FILE_MARK}", suffix=path.suffix, dir=path.parent
         )
         try:
-            with suppress(OSError):  # a file system without locks
-                take_lock(handle)
+            take_lock(handle)
             with os.fdopen(handle, "wb") as file:
                 file.write(content)
                 file.flush()

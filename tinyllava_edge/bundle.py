@@ -38,8 +38,8 @@ from tinyllava_edge.manifest import (
     parse_manifest,
 )
 from tinyllava_edge.onnx_check import RULES, check_onnx
+from tinyllava_edge.tokenizer_file import MAX_TOKENIZER_BYTES, check_tokenizer
 from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
-from tinyllava_edge.tokenizer_file import check_tokenizer
 from tinyllava_edge.verified_files import VerifiedFiles, open_real, sha256_of_file, sha256_of_open, state_of
 
 __all__ = [
@@ -65,7 +65,6 @@ __all__ = [
 
 TOKENIZER_FILE = "tokenizer.json"
 REFERENCE_FOLDER = "reference"
-MAX_TEXT_BYTES = 64 << 20  # Gemma's tokenizer.json has 33 million
 _State = tuple[int, int, int]
 
 
@@ -148,7 +147,7 @@ class Bundle:
         if after != before:
             raise _changed(path)
 
-    def read_text(self, relative: str, limit: int = MAX_TEXT_BYTES) -> str:
+    def read_text(self, relative: str, limit: int = MAX_TOKENIZER_BYTES) -> str:
         """Content of a text file that the manifest lists.
 
         Raises:

@@ -1,11 +1,14 @@
 """A file as a lock among processes: the lock of one that died is gone with it."""
 
+import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 # A link in the last place is not followed, and a child process does not inherit the lock.
 OPEN_FLAGS = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def open_lock(path: Path, mode: int = 0o600) -> int:
@@ -13,20 +16,43 @@ def open_lock(path: Path, mode: int = 0o600) -> int:
     return os.open(path, OPEN_FLAGS, mode)
 
 
-def take_lock(handle: int, on_wait: Callable[[], None] | None = None) -> bool:
+def lock_at(path: Path) -> int | None:
+    """The handle of a lock's file that this process alone has, and that has this name; None if another does.
+
+    Raises:
+        FileNotFoundError: there is no such directory, any more.
+    """
+    while True:
+        handle, is_ours = open_lock(path), False
+        try:
+            if not take_lock(handle):
+                return None
+            with suppress(FileNotFoundError):  # whoever had it has just removed the name
+                is_ours = os.path.samestat(os.fstat(handle), path.stat())
+            if is_ours:
+                return handle
+        finally:
+            if not is_ours:
+                os.close(handle)
+
+
+def take_lock(
+    handle: int, on_wait: Callable[[], None] | None = None, *, where_there_are_none: bool = True
+) -> bool:
     """Lock an open file, alone among all processes, until the handle is closed.
 
     Args:
         handle: a file's descriptor.
         on_wait: called where another process has it, before waiting for it; None does not wait.
+        where_there_are_none: what to answer where the system, or the file's, has no such locks.
 
     Returns:
-        False where another process has it and nothing waits; true where the system has no such locks.
+        False where another process has it and nothing waits.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        return True
+        return where_there_are_none
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,4 +60,8 @@ def take_lock(handle: int, on_wait: Callable[[], None] | None = None) -> bool:
             return False
         on_wait()
         fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return where_there_are_none
     return True

@@ -13,7 +13,15 @@ from pathlib import Path
 from tinyllava_edge.errors import OutputExistsError
 from tinyllava_edge.full_disk import NOT_KNOWN
 from tinyllava_edge.output_marks import Mark, check_output
-from tinyllava_edge.work_places import LOCK_FILE, locked_if_dead, new_place, note, places, remove_place
+from tinyllava_edge.work_places import (
+    LOCK_FILE,
+    give_up,
+    locked_if_dead,
+    new_place,
+    note,
+    places,
+    remove_place,
+)
 
 _NO_REPLACE, _EXCHANGE = 1, 2  # RENAME_NOREPLACE, RENAME_EXCHANGE of Linux' fs.h
 _HERE = -100  # AT_FDCWD
@@ -91,7 +99,7 @@ def _replace_in_turn(work: Path, target: Path) -> None:
             raise
         remove_place(aside)
     finally:
-        os.close(lock)
+        give_up(aside, lock)
 
 
 def give_back(target: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tinyllava_edge.atomic_files import write_json
-from tinyllava_edge.cache import cache_folder
+from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.console import note, print_json, printable, progress
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
@@ -197,11 +197,10 @@ def _folder() -> Path:
 
 
 def read_report(key: CheckKey) -> CheckReport | None:
-    """The remembered report; None where there is none, or it is damaged or open to others' writing."""
+    """The remembered report; None where there is none, or it is damaged or open to others."""
     try:
         with (_folder() / f"{key.sha256}.json").open(encoding="utf-8") as file:
-            status = os.fstat(file.fileno())
-            if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & 0o022):
+            if not is_private(os.fstat(file.fileno())):
                 return None
             raw = json.load(file)
         found = {name: tuple(BadRecord(**record) for record in raw[name]) for name in ("bad", "noted")}

@@ -16,7 +16,7 @@ from tinyllava_edge.checkpoint.files import once_each
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, guarded
 from tinyllava_edge.user_files import read_user_text
 
-MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's, of 256 000 tokens, has 17 MB
+MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's has 17 MB, or 33 where its merges are pairs
 MAX_ID = 1 << 24
 RULES = 1  # counted up with each change of what is let through
 _MAX_STEPS = 16

@@ -57,11 +57,17 @@ def read_user_file(
     """What is in a regular file; arguments and errors as `open_user_file`."""
     try:
         with open_user_file(path, most=most, error=error) as file:
-            return file.read()
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1) or b""
+            if len(content) > size:  # it grows, or is of /proc, where files have no size
+                content += file.read(most - size) or b""
     except OSError as fault:
         if isinstance(fault, TinyLlavaEdgeError):
             raise
         raise error(f"{os.fspath(path)}: cannot be read: {_reason(fault, path)}. Check its disk.") from None
+    if len(content) > most:
+        raise error(f"{os.fspath(path)}: more bytes than it says, expected at most {most:,}.")
+    return content
 
 
 def read_user_text(

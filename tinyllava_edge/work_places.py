@@ -14,11 +14,11 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.file_lock import OPEN_FLAGS, open_lock, take_lock
+from tinyllava_edge.file_lock import OPEN_FLAGS, lock_at, take_lock
 from tinyllava_edge.full_disk import full_disk_named
 
 LOCK_FILE = "tinyllava-edge.lock"
@@ -41,7 +41,7 @@ def work_place(parent: Path, prefix: str) -> Iterator[Path]:
         yield folder
     finally:
         remove_place(folder)
-        os.close(handle)
+        give_up(folder, handle)
 
 
 def temporary_place() -> AbstractContextManager[Path]:
@@ -57,18 +57,29 @@ def held(folder: Path) -> Iterator[None]:
         UsageError: another process works there.
     """
     with full_disk_named(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open_lock(folder / LOCK_FILE)
+        handle = _lock_in(folder)
+    if handle is None:
+        raise UsageError(f"{folder}: another process works there. Wait for it, or stop it.")
     try:
-        if not _taken(handle):
-            raise UsageError(f"{folder}: another process works there. Wait for it, or stop it.")
-        try:
-            yield
-        finally:
+        yield
+    finally:
+        with suppress(OSError):
             if is_unused(folder):
                 remove_place(folder)
-    finally:
-        os.close(handle)
+        give_up(folder, handle)
+
+
+def _lock_in(folder: Path) -> int | None:
+    """The handle of a directory's lock; the directory is made, again if another process removes it."""
+    while True:
+        try:
+            return lock_at(folder / LOCK_FILE)
+        except FileNotFoundError:
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:  # made by another process meanwhile
+                if folder.is_symlink():  # to what is not there
+                    raise
 
 
 def is_unused(folder: Path) -> bool:
@@ -107,17 +118,15 @@ def remove_dead(folder: Path) -> bool:
 @contextmanager
 def locked_if_dead(lock: Path) -> Iterator[bool]:
     """Whether a lock is a file of this user that no process holds; this one holds it for the block then."""
-    try:
-        handle = os.open(lock, (OPEN_FLAGS | os.O_NONBLOCK) & ~os.O_CREAT)
-    except OSError:
-        yield False
-        return
-    try:
-        status = os.fstat(handle)
-        is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
-        yield is_ours and _taken(handle, where_there_are_none=False)
-    finally:
-        os.close(handle)
+    with ExitStack() as stack:
+        is_dead = False
+        with suppress(OSError):
+            handle = os.open(lock, (OPEN_FLAGS | os.O_NONBLOCK) & ~os.O_CREAT)
+            stack.callback(os.close, handle)
+            status = os.fstat(handle)
+            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+            is_dead = is_ours and take_lock(handle, where_there_are_none=False)
+        yield is_dead
 
 
 def size_of(root: Path) -> int:
@@ -144,15 +153,14 @@ def new_place(parent: Path, prefix: str) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            handle = open_lock(folder / LOCK_FILE)
+            handle = lock_at(folder / LOCK_FILE)
         except FileNotFoundError:  # another process took it for one that was left
             continue
         except BaseException:
-            folder.rmdir()
+            remove_place(folder)
             raise
-        if _taken(handle) and (folder / LOCK_FILE).exists():
+        if handle is not None:
             return folder, handle
-        os.close(handle)
 
 
 def note(text: str) -> None:
@@ -162,21 +170,28 @@ def note(text: str) -> None:
     say(text)
 
 
-def _taken(handle: int, *, where_there_are_none: bool = True) -> bool:
-    """Whether this process has the lock now; what it is where the system has no locks."""
-    try:
-        import fcntl  # noqa: F401
-
-        return take_lock(handle)
-    except (ImportError, OSError):
-        return where_there_are_none
-
-
-def remove_place(folder: Path) -> None:
-    """The lock goes last: what is left of a place whose removal is killed is still one."""
+def empty(folder: Path) -> bool:
+    """Remove all in a place but its lock; whether that could be done, with a note where not."""
     with suppress(OSError):
         for path in folder.iterdir():
             if path.name != LOCK_FILE:
                 remove(path)
-        (folder / LOCK_FILE).unlink(missing_ok=True)
+        if is_unused(folder):
+            return True
+    note(f"{folder}: could not be removed; look at the permissions of what is in it")
+    return False
+
+
+def remove_place(folder: Path) -> None:
+    """The lock goes last: what is left of a place whose removal fails or is killed is still one."""
+    with suppress(OSError):
+        if folder.is_dir() and empty(folder):
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+def give_up(folder: Path, handle: int) -> None:
+    """Close a place's lock; NFS keeps the file, and so the place, until then."""
+    os.close(handle)
+    with suppress(OSError):
         folder.rmdir()

@@ -1,7 +1,6 @@
 """`train --check`: every record is looked at as training will, before any of it is trained on."""
 
 import shlex
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from tinyllava_edge.record_check import (
     check_records,
     read_report,
 )
+from tinyllava_edge.work_places import temporary_place
 
 from .assemble import describe
 from .data import Conversation, record_id
@@ -114,7 +114,7 @@ def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
     if options.parts is None:
         yield opened(options.source)
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_place() as folder:
         parts = options.parts
-        describe(Path(folder), tower=parts.tower, connector=parts.connector, language_model=parts.llm)
-        yield opened(Path(folder))
+        describe(folder, tower=parts.tower, connector=parts.connector, language_model=parts.llm)
+        yield opened(folder)

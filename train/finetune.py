@@ -21,6 +21,7 @@ from tinyllava_edge.console import note
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.record_check import say_kinds
+from tinyllava_edge.work_places import empty
 
 from .assemble import assemble
 from .check import Looker, known_bad
@@ -159,7 +160,7 @@ def _finetune(
             "merge_error": merge_error,
         }
         _write(model, directory, source, facts, work / LOG_FILE)
-    shutil.rmtree(work)
+    empty(work)  # `held_run` removes it
     if left_out.counts:
         note(f"left out: {say_kinds(left_out.counts)} of {len(data.records)} records")
     return _outcome(out, resumed_at)

@@ -32,13 +32,9 @@ class LeftOut:
         self._lines: dict[int, dict[str, Any]] = {}
         self.met: dict[int, str] = {}
         self.before: set[int] = set()
-        if path is not None and path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line
-            if whole != content:
-                write_bytes(path, whole)
+        if path is not None:
             try:
-                for line in whole.splitlines():
+                for line in _read(path)[0].splitlines():
                     self._keep(json.loads(line))
             except (ValueError, LookupError, TypeError):
                 raise UsageError(f"{path}: damaged. Begin anew: --force without --resume.") from None
@@ -93,6 +89,22 @@ class LeftOut:
             self._lines[line["number"]] = line
         if line["why"] == "before":
             self.before.add(line["number"])
+
+
+def mend(path: Path) -> None:
+    """Drop a last line that a kill has cut short, before more is written; for who holds the run's lock."""
+    whole, content = _read(path)
+    if whole != content:
+        write_bytes(path, whole)
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """The whole lines of a file that need not be there, and all that is in it."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return b"", b""
+    return content[: content.rfind(b"\n") + 1], content
 
 
 def left_out_before(out: Path) -> set[str]:

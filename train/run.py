@@ -18,7 +18,7 @@ from typing import Any
 from tinyllava_edge.atomic_files import check_apart, check_output, full_disk_named, write_json
 from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
-from tinyllava_edge.work_places import LOCK_FILE, clear_dead, held, is_unused
+from tinyllava_edge.work_places import LOCK_FILE, clear_dead, empty, held, is_unused
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
@@ -127,10 +127,10 @@ def held_run(out: Path) -> Iterator[None]:
 
 
 def remove_work(out: Path) -> None:
-    """Remove what a finished run left that was killed before it had cleared up."""
+    """Empty what a finished run left that was killed before it had cleared up; `held_run` removes it."""
     work = work_directory(out)
     if work.is_dir() and _is_run(work):
-        shutil.rmtree(work)
+        empty(work)
 
 
 def truncate_log(path: Path, step: int) -> float:

@@ -13,7 +13,7 @@ from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.record_check import BadRecord
 
 from .data import Conversation, canonical, parse_record, record_id, sha256_of
-from .left_out import LeftOut
+from .left_out import LeftOut, mend
 from .records import Data
 from .run import LEFT_OUT_FILE, RECORDS_FILE
 
@@ -39,6 +39,7 @@ def open_records(
     if not (work / RECORDS_FILE).exists():
         _begin(work, data, bad)
     numbered = (work / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
+    mend(work / LEFT_OUT_FILE)
     left_out = LeftOut(work / LEFT_OUT_FILE, skip=skip)
 
     def may_differ(number: int) -> bool:

@@ -111,7 +111,7 @@ def test_a_report_that_is_damaged_or_open_to_others_is_not_believed(data: Path) 
         kept.write_text(text)
         assert not _check(data, look).cached
     kept.write_text(content)
-    kept.chmod(0o666)
+    kept.chmod(0o644)
     assert not _check(data, look).cached
     assert kept.stat().st_mode & 0o777 == 0o600
     assert _check(data, look).cached

@@ -60,3 +60,16 @@ def test_a_file_is_read_through_links_up_to_its_size(tmp_path: Path) -> None:
     (tmp_path / "~\n" / "file").write_bytes(b"\xff")
     with pytest.raises(FileError, match="link: not UTF-8"):
         read_user_text(tmp_path / "link")
+
+
+@pytest.mark.skipif(
+    not os.path.exists("/proc/version"), reason="needs Linux' /proc, whose files have no size"
+)
+def test_a_file_with_more_than_it_says_is_read_up_to_the_limit() -> None:
+    content = Path("/proc/version").read_bytes()
+    assert len(content) > os.stat("/proc/version").st_size
+    for most in (len(content), len(content) + 9):
+        assert read_user_file("/proc/version", most=most) == content
+    for most in (0, 1, len(content) - 1):
+        with pytest.raises(FileError, match=f"version: .*expected at most {most}"):
+            read_user_file("/proc/version", most=most)

@@ -1,6 +1,8 @@
 """What a killed process leaves is removed by the next run, and nothing else is."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.core.small_bundle import tree
-from tinyllava_edge.atomic_files import output_directory, output_file
+from tinyllava_edge import file_lock, work_places
+from tinyllava_edge.atomic_files import output_directory, output_file, write_json
 from tinyllava_edge.errors import OutputExistsError, UsageError
+from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.work_places import LOCK_FILE, held
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +77,44 @@ def test_what_a_running_process_works_on_stays(tmp_path: Path) -> None:
         write(tmp_path / "out")
         assert names(tmp_path) == [work, "out"]
         assert (tmp_path / work / "new" / "half").exists()
+
+
+def test_what_cannot_be_removed_is_named_and_can_be_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:  # as a directory without the right to write; root has it everywhere
+        patch.setattr(work_places, "remove", lambda path: None)
+        with output_directory(tmp_path / "out") as work:
+            (work.parent / "more").mkdir()
+    [left, _] = names(tmp_path)
+    assert f"{left}: could not be removed" in capsys.readouterr().err
+    with output_directory(tmp_path / "out", force=True, mark=lambda path: ""):
+        pass
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_work_goes_on_and_nothing_counts_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def fail(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    (tmp_path / ".out.tmp-abcd1234").mkdir()
+    handle = open_lock(tmp_path / ".out.tmp-abcd1234" / LOCK_FILE)
+    assert take_lock(handle)
+    assert not take_lock(handle, where_there_are_none=False)
+    with held(tmp_path / "run.work"):
+        write(tmp_path / "out")
+        write_json(tmp_path / "file", 1)
+    assert names(tmp_path) == [".out.tmp-abcd1234", "file", "out"]
+    code = errno.EIO
+    with pytest.raises(OSError, match=os.strerror(code)):
+        take_lock(handle)
+    os.close(handle)
 
 
 FOREIGN: dict[str, Callable[[Path], object]] = {
@@ -150,3 +192,46 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
             pass
         assert names(tmp_path / "run.work") == [LOCK_FILE]
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_a_lock_that_another_process_just_removes_is_not_taken_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    def open_and_lose(path: Path, mode: int = 0o600) -> int:
+        monkeypatch.setattr(file_lock, "open_lock", open_lock)
+        if when == "before it is opened":
+            shutil.rmtree(path.parent)
+        handle = open_lock(path, mode)
+        shutil.rmtree(path.parent)
+        return handle
+
+    monkeypatch.setattr(file_lock, "open_lock", open_and_lose)
+    with (
+        held(tmp_path / "run.work"),
+        pytest.raises(UsageError, match="another process works there"),
+        held(tmp_path / "run.work"),
+    ):
+        pass
+    monkeypatch.setattr(file_lock, "open_lock", open_and_lose)
+    with output_directory(tmp_path / "out") as work:
+        assert (work.parent / LOCK_FILE).exists()
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_place_goes_though_its_open_lock_keeps_it_as_on_nfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rmdir, failed = Path.rmdir, set()
+
+    def fail_once(path: Path) -> None:
+        if path not in failed:
+            failed.add(path)
+            raise OSError(errno.ENOTEMPTY, "")
+        rmdir(path)
+
+    monkeypatch.setattr(Path, "rmdir", fail_once)
+    with held(tmp_path / "run.work"):
+        write(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
+    assert len(failed) == 2

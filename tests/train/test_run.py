@@ -1,6 +1,7 @@
 """The log of an unfinished run is somebody's file by the time it is read again. No model."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.run import open_run, truncate_log
+from tinyllava_edge.train.run import held_run, open_run, remove_work, truncate_log
+from tinyllava_edge.work_places import LOCK_FILE
 
 WHOLE = b'{"step": 1, "loss": 2.5, "seconds": 0.1}\n'
 
@@ -53,3 +55,13 @@ def test_what_an_unfinished_run_says_of_itself_is_not_repeated_at_length(
     else:
         open_run(tmp_path / "out", facts, resume=True, force=False)
         assert json.loads((work / "run.json").read_text()) == facts
+
+
+def test_what_a_finished_run_left_goes_and_its_lock_last(tmp_path: Path) -> None:
+    work = tmp_path / "out.work"
+    with held_run(tmp_path / "out"):
+        (work / "step-00000003").mkdir()
+        (work / "run.json").touch()
+        remove_work(tmp_path / "out")
+        assert os.listdir(work) == [LOCK_FILE]
+    assert not work.exists()

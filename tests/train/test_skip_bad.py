@@ -20,7 +20,7 @@ from tinyllava_edge.train import loop
 from tinyllava_edge.train.check import check_data
 from tinyllava_edge.train.data import Conversation, read_lines
 from tinyllava_edge.train.finetune import finetune
-from tinyllava_edge.train.left_out import LeftOut
+from tinyllava_edge.train.left_out import LeftOut, mend
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.run_records import open_records
@@ -256,10 +256,13 @@ def test_what_is_left_out_stays_so_and_a_line_cut_short_does_not_count(tmp_path:
     first.add(5, "r5", "no answer left", "bb", "stopped")
     with path.open("a") as file:
         file.write('{"number": 6, "id"')
+    cut = path.read_bytes()
     second = LeftOut(path)
     assert 3 in second
     assert 5 not in second
     assert second.hashes == {"aa"}
+    assert path.read_bytes() == cut  # another process may be writing it
+    mend(path)
     second.add(1, "r1", "damaged picture", "cc", "before")
     third = LeftOut(path)
     assert (third.before, third.counts) == ({1}, {"damaged picture": 2})

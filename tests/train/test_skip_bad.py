@@ -241,6 +241,14 @@ def test_bad_records_may_be_mended_or_dropped(tmp_path: Path, before: str, after
     assert all(kept[int(i)] == i for i in after if i != "x")
 
 
+def test_a_line_cut_short_is_gone_before_the_next_is_written(tmp_path: Path) -> None:
+    _open(tmp_path / "work", tmp_path, "0123456789")
+    (tmp_path / "work" / "left_out.jsonl").write_text('{"number": 6, "id"')
+    _open(tmp_path / "work", tmp_path, "012345689")
+    [line] = (tmp_path / "work" / "left_out.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "7"
+
+
 @pytest.mark.parametrize(("after", "message"), REFUSED)
 def test_other_data_are_refused_by_name(tmp_path: Path, after: str, message: str) -> None:
     _open(tmp_path / "work", tmp_path, "0123456789")

@@ -16,7 +16,7 @@ INSTALLED = {
     "export": 2634,
     "runtimes": 3044,
     "runtimes/trt": 3032,
-    "train": 2061,
+    "train": 2075,
     "benchmarks/verify": 2554,
     "benchmarks/bench": 2083,
     "benchmarks/evals": 1620,
@@ -57,5 +57,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 26_980
-    assert sum(ROOMS.values()) <= 29_430
+    assert sum(INSTALLED.values()) <= 26_990
+    assert sum(ROOMS.values()) <= 29_440

@@ -59,11 +59,25 @@ def assemble(out: Path, *, tower: Path, connector: str, language_model: Path, se
                 continue
             name = f"{_WRAPPER}{name.removeprefix(_WRAPPER)}" if wrapped else name
             state[f"vision_tower._vision_tower.{name}"] = tensor
+        _check_width(state, config.language.hidden_size, language_model)
         torch.manual_seed(seed)
         module = build_connector(config.connector, config.vision.hidden_size, config.language.hidden_size)
         for name, parameter in module.named_parameters():
             state[f"connector._connector.{name}"] = parameter.detach()
         save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
+
+
+def _check_width(state: dict[str, torch.Tensor], hidden_size: int, language_model: Path) -> None:
+    """A width that the weights do not have must not decide how large the connector is."""
+    for name, tensor in state.items():
+        if (
+            name.endswith(("embed_tokens.weight", "token_embeddings.weight"))
+            and tensor.shape[-1] != hidden_size
+        ):
+            raise CheckpointError(
+                f"{language_model}: config.json says a width of {hidden_size}, its embedding has "
+                f"{tensor.shape[-1]}. Is config.json of another model?"
+            )
 
 
 def describe(directory: Path, *, tower: Path, connector: str, language_model: Path) -> None:

@@ -101,5 +101,5 @@ def _is_whole(snapshot: Path) -> bool:
     try:
         seal = json.loads((snapshot / _SEAL).read_text(encoding="utf-8"))
         return bool(seal["sha256"] == sha256_of_file(snapshot / _STATE))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

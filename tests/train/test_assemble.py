@@ -155,3 +155,19 @@ def test_a_part_with_an_impossible_config_is_named(
             language_model=tmp_path / "llm",
             seed=0,
         )
+
+
+def test_a_width_that_the_weights_do_not_have_is_named(llm: Path, tmp_path: Path) -> None:
+    """The connector would be as wide: gigabytes, for a digit too many."""
+    shutil.copytree(llm, tmp_path / "llm")
+    _save_tower(_siglip_tower, tmp_path / "tower")
+    path = tmp_path / "llm" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 64_000}))
+    with pytest.raises(CheckpointError, match="says a width of 64000, its embedding has"):
+        assemble(
+            tmp_path / "out",
+            tower=tmp_path / "tower",
+            connector="mlp2x_gelu",
+            language_model=tmp_path / "llm",
+            seed=0,
+        )

@@ -21,6 +21,7 @@ from tinyllava_edge.train import loop
 from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions
+from tinyllava_edge.train.snapshots import Snapshots
 
 STEPS = 32
 NUM_KILLS = 10
@@ -164,6 +165,16 @@ def test_without_snapshots_a_run_starts_again(folder: Path, options: FinetuneOpt
     assert json.loads((folder / "none.work" / "run.json").read_text())["epochs"] == 1
     assert finetune(out, short, resume=True).resumed_at == 0
     assert [step for step, _, _ in _losses(out / "training_log.jsonl")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("seal", [b"[" * 100_000, b"\xff", b"[]", b'{"sha256": []}'])
+def test_a_snapshot_with_a_damaged_seal_counts_as_never_taken(tmp_path: Path, seal: bytes) -> None:
+    step = tmp_path / "step-00000004"
+    step.mkdir()
+    (step / "state.pt").write_bytes(b"a state")
+    (step / "seal.json").write_bytes(seal)
+    assert Snapshots(tmp_path, torch.nn.Linear(1, 1), 2).step == 0
+    assert not step.exists()
 
 
 def test_a_snapshot_of_another_optimizer_is_named(folder: Path, options: FinetuneOptions) -> None:

@@ -77,10 +77,8 @@ def _count_pieces(path: Path) -> int:
             f"{path}: a checkpoint of TinyLLaVABench needs the package sentencepiece: "
             "pip install sentencepiece."
         ) from None
-    try:
+    with guarded(path, CheckpointError):
         return int(SentencePieceProcessor(model_proto=read_small_file(path)).GetPieceSize())
-    except RuntimeError:
-        raise CheckpointError(f"{path}: damaged SentencePiece model. Copy it again.") from None
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

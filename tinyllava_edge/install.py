@@ -224,12 +224,15 @@ def _main(arguments: list[str] | None = None) -> int:
     toolkit = Toolkit() if options.cpu else find_toolkit()
     if options.cuda:
         toolkit = Toolkit(nvcc=find_nvcc() or "nvcc", architecture=options.cuda)
+    if "g++" in toolkit.missing:
+        sys.stderr.write(f"to build llama.cpp, a compiler is missing: {apt_install(toolkit.missing)}\n")
+        return 2
     if toolkit.missing:
         sys.stderr.write(
-            "to build llama.cpp for this machine, packages are missing (--cpu leaves the GPU out): "
-            f"{apt_install(toolkit.missing)}\n"
+            "llama.cpp: a CPU build, which leaves the GPU here out: packages are missing for that. With it: "
+            f"{llamacpp_line(requirement=options.requirement)}\n"
         )
-        return 2
+        toolkit = Toolkit()
     variables = build_variables(toolkit, read_machine())
     fresh = ["--no-cache-dir", *_again()] if options.fresh or toolkit.nvcc else []
     command = [*shlex.split(pip("install")), *fresh, options.requirement]

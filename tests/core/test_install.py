@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,3 +149,29 @@ def test_what_the_makefile_installs_is_the_version_that_the_lines_name() -> None
     assert f"\nLLAMA_CPP ?= {install.LLAMA_CPP}\n" in makefile
     assert "-DLLAMA_" not in makefile
     assert "-DGGML_CUDA" not in makefile
+
+
+def test_where_only_the_gpus_compiler_is_missing_a_cpu_build_is_made_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make demo` goes on where nothing but a C++ compiler and cmake was asked for."""
+    built: list[dict[str, str]] = []
+    really = subprocess.run
+
+    def run(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":
+        if "some-llama==1" not in command:
+            return really(command, **options)
+        built.append(options["env"])
+        return subprocess.CompletedProcess(command, 0)
+
+    lacking = install.Toolkit(nvcc="/usr/bin/nvcc", architecture="87", missing=("cuda-nvcc-12-6",))
+    monkeypatch.setattr(install, "find_toolkit", lambda root=None: lacking)
+    monkeypatch.setattr("subprocess.run", run)
+    assert install._main(["some-llama==1"]) == 0
+    said = capsys.readouterr().err
+    assert "a CPU build, which leaves the GPU here out" in said
+    assert "install -y cuda-nvcc-12-6 && " in said
+    assert "GGML_CUDA" not in built[0]["CMAKE_ARGS"]
+    monkeypatch.setattr(install, "find_toolkit", lambda root=None: install.Toolkit(missing=("g++",)))
+    assert install._main(["some-llama==1"]) == 2
+    assert "a compiler is missing" in capsys.readouterr().err

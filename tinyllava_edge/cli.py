@@ -66,6 +66,7 @@ EXTRAS = {
     "safetensors": "torch",
     "sentencepiece": "torch",
     "huggingface_hub": "torch",
+    "regex": "torch",
     "onnx": "export",
     "onnxscript": "export",
     "gguf": "export",

@@ -81,7 +81,7 @@ def test_a_runtime_that_is_registered_later_appears_or_says_what_it_needs(
     cuda: str, bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
-        MissingExtraError, match=r"needs the package no_such_package: pip .*install 'onnxruntime-gpu>="
+        MissingExtraError, match=r"needs the package no_such_package: .*pip install 'onnxruntime-gpu>="
     ):
         names(bundles, runtimes=(DEFAULT, cuda))
     monkeypatch.setitem(registry.VISION_BACKENDS, "onnxruntime-cuda", registry.Entry("somewhere:open_vision"))

@@ -89,7 +89,7 @@ def _change(rng: random.Random, holder: list[Any], raw: list[str]) -> None:
         if not holder:
             holder.append(None)
     elif kind == 9 and isinstance(within, dict):
-        within[rng.choice((f"{key}x", "", key.upper(), "__class__", "type"))] = value
+        within[rng.choice((f"{key}x", "", str(key).upper(), "__class__", "type"))] = value
         if rng.random() < 0.5:
             within.pop(key, None)
     elif kind == 10:

@@ -22,7 +22,7 @@ from tinyllava_edge.atomic_files import (
     write_bytes,
 )
 from tinyllava_edge.errors import OutputBusyError, OutputExistsError, ResumeError
-from tinyllava_edge.file_lock import OPEN_FLAGS, open_lock, take_lock
+from tinyllava_edge.file_lock import OPEN_FLAGS, lock_at
 
 Line = dict[str, Any]
 _DEPENDS_ON = "depends_on"
@@ -252,17 +252,10 @@ class AppendedLines:
 
 
 def _lock(work: Path, path: Path) -> int:
-    while True:
-        handle = open_lock(work, 0o644)
-        if not take_lock(handle):
-            os.close(handle)
-            raise OutputBusyError(
-                f"{path}: another process is writing it. Wait for it, or choose another name."
-            )
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(handle), work.stat()):
-                return handle
-        os.close(handle)  # whoever had it has just removed the name
+    handle = lock_at(work, 0o644)
+    if handle is None:
+        raise OutputBusyError(f"{path}: another process is writing it. Wait for it, or choose another name.")
+    return handle
 
 
 def _parse(path: Path, content: bytes) -> list[Line]:

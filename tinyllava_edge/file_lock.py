@@ -16,14 +16,14 @@ def open_lock(path: Path, mode: int = 0o600) -> int:
     return os.open(path, OPEN_FLAGS, mode)
 
 
-def lock_at(path: Path) -> int | None:
+def lock_at(path: Path, mode: int = 0o600) -> int | None:
     """The handle of a lock's file that this process alone has, and that has this name; None if another does.
 
     Raises:
         FileNotFoundError: there is no such directory, any more.
     """
     while True:
-        handle, is_ours = open_lock(path), False
+        handle, is_ours = open_lock(path, mode), False
         try:
             if not take_lock(handle):
                 return None

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.console import note, print_json, printable, progress
+from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
 
@@ -133,8 +134,7 @@ def _in_parallel(
         except TinyLlavaEdgeError as error:
             return error
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    pool = ThreadPoolExecutor(min(_MAX_WORKERS, cores))
+    pool = ThreadPoolExecutor(min(_MAX_WORKERS, read_cpu().logical_cpus))
     waiting: deque[Future[Any]] = deque()
     try:
         for index in range(len(records) + _AHEAD):

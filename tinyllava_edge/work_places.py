@@ -23,7 +23,7 @@ from tinyllava_edge.full_disk import full_disk_named
 
 LOCK_FILE = "tinyllava-edge.lock"
 TEMPORARY = "tinyllava-edge-"
-FILE_MARK = "tinyllava-edge-"  # in the name of a small file that grows by itself, locked too
+FILE_MARK = TEMPORARY  # in the name of a small file that grows by itself, locked too
 RANDOM = "[a-z0-9_]{8}"  # what `tempfile` ends a name with
 
 

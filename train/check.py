@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -24,7 +23,7 @@ from .assemble import describe
 from .data import Conversation, record_id
 from .options import FinetuneOptions
 from .records import Data, read_data
-from .samples import Samples, open_samples
+from .samples import Samples, open_samples, open_source
 
 CUT = "cut"
 
@@ -102,19 +101,10 @@ def _key(data: Data, samples: Samples) -> CheckKey:
 @contextmanager
 def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
     """The checkpoint to start from; of one that is given in parts, all but the weights."""
-
-    def opened(path: Path) -> Checkpoint:
-        return Checkpoint(
-            path,
-            sources=options.sources,
-            template=options.chat_template,
-            allow_pickle=options.allow_pickle,
-        )
-
     if options.parts is None:
-        yield opened(options.source)
+        yield open_source(options, options.source)
         return
     with temporary_place() as folder:
         parts = options.parts
         describe(folder, tower=parts.tower, connector=parts.connector, language_model=parts.llm)
-        yield opened(folder)
+        yield open_source(options, folder)

@@ -34,7 +34,7 @@ from .options import FinetuneOptions
 from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
 from .run import LOG_FILE, check_run, held_run, open_run, read_sidecar, remove_work, truncate_log
 from .run_records import open_records
-from .samples import Samples, open_samples
+from .samples import Samples, open_samples, open_source
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .snapshots import Snapshots
 
@@ -114,12 +114,7 @@ def _finetune(
     force: bool,
     skip_bad: bool,
 ) -> Outcome:
-    source = Checkpoint(
-        options.source,
-        sources=options.sources,
-        template=options.chat_template,
-        allow_pickle=options.allow_pickle,
-    )
+    source = open_source(options, options.source)
     facts = _facts(options, source)
     if resume and is_trained_on(read_sidecar(out, facts), data):
         remove_work(out)

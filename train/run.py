@@ -15,7 +15,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from tinyllava_edge.atomic_files import check_apart, check_output, full_disk_named, write_json
+from tinyllava_edge.atomic_files import check_apart, check_output, write_json
 from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import LOCK_FILE, clear_dead, empty, held, is_unused
@@ -80,7 +80,7 @@ def read_sidecar(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) -> Path:
-    """The working directory, made or found again; nothing else is left of an earlier attempt.
+    """Within `held_run`, its directory, begun or found again; nothing else is left of an earlier attempt.
 
     Raises:
         OutputExistsError: see `check_run`.
@@ -102,8 +102,6 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
                 f"{work}: the unfinished run has {name} {shown(found.get(name))}, this command {value!r}. "
                 "Repeat the command with --resume added, or give --force without it to begin anew."
             )
-    with full_disk_named(work):
-        work.mkdir(parents=True, exist_ok=True)
     write_json(work / RUN_FILE, dict(facts))
     for left in work.glob(".step-*.tmp-*"):  # by a process killed while it wrote; this one is alone here
         shutil.rmtree(left)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -118,6 +119,13 @@ class Samples:
                 self.left_out.meet(number, conversation, fault)
             else:
                 yield encoded, pixels
+
+
+def open_source(options: FinetuneOptions, path: Path) -> Checkpoint:
+    """The checkpoint at `path`, as the options say how to read it."""
+    return Checkpoint(
+        path, sources=options.sources, template=options.chat_template, allow_pickle=options.allow_pickle
+    )
 
 
 def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:

@@ -42,12 +42,16 @@ def check_same(where: str, tensor: torch.Tensor, other_where: str, other: torch.
     Raises:
         CheckpointError: names both places.
     """
-    if tensor.dtype != other.dtype:
-        tensor, other = tensor.double(), other.double()
-    if not torch.equal(tensor, other):
+    if not _is_same(tensor, other):
         raise CheckpointError(
             f"{where} and {other_where} are the same parameter, but differ. Remove one of them."
         )
+
+
+def _is_same(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    if tensor.dtype != other.dtype:
+        tensor, other = tensor.double(), other.double()
+    return torch.equal(tensor, other)
 
 
 def check_other_files(
@@ -85,11 +89,9 @@ def check_other_files(
                 if checkpoint.layout == LEGACY:  # whose vocabulary is cut
                     tensor = tensor[: len(ours[name])]
                 place = _place(checkpoint, name)
-                try:
+                if part or checkpoint.layout in (FOLDERS, LORA):
                     check_same(f"{name!r} of {place}", ours[name], f"{key!r} of {path}", tensor)
-                except CheckpointError:
-                    if part or checkpoint.layout in (FOLDERS, LORA):
-                        raise
+                elif not _is_same(ours[name], tensor):
                     _note_second(place, path, key)
                     break
 

@@ -15,6 +15,7 @@ from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.cli import main
 
 ROOT = Path(__file__).parents[1]
+Refused = Callable[[str, Path], None]
 KINDS: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "directory": lambda path: path.mkdir(),
@@ -71,85 +72,64 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def assert_refused(
-    words: str, given: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = given.parent
-    arguments = [w.replace("GIVEN", str(given)).replace("FOLDER", str(folder)) for w in words.split()]
-    monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *arguments])
-    before = sorted(os.listdir(folder))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capsys.readouterr()
-    assert ended.value.code == 2, printed
-    assert printed.out == ""
-    assert printed.err.startswith("tinyllava-edge: ")
-    assert printed.err.count("\n") == 1
-    assert given.name[:20] in printed.err
-    assert sorted(os.listdir(folder)) == before
+@pytest.fixture
+def assert_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """A command's words, with GIVEN and FOLDER in them, and the file that is none: one line and code 2."""
+
+    def refused(words: str, given: Path) -> None:
+        folder = given.parent
+        arguments = [w.replace("GIVEN", str(given)).replace("FOLDER", str(folder)) for w in words.split()]
+        monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *arguments])
+        before = sorted(os.listdir(folder))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert ended.value.code == 2, printed
+        assert printed.out == ""
+        assert printed.err.startswith("tinyllava-edge: ")
+        assert printed.err.count("\n") == 1
+        assert given.name[:20] in printed.err
+        assert sorted(os.listdir(folder)) == before
+
+    return refused
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_an_option(
-    tmp_path: Path,
-    option: str,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_option(tmp_path: Path, option: str, kind: str, assert_refused: Refused) -> None:
     given = tmp_path / ("x" * 300 if kind.startswith("name") else "given.gguf")
     KINDS[kind](given)
-    assert_refused(OPTIONS[option], given, monkeypatch, capsys)
+    assert_refused(OPTIONS[option], given)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "directory"])
 @pytest.mark.parametrize("name", IN_A_CHECKPOINT)
 def test_a_part_of_a_checkpoint(
-    tmp_path: Path,
-    checkpoint: Path,
-    name: str,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, checkpoint: Path, name: str, kind: str, assert_refused: Refused
 ) -> None:
     copy = Path(shutil.copytree(checkpoint, tmp_path / "copy", symlinks=True))
     (copy / name).unlink(missing_ok=True)
     KINDS[kind](copy / name)
-    assert_refused(f"inspect {copy}", copy / name, monkeypatch, capsys)
+    assert_refused(f"inspect {copy}", copy / name)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "loop", "directory"])
 @pytest.mark.parametrize("name", IN_A_BUNDLE)
-def test_a_part_of_a_bundle(
-    tmp_path: Path,
-    name: str,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_part_of_a_bundle(tmp_path: Path, name: str, kind: str, assert_refused: Refused) -> None:
     bundle = write_small_bundle(tmp_path / "bundle")
     (bundle / name).unlink()
     KINDS[kind](bundle / name)
     for words in (f"inspect {bundle}", f"verify {bundle}", f"run {bundle} What?"):
         if not (words.startswith("inspect") and name == "manifest.json"):
-            assert_refused(words, bundle / name, monkeypatch, capsys)
+            assert_refused(words, bundle / name)
 
 
 @pytest.mark.parametrize("kind", ["missing", "pipe", "device", "loop", "directory"])
 @pytest.mark.parametrize("name", SETS)
-def test_a_file_of_a_public_set(
-    tmp_path: Path,
-    name: str,
-    kind: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_file_of_a_public_set(tmp_path: Path, name: str, kind: str, assert_refused: Refused) -> None:
     (tmp_path / SETS[name]).parent.mkdir(exist_ok=True)
     KINDS[kind](tmp_path / SETS[name])
-    assert_refused(
-        f"eval nano --benchmark {name} --data {tmp_path}", tmp_path / SETS[name], monkeypatch, capsys
-    )
+    assert_refused(f"eval nano --benchmark {name} --data {tmp_path}", tmp_path / SETS[name])
 
 
 def test_a_directory_of_an_odd_name_is_one(

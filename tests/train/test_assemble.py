@@ -118,18 +118,17 @@ def test_stage_one_from_parts_trains_the_connector_and_leaves_nothing_else_behin
     assert sidecar["template"] == "llama"
 
 
+def _assemble(folder: Path, connector: str) -> None:
+    parts = {"tower": folder / "tower", "language_model": folder / "llm"}
+    assemble(folder / "out", connector=connector, seed=0, **parts)
+
+
 def test_a_folder_without_weights_is_named(llm: Path, tmp_path: Path) -> None:
     shutil.copytree(llm, tmp_path / "llm")
     (tmp_path / "llm" / "model.safetensors").unlink()
     _save_tower(_siglip_tower, tmp_path / "tower")
     with pytest.raises(CheckpointError, match="llm: holds no weights"):
-        assemble(
-            tmp_path / "out",
-            tower=tmp_path / "tower",
-            connector="linear",
-            language_model=tmp_path / "llm",
-            seed=0,
-        )
+        _assemble(tmp_path, "linear")
     assert not (tmp_path / "out").exists()
 
 
@@ -148,13 +147,7 @@ def test_a_part_with_an_impossible_config_is_named(
     path = tmp_path / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError, match=said):
-        assemble(
-            tmp_path / "out",
-            tower=tmp_path / "tower",
-            connector="linear",
-            language_model=tmp_path / "llm",
-            seed=0,
-        )
+        _assemble(tmp_path, "linear")
 
 
 def test_a_width_that_the_weights_do_not_have_is_named(llm: Path, tmp_path: Path) -> None:
@@ -164,10 +157,4 @@ def test_a_width_that_the_weights_do_not_have_is_named(llm: Path, tmp_path: Path
     path = tmp_path / "llm" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 64_000}))
     with pytest.raises(CheckpointError, match="says a width of 64000, its embedding has"):
-        assemble(
-            tmp_path / "out",
-            tower=tmp_path / "tower",
-            connector="mlp2x_gelu",
-            language_model=tmp_path / "llm",
-            seed=0,
-        )
+        _assemble(tmp_path, "mlp2x_gelu")

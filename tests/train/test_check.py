@@ -9,8 +9,7 @@ import pytest
 import typer
 from PIL import Image
 
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
-from tinyllava_edge import record_check
+from tests.train.own_data import own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.train.check import check_data, known_bad
@@ -20,19 +19,8 @@ from tinyllava_edge.train.options import FinetuneOptions, Parts, parse_tune
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import open_samples
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 LIMIT = 512  # tokenizer_model_max_length of tests.tiny
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A cache of its own, and pictures that need not be two seconds old."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(record_check, "SETTLED_AFTER_NS", 0)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_checkpoint(tmp_path_factory.mktemp("check") / "source")
 
 
 @pytest.fixture

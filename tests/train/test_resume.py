@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
 import time
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +80,14 @@ def _interrupt(out: Path, options: FinetuneOptions, at_step: int) -> None:
 
 
 def test_ten_kills_at_random_moments_leave_losses_and_weights_bit_for_bit(
-    folder: Path, options: FinetuneOptions, whole: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, options: FinetuneOptions, whole: Path, forks: ForkServerContext
 ) -> None:
     """SIGKILL to processes forked from one that has imported torch; the last one runs to the end."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyllava_edge.train.finetune"])
     rng = random.Random(0)
     out, log = folder / "killed", folder / "killed.work" / "training_log.jsonl"
     killed_at = []
     for target in sorted(rng.randrange(STEPS - 1) for _ in range(NUM_KILLS)):
-        process = context.Process(target=finetune, args=(out, options), kwargs={"resume": True})
+        process = forks.Process(target=finetune, args=(out, options), kwargs={"resume": True})
         process.start()
         while _count_lines(log) < target and process.is_alive():
             time.sleep(0.001)
@@ -101,7 +98,7 @@ def test_ten_kills_at_random_moments_leave_losses_and_weights_bit_for_bit(
         killed_at.append(_count_lines(log))
     assert not out.exists()
     assert len(set(killed_at)) > 3  # not all at one place
-    process = context.Process(target=finetune, args=(out, options), kwargs={"resume": True})
+    process = forks.Process(target=finetune, args=(out, options), kwargs={"resume": True})
     process.start()
     process.join()
     assert process.exitcode == 0

@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 from dataclasses import replace
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
-from tinyllava_edge import record_check
+from tests.train.own_data import own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.train import loop
@@ -26,19 +25,9 @@ from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.run_records import open_records
 from tinyllava_edge.train.samples import open_samples
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 BAD = 7  # number of the record whose picture is damaged
 STEPS = 8  # two epochs of ten records, three at a time
-
-
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(record_check, "SETTLED_AFTER_NS", 0)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_small_checkpoint(tmp_path_factory.mktemp("skip") / "source")
 
 
 def _write(folder: Path, source: Path) -> FinetuneOptions:
@@ -148,15 +137,12 @@ def _kill_at(step: int, out: Path, options: FinetuneOptions) -> None:
 
 
 def test_kills_leave_a_run_that_leaves_a_record_out_bit_for_bit_the_same(
-    source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, whole: Path, tmp_path: Path, forks: ForkServerContext
 ) -> None:
     """Before the record was met, and after it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyllava_edge.train.finetune"])
     options, out = replace(_write(tmp_path / "data", source), save_every=2), tmp_path / "out"
     for step in (1, STEPS - 1):
-        process = context.Process(target=_kill_at, args=(step, out, options))
+        process = forks.Process(target=_kill_at, args=(step, out, options))
         process.start()
         process.join()
         assert process.exitcode == -signal.SIGKILL

@@ -135,8 +135,13 @@ _HEADERS = (
     b"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (4,), }",
     b"{'descr': '<c16', 'fortran_order': False, 'shape': (1, 1), }",
     b"{'descr': '<f2', 'fortran_order': False, 'shape': (65536, 65536, 65536), }",
-    b"{" * 3000,
-    b"__import__('os')",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776, 99999999999), }",
+    b"{'descr': '<f8', 'fortran_order': False, 'shape': (4, 450), }",
+    b"{'descr': '<f4', 'fortran_order': False, 'shape': (4L, 450L), }",
+    b"{'descr': '<f4', 'shape': (), ",
+    b"{'descr': '<f4\\q', 'fortran_order': False, 'shape': (0,), }",
+    *(b"((((((((((", b"'''", b"1if 2else 3", b"\x00", b"[" * 5000, b"", b"{" * 3000),
+    b"__import__('os').abort()",
 )
 
 

@@ -24,6 +24,21 @@ _RAW = (
         '"\\u2581"',
         '"<image>"',
     ),
+    # Parts of a tokenizer.
+    *(
+        '{"Regex": "(a|aa)+$"}',
+        '{"String": ""}',
+        '{"Regex": "("}',
+        '{"type": "Sequence"}',
+        '{"type": "Fuse"}',
+    ),
+    '{"type": "Split", "pattern": {"Regex": "(a*)*b"}, "behavior": "Isolated", "invert": false}',
+    '{"type": "Precompiled", "precompiled_charsmap": "AAAA"}',
+    '{"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}',
+    '{"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 7}',
+    '{"type": "WordPiece", "vocab": {}, "unk_token": "x", "max_input_chars_per_word": 0}',
+    '{"max_length": 1, "stride": 9, "strategy": "LongestFirst", "direction": "Left"}',
+    '{"strategy": {"Fixed": 1099511627776}, "direction": "Right", "pad_to_multiple_of": 0, "pad_id": 0}',
     *('"' + "a" * 100_000 + '"', "[" * 500 + "]" * 500, "[" * 100_000 + "]" * 100_000),
     *('{"a":' * 900 + "1" + "}" * 900, "[" + "0," * 50_000 + "0]", '"\\u00e9\\u0301\\ufeff\\ufffe"'),
 )

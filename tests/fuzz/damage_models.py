@@ -1,4 +1,4 @@
-"""Damage to GGUF and ONNX files that leaves them readable: numbers of a header, fields of a graph."""
+"""Damage that leaves model files readable: to a GGUF's header, a graph's fields, a SentencePiece model's."""
 
 import random
 import struct
@@ -119,6 +119,41 @@ def gguf_damaged(rng: random.Random, content: bytes) -> bytes:
         else:
             return bytes_damaged(rng, content[: reader.at]) + content[reader.at :]
     return bytes(data) if rng.random() < 0.9 else bytes_damaged(rng, content)
+
+
+def sentencepiece_damaged(rng: random.Random, content: bytes) -> bytes:
+    """A tokenizer.model: fields of its protobuf are others, or bytes are."""
+    if rng.random() < 0.4:
+        return bytes_damaged(rng, content)
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated
+    proto.ParseFromString(content)
+    for _ in range(rng.choice((1, 1, 2))):
+        _edit_pieces(rng, proto)
+    return bytes(proto.SerializeToString())
+
+
+def _edit_pieces(rng: random.Random, proto: Any) -> None:
+    piece, other = rng.choice(proto.pieces), rng.choice(proto.pieces)
+    rng.choice(
+        (
+            lambda: setattr(piece, "piece", other.piece),
+            lambda: setattr(piece, "piece", rng.choice(("", "\u2581" * 5000, "a\0", "<s>", " "))),
+            lambda: setattr(piece, "type", rng.choice((1, 2, 3, 4, 5, 6))),
+            lambda: setattr(piece, "score", rng.choice((0.0, -1e38, float("nan"), float("inf")))),
+            lambda: setattr(
+                proto.trainer_spec,
+                rng.choice(("bos_id", "eos_id", "unk_id", "pad_id")),
+                rng.choice((-1, -5, 0, 1, 3, 419, 420, 1 << 30)),
+            ),
+            lambda: setattr(proto.trainer_spec, "model_type", rng.choice((1, 2, 3, 4))),
+            lambda: proto.pieces.pop(rng.randrange(len(proto.pieces))),
+            lambda: proto.pieces.add(piece=other.piece, score=1.0),
+            lambda: setattr(proto.normalizer_spec, "name", "nmt_nfkc"),
+            lambda: setattr(proto.normalizer_spec, "precompiled_charsmap", rng.randbytes(40)),
+        )
+    )()
 
 
 _OPERATORS = (

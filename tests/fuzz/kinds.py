@@ -16,7 +16,7 @@ from tests.fuzz.damage_bytes import (
     lines_damaged,
 )
 from tests.fuzz.damage_json import json_damaged, json_header_damaged, resealed
-from tests.fuzz.damage_models import gguf_damaged, onnx_damaged
+from tests.fuzz.damage_models import gguf_damaged, onnx_damaged, sentencepiece_damaged
 from tinyllava_edge.manifest import digest_of
 
 Reader = Callable[[Path], Any]
@@ -100,8 +100,8 @@ CHECKPOINTS = {
     "adapter weights": Kind(
         "lora", "ck/adapter_model.safetensors", json_header_damaged, readers.load_weights
     ),
-    "sentencepiece": Kind("flat", "ck/tokenizer.model", bytes_damaged, readers.read_for_export),
-    "sentencepiece legacy": Kind("legacy", "ck/tokenizer.model", bytes_damaged, _INSPECT),
+    "sentencepiece": Kind("flat", "ck/tokenizer.model", sentencepiece_damaged, readers.read_for_export),
+    "sentencepiece legacy": Kind("legacy", "ck/tokenizer.model", sentencepiece_damaged, _INSPECT),
     "vocabulary": Kind("bytes", "ck/vocab.json", json_damaged, readers.read_for_export),
     "merges": Kind("bytes", "ck/merges.txt", lines_damaged, readers.read_for_export),
     "added tokens": Kind("bytes", "ck/added_tokens.json", json_damaged, readers.read_for_export),

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 6311,
+    "tinyllava_edge": 6305,
     "tinyllava_edge/checkpoint": 1483,
-    "tinyllava_edge/model": 2154,
-    "export": 2634,
+    "tinyllava_edge/model": 2156,
+    "export": 2626,
     "runtimes": 3044,
     "runtimes/trt": 3032,
-    "train": 2075,
+    "train": 2067,
     "benchmarks/verify": 2554,
     "benchmarks/bench": 2083,
     "benchmarks/evals": 1620,
 }
-FROM_THE_CHECKOUT = {"tools": 1032, "examples": 1416}
+FROM_THE_CHECKOUT = {"tools": 1033, "examples": 1418}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -57,5 +57,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 26_990
-    assert sum(ROOMS.values()) <= 29_440
+    assert sum(INSTALLED.values()) <= 26_970
+    assert sum(ROOMS.values()) <= 29_430

@@ -153,7 +153,8 @@ def read_log_line(line: bytes, path: Path) -> dict[str, Any]:
     """
     try:
         found = json.loads(line)
-        if type(found["step"]) is int and all(math.isfinite(found[key]) for key in ("loss", "seconds")):
+        numbers = all(math.isfinite(found[key]) for key in ("loss", "seconds"))
+        if numbers and type(found["step"]) is int and isinstance(found["stage"], str):
             return dict(found)
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
         pass

@@ -12,14 +12,16 @@ from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.run import held_run, open_run, remove_work, truncate_log
 from tinyllava_edge.work_places import LOCK_FILE
 
-WHOLE = b'{"step": 1, "loss": 2.5, "seconds": 0.1}\n'
+WHOLE = b'{"stage": "finetune", "step": 1, "loss": 2.5, "seconds": 0.1}\n'
 
 
 @pytest.mark.parametrize("line", [
     b"\xff\n", b"null\n", b"[1]\n", b"{}\n", b'{"step": 1}\n', b"1\n", b"[" * 100_000 + b"\n", b"\n",
-    b'{"step": "1", "loss": 1, "seconds": 1}\n', b'{"step": 1, "loss": NaN, "seconds": 1}\n',
-    b'{"step": 1, "loss": 1, "seconds": "long"}\n',
-    b'{"step": 1, "loss": 1' + b"0" * 400 + b', "seconds": 1}\n',
+    b'{"stage": "a", "step": "1", "loss": 1, "seconds": 1}\n',
+    b'{"stage": "a", "step": 1, "loss": NaN, "seconds": 1}\n',
+    b'{"stage": "a", "step": 1, "loss": 1, "seconds": "long"}\n',
+    b'{"stage": "a", "step": 1, "loss": 1' + b"0" * 400 + b', "seconds": 1}\n',
+    b'{"step": 1, "loss": 1, "seconds": 1}\n', b'{"stage": 1, "step": 1, "loss": 1, "seconds": 1}\n',
 ])  # fmt: skip
 def test_a_damaged_line_of_a_log_is_named(tmp_path: Path, line: bytes) -> None:
     log = tmp_path / "training_log.jsonl"

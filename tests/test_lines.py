@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 INSTALLED = {
     "tinyllava_edge": 6305,
     "tinyllava_edge/checkpoint": 1483,
-    "tinyllava_edge/model": 2156,
+    "tinyllava_edge/model": 2154,
     "export": 2626,
     "runtimes": 3044,
     "runtimes/trt": 3032,
@@ -21,7 +21,7 @@ INSTALLED = {
     "benchmarks/bench": 2083,
     "benchmarks/evals": 1620,
 }
-FROM_THE_CHECKOUT = {"tools": 1033, "examples": 1418}
+FROM_THE_CHECKOUT = {"tools": 1032, "examples": 1416}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -58,4 +58,4 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 def test_the_sums_are_within_what_was_set_out() -> None:
     assert sum(INSTALLED.values()) <= 26_970
-    assert sum(ROOMS.values()) <= 29_430
+    assert sum(ROOMS.values()) <= 29_420

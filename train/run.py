@@ -154,7 +154,7 @@ def read_log_line(line: bytes, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(line)
         numbers = all(math.isfinite(found[key]) for key in ("loss", "seconds"))
-        if numbers and type(found["step"]) is int and isinstance(found["stage"], str):
+        if numbers and type(found["step"]) is int and str.isprintable(found["stage"]):
             return dict(found)
     except (ValueError, TypeError, LookupError, RecursionError, OverflowError):
         pass

@@ -22,6 +22,7 @@ WHOLE = b'{"stage": "finetune", "step": 1, "loss": 2.5, "seconds": 0.1}\n'
     b'{"stage": "a", "step": 1, "loss": 1, "seconds": "long"}\n',
     b'{"stage": "a", "step": 1, "loss": 1' + b"0" * 400 + b', "seconds": 1}\n',
     b'{"step": 1, "loss": 1, "seconds": 1}\n', b'{"stage": 1, "step": 1, "loss": 1, "seconds": 1}\n',
+    b'{"stage": "\\u0000", "step": 1, "loss": 1, "seconds": 1}\n',
 ])  # fmt: skip
 def test_a_damaged_line_of_a_log_is_named(tmp_path: Path, line: bytes) -> None:
     log = tmp_path / "training_log.jsonl"

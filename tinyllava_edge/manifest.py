@@ -77,6 +77,7 @@ class PromptSpec(_Strict):
         return self
 
 
+DEFAULT_CONTEXT_LENGTH = 4096
 PIXELS, EMBEDDINGS = "pixels", "embeddings"  # input and output of every vision graph
 
 
@@ -110,6 +111,11 @@ class LanguageSpec(_Strict):
         """What a checkpoint's config says."""
         values = {name: getattr(config, name) for name in cls.model_fields if name != "context_length"}
         return cls(**values, context_length=config.max_position_embeddings)
+
+    @property
+    def default_context_length(self) -> int:
+        """Positions of the context where nobody asks for more: 32,768 would fill a small board."""
+        return min(self.context_length, DEFAULT_CONTEXT_LENGTH)
 
 
 class Source(_Strict):

@@ -1,5 +1,6 @@
 """What `auto` takes where nothing was built, and says; with engines: tests/runtimes/trt/test_choose.py."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,9 @@ def test_a_wrong_option_is_an_error_and_no_reason_to_go_on(
 def test_a_missing_package_is_named_and_torch_is_not_in_its_place(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, with_gpu: None
 ) -> None:
-    find = registry.find_spec
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "llama_cpp" else find(name))
+    hidden = "tinyllava_edge.runtimes.registry.find_spec"
+    monkeypatch.setattr(hidden, lambda name: None if name == "llama_cpp" else find_spec(name))
     with pytest.raises(MissingExtraError, match="needs the package llama_cpp"):
         open_bundle(bundle)
     names = [one.runtime for one in auto.candidates(bundle, BackendOptions(checkpoint=Path("somewhere")))]
-    assert names == ["torch" if find("torch") else CPU]
+    assert names == ["torch" if find_spec("torch") else CPU]

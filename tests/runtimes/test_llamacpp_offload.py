@@ -153,7 +153,7 @@ def test_what_is_no_matter_of_memory_is_not_tried_again(
     ("options", "named"), [({"gpu_layers": 10}, "--gpu-layers 10"), ({"main_gpu": 0}, "--main-gpu 0")]
 )
 def test_a_cpu_build_refuses_a_gpu_with_the_line_that_installs_one(
-    model: tuple[Path, LanguageSpec], options: dict[str, int], named: str
+    model: tuple[Path, LanguageSpec], options: dict[str, Any], named: str
 ) -> None:
     if load_library().gpus:
         pytest.skip("this llama.cpp sees a GPU")

@@ -95,6 +95,7 @@ class BackendOptions:
             only one refuses the others.
         context_length: positions of the context, or None for the model's own.
         threads: threads of either engine, which never work at the same time; None for the usable cores.
+        device: number of the GPU, as CUDA counts them, where several are there.
         checkpoint: where the weights are, for a runtime that computes from the checkpoint itself; refused by
             every other one, as are the next two.
         sources: where the configs are that the checkpoint only names.
@@ -106,6 +107,7 @@ class BackendOptions:
     kv_type: str | None = None
     context_length: int | None = None
     threads: int | None = None
+    device: int = 0
     checkpoint: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
@@ -118,6 +120,8 @@ class BackendOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more.")
+        if self.device < 0:
+            raise UsageError(f"device is {self.device}; GPUs are counted from 0.")
 
     def positions(self, spec: LanguageSpec) -> int:
         """Positions of the context to make; more than the model was made for are a UsageError."""

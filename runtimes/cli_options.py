@@ -52,6 +52,7 @@ class Settings:
         typer.Option("--context", help="Positions of the context.", show_default="the model's own", min=1),
     ] = None
     threads: ThreadsOption = None
+    device: Annotated[int, typer.Option(help="Number of the GPU, where several are there.", min=0)] = 0
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

@@ -20,7 +20,7 @@ from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
 from .builder import OnProgress
-from .lookup import least_engine_bytes
+from .budget import least_engine_bytes
 from .options import EngineOptions
 from .process import build_engine_apart, shown_progress
 

@@ -79,7 +79,7 @@ def build_engine(
         _add_profile(builder, config, network, options)
         workspace = options.workspace_bytes or default_workspace_bytes()
         _configure(binding, config, options, workspace)
-        _load_timing_cache(config, options)
+        timings = _load_timing_cache(config, options)
         monitor = _progress_monitor(binding, on_progress)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
@@ -87,7 +87,7 @@ def build_engine(
             raise monitor.interrupted
         if plan is None:
             raise build_failure(binding, options, workspace, log)
-        _save_timing_cache(config, options)
+        timings = _save_timing_cache(config, options) or timings
     return BuiltEngine(
         plan=memoryview(plan),
         facts={
@@ -98,6 +98,7 @@ def build_engine(
             "workspace_bytes": workspace,
             "plan_bytes": plan.nbytes,
             "seconds": time.perf_counter() - start,
+            "timings": timings,
             "trtexec": trtexec_line(onnx_path, options, workspace, facts["inputs"]),
         },
         log=tuple(log.messages),
@@ -254,23 +255,38 @@ def _compute_capability(binding: TensorRT, sm: int) -> Any:
     return members[f"SM{sm}"]
 
 
-def _load_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
-    """Give the builder the timings of earlier builds; those of another GPU or version it does not take."""
-    if options.timing_cache is None:
-        return
-    stored = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
+def _load_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> str:
+    """Give the builder the timings of earlier builds; what is wrong with those that are there, or "".
+
+    Those of another GPU or version it does not take; they are then measured and written anew.
+    """
+    path = options.timing_cache
+    if path is None:
+        return ""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        stored = b""
     for content in dict.fromkeys((stored, b"")):
         cache: trt.ITimingCache = config.create_timing_cache(content)
         if cache is not None and config.set_timing_cache(cache, False):
-            return
+            if content == stored:
+                return ""
+            break
+    return f"{path} is of another TensorRT or GPU, or damaged: kernels are timed again, which takes longer"
 
 
-def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
+def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> str:
+    """Keep the timings; why that was not possible, or "": an engine is not lost for want of them."""
     if options.timing_cache is None:
-        return
+        return ""
     cache: trt.ITimingCache = config.get_timing_cache()
-    if cache is not None:
-        write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
+    try:
+        if cache is not None:
+            write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
+    except OSError as error:
+        return f"kernel timings are not kept, the next build takes as long: {error}"
+    return ""
 
 
 def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:

@@ -13,9 +13,7 @@ from tests.runtimes.trt.engine_bundles import write_engine_bundle
 from tests.runtimes.trt.fake_gpu import FakeGpu
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.cli import main
-from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache
-from tinyllava_edge.runtimes.trt.options import EngineOptions
 
 
 @pytest.fixture
@@ -40,15 +38,10 @@ Command = Callable[..., Said]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """A command in this process, which also builds in it: much faster than two new ones."""
-
-    def build_in_this_process(
-        onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
-    ) -> dict[str, Any]:
-        built = build_engine(onnx_path, options, on_progress)
-        plan_path.write_bytes(built.plan)
-        return built.facts
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks_here: list[dict[str, Any]]
+) -> Command:
+    """A command in this process, which also builds in it: much faster than four new ones."""
 
     def call(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *map(str, arguments)])
@@ -57,7 +50,6 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             main()
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.build_engine_apart", build_in_this_process)
     return call
 
 

@@ -1,5 +1,6 @@
 """The ladder of `build` on a device, with engines that are made to be wrong."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tests.runtimes import bundles
 from tests.runtimes.trt.engine_bundles import write_engine_bundle
 from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
 from tinyllava_edge.benchmarks.bench.plan import Wish, plan_cells
-from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import (
     BackendError,
     BundleError,
@@ -31,7 +32,6 @@ from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.auto import candidates, settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.model import open_bundle
-from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.choose import DeviceBuild
 from tinyllava_edge.runtimes.trt.options import EngineOptions
@@ -42,21 +42,19 @@ def bundle(gpu: FakeGpu, tmp_path: Path) -> Bundle:
     return write_engine_bundle(tmp_path / "bundle")
 
 
+class Builds:
+    """Names of the graphs that engines were built of."""
+
+    def __init__(self, tasks: list[dict[str, Any]]) -> None:
+        self._tasks = tasks
+
+    def __eq__(self, other: object) -> bool:
+        return [Path(task["onnx"]).stem for task in self._tasks if task["job"] == "build"] == other
+
+
 @pytest.fixture(autouse=True)
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Engines are built in this process; the names of their graphs."""
-    names: list[str] = []
-
-    def build(
-        onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
-    ) -> dict[str, Any]:
-        names.append(onnx_path.stem)
-        built = build_engine(onnx_path, options, on_progress)
-        plan_path.write_bytes(built.plan)
-        return built.facts
-
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.build_engine_apart", build)
-    return names
+def builds(tasks_here: list[dict[str, Any]]) -> Builds:
+    return Builds(tasks_here)
 
 
 @pytest.fixture(autouse=True)
@@ -143,12 +141,18 @@ def test_a_variant_that_was_asked_for_is_not_replaced(gpu: FakeGpu, bundle: Bund
 
 
 def add_to_graph(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> Bundle:
-    """Change the fp16 variant's graph, behind the opened bundle's back."""
+    """The bundle with another graph of the fp16 variant."""
     path = bundle.root / "vision/fp16.onnx"
     model = onnx.load(path)
     change(model.graph)
     onnx.save(model, path)
-    return replace(bundle, states={})  # what was changed counts as what was opened
+    manifest = json.loads((bundle.root / "manifest.json").read_text())
+    del manifest["digest"]
+    for entry in manifest["files"]:
+        if entry["path"] == "vision/fp16.onnx":
+            entry |= {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (bundle.root / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(bundle.root)
 
 
 def constant(kind: int) -> Callable[[onnx.GraphProto], object]:
@@ -237,7 +241,7 @@ def test_an_engine_that_was_never_compared_is_not_used(bundle: Bundle) -> None:
 
 
 def test_an_engine_is_built_once_and_again_when_it_must_be(
-    gpu: FakeGpu, bundle: Bundle, builds: list[str], said: list[str]
+    gpu: FakeGpu, bundle: Bundle, builds: Builds, said: list[str]
 ) -> None:
     for _ in range(2):
         choice = device(bundle).choose()
@@ -262,12 +266,12 @@ def test_an_engine_is_built_once_and_again_when_it_must_be(
 
 
 def test_an_engine_that_the_library_does_not_load_is_built_again(
-    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, builds: list[str], said: list[str]
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, builds: Builds, said: list[str]
 ) -> None:
     device(bundle).choose()
     board = device(bundle).board
     gpu.be_version("10.7.0")  # as if an update had not changed its version's name
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.read_board", lambda *_: board)
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.process.read_board", lambda *_: board)
     said.clear()
     device(bundle).choose()
     assert builds == ["fp16", "fp16"]
@@ -305,7 +309,7 @@ def test_the_timings_of_a_build_are_kept_for_the_next(gpu: FakeGpu, bundle: Bund
 
 
 def test_a_bundle_without_reference_tensors_is_refused_before_anything_is_built(
-    gpu: FakeGpu, tmp_path: Path, builds: list[str]
+    gpu: FakeGpu, tmp_path: Path, builds: Builds
 ) -> None:
     with pytest.raises(BundleError, match=r"lists no file 'reference/reference.json'"):
         device(bundles.write_bundle(tmp_path / "plain")).choose()
@@ -433,7 +437,7 @@ def test_where_nothing_was_built_a_gpu_is_tried_through_onnxruntime(
 
 
 def test_a_cache_without_room_is_said_before_the_build(
-    bundle: Bundle, builds: list[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: 70_000)
     built = device(bundle)

@@ -10,9 +10,10 @@ import pytest
 
 from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
 from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError
-from tinyllava_edge.runtimes.trt import cudart
+from tinyllava_edge.runtimes.trt import cudart, cudart_places
 from tinyllava_edge.runtimes.trt.cuda_objects import Buffer, Event, Graph, Stream
 from tinyllava_edge.runtimes.trt.cudart import Cudart, open_cudart
+from tinyllava_edge.runtimes.trt.cudart_places import LIBRARY_VARIABLE
 
 
 def test_a_gpu_is_read(gpu: FakeGpu) -> None:
@@ -133,13 +134,13 @@ def test_events_measure_time_on_the_device(gpu: FakeGpu) -> None:
 
 
 def test_no_library_at_all_names_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cudart.LIBRARY_VARIABLE, "/nowhere/libcudart.so.12")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/nowhere/libcudart.so.12")
     with pytest.raises(NoGpuError, match=r"tried /nowhere/libcudart.so.12\. On a Jetson: sudo apt install"):
         open_cudart()
 
 
 def test_a_library_that_is_no_cuda_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cudart.LIBRARY_VARIABLE, "libm.so.6")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "libm.so.6")
     with pytest.raises(NoGpuError, match="has no cudaDriverGetVersion"):
         open_cudart()
 
@@ -147,18 +148,18 @@ def test_a_library_that_is_no_cuda_runtime_is_told(monkeypatch: pytest.MonkeyPat
 def test_a_driver_too_old_for_the_first_library_may_do_for_the_next(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fake = os.environ[cudart.LIBRARY_VARIABLE]
+    fake = os.environ[LIBRARY_VARIABLE]
     seen: list[str] = []
 
     class Choosy(Cudart):
-        def __init__(self, path: str) -> None:
+        def __init__(self, path: str, device: int) -> None:
             seen.append(path)
             if path == "13":
                 raise NoGpuError("too old for 13")
-            super().__init__(fake)
+            super().__init__(fake, device)
 
     monkeypatch.setattr(cudart, "Cudart", Choosy)
-    monkeypatch.setattr(cudart, "_candidates", lambda: iter(["13", "12"]))
+    monkeypatch.setattr(cudart, "cudart_places", lambda: iter(["13", "12"]))
     assert open_cudart().path == fake
     assert seen == ["13", "12"]
 
@@ -166,12 +167,13 @@ def test_a_driver_too_old_for_the_first_library_may_do_for_the_next(
 def test_libraries_are_looked_for_in_packages_and_in_jetpack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(cudart.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(cudart_places, "_loaded", lambda: ())
     folder = tmp_path / "nvidia" / "cu13" / "lib"
     folder.mkdir(parents=True)
     (folder / "libcudart.so.13").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    found = list(cudart._candidates())
+    found = list(cudart_places.cudart_places())
     assert found[:2] == ["libcudart.so.13", "libcudart.so.12"]
     assert str(folder / "libcudart.so.13") in found
 

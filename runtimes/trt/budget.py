@@ -9,8 +9,8 @@ from tinyllava_edge.errors import EngineMemoryError
 
 from .builder import default_workspace_bytes
 
-# Peak of a process that builds: measured with TensorRT-RTX 1.7 without a GPU, five towers from 5 to 778 MiB of
-# float16 weights, each within 20 % (docs/tensorrt.md). Not measured on a board.
+# Peak of a process that builds, fitted to what TensorRT-RTX 1.7 took without a GPU for towers of 5 to 779 MiB
+# of float16 weights (tests/runtimes/trt/test_budget.py has the table). Not measured on a board.
 _BASE_BYTES = 340 << 20
 _PER_WEIGHT_BYTE = 3.3
 _ON_THE_GPU = 1.0  # and their copy for the kernels that are timed, where the GPU shares the main memory
@@ -48,7 +48,7 @@ def check_memory(
         return
     more = f" + {workspace / _GIB:.1f} workspace" if workspace else ""
     raise EngineMemoryError(
-        f"skipped: building it takes about {needed / _GIB:.1f} GiB ({factor:.1f} x {weight_bytes / _GIB:.2f} of "
+        f"building it takes about {needed / _GIB:.1f} GiB ({factor:.1f} x {weight_bytes / _GIB:.2f} of "
         f"weights + {_BASE_BYTES / _GIB:.1f}{more}), {available / _GIB:.1f} are free with swap. Close other "
         "programs, add swap while building, or name the variant with --vision to try all the same."
     )

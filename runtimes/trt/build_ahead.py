@@ -19,8 +19,8 @@ from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
-from .builder import OnProgress
 from .budget import least_engine_bytes
+from .builder import OnProgress
 from .options import EngineOptions
 from .process import build_engine_apart, shown_progress
 

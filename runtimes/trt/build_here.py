@@ -78,10 +78,8 @@ def print_choice(result: dict[str, Any]) -> None:
             lines.append(f"{facts['device_ms']:.1f} ms a picture on the device, {memory:.0f} MiB")
         lines.append(f"{record['status']}, {facts['fusion']}; {record['origin']}")
         if times := facts.get("buffers_ms"):
-            taken = "mapped" if facts["mapped"] else "copied"
-            lines.append(
-                f"buffers: {taken} (mapped {times['mapped']:.2f} ms, copied {times['copied']:.2f} ms a picture)"
-            )
+            figures = ", ".join(f"{name} {ms:.2f}" for name, ms in times.items())
+            lines.append(f"buffers {'mapped' if facts['mapped'] else 'copied'} (ms a picture: {figures})")
     if "pack" in result:
         lines.append(f"pack: {result['pack']}")
     lines.append("run --runtime auto takes it.")

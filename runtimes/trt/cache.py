@@ -26,7 +26,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, write_bytes, write_json
+from tinyllava_edge.atomic_files import fsync, full_disk_named, write_json
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock

@@ -182,7 +182,7 @@ class DeviceBuild:
         return _step(runtime, name, record.status, reason, record.parity, equal)
 
     def _take(self, step: Step) -> Step:
-        """An engine that misses a gate and answers alike, where nothing else is there: usable, not verified."""
+        """An engine that misses a gate and answers alike, where nothing better is there."""
         record = self.cache.record(self.key(step.vision).digest)
         self.cache.update(record.model_copy(update={"status": "answers equal", "reason": step.reason}))
         reason = f"nothing better is there, and it is not verified: {step.reason}"

@@ -1,4 +1,4 @@
-"""What a built engine computes on this device: parity, speed, buffers, fusion, and answers where it differs."""
+"""What a built engine does on this device: parity, speed, buffers, fusion, and answers where it differs."""
 
 from collections.abc import Callable
 from contextlib import closing

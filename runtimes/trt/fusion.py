@@ -1,9 +1,8 @@
 """What an engine's inspector says of attention: is each block one kernel?
 
-The inspector answers with JSON, `{"Layers": [...]}`: objects where the engine was built with detailed profiling
-verbosity, names alone where not; `trtexec` and a verbose build print the same as lines. Layers are kernels
-since TensorRT 9; before, and where a whole region is one opaque node, nothing can be told
-(docs/sources/tensorrt.md#engine-inspector).
+The inspector answers with JSON, `{"Layers": [...]}`: objects where the engine was built with detailed
+profiling verbosity, names alone where not; a verbose build prints the same as lines. Where a whole region is
+one opaque node nothing can be told (docs/sources/tensorrt.md#engine-inspector).
 """
 
 import json

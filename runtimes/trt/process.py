@@ -1,8 +1,8 @@
-"""What `build` does with a GPU, each in a process of its own: `python -m tinyllava_edge.runtimes.trt.process JSON`.
+"""What `build` does with a GPU, in processes apart: `python -m tinyllava_edge.runtimes.trt.process JSON`.
 
-The library, its copy of the weights and its workspace are gone when a process ends, the peak memory is that of
-the build alone, and where the system kills a build for want of memory, it is an error and not the end. `build`
-itself opens neither TensorRT nor CUDA, so that nothing is held of the GPU while its child builds.
+The library, its copy of the weights and its workspace are gone when a process ends, the peak memory is that
+of the build alone, and where the system kills a build for want of memory, it is an error and not the end.
+`build` itself opens neither TensorRT nor CUDA, so that nothing is held of the GPU while its child builds.
 """
 
 import json
@@ -165,8 +165,8 @@ def _child_error(job: str, result: dict[str, Any], code: int, said: str) -> Tiny
         )
     last = " ".join(said.split()[-60:])
     return EngineBuildError(
-        f"the process that {_DOES[job]} ended with code {code}: {last or 'it said nothing'}. Try again; if it "
-        "stays, take --runtime onnxruntime+llamacpp."
+        f"the process that {_DOES[job]} ended with code {code}: {last or 'it said nothing'}. Try again; if "
+        "it stays, take --runtime onnxruntime+llamacpp."
     )
 
 

@@ -6,8 +6,9 @@ version and on the compute capability it was built for, failures are None or Fal
 Every public name is held against the recorded API of the real modules (`test_fake_tensorrt.py`).
 
     FAKE_TENSORRT_VERSION    what it says it is; 10.3.0 by default
-    FAKE_TENSORRT_FAULTS     JSON, graph name -> "nan", "noise", "tiny", "fail" (when run), "build: <message>"
-    FAKE_TENSORRT_MAPPED     ticks that a run takes longer where it reads the host's memory in place; 0 by default
+    FAKE_TENSORRT_FAULTS     JSON, graph name -> "nan", "noise", "tiny", "fail" (when run), or a message of
+                             the parser or the builder: "parse: <message>", "build: <message>"
+    FAKE_TENSORRT_MAPPED     ticks that a run takes longer where it reads the host's memory in place
 """
 
 import ctypes
@@ -213,8 +214,9 @@ class OnnxParser:
 
     def parse_from_file(self, model: str) -> bool:
         self._network._model = onnx.load(model)
-        if unknown := [node for node in self._network._model.graph.node if node.op_type == "Strange"]:
-            self._errors.append(ParserError(f"no importer registered for {unknown[0].op_type}"))
+        fault = _fault(self._network._model.graph.name)
+        if fault.startswith("parse: "):
+            self._errors.append(ParserError(fault[7:]))
         return not self._errors
 
 
@@ -375,7 +377,7 @@ def _spoilt(found: Any, fault: str) -> Any:
         found = found.copy()
         found[0, 0, :3] = np.nan
     if fault == "tiny":
-        found = found + np.random.default_rng(0).standard_normal(found.shape) * found.std() * 0.02
+        found = found + np.random.default_rng(0).standard_normal(found.shape) * found.std() * 0.011
     if fault == "noise":
         found = found + np.random.default_rng(0).standard_normal(found.shape) * found.std()
     return found
@@ -396,7 +398,10 @@ def _timings() -> bytes:
 
 
 def _sm() -> int:
-    return int(os.environ["FAKE_CUDART_GPU"].split(",")[1])
+    shown = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+    current = int(ctypes.CDLL(os.environ[LIBRARY_VARIABLE]).fake_current())
+    device = int(shown[current]) if shown else current
+    return int(os.environ["FAKE_CUDART_GPU"].split(";")[device].split(",")[1])
 
 
 def _need_gpu(logger: Any) -> None:

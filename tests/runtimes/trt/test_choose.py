@@ -1,6 +1,8 @@
 """The ladder of `build` on a device, with engines that are made to be wrong."""
 
+import errno
 import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,7 @@ import pytest
 
 from tests.runtimes import bundles
 from tests.runtimes.trt.engine_bundles import write_engine_bundle
-from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
+from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
 from tinyllava_edge.benchmarks.bench.plan import Wish, plan_cells
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import (
@@ -24,9 +26,11 @@ from tinyllava_edge.errors import (
     MissingExtraError,
     NoEngineError,
     NoGpuError,
+    PackError,
     TensorRTVersionError,
     UnsupportedGraphError,
     UnsupportedPrecisionError,
+    UsageError,
 )
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.auto import candidates, settle_runtime
@@ -35,6 +39,8 @@ from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.choose import DeviceBuild
 from tinyllava_edge.runtimes.trt.options import EngineOptions
+from tinyllava_edge.runtimes.trt.pack import write_pack
+from tinyllava_edge.runtimes.trt.vision import TensorRTVision
 
 
 @pytest.fixture
@@ -211,8 +217,7 @@ def test_a_build_that_fails_is_a_typed_error_with_the_next_step(
 
 
 def test_an_operator_that_tensorrt_does_not_know_is_named(gpu: FakeGpu, bundle: Bundle) -> None:
-    node = onnx.helper.make_node("Strange", ["pixels"], ["nothing"])
-    bundle = add_to_graph(bundle, lambda graph: graph.node.append(node))
+    gpu.spoil(fp16="parse: no importer registered for Strange")
     with pytest.raises(UnsupportedGraphError, match=r"no importer registered for Strange.*Export it again"):
         device(bundle).choose("fp16")
 
@@ -302,7 +307,7 @@ def test_the_timings_of_a_build_are_kept_for_the_next(gpu: FakeGpu, bundle: Bund
     build = device(bundle)
     build.choose()
     assert build.options.timing_cache == EngineCache().timings
-    assert EngineCache().timings.read_bytes() == b"timings"  # what the fake's builder says
+    assert EngineCache().timings.read_bytes() == b"timings of 10.3.0, SM 87"  # what the fake's builder says
     assert EngineCache().timings.stat().st_mode & 0o077 == 0
     gpu.be(RTX_3060)
     assert device(bundle, target="tensorrt-rtx").options.timing_cache is None
@@ -385,7 +390,7 @@ def test_auto_goes_on_where_the_engine_no_longer_fits_and_says_so(
     if change == "library":
         gpu.be_version("10.7.0")
     elif change == "gpu":
-        gpu.be("Fake Orin,87,16,1,12060")
+        gpu.be("Fake Thor,110,20,1,13000")
     elif change == "driver":
         gpu.be("none")
     else:
@@ -445,3 +450,188 @@ def test_a_cache_without_room_is_said_before_the_build(
     with pytest.raises(DiskFullError, match=r"engines: the disk is full: 13\d,\d+ bytes are needed"):
         built.choose()
     assert builds == []
+
+
+def test_an_engine_of_another_power_mode_is_used_with_a_word(
+    gpu: FakeGpu, bundle: Bundle, builds: Builds
+) -> None:
+    """As nvpmodel makes one, which switches off multiprocessors of an Orin."""
+    device(bundle).choose()
+    gpu.be("Fake Orin,87,4,1,12060")
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert model.runtime == "tensorrt+llamacpp"
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.note.startswith(
+            "built in another power mode (8 multiprocessors, here are 4); tinyllava-edge build "
+        )
+    device(bundle).choose()
+    assert builds == ["fp16"] * 2
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.note == ""
+
+
+def test_a_card_with_other_multiprocessors_is_another_card(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(RTX_3060)
+    device(bundle).choose()
+    gpu.be("Fake RTX 3060,86,30,0,12060")
+    with pytest.raises(NoEngineError, match=r"this is multiprocessors 30, not 28"):
+        open_bundle(bundle, runtime="tensorrt+llamacpp")
+
+
+def test_what_another_cuda_library_was_found_by_is_said(gpu: FakeGpu, bundle: Bundle) -> None:
+    device(bundle).choose()
+    (record,) = [record for _, record in EngineCache().records() if record]
+    other = record.key.model_copy(update={"board": record.key.board.model_copy(update={"cuda": "13.0"})})
+    for path in EngineCache().folder.glob(f"{record.key.digest}*"):
+        path.unlink()
+    EngineCache().update(record.model_copy(update={"key": other}))
+    with pytest.raises(NoEngineError, match=r"cuda 12.6, not 13.0 \(TINYLLAVA_EDGE_CUDART can name"):
+        open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16")
+
+
+@pytest.mark.parametrize(("ticks", "mapped"), [(0, True), (10, False)])
+def test_mapped_and_copied_buffers_are_measured_and_the_faster_kept(
+    gpu: FakeGpu, bundle: Bundle, ticks: int, mapped: bool
+) -> None:
+    gpu.compute_slower_when_mapped(ticks)
+    choice = device(bundle).choose()
+    assert choice.engine is not None
+    facts = EngineCache().record(choice.engine).facts
+    # Marks around the run are a tick each apart; a copy is one tick more, before and after.
+    assert facts["buffers_ms"] == {"mapped": 2.0 + ticks, "copied": 4.0}
+    assert facts["mapped"] == mapped
+    assert facts["device_ms"] == min(facts["buffers_ms"].values())
+    assert (facts["memory"]["buffers"] == 0) == mapped
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.mapped == mapped
+    gpu.compute_slower_when_mapped(10 - ticks)
+    device(bundle).choose()  # the same engine, measured again
+    assert EngineCache().record(choice.engine).facts["mapped"] != mapped
+
+
+def test_a_card_with_memory_of_its_own_copies(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(RTX_3060)
+    choice = device(bundle).choose()
+    assert choice.engine is not None
+    assert "mapped" not in EngineCache().record(choice.engine).facts
+
+
+class TestAnswers:
+    @pytest.fixture
+    def bundle(self, gpu: FakeGpu, tmp_path: Path) -> Bundle:
+        return write_engine_bundle(tmp_path / "asked", ("fp32", "fp16"), with_questions=True)
+
+    def test_a_step_whose_answers_are_equal_is_still_left_for_a_better_one(
+        self, gpu: FakeGpu, bundle: Bundle
+    ) -> None:
+        gpu.spoil(fp16="tiny")
+        choice = device(bundle).choose()
+        left = choice.steps[0]
+        assert (left.vision, left.outcome, left.answers_equal) == ("fp16", "refused", True)
+        assert "the gate is" in left.reason
+        assert left.reason.endswith("; answers equal on 3 of 3 (llamacpp f32, f16 KV)")
+        assert (choice.runtime, choice.vision) == ("tensorrt+llamacpp", "fp32")
+        with pytest.raises(NoEngineError, match="not to be used"):
+            open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16")
+
+    def test_where_nothing_better_is_there_it_is_used_and_not_verified(
+        self, gpu: FakeGpu, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        gpu.spoil(fp16="tiny")
+        choice = device(bundle).choose("fp16")
+        assert choice.engine is not None
+        assert choice.steps[-1].outcome == "chosen"
+        assert choice.steps[-1].reason.startswith("nothing better is there, and it is not verified: ")
+        record = EngineCache().record(choice.engine)
+        assert record.status == "answers equal"
+        with open_bundle(bundle, runtime="auto", threads=1) as model:
+            assert isinstance(model.vision, TensorRTVision)
+            assert model.vision.note.startswith("not verified: ")
+        with EngineCache().find(record.key) as stored, pytest.raises(PackError, match="answers equal"):
+            write_pack(tmp_path / "pack", stored, tmp_path / "key")
+        gpu.spoil()
+        device(bundle).choose("fp16")
+        assert EngineCache().record(choice.engine).status == "verified"
+        assert "answers" not in EngineCache().record(choice.engine).facts
+
+    @pytest.mark.parametrize(
+        ("fault", "said"), [("noise", r"answers equal on [0-2] of 3"), ("nan", "NaN or infinite[.]")]
+    )
+    def test_an_engine_that_changes_answers_is_never_taken(
+        self, gpu: FakeGpu, bundle: Bundle, fault: str, said: str
+    ) -> None:
+        gpu.spoil(fp16=fault)
+        with pytest.raises(BackendError, match=said):
+            device(bundle).choose("fp16")
+
+    def test_without_llamacpp_the_tensors_alone_decide(
+        self, gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = replace(registry.LANGUAGE_BACKENDS["llamacpp"], package="no_such_package")
+        monkeypatch.setitem(registry.LANGUAGE_BACKENDS, "llamacpp", gone)
+        gpu.spoil(fp16="tiny")
+        with pytest.raises(BackendError, match=r"no reference question was asked: .*no_such_package"):
+            device(bundle).choose("fp16")
+
+
+def test_a_step_that_cannot_fit_is_left_out_and_one_that_was_asked_for_is_tried(
+    bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.budget._available_bytes", lambda root: 300 << 20)
+    choice = device(bundle).choose()
+    assert builds == []
+    assert choice.runtime == "onnxruntime+llamacpp"
+    arithmetic = r"about \d\.\d GiB \(4\.3 x 0\.00 of weights \+ 0\.3 \+ \d\.\d workspace\), 0\.3 are free"
+    assert re.search(arithmetic, choice.steps[0].reason)
+    device(bundle).choose("fp16")
+    assert builds == ["fp16"]
+    assert any(line.startswith("this may not fit: building it takes") for line in said)
+
+
+def test_kernel_timings_of_another_version_are_said_and_measured_again(
+    gpu: FakeGpu, bundle: Bundle, said: list[str]
+) -> None:
+    device(bundle).choose()
+    gpu.be_version("10.7.0")
+    device(bundle).choose()
+    assert any("timings.cache is of another TensorRT or GPU, or damaged" in line for line in said)
+    assert EngineCache().timings.read_bytes() == b"timings of 10.7.0, SM 87"
+    said.clear()
+    device(bundle, force=True).choose()
+    assert not any("timings" in line for line in said)
+
+
+def test_an_engine_is_not_lost_where_its_timings_cannot_be_kept(
+    bundle: Bundle, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object, *, mode: int) -> None:
+        raise DiskFullError(f"{path}: the disk is full")
+
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.builder.write_bytes", full)
+    assert device(bundle).choose().vision == "fp16"
+    assert any(line.startswith("kernel timings are not kept") and "disk is full" in line for line in said)
+
+
+def test_a_disk_that_fills_while_an_engine_is_written_is_said(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.process.write_bytes", full)
+    built = device(bundle)
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        built.choose()
+    assert list(EngineCache().folder.glob("*.plan")) == []
+
+
+def test_a_gpu_that_is_not_there_is_one_line_with_those_that_are(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(f"{ORIN};{RTX_3060}")
+    there = r"there is no GPU 2\. Those there are: 0 \(Fake Orin\), 1 \(Fake RTX 3060\)"
+    with pytest.raises(UsageError, match=there):
+        device(bundle, device=2)
+    device(bundle).choose()
+    with pytest.raises(UsageError, match=there):
+        open_bundle(bundle, runtime="tensorrt+llamacpp", device=2)

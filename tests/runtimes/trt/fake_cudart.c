@@ -6,9 +6,11 @@
  *
  *   FAKE_CUDART_GPU     "name,sm,multiprocessors,integrated,driver", more of them behind ";", or "none"
  *   CUDA_VISIBLE_DEVICES  numbers of those that are shown
+ *   FAKE_CUDART_REFUSES   path of a copy of this library that the driver is too old for
  *   FAKE_CUDART_FAIL    "function:code" or "function:code:n", the n-th call (from 1) and all after it
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -120,6 +122,9 @@ int cudaGetDeviceCount(int *count) {
     ENTER;
     if (!strcmp(gpu(0), "none")) return 35;
     if (atoi(gpu(4)) < 12060) return 35;
+    Dl_info here;
+    const char *refused = getenv("FAKE_CUDART_REFUSES");
+    if (refused && dladdr(memories, &here) && !strcmp(refused, here.dli_fname)) return 35;
     for (*count = 0; *count < 8 && device_text(*count); ++*count);
     return 0;
 }

@@ -30,7 +30,7 @@ def library_path() -> str:
     if compiler is None:
         pytest.skip("needs a C compiler for the fake CUDA runtime")
     path = Path(mkdtemp(prefix="fake-cudart-")) / "libcudart.so.12"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(SOURCE)]
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True)
     return str(path)
 

@@ -1,6 +1,7 @@
 """The CUDA layer, on a fake library and on NVIDIA's own without a driver."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
-from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError
+from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError, UsageError
 from tinyllava_edge.runtimes.trt import cudart, cudart_places
 from tinyllava_edge.runtimes.trt.cuda_objects import Buffer, Event, Graph, Stream
 from tinyllava_edge.runtimes.trt.cudart import Cudart, open_cudart
@@ -189,3 +190,45 @@ def test_the_genuine_library_says_that_there_is_no_driver(tmp_path: Path, packag
     cuda = Cudart(str(library))  # has every function that we call
     with pytest.raises(NoGpuError, match=r"no NVIDIA driver \(cudaGetDeviceCount: .*\(CUDA error 35\)"):
         cuda.read_gpu()
+
+
+def test_a_gpu_is_chosen_by_its_number(gpu: FakeGpu) -> None:
+    gpu.be(f"Fake Orin,87,8,1,12060;{RTX_3060}")
+    assert [open_cudart(number).read_gpu().name for number in (0, 1)] == ["Fake Orin", "Fake RTX 3060"]
+    assert gpu.current == 1
+    with pytest.raises(UsageError, match=r"no GPU 2\. Those there are: 0 \(Fake Orin\), 1 \(Fake RTX 3060\)"):
+        open_cudart(2)
+
+
+def test_of_two_libraries_the_one_that_does_is_taken_and_it_is_said(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cudart, "note", said.append)
+    fake = os.environ[LIBRARY_VARIABLE]
+    newer = tmp_path / "libcudart.so.13"
+    shutil.copy(fake, newer)  # another library to the loader
+    monkeypatch.setattr(cudart, "cudart_places", lambda: iter([str(newer), fake]))
+    monkeypatch.setenv("FAKE_CUDART_REFUSES", str(newer))
+    assert open_cudart().path == fake
+    assert said == [
+        f"2 CUDA libraries are on the path: {newer} does not work with this driver, {fake} does. Remove the "
+        "first, or name one with TINYLLAVA_EDGE_CUDART."
+    ]
+    gpu.be("Fake Orin,87,8,1,11040")
+    with pytest.raises(
+        NoGpuError, match=rf"driver is too old: .*{newer} is CUDA .* Neither does {fake} work here"
+    ):
+        open_cudart()
+
+
+def test_what_tensorrt_has_loaded_comes_before_what_the_loader_knows(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = os.environ[LIBRARY_VARIABLE]
+    Cudart(fake)
+    monkeypatch.delenv(LIBRARY_VARIABLE)
+    found = list(cudart_places.cudart_places())
+    assert fake in found
+    assert found.index(fake) < found.index("libcudart.so.13")
+    assert "libcudart.so.12" not in found  # the same, by its other name

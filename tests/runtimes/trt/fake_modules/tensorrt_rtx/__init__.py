@@ -4,7 +4,6 @@ FAKE_RTX_COMPILED    a file that gets a line for every engine whose kernels were
 """
 
 import os
-from pathlib import Path
 from typing import Any
 
 from tests.runtimes.trt import fake_tensorrt as plain
@@ -53,7 +52,7 @@ class IExecutionContext(plain.IExecutionContext):
         if self._cache is not None and self._cache._kernels:
             return
         if log := os.environ.get("FAKE_RTX_COMPILED"):
-            with Path(log).open("a") as file:
+            with open(log, "a") as file:
                 file.write("compiled\n")
         if self._cache is not None:
             self._cache._kernels = _KERNELS + str(plain._sm()).encode()

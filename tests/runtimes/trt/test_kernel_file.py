@@ -31,17 +31,17 @@ def test_every_bit_counts(file: KernelFile) -> None:
         changed = bytearray(whole)
         changed[bit // 8] ^= 1 << bit % 8
         file.path.write_bytes(changed)
-        with pytest.raises(NoEngineError, match=r"x.kernels is (damaged|of another engine)"):
+        with pytest.raises(NoEngineError, match=r"x\.kernels is (damaged|of another engine)"):
             file.read()
     for length in range(len(whole)):
         file.path.write_bytes(whole[:length])
-        with pytest.raises(NoEngineError, match=r"x.kernels is (damaged|of another engine)"):
+        with pytest.raises(NoEngineError, match=r"x\.kernels is (damaged|of another engine)"):
             file.read()
 
 
 def test_kernels_of_another_engine_are_not_read(file: KernelFile) -> None:
     KernelFile(file.path, OTHER).write(b"kernels")
-    with pytest.raises(NoEngineError, match="x.kernels is of another engine"):
+    with pytest.raises(NoEngineError, match=r"x\.kernels is of another engine"):
         file.read()
 
 

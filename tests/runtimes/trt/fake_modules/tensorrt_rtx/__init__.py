@@ -44,7 +44,7 @@ class IRuntimeConfig:
         return True
 
 
-class IExecutionContext(plain.IExecutionContext):
+class _Context(plain.IExecutionContext):
     _cache: IRuntimeCache | None = None
 
     def _ran(self) -> None:
@@ -62,8 +62,8 @@ class _Engine(plain.ICudaEngine):
     def create_runtime_config(self) -> IRuntimeConfig:
         return IRuntimeConfig()
 
-    def create_execution_context(self, runtime_config: Any = None) -> IExecutionContext:
-        context = IExecutionContext(self)
+    def create_execution_context(self, runtime_config: Any = None) -> _Context:
+        context = _Context(self)
         context.name = runtime_config.cuda_graph_strategy.name if runtime_config else ""
         context._cache = runtime_config._cache if runtime_config else None
         return context
@@ -77,4 +77,4 @@ class _Runtime(plain.Runtime):
         return engine
 
 
-globals().update(Runtime=_Runtime, ICudaEngine=_Engine)
+globals().update(Runtime=_Runtime, ICudaEngine=_Engine, IExecutionContext=_Context)

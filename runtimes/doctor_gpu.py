@@ -86,7 +86,7 @@ def read_cache() -> CacheState:
         engines=tuple(
             f"{r.variant}: {r.status}, {r.key.board.library} {r.key.board.library_version}, "
             f"{r.key.board.gpu} SM {r.key.board.sm}, {r.plan_bytes >> 20} MiB, "
-            f"{r.facts.get('fusion', 'fusion not read')}, {r.origin}"
+            f"{r.facts['fusion'] + ', ' if 'fusion' in r.facts else ''}{r.origin}"
             for r in records
         ),
         damaged=len(found) - len(records),

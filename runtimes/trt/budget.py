@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.errors import EngineMemoryError
 
@@ -27,7 +28,12 @@ def least_engine_bytes(bundle: Bundle, variant: Variant) -> int:
 
 
 def check_memory(
-    weight_bytes: int, *, shared: bool, workspace_bytes: int | None = None, root: Path = Path("/")
+    weight_bytes: int,
+    *,
+    shared: bool,
+    workspace_bytes: int | None = None,
+    only_say: bool = False,
+    root: Path = Path("/"),
 ) -> None:
     """Refuse a build that the free memory and swap do not hold, as far as can be reckoned.
 
@@ -35,6 +41,7 @@ def check_memory(
         weight_bytes: of the graph, external data included.
         shared: whether the GPU takes its memory from the main one.
         workspace_bytes: what kernels may use; None for `default_workspace_bytes`.
+        only_say: whether that is a note, and the build goes on.
         root: of the system's files.
 
     Raises:
@@ -47,11 +54,14 @@ def check_memory(
     if available is None or needed <= available:
         return
     more = f" + {workspace / _GIB:.1f} workspace" if workspace else ""
-    raise EngineMemoryError(
+    said = (
         f"building it takes about {needed / _GIB:.1f} GiB ({factor:.1f} x {weight_bytes / _GIB:.2f} of "
         f"weights + {_BASE_BYTES / _GIB:.1f}{more}), {available / _GIB:.1f} are free with swap. Close other "
         "programs, add swap while building, or name the variant with --vision to try all the same."
     )
+    if not only_say:
+        raise EngineMemoryError(said)
+    note(f"this may not fit: {said}")
 
 
 def _available_bytes(root: Path) -> int | None:

@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllava_edge.atomic_files import write_bytes
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.errors import EngineBuildError, UnsupportedPrecisionError, UsageError
 
 from .binding import LogMessage, MessageLog, TensorRT, open_tensorrt
 from .builder_errors import build_failure, parse_failure
 from .options import MIB, EngineOptions
+from .timings import load_timings, save_timings
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -79,7 +79,7 @@ def build_engine(
         _add_profile(builder, config, network, options)
         workspace = options.workspace_bytes or default_workspace_bytes()
         _configure(binding, config, options, workspace)
-        timings = _load_timing_cache(config, options)
+        timings = load_timings(config, options.timing_cache)
         monitor = _progress_monitor(binding, on_progress)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
@@ -87,7 +87,7 @@ def build_engine(
             raise monitor.interrupted
         if plan is None:
             raise build_failure(binding, options, workspace, log)
-        timings = _save_timing_cache(config, options) or timings
+        timings = save_timings(config, options.timing_cache) or timings
     return BuiltEngine(
         plan=memoryview(plan),
         facts={
@@ -253,40 +253,6 @@ def _compute_capability(binding: TensorRT, sm: int) -> Any:
         jetson = " A Jetson needs --target tensorrt, on the board itself." if sm in JETSON_SMS else ""
         raise UsageError(f"{binding.name} does not build for SM {sm}; it does for {known}.{jetson}")
     return members[f"SM{sm}"]
-
-
-def _load_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> str:
-    """Give the builder the timings of earlier builds; what is wrong with those that are there, or "".
-
-    Those of another GPU or version it does not take; they are then measured and written anew.
-    """
-    path = options.timing_cache
-    if path is None:
-        return ""
-    try:
-        stored = path.read_bytes()
-    except OSError:
-        stored = b""
-    for content in dict.fromkeys((stored, b"")):
-        cache: trt.ITimingCache = config.create_timing_cache(content)
-        if cache is not None and config.set_timing_cache(cache, False):
-            if content == stored:
-                return ""
-            break
-    return f"{path} is of another TensorRT or GPU, or damaged: kernels are timed again, which takes longer"
-
-
-def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> str:
-    """Keep the timings; why that was not possible, or "": an engine is not lost for want of them."""
-    if options.timing_cache is None:
-        return ""
-    cache: trt.ITimingCache = config.get_timing_cache()
-    try:
-        if cache is not None:
-            write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
-    except OSError as error:
-        return f"kernel timings are not kept, the next build takes as long: {error}"
-    return ""
 
 
 def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:

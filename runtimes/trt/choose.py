@@ -19,7 +19,6 @@ from tinyllava_edge.errors import (
     BackendError,
     BundleError,
     EngineLoadError,
-    EngineMemoryError,
     NoEngineError,
     PackError,
 )
@@ -200,7 +199,12 @@ class DeviceBuild:
         variant = self.bundle.variant("vision", name)
         graph = self.bundle.path(variant.files[0])
         check_space(self.cache.folder, least_engine_bytes(self.bundle, variant))
-        self._check_memory(self.bundle.variant_bytes(variant))
+        check_memory(
+            self.bundle.variant_bytes(variant),
+            shared=self._shares_memory,
+            workspace_bytes=self.options.workspace_bytes,
+            only_say=self._is_asked_for,
+        )
         with self.cache.work_file() as work:
             facts = build_engine_apart(graph, self.options, work, self._on_progress)
             if facts["timings"]:
@@ -219,17 +223,6 @@ class DeviceBuild:
     def _compare(self, record: EngineRecord, plan: Path) -> EngineRecord:
         """The record of an engine with what it computes here; nothing is written but its kernels."""
         return compare_apart(self.bundle, record, plan, self.options.max_batch, self.options.device)
-
-    def _check_memory(self, weight_bytes: int) -> None:
-        """Leave out a step that cannot fit; a variant that was asked for is tried all the same."""
-        try:
-            check_memory(
-                weight_bytes, shared=self._shares_memory, workspace_bytes=self.options.workspace_bytes
-            )
-        except EngineMemoryError as error:
-            if not self._is_asked_for:
-                raise
-            note(f"this may not fit: {error}")
 
     def _remember(self, steps: list[Step]) -> Choice:
         """The last step is what `--runtime auto` takes from now on."""

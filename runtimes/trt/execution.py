@@ -1,9 +1,11 @@
-"""An engine's execution context; of TensorRT-RTX with its graphs and its kept kernels."""
+"""A loaded engine: is it this bundle's, and its execution context; of TensorRT-RTX with its kept kernels."""
 
 from typing import TYPE_CHECKING
 
+from tinyllava_edge.bundle import VisionSpec
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import EngineLoadError, NoEngineError
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
 from .binding import TensorRT
 from .kernel_file import KernelFile
@@ -80,3 +82,36 @@ def create_context(
                 log,
             )
         return context, kept
+
+
+def check_tensors(engine: "trt.ICudaEngine", spec: VisionSpec, name: str) -> None:
+    """Hold an engine's inputs and outputs against the manifest; "batch" stands for any number.
+
+    Raises:
+        EngineLoadError: it is not of this bundle's vision part.
+    """
+    side = spec.image_size
+    wanted = {
+        PIXELS: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
+        EMBEDDINGS: ("OUTPUT", "FLOAT", "DEVICE", [spec.num_tokens, spec.hidden_size]),
+    }
+    found = {}
+    for index in range(engine.num_io_tensors):
+        tensor = engine.get_tensor_name(index)
+        facts = (
+            engine.get_tensor_mode(tensor),
+            engine.get_tensor_dtype(tensor),
+            engine.get_tensor_location(tensor),
+        )
+        found[tensor] = (*(fact.name for fact in facts), list(engine.get_tensor_shape(tensor))[1:])
+    if found != wanted:
+        raise EngineLoadError(f"{name}: expected {wanted}, found {found}. Export the bundle again.")
+
+
+def batch_range(engine: "trt.ICudaEngine") -> tuple[int, int]:
+    """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
+    batch = engine.get_tensor_shape(PIXELS)[0]
+    if batch >= 1:
+        return batch, batch
+    least, _, largest = engine.get_tensor_profile_shape(PIXELS, 0)
+    return least[0], largest[0]

@@ -23,7 +23,7 @@ from .binding import TensorRT, open_tensorrt
 from .cache import EngineCache, StoredEngine
 from .cuda_objects import Buffer, Event, Graph, Stream
 from .cudart import Cudart, open_cudart
-from .execution import KeptKernels, create_context
+from .execution import KeptKernels, batch_range, check_tensors, create_context
 from .lookup import find_engine, read_board
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class TensorRTVision:
         try:
             self._runtime: trt.Runtime | None = binding.create_runtime()
             self._engine = engine = binding.deserialize(self._runtime, stored.plan)
-            self._check_tensors(engine)
-            self._smallest, self._largest = _batch_range(engine)
+            check_tensors(engine, spec, self.name)
+            self._smallest, self._largest = batch_range(engine)
             context, self._kernels = create_context(
                 binding, engine, stored.kernels, name=self.name, use_graph=use_graph
             )
@@ -237,25 +237,6 @@ class TensorRTVision:
                 )
         self._batch = batch
 
-    def _check_tensors(self, engine: "trt.ICudaEngine") -> None:
-        """Hold the engine's inputs and outputs against the manifest; "batch" stands for any number."""
-        side = self._spec.image_size
-        wanted = {
-            PIXELS: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
-            EMBEDDINGS: ("OUTPUT", "FLOAT", "DEVICE", [self._spec.num_tokens, self._spec.hidden_size]),
-        }
-        found = {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            facts = (
-                engine.get_tensor_mode(name),
-                engine.get_tensor_dtype(name),
-                engine.get_tensor_location(name),
-            )
-            found[name] = (*(fact.name for fact in facts), list(engine.get_tensor_shape(name))[1:])
-        if found != wanted:
-            raise EngineLoadError(f"{self.name}: expected {wanted}, found {found}. Export the bundle again.")
-
     def _open_buffers(self, context: "trt.IExecutionContext") -> None:
         """Make stream, marks and buffers for the largest batch, whose addresses never change."""
         cuda, opened, mapped = self._cuda, self._resources.enter_context, self.mapped
@@ -281,12 +262,3 @@ def _close_graph(recorded: list[Graph]) -> None:
     while recorded:
         with suppress(CudaError):
             recorded.pop().close()
-
-
-def _batch_range(engine: "trt.ICudaEngine") -> tuple[int, int]:
-    """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
-    batch = engine.get_tensor_shape(PIXELS)[0]
-    if batch >= 1:
-        return batch, batch
-    least, _, largest = engine.get_tensor_profile_shape(PIXELS, 0)
-    return least[0], largest[0]

@@ -24,6 +24,7 @@ MODULES = (
     "runtimes/trt/builder.py",
     "runtimes/trt/builder_errors.py",
     "runtimes/trt/execution.py",
+    "runtimes/trt/timings.py",
     "runtimes/trt/vision.py",
 )
 # Names that not every version has: versions without it -> what keeps the code from it there.

@@ -67,7 +67,8 @@ def builds(tasks_here: list[dict[str, Any]]) -> Builds:
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines for the user."""
     lines: list[str] = []
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.note", lines.append)
+    for module in ("choose", "budget"):
+        monkeypatch.setattr(f"tinyllava_edge.runtimes.trt.{module}.note", lines.append)
     return lines
 
 
@@ -609,7 +610,7 @@ def test_an_engine_is_not_lost_where_its_timings_cannot_be_kept(
     def full(path: Path, content: object, *, mode: int) -> None:
         raise DiskFullError(f"{path}: the disk is full")
 
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.builder.write_bytes", full)
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.timings.write_bytes", full)
     assert device(bundle).choose().vision == "fp16"
     assert any(line.startswith("kernel timings are not kept") and "disk is full" in line for line in said)
 

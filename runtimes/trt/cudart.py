@@ -223,11 +223,7 @@ def open_cudart(device: int = 0) -> Cudart:
                     f"with this driver, {path} does. Remove the first, or name one with {LIBRARY_VARIABLE}."
                 )
             return cuda
-    if refused:
-        first, *others = refused
-        also = f" Neither does {', '.join(others)} work here." if others else ""
-        raise NoGpuError(f"{refused[first]}{also}")
-    raise NoGpuError(
+    raise next(iter(refused.values()), None) or NoGpuError(
         f"no CUDA runtime library was found; tried {', '.join(tried)}. On a Jetson: sudo apt install "
         "cuda-cudart-12-6 (JetPack 6) or cuda-cudart-13-0 (7); elsewhere: pip install nvidia-cuda-runtime. "
         f"{LIBRARY_VARIABLE} can name its path."

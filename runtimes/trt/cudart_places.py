@@ -36,7 +36,8 @@ def cudart_places() -> Iterator[str]:
     )
     for folders in places:
         paths = [folder / f"libcudart.so.{major}" for major in MAJORS for folder in folders]
-        yield from (str(path) for path in paths if path.exists())
+        there = {path.resolve(): str(path) for path in reversed(paths) if path.exists()}  # each file once
+        yield from reversed(there.values())
 
 
 def _loaded() -> tuple[str, ...]:

@@ -216,7 +216,7 @@ def test_of_two_libraries_the_one_that_does_is_taken_and_it_is_said(
         "first, or name one with TINYLLAVA_EDGE_CUDART."
     ]
     gpu.be("Fake Orin,87,8,1,11040")
-    with pytest.raises(NoGpuError, match=rf"too old: .*{newer} is CUDA .* Neither does {fake} work here"):
+    with pytest.raises(NoGpuError, match=rf"too old: .*{newer} is CUDA"):
         open_cudart()
 
 

@@ -36,8 +36,10 @@ def cudart_places() -> Iterator[str]:
     )
     for folders in places:
         paths = [folder / f"libcudart.so.{major}" for major in MAJORS for folder in folders]
-        there = {path.resolve(): str(path) for path in reversed(paths) if path.exists()}  # each file once
-        yield from reversed(there.values())
+        there: dict[Path, str] = {}  # each file once, by its first name
+        for path in filter(Path.exists, paths):
+            there.setdefault(path.resolve(), str(path))
+        yield from there.values()
 
 
 def _loaded() -> tuple[str, ...]:

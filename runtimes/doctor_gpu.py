@@ -85,7 +85,8 @@ def read_cache() -> CacheState:
         folder=str(folder),
         engines=tuple(
             f"{r.variant}: {r.status}, {r.key.board.library} {r.key.board.library_version}, "
-            f"{r.key.board.gpu} SM {r.key.board.sm}, {r.plan_bytes >> 20} MiB, {r.origin}"
+            f"{r.key.board.gpu} SM {r.key.board.sm}, {r.plan_bytes >> 20} MiB, "
+            f"{r.facts['fusion'] + ', ' if 'fusion' in r.facts else ''}{r.origin}"
             for r in records
         ),
         damaged=len(found) - len(records),

@@ -139,6 +139,15 @@ def test_a_gpu_shows_by_its_device_file(tmp_path: Path) -> None:
     assert device.has_nvidia_gpu(write_tree(tmp_path, {"dev/nvhost-gpu": ""}))
 
 
+@pytest.mark.parametrize(
+    "driver", ["usr/lib/wsl/lib/libcuda.so.1", "usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"]
+)
+def test_a_gpu_shows_in_wsl2_which_has_no_device_file_of_nvidia(tmp_path: Path, driver: str) -> None:
+    write_tree(tmp_path, {"dev/dxg": "", "usr/lib/wsl/drivers/iigd_dch.inf_amd64_1/libd3d12.so": ""})
+    assert not device.has_nvidia_gpu(tmp_path)  # Intel's
+    assert device.has_nvidia_gpu(write_tree(tmp_path, {driver: ""}))
+
+
 def test_an_unknown_l4t_release_has_an_unknown_jetpack(tmp_path: Path) -> None:
     release = "# R41 (release), REVISION: 1.2, GCID: 1, BOARD: generic, EABI: aarch64, DATE: 2030\n"
     jetson = device.read_machine(write_tree(tmp_path, {"etc/nv_tegra_release": release})).jetson

@@ -9,11 +9,12 @@ from rich.text import Text
 
 from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
 
-from .ladder import Check, Ladder, Report, StageResult, refused
+from .ladder import Check, Ladder, Report, StageResult, number, refused
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 from .reference_stored import StoredReference
@@ -62,6 +63,10 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
         reference=ladder.reference.name,
         results=tuple(results),
         versions=package_versions(),
+        bundle=NANO if is_shipped(ladder.bundle.root) else ladder.bundle.root.resolve().name,
+        source="its checkpoint"
+        if isinstance(ladder.reference, CheckpointReference)
+        else "the tensors stored in it",
     )
 
 
@@ -145,13 +150,4 @@ def _about(result: StageResult) -> str:
 
 
 def _said(check: Check) -> str:
-    if check.gate is None:
-        return f"{check.metric} {_number(check.value)}"
-    sign = "<=" if check.gate.kind == "max" else ">="
-    return f"{check.metric} {_number(check.value)} ({sign} {_number(check.gate.limit)})"
-
-
-def _number(value: float) -> str:
-    if float(value).is_integer():
-        return f"{value:.0f}"
-    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"
+    return f"{check.metric} {number(check.value)}" + (f" ({check.bound})" if check.gate else "")

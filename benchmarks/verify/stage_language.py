@@ -35,6 +35,7 @@ from .stage_weights import gguf_path
 
 Floats = npt.NDArray[np.float32]
 OnStage = Callable[[str], None]
+OnRun = Callable[[LanguageRun], None]
 TOKENS_FOR_A_PERCENTILE = 200  # of fewer, the largest two values are the 99th
 _SEE_WEIGHTS = "weights, RoPE order, norm eps, K and V; "
 
@@ -63,12 +64,15 @@ def language_stages(ladder: Ladder) -> list[str]:
     return [stage for pair in _pairs(ladder) for stage in pair.stages]
 
 
-def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
+def check_language(
+    ladder: Ladder, on_stage: OnStage, on_run: OnRun = lambda run: None
+) -> Iterator[StageResult]:
     """Stages 7 to 11 of every language variant, and of every further vision variant that can be run.
 
     Args:
         ladder: as of `climb`.
         on_stage: called with the name of each stage when it begins; a pair's first one opens the model.
+        on_run: called with each model behind its stages, before it is closed.
     """
     if not any(map(is_run, ladder.vision)):
         yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
@@ -78,11 +82,13 @@ def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
-                judge_of = _Judge(ladder, pair, LanguageRun(model, ladder.reference))
+                run = LanguageRun(model, ladder.reference)
+                judge_of = _Judge(ladder, pair, run)
                 yield judge_of.check(first)
                 for stage in others:
                     on_stage(stage)
                     yield judge_of.check(stage)
+                on_run(run)
         except TinyLlavaEdgeError as error:
             yield refused(first, pair.label, error)
 

@@ -20,6 +20,7 @@ from tinyllava_edge.user_files import read_user_file
 
 if TYPE_CHECKING:
     from .explain import Explanation, Side
+    from .ladder import StageResult
 
 
 def explain(
@@ -88,19 +89,26 @@ def explain(
 
 def _show(found: "Explanation") -> None:
     """One screen."""
-    from .climb import report_table
-
-    stdout.print(printable(found.verdict, line_ends=True), soft_wrap=True, highlight=False)
-    stdout.print(report_table(found.report))
-    ids, positions = len(found.prompt_ids), found.positions
-    lines = [f"prompt      {ids} ids, {positions} positions with the picture"]
+    lines = [found.verdict, f"prompt      {len(found.prompt_ids)} ids, {found.positions} positions with the picture"]
     for name, side in (("checkpoint", found.checkpoint), ("bundle", found.bundle)):
         lines += [f"{name:<11} {side.text!r}" if side else f"{name:<11} no answer"]
-    for name, side in (("checkpoint", found.checkpoint), ("bundle", found.bundle)):
         if side is not None and side.token is not None:
-            lines.append(f"token {found.parts_at:<5} {name} {_sure(side)}")
+            lines.append(f"  token {found.parts_at}: {_sure(side)}")
+    for result in found.report.results:
+        lines.append(f"{result.stage:<14} {result.variant:<9} {_told(result)}")
     for line in lines:
         stdout.print(printable(line, line_ends=True), soft_wrap=True, highlight=False)
+
+
+def _told(result: "StageResult") -> str:
+    """Status, and the figure that decides: one that fails, else the first with a gate."""
+    from .ladder import number
+
+    if result.skipped:
+        return f"-       {result.skipped}"
+    check = next(iter(sorted(result.checks, key=lambda one: (one.passed, one.gate is None))), None)
+    figure = f"{check.metric} {number(check.value)} {check.bound}" if check else ""
+    return f"{'ok' if result.status == 'passed' else 'FAILED':<7} {figure}"
 
 
 def _sure(side: "Side") -> str:

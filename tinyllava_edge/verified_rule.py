@@ -1,8 +1,8 @@
 """What "verified" means, once for `export` (a variant's status) and `verify` (the same stages of its ladder).
 
 A vision variant is verified where its figures pass every gate of `gates.gates_of` at the stages tower and
-connector, a language variant where every tensor of its file passes `StoredTensor`. What a runtime makes of the
-files (the stages behind them) is `verify`'s alone.
+connector, a language variant where every tensor of its file passes `StoredTensor`. What a runtime makes of
+the files (the stages behind them) is `verify`'s alone.
 """
 
 from collections.abc import Callable, Mapping

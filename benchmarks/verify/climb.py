@@ -41,9 +41,7 @@ def planned_stages(ladder: Ladder) -> list[str]:
     return [*(stage for stage, _ in CHECKS), *language_stages(ladder)]
 
 
-def climb(
-    ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun = lambda run: None
-) -> Report:
+def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun = lambda run: None) -> Report:
     """Compute every stage, also those behind a failed one where that is possible.
 
     Args:

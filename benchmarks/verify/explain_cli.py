@@ -48,9 +48,9 @@ def explain(
     from tinyllava_edge.runtimes.base import BackendOptions
 
     from .climb import open_checkpoint, planned_stages
-    from .explain import QuestionReference, room_behind
     from .explain import explain as explained
     from .ladder import Ladder
+    from .reference_question import QuestionReference, room_behind
     from .stage_vision import is_run
 
     open_picture(picture)  # one that cannot be used is refused by its name
@@ -58,7 +58,9 @@ def explain(
     settled = settle_runtime(runtime, opened)
     chosen = opened.variant("vision", vision or next(iter(settled.variants), None))
     if not is_run(chosen):
-        raise UsageError(f"vision {chosen.name} is {chosen.status} here, so it answers nothing. Take another.")
+        raise UsageError(
+            f"vision {chosen.name} is {chosen.status} here, so it answers nothing. Take another."
+        )
     room = room_behind(opened, BackendOptions(threads=threads), question)
     source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
     sources = fetch_sources(sources, source)
@@ -74,13 +76,17 @@ def explain(
         language=(opened.variant("language", language),),
         runtime=settled.runtime,
         num_pictures=1,
-        options=BackendOptions(checkpoint=source, sources=sources, allow_pickle=allow_pickle, threads=threads),
+        options=BackendOptions(
+            checkpoint=source, sources=sources, allow_pickle=allow_pickle, threads=threads
+        ),
     )
     with progress() as bar:
         task = bar.add_task("explain", total=len(planned_stages(ladder)), completed=-1)
         found = explained(ladder, lambda stage: bar.update(task, advance=1, description=f"explain {stage}"))
     if json:
-        print_json({**found.to_json(), "variants": {"vision": chosen.name, "language": ladder.language[0].name}})
+        print_json(
+            {**found.to_json(), "variants": {"vision": chosen.name, "language": ladder.language[0].name}}
+        )
     else:
         _show(found)
     if not found.is_equal:
@@ -89,7 +95,10 @@ def explain(
 
 def _show(found: "Explanation") -> None:
     """One screen."""
-    lines = [found.verdict, f"prompt      {len(found.prompt_ids)} ids, {found.positions} positions with the picture"]
+    lines = [
+        found.verdict,
+        f"prompt      {len(found.prompt_ids)} ids, {found.positions} positions with the picture",
+    ]
     for name, side in (("checkpoint", found.checkpoint), ("bundle", found.bundle)):
         lines += [f"{name:<11} {side.text!r}" if side else f"{name:<11} no answer"]
         if side is not None and side.token is not None:

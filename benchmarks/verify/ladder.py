@@ -15,7 +15,6 @@ from tinyllava_edge.runtimes.registry import RUNTIMES
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 
-
 ERRORS = "errors"  # the metric of a stage that was refused
 
 

@@ -20,7 +20,6 @@ from .language_run import LanguageRun, input_rows
 from .reference_checkpoint import CheckpointReference
 from .stage_weights import dequantized_parameters
 
-
 QUANTIZATION = "the quantization itself"
 
 
@@ -92,8 +91,8 @@ def quantization_cause(cost: Mapping[str, float], mean_kld: float, wider: str) -
     if not cost or not TIMES_COST * cost["mean_kld"] >= mean_kld:
         return ""
     return (
-        f"{QUANTIZATION}: the file is what it should be, and torch with its values agrees with the runtime and "
-        f"loses as much (mean KLD {cost['mean_kld']:.3g} of {mean_kld:.3g}); {wider}"
+        f"{QUANTIZATION}: the file is what it should be, and torch with its values agrees with the runtime "
+        f"and loses as much (mean KLD {cost['mean_kld']:.3g} of {mean_kld:.3g}); {wider}"
     )
 
 

@@ -33,7 +33,9 @@ def test_verify_prints_one_line_of_json_and_keeps_it_beside_the_manifest(bundle:
     assert result.returncode == 0, result.stderr
     printed = json.loads(result.stdout)
     assert next(iter(printed)) == "verdict"
-    assert printed["verdict"].startswith("verified: bundle is equal to the tensors stored in it in 7 of 10 stages")
+    assert printed["verdict"].startswith(
+        "verified: bundle is equal to the tensors stored in it in 7 of 10 stages"
+    )
     kept = json.loads((bundle / "parity" / "onnxruntime+llamacpp.json").read_text())
     manifest_sha256 = kept.pop("manifest_sha256")
     assert kept == printed
@@ -74,7 +76,9 @@ def test_a_bundle_that_differs_exits_with_1_and_the_cause(
     result = run("verify", tmp_path / "faulty", *only_f32())
     assert result.returncode == 1
     first = result.stdout.splitlines()[0]
-    assert first.startswith("different: first at pixels (wrong_pictures 3, gate <= 0); likely cause: a constant")
+    assert first.startswith(
+        "different: first at pixels (wrong_pictures 3, gate <= 0); likely cause: a constant"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A file that `export` calls verified passes the same stages of `verify`, and the reverse: faults near every gate.
+"""What `export` calls verified passes the same stages of `verify`, and the reverse: faults near every gate.
 
 Both look at the same pictures here, so that only the rule can differ. CPU: a tiny model, and nano (slow).
 """
@@ -26,7 +26,13 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.export.parity import VisionTrial, check_language, check_rounded, check_vision, vision_trial
+from tinyllava_edge.export.parity import (
+    VisionTrial,
+    check_language,
+    check_rounded,
+    check_vision,
+    vision_trial,
+)
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import gates_of
 from tinyllava_edge.metrics import snr_db

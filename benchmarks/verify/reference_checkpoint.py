@@ -65,7 +65,7 @@ class CheckpointReference:
         with guarded(f"{folder}: the tokenizer", CheckpointError):
             self.tokenizer = UpstreamTokenizer(folder)
         self.pictures = picture_set(vision.image_size)
-        self.prompts = PROMPTS
+        self.prompts: tuple[PromptCase, ...] = PROMPTS
         self.num_tokens = num_tokens
 
     @cached_property

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,7 +115,7 @@ def blends() -> Iterator[bytes]:
 
 
 def test_what_q4_k_m_changes_is_named_as_the_quantization(nano: Path) -> None:
-    how = {"runtime": "onnxruntime+llamacpp", "threads": 1, "kv_type": "f32"}
+    how: dict[str, Any] = {"runtime": "onnxruntime+llamacpp", "threads": 1, "kv_type": "f32"}
     with (
         open_bundle(nano, language="f32", **how) as precise,
         open_bundle(nano, language="q4_k_m", **how) as coarse,

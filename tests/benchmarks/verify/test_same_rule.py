@@ -129,7 +129,8 @@ def add_to_bias(path: Path, wanted: str, share: float, rows: npt.NDArray[np.floa
 def share_at_gate(name: str, stage: str, off_db: float) -> float:
     """Error over signal, both as amplitudes, some decibels above or below the tightest gate."""
     limits = {gate.metric: gate.limit for gate in gates_of(stage, name)}
-    least_db = limits.get("snr_db") or -10 * np.log10(limits.get("connector_nmse", limits.get("nmse")))
+    tightest = min(limits.get("connector_nmse", 1.0), limits.get("nmse", 1.0))
+    least_db = limits.get("snr_db") or -10 * np.log10(tightest)
     return float(10 ** (-(least_db + off_db) / 20))
 
 

@@ -29,6 +29,11 @@ COMMANDS = {
         "verify",
         "Find the first stage where a bundle differs from its source.",
     ),
+    "explain": (
+        "tinyllava_edge.benchmarks.verify.explain_cli",
+        "explain",
+        "Ask checkpoint and bundle one question: where they differ first, and why.",
+    ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
     "eval": (

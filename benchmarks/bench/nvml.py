@@ -47,7 +47,9 @@ class Nvml:
 
     def power_w(self) -> dict[str, float]:
         """Power draw of each card that tells."""
-        found = {name: self._number("PowerUsage", card) for name, card in zip(self.names, self._cards, strict=True)}
+        found = {
+            name: self._number("PowerUsage", card) for name, card in zip(self.names, self._cards, strict=True)
+        }
         return {name: milliwatts / 1000 for name, milliwatts in found.items() if milliwatts is not None}
 
     def temperatures_c(self) -> dict[str, int | None]:

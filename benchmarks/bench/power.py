@@ -1,7 +1,7 @@
 """Power while something runs: rails of a Jetson, or cards; joules of a stretch of time.
 
-Where it comes from, best first: INA3221 sensors in sysfs (no privilege, fast), tegrastats, NVML. What each rail
-feeds: docs/sources/measuring.md#power-rails.
+Where it comes from, best first: INA3221 sensors in sysfs (no privilege, fast), tegrastats, NVML. What each
+rail feeds: docs/sources/measuring.md#power-rails.
 """
 
 import re
@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def find_power(root: Path = Path("/")) -> PowerSource:
 
 
 def read_rails(rails: dict[str, Path]) -> Watts:
-    """Watts of each INA3221 channel (docs of the kernel's driver: mV and mA); without those that do not tell."""
+    """Watts of each channel of an INA3221, from its mV and mA; without those that do not tell."""
     found = {}
     for name, path in rails.items():
         with suppress(OSError, ValueError):
@@ -126,20 +127,30 @@ class PowerWatch:
         if first is None or last is None or end_s <= start_s:
             return None
         part = self.samples[first : last + 1]
-        if any(after - before > _MOST_GAP_S for (before, _), (after, _) in zip(part, part[1:], strict=False)):
+        if any(after - before > _MOST_GAP_S for (before, _), (after, _) in pairwise(part)):
             return None
         names = set.intersection(*(set(watts) for _, watts in part))
-        return {name: _integral([(t, w[name]) for t, w in part], start_s, end_s) for name in sorted(names)} or None
+        return {
+            name: _integral([(t, w[name]) for t, w in part], start_s, end_s) for name in sorted(names)
+        } or None
 
-    def mean_w(self, start_s: float, end_s: float) -> Watts | None:
-        """Mean power of each rail, likewise."""
-        found = self.joules(start_s, end_s)
-        return None if found is None else {name: joules / (end_s - start_s) for name, joules in found.items()}
+    @property
+    def is_read(self) -> bool:
+        """Whether there is a source."""
+        return self.source in INTERVAL_S
+
+    def mean_so_far_w(self) -> Watts | None:
+        """Mean power of each rail over all samples; None for fewer than two."""
+        if len(self.samples) < 2:
+            return None
+        start, end = self.samples[0][0], self.samples[-1][0]
+        found = self.joules(start, end)
+        return None if found is None else {name: joules / (end - start) for name, joules in found.items()}
 
 
 def _integral(points: list[tuple[float, float]], start: float, end: float) -> float:
     total = 0.0
-    for (t0, w0), (t1, w1) in zip(points, points[1:], strict=False):
+    for (t0, w0), (t1, w1) in pairwise(points):
         low, high = max(t0, start), min(t1, end)
         if high > low:
             slope = (w1 - w0) / (t1 - t0)

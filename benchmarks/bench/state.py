@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .environment import read_text
+from .kernel_files import read_text
 
 # Orin: 17000000.gpu, ga10b; Thor: gpu-gpc-0, gpu-nvd-0; Xavier: gv11b (docs/sources/measuring.md#tegrastats).
 _GPU = re.compile(r"gpu|ga10b|gv11b")
@@ -13,7 +13,9 @@ _GPU = re.compile(r"gpu|ga10b|gv11b")
 def read_temperatures(root: Path = Path("/")) -> dict[str, float | None]:
     """Degrees of each thermal zone by its type; None for one that is powered off."""
     found: dict[str, float | None] = {}
-    for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*"), key=lambda path: (len(path.name), path)):
+    for zone in sorted(
+        (root / "sys/class/thermal").glob("thermal_zone*"), key=lambda path: (len(path.name), path)
+    ):
         if (name := read_text(zone, "type")) is None:
             continue
         millidegrees = _integer(zone, "temp")

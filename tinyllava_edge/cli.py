@@ -56,6 +56,11 @@ COMMANDS = {
         "hub_check",
         "Download, export, verify and score the released checkpoints.",
     ),
+    "hardware-check": (
+        "tinyllava_edge.benchmarks.hardware.cli",
+        "hardware_check",
+        "Run all that a device can show, beside what was expected of it; one report to send back.",
+    ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
     "doctor": (

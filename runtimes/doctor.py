@@ -24,7 +24,7 @@ from .trt.binding import TARGETS
 
 PACKAGES = (
     "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu llama-cpp-python torch "
-    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt tensorrt-rtx cryptography"
+    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt tensorrt-rtx-cu13 cryptography"
 )
 # Module of a backend -> packages that bring it, where that is not its own name.
 _BROUGHT_BY = {
@@ -116,7 +116,7 @@ def lines(report: Report) -> Iterator[str]:
     yield from gpu_lines(report.gpu)
     yield ""
     for name, found in report.packages.items():
-        yield f"{name:16} {found or '-'}"
+        yield f"{name:17} {found or '-'}"
     yield ""
     for state in report.runtimes:
         status = f" ({state.status})" if state.status else ""
@@ -158,6 +158,8 @@ def _fault(entry: Entry, gpu: GpuReport, machine: Machine, root: Path) -> tuple[
     """Why a backend cannot be used, and what mends it; None where it can."""
     if entry.package == "tensorrt_rtx" and machine.jetson is not None:
         return "TensorRT-RTX is for GeForce RTX cards, never for a Jetson", "take tensorrt+llamacpp"
+    if entry.needs_gpu and gpu.problem and not has_nvidia_gpu(root):  # no package would help
+        return gpu.problem, gpu.mend
     fault = _import_fault(entry, machine) if root == HERE else _tree_fault(entry, gpu, root)
     if fault is not None:
         return fault

@@ -26,7 +26,7 @@ class Fault:
 def gpu_fault(root: Path, machine: Machine, board: BoardState, cuda: CudaFiles) -> Fault | None:
     """Why no GPU can be computed on, as far as files tell; None where they speak for one."""
     if not has_nvidia_gpu(root):
-        return _no_device(board)
+        return _no_device(machine.jetson, board)
     if cuda.driver is None:
         return Fault(reason="the driver's library libcuda.so.1 is not here", mend=_driver_line(root, machine))
     usable = [one for one in cuda.runtimes if one.major in MAJORS]
@@ -75,16 +75,16 @@ def cuda_problems(
         yield f"onnxruntime-gpu needs cuDNN 9, and {found} was found: {_cudnn_line(root, machine.jetson)}"
 
 
-def _no_device(board: BoardState) -> Fault:
+def _no_device(jetson: Jetson | None, board: BoardState) -> Fault:
     if board.wsl:
         return Fault(
             reason="WSL2 passes a GPU (/dev/dxg), but Windows gives no NVIDIA driver for it "
             "(/usr/lib/wsl/lib/libcuda.so.1)",
             mend="install NVIDIA's driver in Windows, never in WSL2, then in Windows: wsl --shutdown",
         )
-    if board.kernel_is_tegra:
+    if jetson is not None:
         return Fault(
-            reason="a Jetson's kernel, but no GPU is shown: a container that was not given it",
+            reason="a Jetson whose GPU is not shown, as in a container that was not given it",
             mend="docker run --runtime nvidia -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro ...",
         )
     mend = f"docker run --gpus all ..., if the machine has one; {_NO_GPU_NEEDED}"
@@ -105,10 +105,9 @@ def _too_new(root: Path, jetson: Jetson | None, library: Library) -> str:
             f"CUDA {library.version} ({library.path}) is not for this JetPack, which has CUDA "
             f"{(jetson.cuda or 'unknown').replace('-', '.')}"
         )
-    oldest = ".".join(map(str, OLDEST_DRIVERS[library.major]))
     return (
         f"driver {read_driver(root)} is too old for CUDA {library.version} ({library.path}), which wants "
-        f"{oldest} or newer"
+        f"{OLDEST_DRIVERS[library.major]} or newer"
     )
 
 

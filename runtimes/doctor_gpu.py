@@ -28,6 +28,7 @@ class CacheState:
     Attributes:
         folder: where it is.
         engines: for each engine its variant, status, GPU and library.
+        libraries: "tensorrt 10.3.0" for each library that engines are of.
         damaged: records that cannot be used; they are built again.
         nbytes: of all plans.
         free_bytes: on its disk; None where that was not looked at.
@@ -36,6 +37,7 @@ class CacheState:
 
     folder: str
     engines: tuple[str, ...] = ()
+    libraries: tuple[str, ...] = ()
     damaged: int = 0
     nbytes: int = 0
     free_bytes: int | None = None
@@ -129,6 +131,7 @@ def read_cache() -> CacheState:
             f"{r.key.board.gpu} SM {r.key.board.sm}, {r.plan_bytes >> 20} MiB, {r.origin}"
             for r in records
         ),
+        libraries=tuple(sorted({f"{r.key.board.library} {r.key.board.library_version}" for r in records})),
         damaged=len(found) - len(records),
         nbytes=sum(path.stat().st_size for path in folder.glob("*.plan")),
         free_bytes=_free_bytes(folder),
@@ -176,6 +179,8 @@ def gpu_problems(report: GpuReport, machine: Machine, largest_bytes: int | None 
     """
     jetson, found = machine.jetson, report.libraries["tensorrt"]
     expected = jetson.tensorrt if jetson else None
+    if expected and int(expected.split(".")[0]) < 10:  # too old for us: said of the board
+        expected = None
     if jetson and expected and found[:1].isdigit() and expected.split(".")[:2] != found.split(".")[:2]:
         yield (
             f"TensorRT {found} is installed, JetPack {jetson.jetpack} has {expected}: a pip wheel "
@@ -184,6 +189,12 @@ def gpu_problems(report: GpuReport, machine: Machine, largest_bytes: int | None 
         )
     if report.cache.problem:
         yield report.cache.problem
+    there = {f"{target} {version}" for target, version in report.libraries.items()}
+    if others := [one for one in report.cache.libraries if one not in there]:
+        yield (
+            f"there are engines of {', '.join(others)}, which is not what is installed: they are not used. "
+            "tinyllava-edge build BUNDLE makes new ones"
+        )
     # An engine is as large as its weights, and is written twice while it is built.
     needed, free = max(LEAST_FREE_BYTES, 2 * (largest_bytes or 0)), report.cache.free_bytes
     if (report.gpu or machine.jetson) and free is not None and free < needed:

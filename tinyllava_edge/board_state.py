@@ -35,7 +35,6 @@ class BoardState:
         rails: names of the power rails that can be read.
         tegrastats: where NVIDIA's tool is, or None.
         container: whether this is a container.
-        kernel_is_tegra: whether a Jetson's kernel runs, which a container cannot hide.
         wsl: whether Windows passes a GPU to this Linux (WSL2).
     """
 
@@ -45,7 +44,6 @@ class BoardState:
     rails: tuple[str, ...]
     tegrastats: str | None
     container: bool
-    kernel_is_tegra: bool
     wsl: bool
 
     @property
@@ -67,7 +65,6 @@ def read_board_state(root: Path = HERE) -> BoardState:
         rails=_readable_rails(root),
         tegrastats=_find_tegrastats(root),
         container=any((root / name).exists() for name in (".dockerenv", "run/.containerenv")),
-        kernel_is_tegra="-tegra" in read_file(root / "proc/sys/kernel/osrelease"),
         wsl=(root / "dev/dxg").exists(),
     )
 
@@ -83,9 +80,9 @@ def _read_clock(folders: Iterable[Path], prefix: str = "", unit: int = 1) -> Clo
 
 
 def _readable_rails(root: Path) -> tuple[str, ...]:
-    """Rails of INA3221 sensors whose voltage and current this user may read; NC is not connected."""
+    """Rails of INA sensors whose voltage and current this user may read; NC is not connected."""
     names = []
-    for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
+    for label in sorted(root.glob("sys/bus/i2c/drivers/ina*/*/hwmon/hwmon*/in*_label")):
         number = label.name.removeprefix("in").removesuffix("_label")
         name = read_file(label).strip()
         inputs = [label.with_name(f"{kind}{number}_input") for kind in ("in", "curr")]

@@ -15,7 +15,7 @@ from tinyllava_edge.installed import find_in_packages
 from tinyllava_edge.machine_files import HERE, read_file, shown
 
 # Oldest Linux driver of each CUDA's major version, on cards.
-OLDEST_DRIVERS = {12: (525, 60, 13), 13: (580, 65, 6)}
+OLDEST_DRIVERS = {12: "525.60.13", 13: "580.65.06"}
 _SYSTEM = ("usr/lib/*-linux-gnu", "usr/lib/*-linux-gnu/*", "usr/lib64", "usr/lib/wsl/lib")
 _TOOLKITS = ("usr/local/cuda*/targets/*/lib", "usr/local/cuda*/lib64")
 
@@ -69,7 +69,7 @@ def read_cuda_files(root: Path = HERE) -> CudaFiles:
 def driver_runs(driver: str | None, major: int) -> bool:
     """Whether a card's driver is new enough for a CUDA; unknown ones count as new enough."""
     oldest = OLDEST_DRIVERS.get(major)
-    return driver is None or oldest is None or _numbers(driver) >= oldest
+    return driver is None or oldest is None or _numbers(driver) >= _numbers(oldest)
 
 
 def _libraries(root: Path, name: str, in_packages: str) -> tuple[Library, ...]:

@@ -106,7 +106,7 @@ def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
         flags.append("-DGGML_NATIVE=OFF")
     if toolkit.nvcc:
         flags += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={toolkit.architecture}"]
-        if toolkit.architecture in TEGRAS.values():
+        if machine.jetson or toolkit.architecture in TEGRAS.values():
             flags.append("-DGGML_CUDA_NO_VMM=ON")
     flags += os.environ.get("CMAKE_ARGS", "").split()
     job_bytes = _CUDA_JOB_BYTES if toolkit.nvcc else _CPU_JOB_BYTES

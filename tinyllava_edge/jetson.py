@@ -54,10 +54,11 @@ class Jetson:
 
 
 def read_jetson(root: Path = HERE) -> Jetson | None:
-    """A Jetson's board, or None; a container may hide all of these files."""
+    """A Jetson's board, or None; a container may hide all of its files but the kernel's name."""
     compatible = read_file(root / "proc/device-tree/compatible")
     release = read_file(root / "etc/nv_tegra_release")
-    if "nvidia,tegra" not in compatible and not release:
+    kernel = read_file(root / "proc/sys/kernel/osrelease")  # what a container cannot hide
+    if "nvidia,tegra" not in compatible and not release and "-tegra" not in kernel:
         return None
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     l4t = f"{found[1]}.{found[2]}" if found else None

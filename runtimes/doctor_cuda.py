@@ -1,5 +1,6 @@
 """What of CUDA is missing, too old or there twice, told by files alone: `doctor` says it of any tree."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ from tinyllava_edge.cuda_files import OLDEST_DRIVERS, CudaFiles, Library, driver
 from tinyllava_edge.device import Machine, has_nvidia_gpu, read_driver
 from tinyllava_edge.install import apt_install, pip
 from tinyllava_edge.jetson import Jetson
+from tinyllava_edge.machine_files import HERE
 
-from .trt.cudart import LIBRARY_VARIABLE, MAJORS
+from .trt.cudart import LIBRARY_VARIABLE
 
 _NO_GPU_NEEDED = "--runtime onnxruntime+llamacpp needs none"
 
@@ -24,16 +26,18 @@ class Fault:
 
 
 def gpu_fault(root: Path, machine: Machine, board: BoardState, cuda: CudaFiles) -> Fault | None:
-    """Why no GPU can be computed on, as far as files tell; None where they speak for one."""
+    """Why no GPU can be computed on, as far as files tell; None where they speak for one, and on Windows."""
+    if os.name == "nt" and root == HERE:  # its files are elsewhere
+        return None
     if not has_nvidia_gpu(root):
         return _no_device(machine.jetson, board)
     if cuda.driver is None:
         return Fault(reason="the driver's library libcuda.so.1 is not here", mend=_driver_line(root, machine))
-    usable = [one for one in cuda.runtimes if one.major in MAJORS]
+    usable = [one for one in cuda.runtimes if one.major in OLDEST_DRIVERS]
     if not usable:
         said = ", ".join(f"{one.path}" for one in cuda.runtimes)
         found = f"; there is {said}, which is too old" if said else ""
-        majors = " or ".join(map(str, sorted(MAJORS)))
+        majors = " or ".join(map(str, sorted(OLDEST_DRIVERS)))
         return Fault(
             reason=f"no CUDA runtime (libcudart.so of {majors}) is here{found}",
             mend=_runtime_line(root, machine.jetson),

@@ -16,7 +16,8 @@ from tinyllava_edge.machine_files import HERE, read_file, shown
 
 # Oldest Linux driver of each CUDA's major version, on cards.
 OLDEST_DRIVERS = {12: "525.60.13", 13: "580.65.06"}
-_SYSTEM = ("usr/lib/*-linux-gnu", "usr/lib/*-linux-gnu/*", "usr/lib64", "usr/lib/wsl/lib")
+_SYSTEM = ("usr/lib/*-linux-gnu", "usr/lib/*-linux-gnu/*", "usr/lib64")
+_WSL = ("usr/lib/wsl/lib", "usr/lib/wsl/drivers/nv*")  # of the driver, from Windows
 _TOOLKITS = ("usr/local/cuda*/targets/*/lib", "usr/local/cuda*/lib64")
 
 
@@ -56,7 +57,7 @@ def read_cuda_files(root: Path = HERE) -> CudaFiles:
     """Look for CUDA on this machine, or in a tree."""
     nvcc = find_nvcc(root)
     cudnn = _libraries(root, "libcudnn.so.*", "nvidia/cudnn/lib")
-    driver = sorted(path for place in _SYSTEM for path in root.glob(f"{place}/libcuda.so.1"))
+    driver = sorted(path for place in (*_SYSTEM, *_WSL) for path in root.glob(f"{place}/libcuda.so.1*"))
     return CudaFiles(
         nvcc=nvcc,
         nvcc_version=_nvcc_version(root, nvcc) if nvcc else None,

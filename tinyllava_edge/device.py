@@ -93,11 +93,12 @@ def has_nvidia_gpu(root: Path = HERE) -> bool:
         "dev/nvidiactl",
         "dev/nvhost-gpu",
         "dev/nvgpu/igpu0",
-        "usr/lib/wsl/lib/libcuda.so.1",
-    )  # WSL2: last
+        "usr/lib/wsl/lib/libcuda.so.1",  # WSL2; in its containers only Windows' driver folder is there
+    )
     if os.name == "nt":
         return shutil.which("nvidia-smi") is not None
-    return any((root / place).exists() for place in places)
+    in_wsl = (root / "dev/dxg").exists() and any(root.glob("usr/lib/wsl/drivers/nv*"))  # dxg: any maker's
+    return in_wsl or any((root / place).exists() for place in places)
 
 
 def read_driver(root: Path = HERE) -> str | None:

@@ -55,7 +55,11 @@ def llamacpp_line(root: Path = HERE, requirement: str = LLAMA_CPP) -> str:
         requirement: of llama-cpp-python.
     """
     if os.name == "nt" and root == HERE:  # its shells set variables in other ways
-        return f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh"
+        line, lacking = (
+            f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh",
+            find_toolkit().missing,
+        )
+        return f"{apt_install(lacking)}, then {line}" if lacking else line
     toolkit = find_toolkit(root)
     variables = build_variables(toolkit, read_machine(root))
     words = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), pip("install", root)]
@@ -65,12 +69,17 @@ def llamacpp_line(root: Path = HERE, requirement: str = LLAMA_CPP) -> str:
 
 def find_toolkit(root: Path = HERE) -> Toolkit:
     """What there is to compile with; CUDA only where the kernel shows a GPU."""
-    compiler = () if _program(root, "c++") or _program(root, "g++") else ("g++",)
+    is_windows = os.name == "nt" and root == HERE  # CMake finds Visual Studio's compiler itself
+    compiler = () if is_windows or _program(root, "c++") or _program(root, "g++") else ("g++",)
     if not has_nvidia_gpu(root):
         return Toolkit(missing=compiler)
     nvcc = find_nvcc(root)
     jetson = read_jetson(root)
     chip = jetson.chip if jetson else None
+    architecture = TEGRAS.get(chip or "") or _compute_capabilities(root) or "native"
+    if is_windows:
+        missing = () if nvcc else ("NVIDIA's CUDA Toolkit",)
+        return Toolkit(nvcc=nvcc or "nvcc", architecture=architecture, missing=missing)
     release = _cuda_release(root, nvcc)
     needed = ("cuda-nvcc", "cuda-cudart-dev", "libcublas-dev")
     there = (nvcc, _has_header(root, nvcc, "cuda_runtime.h"), _has_header(root, nvcc, "cublas_v2.h"))
@@ -81,7 +90,7 @@ def find_toolkit(root: Path = HERE) -> Toolkit:
     return Toolkit(
         nvcc=nvcc
         or (f"/usr/local/cuda-{release.replace('-', '.')}/bin/nvcc" if release else "/usr/bin/nvcc"),
-        architecture=TEGRAS.get(chip or "") or _compute_capabilities(root) or "native",
+        architecture=architecture,
         missing=(*compiler, *packages),
     )
 
@@ -129,7 +138,9 @@ def pip(command: str, root: Path = HERE) -> str:
 
 
 def apt_install(packages: tuple[str, ...], root: Path = HERE) -> str:
-    """The line that installs Debian's or NVIDIA's packages."""
+    """The line that installs Debian's or NVIDIA's packages; on Windows words, as there is none."""
+    if os.name == "nt" and root == HERE:
+        return f"install {', '.join(packages)}"
     is_root = root == HERE and hasattr(os, "geteuid") and os.geteuid() == 0
     return " ".join(["apt-get" if is_root else "sudo apt-get", "install -y", *packages])
 

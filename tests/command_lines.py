@@ -15,7 +15,7 @@ MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 def check_line(line: str) -> None:
     """Fail where a line names a command, option, module, target or test that is not there."""
-    words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
+    words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
     assert words, line
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", MAKEFILE, re.MULTILINE), line

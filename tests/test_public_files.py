@@ -15,6 +15,21 @@ from tests.command_lines import ROOT, check_line
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 NOTEBOOK = ROOT / "examples" / "notebooks" / "t4.ipynb"
+JETSON = ROOT / "docs" / "jetson.md"
+# Commands of this release that stand in other branches while this is written.
+COMING = ("tinyllava-edge deploy", "tinyllava-edge inspect BUNDLE --device", "make hardware-check")
+STEPS = (
+    *(
+        "1 | flash JetPack",
+        "sudo nvpmodel -m",
+        "sudo apt install",
+        "python3 -m venv",
+        "tinyllava_edge.install",
+    ),
+    *("tinyllava-edge doctor\n", "tinyllava-edge export", "inspect BUNDLE --device", "tinyllava-edge deploy"),
+    *("scp -r", "tinyllava-edge build BUNDLE  ", "tinyllava-edge verify", "tinyllava-edge run BUNDLE"),
+    *("tinyllava-edge bench", "\nmake hardware-check"),
+)
 POSIX = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "syslog", "readline"}
 
 
@@ -36,6 +51,26 @@ def notebook_lines() -> list[str]:
     calls = [node for cell in cells() for node in ast.walk(ast.parse(cell)) if isinstance(node, ast.Call)]
     steps = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "step"]
     return [ast.literal_eval(call.args[1]) for call in steps]
+
+
+def test_every_line_of_the_board_is_one_that_its_command_reads() -> None:
+    blocks = "\n".join(JETSON.read_text(encoding="utf-8").split("```")[1::2])
+    ours = [
+        line for line in blocks.splitlines() if re.match(r"(tinyllava-edge|make|\S*=?\S* ?python) ", line)
+    ]
+    assert len(ours) >= 10
+    for line in ours:
+        if not line.startswith(COMING):
+            check_line(line)
+
+
+def test_the_page_of_the_board_is_in_the_order_of_a_persons_steps() -> None:
+    text = JETSON.read_text(encoding="utf-8")
+    places = [text.index(word) for word in STEPS]
+    assert places == sorted(places)
+    rows = re.findall(r"^\| \d \|.*\|$", text, re.MULTILINE)
+    assert len(rows) == 8
+    assert all("not measured" in row for row in rows), "no step has been timed on a board"
 
 
 def test_there_is_one_for_linux_and_one_for_windows() -> None:

@@ -53,7 +53,7 @@ def _keep_open_files() -> None:
     for function in (_rename, _replace, _unlink):
         setattr(os, function.__name__.lstrip("_"), function)
     os.remove = _unlink
-    shutil.disk_usage = _disk_usage  # asks os.statvfs, and on Windows another
+    shutil.disk_usage = _disk_usage  # type: ignore[assignment]  # asks os.statvfs, and on Windows another
     os.open, os.fsync, ctypes.CDLL = _open, _fsync, _load  # type: ignore[assignment,misc]
 
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,3 +180,19 @@ def test_where_only_the_gpus_compiler_is_missing_a_cpu_build_is_made_and_said(
     monkeypatch.setattr(install, "find_toolkit", lambda root=None: install.Toolkit(missing=("g++",)))
     assert install._main(["some-llama==1"]) == 2
     assert "a compiler is missing" in capsys.readouterr().err
+
+
+def test_on_windows_the_compiler_is_cmakes_to_find_and_cuda_is_named_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows = SimpleNamespace(name="nt", environ={}, pathsep=";")
+    monkeypatch.setattr(install, "os", windows)
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda _: False)
+    line = f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh"
+    assert llamacpp_line() == line
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda _: True)
+    monkeypatch.setattr(install, "find_nvcc", lambda _: None)
+    assert llamacpp_line() == f"install NVIDIA's CUDA Toolkit, then {line}"
+    monkeypatch.setattr(install, "find_nvcc", lambda _: "C:/CUDA/bin/nvcc.exe")
+    assert install.find_toolkit().nvcc == "C:/CUDA/bin/nvcc.exe"
+    assert llamacpp_line() == line

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from tests.benchmarks.evals.test_cli import write_textvqa
-from tests.benchmarks.evals.test_public_benchmarks import write_pope
+from tests.benchmarks.evals.test_public_sets import write_pope
 from tests.integration.combinations import random_model
 from tests.integration.layouts import write_config, write_weights
 from tests.runtimes.bundles import llama_tokenizer, picture, write_bundle

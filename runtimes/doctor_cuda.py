@@ -12,7 +12,7 @@ from tinyllava_edge.install import apt_install, pip
 from tinyllava_edge.jetson import Jetson
 from tinyllava_edge.machine_files import HERE
 
-from .trt.cudart import LIBRARY_VARIABLE
+from .trt.cudart_places import LIBRARY_VARIABLE
 
 _NO_GPU_NEEDED = "--runtime onnxruntime+llamacpp needs none"
 

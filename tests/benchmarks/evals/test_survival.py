@@ -5,35 +5,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tinyllava_edge import cli, record_check
+from tests.benchmarks.evals.conftest import Run
 from tinyllava_edge.append_jsonl import work_path
 
 COLOURS = {"a": (220, 30, 30), "b": (30, 30, 220), "c": (240, 240, 60)}
 TEXTS = ("What is this?", "Is this an animal?", "What is it made of?")
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """`eval nano ...` in this process, with a cache of its own: exit code, stdout, stderr."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(record_check, "SETTLED_AFTER_NS", 0)
-
-    def evaluate(*arguments: str | Path) -> tuple[int, str, str]:
-        words = ["tinyllava-edge", "eval", "nano", *arguments, "--threads", "1", "--max-tokens", "4"]
-        monkeypatch.setattr(sys, "argv", list(map(str, words)))
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return evaluate
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

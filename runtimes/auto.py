@@ -1,21 +1,30 @@
-"""What `--runtime auto` takes: what `build` chose for the bundle on this machine, else the best that opens.
+"""What `auto`, the default runtime, takes: what `build` chose for the bundle here, else the best that opens.
 
-It says what it took and why. A runtime that was asked for by name is never replaced by another.
+Best is a GPU before the CPU. What was taken and why is said, and each retreat with its reason. A runtime that
+was asked for by name is never replaced by another.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
-from tinyllava_edge.errors import BackendError
+from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.parity_files import read_parity
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
-from .registry import AUTO_ORDER, RUNTIMES, VISION_BACKENDS, choose_runtime, is_complete, open_backends
-
-CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
+from .registry import (
+    CPU_RUNTIME,
+    CUDA_RUNTIME,
+    RUNTIMES,
+    VISION_BACKENDS,
+    choose_runtime,
+    is_complete,
+    open_backends,
+)
 
 
 class Candidate(NamedTuple):
@@ -32,7 +41,7 @@ class Candidate(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """Both backends of a runtime, and why it is this one ("" where it was asked for)."""
+    """Both backends of a runtime, why it is this one (where "auto" took it), and what they have to say."""
 
     runtime: str
     vision: VisionBackend
@@ -41,17 +50,27 @@ class Opened(NamedTuple):
 
 
 def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
-    """Open a runtime by name, for "auto" the first candidate that opens; raises as `open_backends` does."""
+    """Open a runtime by name, for "auto" the first candidate that opens.
+
+    Raises:
+        BackendError: it does not open, or none of the candidates; the message then has every reason.
+        BundleError, UsageError: as `open_backends` does; what is wrong for one is tried on no other.
+    """
     tried = candidates(bundle, options) if name == "auto" else [Candidate(choose_runtime(name), None, "")]
     failed: list[str] = []
     for number, (runtime, vision, reason) in enumerate(tried, start=1):
-        chosen = replace(options, vision=vision or options.vision)
+        chosen = replace(options, vision=options.vision or vision)
         try:
-            return Opened(runtime, *open_backends(runtime, bundle, chosen), "; ".join([*failed, reason]))
+            pair = open_backends(runtime, bundle, chosen)
         except BackendError as error:
-            if number == len(tried):
+            if len(tried) == 1:
                 raise
             failed.append(f"{runtime} does not open ({error})")
+            if number == len(tried):
+                raise BackendError("; ".join(failed)) from None
+        else:
+            notes = [getattr(backend, "note", "") for backend in pair]
+            return Opened(runtime, *pair, "; ".join(filter(None, [*failed, reason, *notes])))
     raise AssertionError("there is always a candidate")
 
 
@@ -69,21 +88,45 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
 
     What `build` chose is always tried: where it cannot be opened any more, that is to be said.
     """
-    found = list(_preferred(bundle, options))
-    for runtime in AUTO_ORDER:
-        if is_complete(runtime) and runtime not in [candidate.runtime for candidate in found]:
-            found.append(Candidate(runtime, None, "the first that is installed"))
-    return found or [Candidate(AUTO_ORDER[0], None, "none is installed")]
+    found = list(_built(bundle, options))
+    why_last = "no NVIDIA GPU is here"
+    if has_nvidia_gpu():
+        parity = _cuda_parity(bundle)
+        why_last = "the CPU is what is left"
+        if parity is not None and not parity["passed"]:
+            why_last = f"{CUDA_RUNTIME} failed verify ({parity.get('verdict', 'it did not pass')})"
+        elif is_complete(CUDA_RUNTIME):
+            found.append(Candidate(CUDA_RUNTIME, None, _why_cuda(bundle, is_verified=parity is not None)))
+    # torch is for who gives it a checkpoint, where the pair that reads the bundle is not installed.
+    last = choose_runtime("auto") if options.checkpoint else CPU_RUNTIME
+    found.append(Candidate(last, None, why_last))
+    names = [candidate.runtime for candidate in found]
+    return [candidate for number, candidate in enumerate(found) if candidate.runtime not in names[:number]]
 
 
-def _preferred(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:
+def _built(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:
     chosen = _built_here(bundle)
-    if chosen is not None and options.vision in (None, chosen.vision):
+    if chosen is not None and options.vision not in (None, chosen.vision):
+        other = f"build here chose vision {chosen.vision}, {options.vision} was asked for"
+        yield chosen._replace(vision=options.vision, reason=other)
+    elif chosen is not None:
         yield chosen
-    elif has_nvidia_gpu() and is_complete(CUDA_RUNTIME):
-        built = [name for name in ("tensorrt", "tensorrt-rtx") if VISION_BACKENDS[name].is_installed]
-        hint = f"; tinyllava-edge build {bundle.root} --target {built[0]} may make it faster" if built else ""
-        yield Candidate(CUDA_RUNTIME, None, f"there is a GPU, and nothing was built for it{hint}")
+
+
+def _why_cuda(bundle: Bundle, *, is_verified: bool) -> str:
+    said = "there is a GPU, and nothing that was built for it is taken"
+    if not is_verified:
+        said += f"; not verified on it yet: tinyllava-edge verify {bundle.root} --runtime {CUDA_RUNTIME}"
+    targets = [name for name in ("tensorrt", "tensorrt-rtx") if VISION_BACKENDS[name].is_installed]
+    if targets:
+        said += f"; tinyllava-edge build {bundle.root} --target {targets[0]} may make it faster"
+    return said
+
+
+def _cuda_parity(bundle: Bundle) -> dict[str, Any] | None:
+    with suppress(BundleError):  # a damaged file is no word against the GPU; `verify` and `bench` name it
+        return read_parity(bundle, CUDA_RUNTIME)
+    return None
 
 
 def _built_here(bundle: Bundle) -> Candidate | None:

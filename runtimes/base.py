@@ -18,10 +18,14 @@ from tinyllava_edge.errors import BackendError, UsageError
 # One stretch of the context: token ids [n] int32, or embeddings [n, hidden] float32.
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 KV_TYPES = ("f16", "f32", "q8_0")
+FLASH_ATTENTION = ("auto", "on", "off")
 
 
 class VisionBackend(Protocol):
     """Pixels to rows of the language model's input.
+
+    A backend that did not get quite what was asked for, or comes with something to know, has an attribute
+    `note`, which is said where it is opened; a language backend likewise.
 
     Attributes:
         name: for people, with what was chosen: "onnxruntime fp16".
@@ -93,8 +97,12 @@ class BackendOptions:
         language: name of the language variant, likewise.
         kv_type: type of the KV cache, one of `KV_TYPES`, or None for the runtime's own; a runtime that has
             only one refuses the others.
-        context_length: positions of the context, or None for the model's own.
+        context_length: positions of the context, or None for `LanguageSpec.default_context_length`.
         threads: threads of either engine, which never work at the same time; None for the usable cores.
+        gpu_layers: layers of the language model on the GPU, 0 for none; None for all, or as many as fit.
+        main_gpu: number of the one GPU to take; None for all of them.
+        flash_attention: one of `FLASH_ATTENTION`, or None for what the KV type has. The runtimes that have no
+            llama.cpp refuse this one and the two above.
         checkpoint: where the weights are, for a runtime that computes from the checkpoint itself; refused by
             every other one, as are the next two.
         sources: where the configs are that the checkpoint only names.
@@ -106,18 +114,23 @@ class BackendOptions:
     kv_type: str | None = None
     context_length: int | None = None
     threads: int | None = None
+    gpu_layers: int | None = None
+    main_gpu: int | None = None
+    flash_attention: str | None = None
     checkpoint: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values no runtime has: a UsageError with the option, its value and what is allowed."""
-        if self.kv_type not in (None, *KV_TYPES):
-            raise UsageError(f"kv_type is {self.kv_type!r}; known: {', '.join(KV_TYPES)}.")
-        for name in ("context_length", "threads"):
+        for name, known in (("kv_type", KV_TYPES), ("flash_attention", FLASH_ATTENTION)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it must be 1 or more.")
+            if value not in (None, *known):
+                raise UsageError(f"{name} is {value!r}; known: {', '.join(known)}.")
+        for name, least in (("context_length", 1), ("threads", 1), ("gpu_layers", 0), ("main_gpu", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}; it must be {least} or more.")
 
     def positions(self, spec: LanguageSpec) -> int:
         """Positions of the context to make; more than the model was made for are a UsageError."""
@@ -126,10 +139,13 @@ class BackendOptions:
                 f"a context of {self.context_length} positions was asked for, the model was made for "
                 f"{spec.context_length}."
             )
-        return self.context_length or spec.context_length
+        return self.context_length or spec.default_context_length
 
-    def check_float32_cache(self, runtime: str) -> None:
-        """A KV type other than f32 is a UsageError for a runtime that computes in float32 throughout."""
+    def check_without_llamacpp(self, runtime: str) -> None:
+        """What only llama.cpp has is a UsageError for a runtime that computes in float32 throughout."""
+        for name in ("gpu_layers", "main_gpu", "flash_attention"):
+            if getattr(self, name) is not None:
+                raise UsageError(f"runtime {runtime} has no llama.cpp. Leave --{name.replace('_', '-')} out.")
         if self.kv_type not in (None, "f32"):
             raise UsageError(
                 f"runtime {runtime} computes in float32, so it has no {self.kv_type} KV cache. "

@@ -17,7 +17,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.process import Terminated
 
 from .cli_options import BundleArgument, JsonOption, Settings, with_settings
-from .registry import DEFAULT_RUNTIME
+from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:
     from tinyllava_edge.image import Picture
@@ -93,7 +93,7 @@ def doctor(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Show what this machine can run; exit code 1 where the default runtime is not usable."""
+    """Show what this machine can run; exit code 1 where the runtime for the CPU is not usable."""
     if clean:
         _clean(folders or [Path()], as_json=json)
         return
@@ -107,7 +107,7 @@ def doctor(
     else:
         for line in lines(report):
             typer.echo(printable(line))
-    if not all(state.usable for state in report.runtimes if state.name == DEFAULT_RUNTIME):
+    if not all(state.usable for state in report.runtimes if state.name == CPU_RUNTIME):
         raise typer.Exit(1)
 
 
@@ -149,9 +149,8 @@ def _open(
     opened = Bundle.open(bundle_path(bundle))
     images: list[Picture] = [open_picture(path) for path in pictures]
     model = open_bundle(opened, runtime=settings.runtime, **vars(settings.read(BackendOptions)))
-    if model.runtime_reason:
-        note(f"runtime: {model.runtime} ({model.runtime_reason})")
-    note(f"vision: {model.vision.name}; language: {model.language.name}")
+    why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""
+    note(f"vision: {model.vision.name}; language: {model.language.name}{why}")
     if "llamacpp" in model.runtime and lacks_cuda():
         note(f"{CPU_BUILD}: {llamacpp_line()}")
     return model, images, how

@@ -38,7 +38,7 @@ class Settings:
         str,
         typer.Option(
             help="onnxruntime+llamacpp, tensorrt+llamacpp, tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, "
-            "torch, scripted, or auto: what build chose here, else the best that opens.",
+            "torch, scripted, or auto: what build chose here, else a GPU, else the CPU.",
         ),
     ] = DEFAULT_RUNTIME
     vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_MOST_PRECISE)] = None
@@ -49,9 +49,25 @@ class Settings:
     ] = None
     context_length: Annotated[
         int | None,
-        typer.Option("--context", help="Positions of the context.", show_default="the model's own", min=1),
+        typer.Option(
+            "--context",
+            help="Positions of the context, up to the model's own.",
+            show_default="the model's own, 4096 at most",
+            min=1,
+        ),
     ] = None
     threads: ThreadsOption = None
+    gpu_layers: Annotated[
+        int | None,
+        typer.Option(help="Layers of the language model on the GPU.", show_default="all that fit", min=0),
+    ] = None
+    main_gpu: Annotated[
+        int | None, typer.Option(help="The one GPU to take, by number.", show_default="all", min=0)
+    ] = None
+    flash_attention: Annotated[
+        str | None,
+        typer.Option(help="llama.cpp's: auto, on or off.", show_default="what the KV type has"),
+    ] = None
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

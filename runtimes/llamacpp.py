@@ -2,15 +2,11 @@
 
 Batches are built here, not by the `Llama` class: ids go through `batch.token`, a picture's rows through
 `batch.embd`. Every return code is checked, and llama.cpp's own log lines are attached to an error.
-
-llama.cpp computes with OpenMP, so the library is loaded only after `threads.limit_openmp_spin`.
 """
 
 import ctypes
 import os
-from collections import deque
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +15,22 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.device import has_nvidia_gpu
-from tinyllava_edge.errors import BackendError, BundleError
-from tinyllava_edge.install import llamacpp_line
+from tinyllava_edge.errors import BackendError, BundleError, UsageError
+from tinyllava_edge.memory_plan import BATCH, OUTPUT_ROWS
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
-from .threads import limit_openmp_spin, thread_budget
+from .llamacpp_library import load_library
+from .llamacpp_offload import place, refusal, set_devices
+from .threads import thread_budget
 
-BATCH = 512  # rows of one call; llama.cpp sizes its working memory by it
-ALL_LOGITS_BATCH = 64  # the logits of 512 rows would take 300 MB twice with a vocabulary of 150,000
-# name -> (ggml_type, flash attention: -1 where the device has it, 0 never, 1 always).
+# name -> (ggml_type, bytes of a value, flash attention: -1 where the device has it, 0 never, 1 always).
 # Flash attention adds up in fp16: for 135 M parameters and 800 positions prefill was 25 % faster, and nano's
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
-_KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
+_KV_TYPES = {"f16": (1, 2.0, -1), "f32": (0, 4.0, 0), "q8_0": (8, 34 / 32, 1)}
 DEFAULT_KV_TYPE = "f16"
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
-_ALL_LAYERS = 1 << 20
+_FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
 
 
@@ -49,14 +45,8 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
     variant = bundle.variant("language", options.language)
     if variant.target != "gguf":
         raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
-    kv_type = options.kv_type or DEFAULT_KV_TYPE
     return LlamaCppLanguage(
-        bundle.path(variant.files[0]),
-        bundle.manifest.language,
-        name=f"llamacpp {variant.name}, {kv_type} KV",
-        kv_type=kv_type,
-        context_length=options.positions(bundle.manifest.language),
-        threads=options.threads,
+        bundle.path(variant.files[0]), bundle.manifest.language, options, name=f"llamacpp {variant.name}"
     )
 
 
@@ -66,49 +56,40 @@ class LlamaCppLanguage:
     Args:
         path: the GGUF file, which `check_gguf` has passed: llama.cpp is no judge of a hostile one.
         spec: what the manifest says is in it.
-        name: for people.
-        kv_type: one of `base.KV_TYPES`.
-        context_length: positions of the context.
-        threads: see `thread_budget`.
+        options: which of its layers are on which GPU, KV type, flash attention, context and threads.
+        name: for people; KV type and GPU are added.
+
+    Attributes:
+        build: what the library was compiled for.
+        note: why the model is not on the GPU, or not all of it; "" where it is, or nobody would expect it.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        spec: LanguageSpec,
-        *,
-        name: str,
-        kv_type: str,
-        context_length: int,
-        threads: int | None = None,
-    ) -> None:
-        self.name = name
+    def __init__(self, path: Path, spec: LanguageSpec, options: BackendOptions, *, name: str) -> None:
+        self._kv_type = options.kv_type or DEFAULT_KV_TYPE
+        self.name = f"{name}, {self._kv_type} KV"
         self.vocab_size = spec.vocab_size
         self.hidden_size = spec.hidden_size
-        self.context_length = context_length
+        self.context_length = options.positions(spec)
         self._position = 0
         self._has_logits = False
+        self._path, self._spec, self._options = path, spec, options
+        self._flash_attention = _flash_attention(options, self._kv_type)
         self._model: Any = None
         self._context: Any = None
         self._owned: list[tuple[Callable[[Any], None], Any]] = []  # how to free what, the last one first
         self._free = freed_with(self, self._owned, _free_in_turn)
-        budget = thread_budget(threads)
-        is_small = threads is None and path.stat().st_size < _ONE_THREAD_BYTES
-        self._library, self._log = _load_library()
+        loaded = load_library()
+        self._loaded, self._library, self._log = loaded, loaded.bindings, loaded.log
         self._log.attach()
-        self.build = self._library.llama_print_system_info().decode()  # instructions it was compiled for
-        self._has_gpu = bool(self._library.llama_supports_gpu_offload())
-        if self._has_gpu:
-            self.name += ", GPU"
-        elif has_nvidia_gpu():
-            self.name += ", without the GPU"
+        self.build = loaded.build
         try:
-            self._model = self._load_model(path)
-            self._log.clear()
-            self._context = self._create_context(kv_type, budget, 1 if is_small else budget)
+            placed = place(loaded, options, spec.num_hidden_layers, self._open_with)
         except BaseException:
             self.close()
             raise
+        self.note = placed.why
+        if loaded.gpus or has_nvidia_gpu():
+            self.name += f", {placed.label}"
         self._memory = self._library.llama_get_memory(self._context)
         self._batch = _Batch(self._library)
 
@@ -120,7 +101,7 @@ class LlamaCppLanguage:
         check_segment(self, segment, position, self._position)
         self._has_logits = False
         parts = []
-        step = ALL_LOGITS_BATCH if all_logits else BATCH
+        step = OUTPUT_ROWS if all_logits else BATCH
         for start in range(0, len(segment), step):
             rows = segment[start : start + step]
             is_last = start + len(rows) == len(segment)
@@ -174,30 +155,59 @@ class LlamaCppLanguage:
         logits: npt.NDArray[np.float32] = np.frombuffer(memory, dtype=np.float32).copy()
         return logits.reshape(rows, self.vocab_size)
 
-    def _load_model(self, path: Path) -> Any:
+    def _open_with(self, layers: int) -> None:
+        """Model and context, with so many layers on the GPU, in the place of those before."""
+        _free_in_turn(self._owned)
+        self._log.clear()
+        self._model = self._load_model(layers)
+        self._log.clear()
+        self._context = self._create_context()
+
+    def _load_model(self, layers: int) -> Any:
         parameters = self._library.llama_model_default_params()
-        parameters.n_gpu_layers = _ALL_LAYERS if self._has_gpu else 0
-        model = self._library.llama_model_load_from_file(os.fsencode(path), parameters)
+        set_devices(parameters, self._loaded, self._options, layers)
+        model = self._library.llama_model_load_from_file(os.fsencode(self._path), parameters)
         if not model:
-            raise BackendError(f"{path}: llama.cpp cannot load it.{self._log.said()}")
+            raise refusal(f"{self._path}: llama.cpp cannot load it.", self._log.said())
         self._owned.append((self._library.llama_model_free, model))
         return model
 
-    def _create_context(self, kv_type: str, prefill_threads: int, decode_threads: int) -> Any:
+    def _create_context(self) -> Any:
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx = self.context_length
         parameters.n_batch = parameters.n_ubatch = min(BATCH, self.context_length)
-        parameters.n_threads, parameters.n_threads_batch = decode_threads, prefill_threads
-        ggml_type, parameters.flash_attn_type = _KV_TYPES[kv_type]
-        parameters.type_k = parameters.type_v = ggml_type
+        if hasattr(parameters, "n_outputs_max"):  # llama-cpp-python 0.3.16 keeps room for every row
+            parameters.n_outputs_max = OUTPUT_ROWS
+        budget = thread_budget(self._options.threads)
+        is_small = self._options.threads is None and self._path.stat().st_size < _ONE_THREAD_BYTES
+        parameters.n_threads, parameters.n_threads_batch = 1 if is_small else budget, budget
+        parameters.type_k = parameters.type_v = _KV_TYPES[self._kv_type][0]
+        parameters.flash_attn_type = self._flash_attention
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
-            raise BackendError(
-                f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions."
-                f"{self._log.said()}"
-            )
+            message = f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions"
+            raise refusal(f"{message}.", self._log.said(), self._less_memory())
         self._owned.append((self._library.llama_free, context))
         return context
+
+    def _less_memory(self) -> str:
+        """What a context that does not fit asked for, and what asks for less."""
+        spec = self._spec
+        values = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * self.context_length
+        mib = values * _KV_TYPES[self._kv_type][1] / (1 << 20)
+        smaller = "" if self._kv_type == "q8_0" else " and --kv-type q8_0"
+        return (
+            f"Its {self._kv_type} KV cache alone is {mib:,.0f} MiB: a smaller --context{smaller} take less."
+        )
+
+
+def _flash_attention(options: BackendOptions, kv_type: str) -> int:
+    """As llama.cpp has it; to want none with a cache that needs it is a UsageError."""
+    default = _KV_TYPES[kv_type][2]
+    asked = default if options.flash_attention is None else _FLASH_ATTENTION[options.flash_attention]
+    if asked == 0 and default == 1:
+        raise UsageError(f"a {kv_type} KV cache needs flash attention: leave --flash-attention off out.")
+    return asked
 
 
 def _free_in_turn(owned: list[tuple[Callable[[Any], None], Any]]) -> None:
@@ -237,57 +247,3 @@ class _Batch:
 
 def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(kind))
-
-
-class _Log:
-    """Collects llama.cpp's warnings and errors for our own messages; nothing is printed."""
-
-    _WARNING, _ERROR, _CONTINUED = 3, 4, 5  # ggml_log_level
-
-    def __init__(self, library: Any) -> None:
-        self._lines: deque[str] = deque(maxlen=8)
-        self._keeping = False
-        self._set = library.llama_log_set
-        self._callback = library.llama_log_callback(self._receive)  # the library keeps only its address
-
-    def attach(self) -> None:
-        """Take over the process-wide callback, which another user of the library may have set."""
-        self._set(self._callback, None)
-
-    def clear(self) -> None:
-        """Forget the lines so far."""
-        self._lines.clear()
-
-    def said(self) -> str:
-        """The lines as the end of an error message; they are then forgotten."""
-        text = " | ".join(line.strip() for line in self._lines if line.strip())
-        self.clear()
-        return f" llama.cpp: {text}" if text else ""
-
-    def _receive(self, level: int, text: bytes, _: object) -> None:
-        if level != self._CONTINUED:
-            self._keeping = level in (self._WARNING, self._ERROR)
-            if self._keeping:
-                self._lines.append("")
-        if self._keeping and self._lines:
-            self._lines[-1] += text.decode("utf-8", errors="replace")
-
-
-@cache
-def _load_library() -> tuple[Any, _Log]:
-    """Import the bindings once, after the OpenMP policy is set.
-
-    Raises:
-        BackendError: the shared library does not load.
-    """
-    limit_openmp_spin()
-    try:
-        import llama_cpp  # here and not above: its OpenMP reads the environment when it is loaded
-    except (ImportError, OSError, RuntimeError) as error:
-        raise BackendError(
-            f"llama-cpp-python does not load ({error}). Install it again: {llamacpp_line()}"
-        ) from None
-    log = _Log(llama_cpp)
-    log.attach()
-    llama_cpp.llama_backend_init()
-    return llama_cpp, log

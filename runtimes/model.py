@@ -50,11 +50,11 @@ def open_bundle(
     Args:
         path: a bundle's directory, "nano", or a bundle that is open already.
         runtime: one of `registry.RUNTIMES`, such as "onnxruntime+llamacpp" or "tensorrt+llamacpp", or "auto":
-            what `tinyllava-edge build` chose here, else the best that opens; `Model.runtime_reason` says why.
+            what `tinyllava-edge build` chose here, else a GPU, else the CPU; `Model.runtime_reason` says why.
         checkpoint: where the weights are, or "nano", for runtime "torch".
         sources: where the configs are that the checkpoint only names, likewise.
         options: the other fields of `BackendOptions`: `vision`, `language`, `kv_type`, `context_length`,
-            `threads`, `allow_pickle`.
+            `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
 
     Raises:
         BundleError: the bundle is damaged, or has no such variant.
@@ -93,7 +93,8 @@ class Model:
         language: the language backend, likewise; call `forget()` after evaluating with it directly.
         tokenizer: the bundle's.
         runtime: name of the runtime that `open_bundle` opened, "" where the backends were given.
-        runtime_reason: why "auto" took it, "" where it was asked for.
+        runtime_reason: why "auto" took it, and what the backends say of themselves (a model that did not fit
+            on the GPU); "" where it was asked for and there is nothing to say.
         last_timings: of the last answer that gave a token, or None.
     """
 
@@ -319,9 +320,15 @@ class Model:
             raise ContextOverflowError(
                 f"the prompt has {needed} tokens{pictures} and the answer may have "
                 f"{max_tokens}: together {needed + max_tokens}, but the context holds {available}. "
-                "Ask for fewer tokens, start a new conversation, or open the bundle with a larger context."
+                f"Ask for fewer tokens or start a new conversation{self._larger_context(available)}."
             )
         return max_tokens
+
+    def _larger_context(self, available: int) -> str:
+        own = self.bundle.manifest.language.context_length
+        if available >= own:
+            return "; the model was made for no more"
+        return f", or open the bundle with a larger context: --context N (context_length=N), N up to {own}"
 
     def _pieces(self, run: Run) -> Generator[str, None, None]:
         """Compute an answer."""

@@ -71,12 +71,14 @@ RUNTIMES = {
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
-DEFAULT_RUNTIME = "onnxruntime+llamacpp"
+# What is taken where nobody names one; and what commands that compare take, and `doctor` asks for.
+DEFAULT_RUNTIME, CPU_RUNTIME = "auto", "onnxruntime+llamacpp"
+CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
 TWO_ONNXRUNTIMES = (
     "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one"
 )
-# Where nothing was built for a GPU (`auto.py`); scripted answers without looking.
-AUTO_ORDER = (DEFAULT_RUNTIME, "torch")
+# Where nothing is for a GPU (`auto.py`); scripted answers without looking.
+AUTO_ORDER = (CPU_RUNTIME, "torch")
 
 
 def choose_runtime(name: str) -> str:

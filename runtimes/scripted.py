@@ -29,7 +29,7 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "ScriptedVision":
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "ScriptedLanguage":
     """Open the language half; of the options only `context_length` has an effect."""
-    options.check_float32_cache("scripted")
+    options.check_without_llamacpp("scripted")
     if options.language is not None:
         bundle.variant("language", options.language)
     manifest = bundle.manifest

@@ -133,7 +133,7 @@ def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
             f"runtime torch computes from the checkpoint in float32, so it has no variant {name!r}. "
             "Leave --vision and --language out."
         )
-    options.check_float32_cache("torch")
+    options.check_without_llamacpp("torch")
     source = bundle.manifest.source
     path = options.checkpoint or checkpoint_path(source.name)
     if not path.is_dir():

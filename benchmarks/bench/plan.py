@@ -13,7 +13,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, runtime_entries
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME, runtime_entries
 
 from .measure import Amount
 from .worker import Cell, Request
@@ -95,7 +95,7 @@ def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
         )
     cells: list[Cell] = []
     for name, bundle in bundles.items():
-        default = ((_TORCH,) if checkpoints[name] else ()) + (DEFAULT_RUNTIME,)
+        default = ((_TORCH,) if checkpoints[name] else ()) + (CPU_RUNTIME,)
         settled = [settle_runtime(asked, bundle) for asked in wish.runtimes or default]
         runtimes = tuple(found.runtime for found in settled)
         for runtime, found in zip(runtimes, settled, strict=True):

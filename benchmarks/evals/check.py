@@ -58,9 +58,9 @@ class Looked:
         turns = place_markers([(question.text, None)], pictures)
         ids = tokenizer.encode(manifest.prompt.template, turns, honour_special=False)
         needed = len(ids) + pictures * (manifest.vision.num_tokens - 1) + self.max_tokens
-        if needed > manifest.language.context_length:
+        holds = manifest.language.default_context_length
+        if needed > holds:
             raise RecordError(
                 TOO_LONG,
-                f"prompt and answer may have {needed} tokens together, and the context holds "
-                f"{manifest.language.context_length}.",
+                f"prompt and answer may have {needed} tokens together, and the context holds {holds}.",
             )

@@ -18,7 +18,7 @@ from tinyllava_edge.runtimes.cli_options import (
     SourcesOption,
     ThreadsOption,
 )
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
 
 def evaluate(
@@ -34,7 +34,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the benchmark, as TinyLLaVA's own scripts have it.")
     ] = None,
     limit: Annotated[int, typer.Option(min=0, help="Pictures of the benchmark; 0 takes all.")] = 0,
-    runtime: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = DEFAULT_RUNTIME,
+    runtime: Annotated[str, typer.Option(help="Runtimes, comma-separated.")] = CPU_RUNTIME,
     vision: Annotated[
         str, typer.Option(help="Vision variants, comma-separated, or 'all'; the most precise one by default.")
     ] = "",

@@ -15,7 +15,7 @@ from tinyllava_edge.runtimes.cli_options import (
     SourcesOption,
     ThreadsOption,
 )
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
 # Quick is for a demo: a minute less; its five prompts still have the tokens that a percentile needs.
 _QUICK = {"num_pictures": 4, "num_tokens": 48}
@@ -32,7 +32,7 @@ def verify(
             "compare with the tensors stored in the bundle, which needs no torch and tells less."
         ),
     ] = None,
-    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = DEFAULT_RUNTIME,
+    runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = CPU_RUNTIME,
     vision: Annotated[str, typer.Option(help="Vision variants, comma-separated; all by default.")] = "",
     language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
     sources: SourcesOption = None,

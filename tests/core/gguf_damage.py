@@ -33,6 +33,7 @@ from tests.core.gguf_files import (
 )
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.gguf_check import check_gguf
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
 from tinyllava_edge.runtimes.threads import limit_openmp_spin
 
@@ -267,7 +268,7 @@ def _load(path: Path) -> int:
     """Load a file and compute with it."""
     spec = tiny_spec()
     try:
-        model = LlamaCppLanguage(path, spec, name="damaged", kv_type="f16", context_length=8, threads=1)
+        model = LlamaCppLanguage(path, spec, BackendOptions(context_length=8, threads=1), name="damaged")
         model.evaluate(np.arange(4, dtype=np.int32), 0)
         model.last_logits()
         model.close()

@@ -178,7 +178,7 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(bundle: Path)
 def test_opening_says_that_llama_cpp_leaves_a_gpu_out(
     command: Command, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("llamacpp", "llamacpp_build"):
+    for module in ("auto", "llamacpp", "llamacpp_build"):
         monkeypatch.setattr(f"tinyllava_edge.runtimes.{module}.has_nvidia_gpu", lambda: True)
     said = command("run", bundle, "what", "--max-tokens", 1).stderr
     assert "KV, without the GPU" in said

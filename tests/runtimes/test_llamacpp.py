@@ -12,12 +12,13 @@ from tests.runtimes.contract import LanguageContract
 from tests.runtimes.tiny_gguf import write_tiny_gguf
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
 
 
 def open_gguf(path: Path, spec: LanguageSpec, **settings: Any) -> LlamaCppLanguage:
     chosen: dict[str, Any] = {"kv_type": "f32", "context_length": spec.context_length, "threads": 1}
-    return LlamaCppLanguage(path, spec, name="llamacpp f32", **{**chosen, **settings})
+    return LlamaCppLanguage(path, spec, BackendOptions(**{**chosen, **settings}), name="llamacpp f32")
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ def test_the_budget_is_what_was_asked_for_or_the_usable_cores() -> None:
 
 SHOW_POLICY = """
 import json, os, sys
-from tinyllava_edge.runtimes import llamacpp
+from tinyllava_edge.runtimes import llamacpp, llamacpp_library
 before = os.environ.get("GOMP_SPINCOUNT"), "llama_cpp" in sys.modules
-llamacpp._load_library()
+llamacpp_library.load_library()
 print(json.dumps([*before, os.environ.get("GOMP_SPINCOUNT"), "llama_cpp" in sys.modules]))
 """
 

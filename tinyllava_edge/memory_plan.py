@@ -21,12 +21,15 @@ BATCH = 512  # rows of one llama.cpp call, which sizes its working memory by the
 OUTPUT_ROWS = 64  # rows whose logits are kept at once: 512 of a vocabulary of 150,000 would be 297 MiB
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}  # of a value of the cache
 MIB = 1 << 20
+MAPPED = "mapped from the file"
 
 # Measured, by `python -m tools.memory_plan` (benchmarks/results/memory_plan.md), on x86-64 Linux.
-_PYTHON_BYTES = 45 * MIB  # Python, numpy, ONNX Runtime and llama.cpp before anything is opened
+_PYTHON_BYTES = 50 * MIB  # Python, numpy, ONNX Runtime and llama.cpp, without a model
 _TOKEN_BYTES = 1450  # of both tokenizers, for an entry of the vocabulary
-_VISION_COPY = {"fp32": 1.0, "fp16": 2.0, "int8": 1.3}  # of the file: a CPU computes fp16 graphs in float32
-_ACTIVATION_COPIES = 8  # of the largest value inside the graph: what ONNX Runtime's arena grows to
+# ONNX Runtime on a CPU, which computes fp16 graphs in float32: weights by the file's size, and what its arena
+# grows to by the size of the largest value inside the graph.
+_VISION_COPIES = {"fp32": (1.0, 3.2), "fp16": (2.0, 4.3), "int8": (1.25, 3.2)}
+_ARENA_LEAST_BYTES = 3 * MIB
 # Estimates: no GPU was at hand.
 _CUDA_CONTEXT_BYTES = 400 * MIB  # the driver's context, kernels of cuBLAS and of the vision engine
 _ENGINE_LEAST_BYTES = 8 * MIB  # activations of nano's engine; larger ones: benchmarks/results/tensorrt
@@ -58,12 +61,20 @@ class Setting:
 
 @dataclass(frozen=True)
 class Line:
-    """One thing that takes memory; `place` is "host" or "gpu", `note` says where the figure is from."""
+    """One thing that takes memory; `place` is "host" or "gpu", `note` says where the figure is from.
+
+    What is mapped from a file the system may drop and read again: a device short of memory is then slow.
+    """
 
     name: str
     bytes: int
     place: str
     note: str = ""
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether it is pages of a file."""
+        return self.note == MAPPED
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,7 @@ def plan_memory(
         lines.append(Line("CUDA context and kernels", _CUDA_CONTEXT_BYTES, "gpu", "estimate"))
     lines += _vision_lines(bundle, vision, gpu=gpu, engine=engine)
     header = _header(bundle.path(language.files[0]))
-    lines += _weight_lines(header, bundle.variant_bytes(language), gpu=gpu, architecture=architecture)
+    lines += _weight_lines(header, gpu=gpu, architecture=architecture)
     cache = kv_bytes(header, spec, setting)
     lines.append(Line("KV cache", cache, place, f"{setting.context_length} positions, {setting.kv_type}"))
     scratch = scratch_bytes(header, spec, setting)
@@ -206,23 +217,23 @@ def _vision_lines(
             Line("vision weights", size, "gpu", "size of the file"),
             Line("vision activations", inside, "gpu", "estimate for a TensorRT engine"),
         ]
-    weights = int(size * _VISION_COPY.get(vision.name, 1.0))
-    inside = 4 * _ACTIVATION_COPIES * max(map(prod, shapes), default=0)
+    weights, values = _VISION_COPIES.get(vision.name, (2.0, 4.3))
+    inside = _ARENA_LEAST_BYTES + int(values * 4 * max(map(prod, shapes), default=0))
     return [
-        Line("vision weights", weights, "host", "ONNX Runtime's copies of the file's"),
+        Line("vision weights", int(size * weights), "host", "ONNX Runtime's copy of the file's"),
         Line("vision activations", inside, "host", "ONNX Runtime's arena, measured"),
     ]
 
 
-def _weight_lines(header: GgufHeader, size: int, *, gpu: bool, architecture: str) -> list[Line]:
+def _weight_lines(header: GgufHeader, *, gpu: bool, architecture: str) -> list[Line]:
     """A GPU holds everything but the table of tokens, and that too where it is the output's matrix."""
+    whole = sum(map(_tensor_bytes, header.tensors.values()))
     if gpu:
         table = _tensor_bytes(header.tensors["token_embd.weight"])
-        whole = sum(map(_tensor_bytes, header.tensors.values()))
         own_output = "output.weight" in header.tensors
         return [
             Line("language weights", whole - table * own_output, "gpu", "copied from the file"),
-            Line("table of tokens", table, "host", "mapped from the file"),
+            Line("table of tokens", table, "host", MAPPED),
         ]
     types = _REPACKED.get(architecture, {})
     skipped = {"token_embd.weight"} if "output.weight" in header.tensors else set()
@@ -231,7 +242,7 @@ def _weight_lines(header: GgufHeader, size: int, *, gpu: bool, architecture: str
         for name, tensor in header.tensors.items()
         if name not in skipped and tensor.kind in types and tensor.shape[0] % types[tensor.kind] == 0
     )
-    lines = [Line("language weights", size, "host", "mapped from the file")]
+    lines = [Line("language weights", whole, "host", MAPPED)]
     return [*lines, Line("repacked weights", copied, "host", "for the processor")] if copied else lines
 
 

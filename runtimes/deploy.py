@@ -94,7 +94,9 @@ def deploy_bundle(
         BackendError: the bundle does not answer here, or pip cannot fetch something.
     """
     if device not in deployable():
-        raise UsageError(f"no packages are resolved for {device!r}. There are some for {', '.join(deployable())}.")
+        raise UsageError(
+            f"no packages are resolved for {device!r}. There are some for {', '.join(deployable())}."
+        )
     board, target = BOARDS[device], find_target(device)
     setting = choose_setting(bundle, target, asked)
     facts = fit_facts(bundle, target, setting)

@@ -38,5 +38,7 @@ def show_fit(path: str, device: str, asked: dict[str, Any], *, json: bool) -> No
     console.stdout.print(shown, highlight=False, soft_wrap=True)
     for each in facts["smaller"]:
         word = "fits" if each["fits"] else "does not fit"
-        console.stdout.print(f"with {each['change']}: {each['bytes'] / MIB:,.0f} MiB, {word}", highlight=False)
+        console.stdout.print(
+            f"with {each['change']}: {each['bytes'] / MIB:,.0f} MiB, {word}", highlight=False
+        )
     console.stdout.print(verdict(facts), highlight=False, soft_wrap=True)

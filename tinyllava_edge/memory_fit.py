@@ -157,7 +157,9 @@ def fit_facts(bundle: Bundle, target: Target, asked: Setting) -> dict[str, Any]:
         "lines": [vars(line) for line in plan.lines],
         "host_bytes": plan.host_bytes,
         "gpu_bytes": plan.gpu_bytes,
-        "needed": [dict(zip(("memory", "needed", "free"), pool, strict=True)) for pool in target.needed(plan)],
+        "needed": [
+            dict(zip(("memory", "needed", "free"), pool, strict=True)) for pool in target.needed(plan)
+        ],
         "fits": target.fits(plan),
         "smaller": [
             {
@@ -174,9 +176,16 @@ def fit_facts(bundle: Bundle, target: Target, asked: Setting) -> dict[str, Any]:
 
 def _change(asked: Setting, other: Setting) -> str:
     """The one option that differs."""
-    flags = {"vision": "--vision", "language": "--language", "kv_type": "--kv-type", "context_length": "--context"}
+    flags = {
+        "vision": "--vision",
+        "language": "--language",
+        "kv_type": "--kv-type",
+        "context_length": "--context",
+    }
     return next(
-        f"{flag} {getattr(other, name)}" for name, flag in flags.items() if getattr(asked, name) != getattr(other, name)
+        f"{flag} {getattr(other, name)}"
+        for name, flag in flags.items()
+        if getattr(asked, name) != getattr(other, name)
     )
 
 

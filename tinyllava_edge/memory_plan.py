@@ -114,9 +114,13 @@ def chosen_setting(
     if kv_type not in KV_BYTES:
         raise UsageError(f"kv_type is {kv_type!r}; known: {', '.join(KV_BYTES)}.")
     if not suits_cache(spec, kv_type):
-        raise UsageError(f"a cache of q8_0 needs heads of a multiple of 32 values; this model's have {spec.head_dim}.")
+        raise UsageError(
+            f"a cache of q8_0 needs heads of a multiple of 32 values; this model's have {spec.head_dim}."
+        )
     if context_length is not None and not 1 <= context_length <= spec.context_length:
-        raise UsageError(f"a context of {context_length} positions; the model has 1 to {spec.context_length}.")
+        raise UsageError(
+            f"a context of {context_length} positions; the model has 1 to {spec.context_length}."
+        )
     return Setting(
         vision=bundle.variant("vision", vision).name,
         language=bundle.variant("language", language).name,

@@ -39,12 +39,12 @@ def _shape(scan: Scan, start: int, end: int) -> list[int]:
         found = [inner for _, *place in found for inner in _inside(scan, schema, [name], *place)]
     dimensions = []
     for _, *place in found:
-        numbers = [scan.varint(first, last)[0] for _, first, last in _inside(scan, _DIM, ["dim_value"], *place)]
+        numbers = [
+            scan.varint(first, last)[0] for _, first, last in _inside(scan, _DIM, ["dim_value"], *place)
+        ]
         dimensions.append(numbers[0] if numbers else 0)
     return dimensions
 
 
-def _inside(
-    scan: Scan, schema: Schema, names: list[str], start: int, end: int
-) -> list[tuple[str, int, int]]:
+def _inside(scan: Scan, schema: Schema, names: list[str], start: int, end: int) -> list[tuple[str, int, int]]:
     return [field for field in scan.read(schema, start, end) if field[0] in names]

@@ -56,7 +56,11 @@ def measure_here(path: str, setting: Setting) -> Record:
             model.ask("a dog " * int(room / words), PICTURE, max_tokens=8)
             peak, mapped = watch.peak_bytes(), mapped_bytes(".gguf")
             assert model.last_timings is not None
-            return {"anonymous_bytes": peak, "mapped_bytes": mapped, "prompt": model.last_timings.prompt_tokens}
+            return {
+                "anonymous_bytes": peak,
+                "mapped_bytes": mapped,
+                "prompt": model.last_timings.prompt_tokens,
+            }
 
 
 def mapped_bytes(suffix: str) -> int:
@@ -72,7 +76,9 @@ def mapped_bytes(suffix: str) -> int:
 
 def settings_of(bundle: Bundle) -> list[Setting]:
     """Every variant of either part once, and every type of cache; the rest as it is by default."""
-    names = {part: [v.name for v in bundle.manifest.variants if v.part == part] for part in ("vision", "language")}
+    names = {
+        part: [v.name for v in bundle.manifest.variants if v.part == part] for part in ("vision", "language")
+    }
     wanted = [chosen_setting(bundle, vision=name) for name in names["vision"]]
     wanted += [chosen_setting(bundle, language=name) for name in names["language"]]
     kinds = [kind for kind in KV_BYTES if suits_cache(bundle.manifest.language, kind)]

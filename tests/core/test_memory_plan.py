@@ -90,7 +90,9 @@ def test_a_gpu_has_the_weights_and_the_host_their_table_of_tokens() -> None:
     spec = bundle.manifest.language
     assert by_name["table of tokens"].bytes == 2 * spec.vocab_size * spec.hidden_size
     # nano's table is its output's matrix too, so the GPU holds it as well.
-    assert by_name["language weights"].bytes == next(x for x in host.lines if x.name == "language weights").bytes
+    assert (
+        by_name["language weights"].bytes == next(x for x in host.lines if x.name == "language weights").bytes
+    )
     assert {line.place for line in gpu.lines} == {"host", "gpu"}
     engine = {"weight_bytes": 5_086_720, "activation_bytes": 8_669_184}
     built = plan_memory(bundle, chosen, gpu=True, engine=engine)

@@ -70,7 +70,18 @@ def test_the_script_refuses_another_python(folder: Path) -> None:
 def test_the_wheel_holds_what_setuptools_would_put_in(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     built = tmp_path / "built"
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", built, ROOT]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        built,
+        ROOT,
+    ]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("setuptools here is too old to build this project")
     own = zipfile.ZipFile(write_wheel(tmp_path))
@@ -81,9 +92,21 @@ def test_the_wheel_holds_what_setuptools_would_put_in(tmp_path: Path) -> None:
 
 def test_pip_installs_the_wheel_and_it_runs_alone(folder: Path, tmp_path: Path) -> None:
     wheel = next((folder / "wheels").glob("tinyllava_edge-*.whl"))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site"]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        tmp_path / "site",
+    ]
     subprocess.run([*pip, wheel], check=True)
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tinyllava_edge.runtimes.cli as c"
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import tinyllava_edge.runtimes.cli as c"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; print(c.__file__)"], cwd=tmp_path, capture_output=True, text=True
     )

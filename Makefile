@@ -28,7 +28,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: demo bench smollm2 aarch64 locks python test fuzz faults check format hub-check nano nano-bundle clean
+.PHONY: demo bench smollm2 aarch64 locks python test fuzz faults check format hub-check hardware-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -118,6 +118,11 @@ format: $(VENV)/ready
 # EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
 hub-check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
+
+# For an owner of a Jetson or a card: all that it can show, beside what was expected of it; one file to send back.
+# BUNDLES="DIR ..." for others than nano's; HARDWARE_CHECK_OPTIONS="--modes all --soak 10 --peers all" for the rest.
+hardware-check: $(VENV)/ready
+	$(BIN)/tinyllava-edge hardware-check $(BUNDLES) -o $(OUT)/hardware-check --force $(HARDWARE_CHECK_OPTIONS)
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.

@@ -98,6 +98,19 @@ def opened_graph(
         yield (open_file or open_session)(path)
 
 
+@contextmanager
+def opened_with(path: Path, value: str) -> Iterator[onnxruntime.InferenceSession]:
+    """Open a written graph with an inner value as one more output; its weights stay where they are."""
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.output.extend(known for known in proto.graph.value_info if known.name == value)
+    beside = path.with_name(f".{path.name}")
+    try:
+        beside.write_bytes(proto.SerializeToString())
+        yield open_session(beside)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:
     """Open a graph's file on ONNX Runtime's CPU provider."""
     options = onnxruntime.SessionOptions()

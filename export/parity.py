@@ -1,6 +1,6 @@
 """Is what was written equal to the checkpoint? Checked before a bundle is published.
 
-Gates: docs/sources/measuring.md#gates, as of `verify`, whose work whole-model figures (logits, answers) are.
+The rule is `verified_rule`, as of `verify`, whose work whole-model figures (logits, answers) are.
 """
 
 from collections import Counter
@@ -15,18 +15,17 @@ import numpy.typing as npt
 import onnx
 import torch
 
-from tinyllava_edge.bounds import first_fault
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.gates import least_snr_db
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
-from tinyllava_edge.metrics import feature_figures
+from tinyllava_edge.metrics import feature_figures, nmse
 from tinyllava_edge.model.vlm import TinyLlava
-from tinyllava_edge.precisions import EXACT_TYPES, FLOAT16_LIMIT, FLOAT16_MAX, PRECISIONS
+from tinyllava_edge.precisions import FLOAT16_LIMIT, FLOAT16_MAX, PRECISIONS, ROUNDED
 from tinyllava_edge.reference_tensors import ReferenceTensors
+from tinyllava_edge.verified_rule import StoredTensor, features_fault
 
 from .gguf_arch import TensorRule
 from .language_gguf import LanguageSource, OnProgress, no_progress
-from .onnx_file import open_session
+from .onnx_file import TOWER_OUTPUT, open_session, opened_with
 from .quantize import block_size
 from .rounding import evaluate_rounded, measure_ranges
 
@@ -35,41 +34,82 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class VisionTrial:
-    """Pixels [pictures, 3, h, w], and the embeddings [pictures, tokens, hidden] that torch makes of them."""
+    """Pictures, and what torch makes of them.
+
+    Attributes:
+        pixels: [pictures, 3, h, w].
+        tower: [pictures, tokens, vision hidden].
+        embeddings: [pictures, tokens, hidden].
+        connector: torch's, from features such as `tower` to embeddings.
+    """
 
     pixels: Floats
+    tower: Floats
     embeddings: Floats
+    connector: torch.nn.Module
+
+    def embed(self, features: Floats) -> Floats:
+        """What torch's connector makes of a graph's own features."""
+        with torch.no_grad():
+            rows: Floats = self.connector(torch.from_numpy(features)).numpy()
+        return rows
 
 
-def vision_trial(model: TinyLlava, reference: ReferenceTensors) -> VisionTrial:
+@torch.no_grad()
+def vision_trial(model: TinyLlava, pixels: Floats) -> VisionTrial:
+    """Pictures as torch sees them."""
+    tower = model.vision_tower(torch.from_numpy(pixels))
+    embeddings = model.connector(tower).numpy()
+    return VisionTrial(pixels=pixels, tower=tower.numpy(), embeddings=embeddings, connector=model.connector)
+
+
+def reference_trial(model: TinyLlava, reference: ReferenceTensors) -> VisionTrial:
     """The reference pictures and one of noise."""
     noise = 2 * torch.rand(reference.pixels[:1].shape, generator=torch.Generator().manual_seed(0)) - 1
-    with torch.no_grad():
-        of_noise = model.encode(noise).numpy()
+    of_noise = vision_trial(model, noise.numpy())
     return VisionTrial(
-        pixels=np.concatenate([reference.pixels, noise.numpy()]),
-        embeddings=np.concatenate([reference.embeddings, of_noise]),
+        pixels=np.concatenate([reference.pixels, of_noise.pixels]),
+        tower=np.concatenate([reference.tower, of_noise.tower]),
+        embeddings=np.concatenate([reference.embeddings, of_noise.embeddings]),
+        connector=model.connector,
     )
 
 
 def check_vision(path: Path, precision: str, trial: VisionTrial) -> dict[str, Any]:
-    """Run a written graph on ONNX Runtime's CPU provider against torch's embeddings.
+    """Run a written graph on ONNX Runtime's CPU provider against torch's features and embeddings.
+
+    Returns:
+        figures of the embeddings, and `tower`: those of the features.
 
     Raises:
         ExportError: it is too far off.
     """
     (actual,) = open_session(path).run([EMBEDDINGS], {PIXELS: trial.pixels})
-    figures = feature_figures(trial.embeddings, np.asarray(actual))
-    if fault := first_fault(PRECISIONS[precision].gates, figures):
-        raise ExportError(f"vision {precision}: {path.name} is not equal to the checkpoint: {fault}.")
-    return _for_json(figures)
+    with opened_with(path, TOWER_OUTPUT) as session:
+        features = np.asarray(session.run([TOWER_OUTPUT], {PIXELS: trial.pixels})[0], dtype=np.float32)
+    tower = feature_figures(trial.tower, features)
+    connector = feature_figures(trial.embeddings, np.asarray(actual))
+    if PRECISIONS[precision].alone:
+        is_whole = features.shape == trial.tower.shape
+        connector["connector_nmse"] = _worst_nmse(trial.embed(features), actual) if is_whole else np.nan
+    for stage, figures in (("tower", tower), ("connector", connector)):
+        if fault := features_fault(stage, precision, figures):
+            raise ExportError(
+                f"vision {precision}: {path.name} is not equal to the checkpoint: {stage}: {fault}."
+            )
+    return {**_for_json(connector), "tower": _for_json(tower)}
+
+
+def _worst_nmse(expected: Floats, actual: Floats) -> float:
+    return max(nmse(one, other) for one, other in zip(expected, actual, strict=True))
 
 
 def check_rounded(proto: onnx.ModelProto, precision: str, trial: VisionTrial) -> dict[str, Any]:
-    """Judge a typed graph by an evaluation that rounds every value to its type, against torch's embeddings.
+    """Judge a typed graph by an evaluation that rounds every value to its type, against torch.
 
     Returns:
-        rounded: figures; of float16 also the largest value that is stored in it, where, and its margin.
+        rounded: figures of the embeddings; where no runtime here runs it, `tower`: of the features; of
+            float16 also the largest value that is stored in it, where, and its margin.
 
     Raises:
         ExportError: a value passes half of float16's range, or rounding costs too much; the message names
@@ -92,12 +132,19 @@ def check_rounded(proto: onnx.ModelProto, precision: str, trial: VisionTrial) ->
                 "Export --vision fp32 or bf16."
             )
     figures = feature_figures(trial.embeddings, evaluate_rounded(proto, trial.pixels))
-    if fault := first_fault(PRECISIONS[precision].gates, figures):
+    report = {"rounded": _for_json(figures), **report}
+    if "cpu" in PRECISIONS[precision].runs_on:  # what is run has its features judged then
+        fault = features_fault("connector", precision, {f"{ROUNDED}{k}": v for k, v in figures.items()})
+    else:
+        tower = feature_figures(trial.tower, evaluate_rounded(proto, trial.pixels, TOWER_OUTPUT))
+        report["rounded"]["tower"] = _for_json(tower)
+        fault = features_fault("tower", precision, tower) or features_fault("connector", precision, figures)
+    if fault:
         raise ExportError(
             f"vision {precision}: rounding every value to its type costs too much: {fault}.{about} "
             "Export --vision fp32."
         )
-    return {"rounded": _for_json(figures), **report}
+    return report
 
 
 def _for_json(figures: dict[str, float]) -> dict[str, float]:
@@ -110,7 +157,7 @@ def check_language(
 ) -> dict[str, Any]:
     """Read a GGUF file back, undo the conversion and compare every tensor with the checkpoint's.
 
-    `precisions.EXACT_TYPES` must hold exactly what they make of the source; others `TENSOR_SNR_DB` at least.
+    The rule is `verified_rule.StoredTensor`.
 
     Args:
         path: the file.
@@ -170,31 +217,30 @@ def _compare(tensor: torch.Tensor, stored: gguf.ReaderTensor, rule: TensorRule) 
     """Signal to noise in dB, infinite where a float type holds all that it can; and what is wrong, or ""."""
     if tensor.shape != rule.shape or rule.shape != tuple(map(int, reversed(stored.shape))):
         return -np.inf, f"shape {tuple(map(int, reversed(stored.shape)))}, expected {tuple(tensor.shape)}"
-    type_, is_equal, energy, noise = stored.tensor_type, True, 0.0, 0.0
+    kind = stored.tensor_type.name
+    held, energy, noise = StoredTensor(kind, _rounded), 0.0, 0.0
     for rows in rule.slices():
-        values = gguf.quants.dequantize(stored.data[rows], type_)
+        in_file = gguf.quants.dequantize(stored.data[rows], stored.tensor_type).astype(np.float32)
+        source = tensor[rows].float().contiguous()
         # A copy: torch wants memory that it may write to.
-        actual = rule.restore(torch.from_numpy(np.array(values, dtype=np.float32)))
-        expected = tensor[rows].float()
-        if type_.name in EXACT_TYPES:
-            exact = torch.from_numpy(_rounded(expected.contiguous().numpy(), type_))
-            is_equal &= float((exact - actual).abs().max()) <= rule.tolerance
-        if not actual.isfinite().all():
-            largest = float(expected.abs().max())
-            return (
-                -np.inf,
-                f"{type_.name} makes NaN or infinity of values up to {largest:.3g}; take another type",
-            )
-        energy += float(expected.double().square().sum())
-        noise += float((expected.double() - actual.double()).square().sum())
+        restored = rule.restore(torch.from_numpy(in_file.copy()))
+        if not restored.isfinite().all():
+            largest = float(source.abs().max())
+            return -np.inf, f"{kind} makes NaN or infinity of values up to {largest:.3g}; take another type"
+        if rule.tolerance:  # going there and back rounds, so what lies in the file is what must be equal
+            held.add(rule.convert(source).numpy(), in_file)
+            if float((source - restored).abs().max()) > rule.tolerance:
+                return -np.inf, f"more than {rule.tolerance:g} off where the conversion is undone"
+        else:
+            held.add(source.numpy(), restored.contiguous().numpy())
+        energy += float(source.double().square().sum())
+        noise += float((source.double() - restored.double()).square().sum())
     snr_db = 10 * float(np.log10(max(energy, 1e-300) / noise)) if noise else np.inf
-    if type_.name in EXACT_TYPES:
-        fault = "" if is_equal else f"values differ from those rounded to {type_.name} ({snr_db:.1f} dB)"
-        return np.inf if is_equal and type_.name in ("F32", "F16") else snr_db, fault
-    least = least_snr_db(type_.name)
-    return snr_db, "" if snr_db >= least else f"{snr_db:.1f} dB signal to noise, at least {least:g} is asked"
+    is_all = not held.fault and kind in ("F32", "F16")
+    return np.inf if is_all else snr_db, held.fault
 
 
-def _rounded(values: Floats, type_: gguf.GGMLQuantizationType) -> Floats:
+def _rounded(values: Floats, kind: str) -> Floats:
     """Values to a type and back, by the gguf package's own arithmetic."""
+    type_ = gguf.GGMLQuantizationType[kind]
     return np.asarray(gguf.quants.dequantize(gguf.quants.quantize(values, type_), type_), dtype=np.float32)

@@ -44,7 +44,7 @@ from .disk_space import bytes_needed
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
 from .options import ExportOptions
-from .parity import check_language, vision_trial
+from .parity import check_language, reference_trial
 from .quantize import quantize_gguf
 from .reference import MAX_PASSES, write_reference
 from .vision_onnx import build_vision_graph
@@ -103,7 +103,7 @@ def export_bundle(
         (root / TOKENIZER_FILE).write_text(source.assets.tokenizer.tokenizer_json, encoding="utf-8")
         peaks = {"reference": memory.peak_bytes()}
         on_step("trace vision tower and connector")
-        trial = vision_trial(model, reference)
+        trial = reference_trial(model, reference)
         graph = build_vision_graph(model, reference.pixels.shape[-1])
         del model
         return_freed_memory()

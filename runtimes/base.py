@@ -19,6 +19,7 @@ from tinyllava_edge.errors import BackendError, UsageError
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 KV_TYPES = ("f16", "f32", "q8_0")
 FLASH_ATTENTION = ("auto", "on", "off")
+_LEAST = {"context_length": 1, "threads": 1, "gpu_layers": 0, "main_gpu": 0, "device": 0}
 
 
 class VisionBackend(Protocol):
@@ -103,6 +104,7 @@ class BackendOptions:
         main_gpu: number of the one GPU to take; None for all of them.
         flash_attention: one of `FLASH_ATTENTION`, or None for what the KV type has. The runtimes that have no
             llama.cpp refuse this one and the two above.
+        device: number of the GPU for the vision engine, as CUDA counts them, where several are there.
         checkpoint: where the weights are, for a runtime that computes from the checkpoint itself; refused by
             every other one, as are the next two.
         sources: where the configs are that the checkpoint only names.
@@ -117,6 +119,7 @@ class BackendOptions:
     gpu_layers: int | None = None
     main_gpu: int | None = None
     flash_attention: str | None = None
+    device: int = 0
     checkpoint: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
@@ -127,7 +130,7 @@ class BackendOptions:
             value = getattr(self, name)
             if value not in (None, *known):
                 raise UsageError(f"{name} is {value!r}; known: {', '.join(known)}.")
-        for name, least in (("context_length", 1), ("threads", 1), ("gpu_layers", 0), ("main_gpu", 0)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it must be {least} or more.")

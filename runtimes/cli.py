@@ -14,6 +14,7 @@ import typer
 
 from tinyllava_edge.console import note, print_json, printable
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
+from tinyllava_edge.machine_files import HERE
 from tinyllava_edge.process import Terminated
 
 from .cli_options import BundleArgument, JsonOption, Settings, with_settings
@@ -91,6 +92,12 @@ def doctor(
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove what killed runs left there and in the cache.")
     ] = False,
+    bundle: Annotated[
+        str | None, typer.Option("--bundle", help="Judge memory and disk by what this bundle needs.")
+    ] = None,
+    root: Annotated[
+        Path, typer.Option("--root", metavar="DIR", help="Look at another machine's files: its mounted disk.")
+    ] = HERE,
     json: JsonOption = False,
 ) -> None:
     """Show what this machine can run; exit code 1 where the runtime for the CPU is not usable."""
@@ -99,9 +106,16 @@ def doctor(
         return
     if folders:
         raise UsageError(f"{folders[0]}: doctor looks at the machine; directories go with --clean.")
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such directory. Give the root of a machine's files.")
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.checkpoint.names import bundle_path
+
     from .doctor import examine, lines
 
-    report = examine()
+    report = examine(
+        root if root == HERE else root.resolve(), Bundle.open(bundle_path(bundle)) if bundle else None
+    )
     if json:
         print_json(asdict(report))
     else:

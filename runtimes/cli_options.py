@@ -68,6 +68,7 @@ class Settings:
         str | None,
         typer.Option(help="llama.cpp's: auto, on or off.", show_default="what the KV type has"),
     ] = None
+    device: Annotated[int, typer.Option(help="Number of the GPU for the vision engine.", min=0)] = 0
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

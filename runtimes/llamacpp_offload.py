@@ -1,7 +1,8 @@
 """Where llama.cpp keeps a model: as many layers on the GPU as were asked for, else as fit.
 
 Layers count as llama.cpp counts them: the output is one more than the model's own. A model whose weights, KV
-cache or working memory do not fit has fewer layers on the GPU, then none; why is kept, to be said.
+cache or working memory do not fit has fewer layers on the GPU, then none; why is kept, to be said. Not yet
+run on hardware (docs/sources/tensorrt.md#llamacpp-where-a-gpu-is-full-or-not-seen).
 """
 
 import re
@@ -16,7 +17,7 @@ from .base import BackendOptions
 from .llamacpp_library import Library
 
 _NONE, _ONE_GPU = -1, 0  # main_gpu for no device at all; llama_split_mode
-_NO_MEMORY = re.compile("allocat|out of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile("alloc|out of memory")
 
 
 class NoMemoryError(BackendError):

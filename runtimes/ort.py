@@ -213,6 +213,8 @@ def _let_forks_end() -> None:
 
     Those of ONNX Runtime 1.32 wait there for ever for a thread that a fork does not copy.
     """
+    if not hasattr(os, "fork"):
+        return
     library = ctypes.CDLL(None)
     if hasattr(library, "on_exit"):  # glibc's, which hands the exit code on
         os.register_at_fork(after_in_child=lambda: library.on_exit(library._exit, None))

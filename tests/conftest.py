@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tinyllava_edge.device import has_nvidia_gpu
+
 if TYPE_CHECKING:
     from tests.runtimes.trt.fake_gpu import FakeGpu
 
@@ -20,7 +22,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "tensorrt": lambda: find_spec("tensorrt") is not None,
     "tensorrt-rtx": lambda: find_spec("tensorrt_rtx") is not None,
     "onnxruntime-cuda": lambda: "CUDAExecutionProvider" in _onnxruntime_providers(),
-    "cuda": lambda: Path("/dev/nvidiactl").exists() or Path("/dev/nvhost-gpu").exists(),
+    "cuda": lambda: has_nvidia_gpu(),
     "jetson": lambda: Path("/etc/nv_tegra_release").exists(),
 }
 

@@ -1,6 +1,9 @@
 """What is installed is what is in the tree."""
 
+import shutil
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,29 @@ def test_every_extra_that_a_message_recommends_exists() -> None:
     from tinyllava_edge.cli import EXTRAS
 
     assert set(EXTRAS.values()) <= set(PROJECT["project"]["optional-dependencies"])
+
+
+def test_a_checkout_without_links_makes_the_whole_wheel(tmp_path: Path) -> None:
+    """As git leaves it on Windows: a link is a small file that holds where it leads."""
+    source = tmp_path / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", "results", *LINKED)
+    shutil.copytree(ROOT / "tinyllava_edge", source / "tinyllava_edge", ignore=ignored)
+    for name in LINKED:
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        (source / "tinyllava_edge" / name).write_text(f"../{name}")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    options = ("-q", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path))
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if not name.split("/")[0].endswith(".dist-info")}
+    modules = {
+        f"{package.replace('.', '/')}/{path.name}"
+        for package in SETUPTOOLS["packages"]
+        for path in folder_of(package).glob("*.py")
+    }
+    assert {name for name in found if name.endswith(".py")} == modules
+    assert "tinyllava_edge/nano/bundle/manifest.json" in found
+    assert not found & {f"tinyllava_edge/{name}" for name in LINKED}, "what is there a file is no module"

@@ -10,18 +10,15 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import importlib, json, os, pkgutil, signal, subprocess, sys
 # What others wrote chooses by sys.platform, and is loaded as it is here.
+try:
+    import torch
+except ModuleNotFoundError:
+    pass
 import llama_cpp, numpy, onnxruntime, PIL.Image, platformdirs, pydantic, rich.progress, tokenizers, typer
 os.environ["XDG_CACHE_HOME"] = sys.argv[3]
 platformdirs.user_cache_path("x")
-for name in "fcntl resource pwd grp termios tty pty syslog posix_ipc readline".split():
-    sys.modules[name] = None
-for name in ("getuid geteuid getgid getegid setsid killpg fork sysconf uname sched_getaffinity posix_fadvise "
-             "posix_fallocate getloadavg O_NOFOLLOW O_CLOEXEC O_DIRECTORY mkfifo statvfs").split():
-    if hasattr(os, name):
-        delattr(os, name)
-for name in ("SIGKILL", "SIGHUP", "SIGALRM", "SIGUSR1", "SIGUSR2", "SIGPIPE", "setitimer", "pthread_sigmask"):
-    if hasattr(signal, name):
-        delattr(signal, name)
+from tests import windows_rules
+windows_rules.apply()
 
 import tinyllava_edge
 imported, lacking = [], {}
@@ -41,7 +38,27 @@ from tinyllava_edge.verified_files import VerifiedFiles
 with open_bundle("nano", runtime=sys.argv[1]) as model:
     answer = model.ask("What is this?", [sys.argv[2]])
 EngineCache(), VerifiedFiles()
-print(json.dumps({"imported": imported, "lacking": lacking, "answer": answer, "peak": peak_memory_bytes()}))
+from pathlib import Path
+from typer.testing import CliRunner
+from tinyllava_edge.append_jsonl import append_lines
+from tinyllava_edge.cli import app
+from tinyllava_edge.atomic_files import output_file, write_json
+home = Path(sys.argv[3])
+for _ in range(2):
+    options = ["--vision", "fp16", "--language", "q8_0", "--force", "-o", str(home / "pruned")]
+    ran = CliRunner().invoke(app, ["prune", "nano", *options])
+    assert ran.exit_code == 0, (ran.output, ran.exception)
+    with output_file(home / "answer.json", force=True, mark=lambda _: "") as new:
+        new.write_text("{}")
+    write_json(home / "report.json", {})
+    with append_lines(home / "lines.jsonl", {"of": "this"}, force=True, mark=lambda _: "") as lines:
+        lines.append({"line": 1})
+        lines.finish()
+cleaned = CliRunner().invoke(app, ["doctor", "--clean", str(home), "--json"])
+assert cleaned.exit_code == 0, (cleaned.output, cleaned.exception)
+left = sorted(path.name for path in home.iterdir())
+print(json.dumps({"imported": imported, "lacking": lacking, "answer": answer, "peak": peak_memory_bytes(),
+                  "left": left}))
 """
 
 
@@ -58,4 +75,6 @@ def test_core_and_runtimes_are_imported_and_nano_answers_without_posix(tmp_path:
     vendors = {"torch", "transformers", "onnx", "gguf", "matplotlib", "cryptography", "onnxscript"}
     assert set(found["lacking"].values()) <= vendors, found["lacking"]
     assert found["answer"]
+    written = {"answer.json", "lines.jsonl", "pruned", "report.json"}
+    assert {*found["left"]} == {*written, "tinyllava-edge"}, "nothing is left of the work"
     assert (tmp_path / "tinyllava-edge/engines").is_dir()

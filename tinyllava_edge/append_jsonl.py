@@ -22,7 +22,7 @@ from tinyllava_edge.atomic_files import (
     write_bytes,
 )
 from tinyllava_edge.errors import OutputBusyError, OutputExistsError, ResumeError
-from tinyllava_edge.file_lock import OPEN_FLAGS, lock_at
+from tinyllava_edge.file_lock import IS_WINDOWS, OPEN_FLAGS, lock_at
 
 Line = dict[str, Any]
 _DEPENDS_ON = "depends_on"
@@ -104,6 +104,7 @@ class AppendedLines:
         self._force = False
         self._mark: Mark = no_mark
         self._file: int | None = None
+        self._is_finished = False
         self._lock = _lock(self._work, path)
 
     def take_up(self, *, resume: bool, force: bool, mark: Mark) -> None:
@@ -167,7 +168,8 @@ class AppendedLines:
         hashes = [sha256(content).hexdigest() for content in others]
         self._wrote += hashes
         with full_disk_named(self._work):  # appended: a kill or a full disk leaves what it depends on
-            os.pwrite(self._lock, "\n".join(["", *hashes]).encode(), os.fstat(self._lock).st_size)
+            os.lseek(self._lock, 0, os.SEEK_END)
+            os.write(self._lock, "\n".join(["", *hashes]).encode())
             os.fsync(self._lock)
         for path, content in reversed(list(zip(self._all[1:], others, strict=True))):
             if not path.is_file() or content != path.read_bytes():
@@ -178,7 +180,9 @@ class AppendedLines:
 
     def finish(self) -> None:
         """The file is complete: nobody goes on with it."""
-        self._work.unlink()
+        self._is_finished = True
+        if not IS_WINDOWS:
+            self._work.unlink()
         fsync(self.path.parent)
 
     def close(self) -> None:
@@ -186,9 +190,13 @@ class AppendedLines:
         if self._file is not None:
             os.close(self._file)
         elif not os.fstat(self._lock).st_size:
+            self._is_finished = True
             with suppress(OSError):
                 self._work.unlink()
         os.close(self._lock)
+        if IS_WINDOWS and self._is_finished:
+            with suppress(OSError):
+                self._work.unlink()
 
     @property
     def begun(self) -> bool:
@@ -208,7 +216,8 @@ class AppendedLines:
             for path in self._all if self._force else ():
                 path.unlink(missing_ok=True)
             os.ftruncate(self._lock, 0)
-            os.pwrite(self._lock, json.dumps({_DEPENDS_ON: self._depends_on}, indent=1).encode(), 0)
+            os.lseek(self._lock, 0, os.SEEK_SET)
+            os.write(self._lock, json.dumps({_DEPENDS_ON: self._depends_on}, indent=1).encode())
             os.fsync(self._lock)
             try:
                 self._open(os.O_CREAT | os.O_EXCL)
@@ -226,7 +235,8 @@ class AppendedLines:
 
     def _begun_with(self) -> dict[str, Any] | None:
         """What the unfinished file depends on, or None where there is none."""
-        content = os.pread(self._lock, os.fstat(self._lock).st_size, 0)
+        os.lseek(self._lock, 0, os.SEEK_SET)
+        content = os.read(self._lock, os.fstat(self._lock).st_size)
         if not content:
             return None
         with suppress(ValueError, LookupError, TypeError, RecursionError):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tinyllava_edge.file_lock import take_lock
+from tinyllava_edge.file_lock import IS_WINDOWS, take_lock
 from tinyllava_edge.full_disk import check_space, full_disk_named, reserve
 from tinyllava_edge.output_marks import (
     Mark,
@@ -107,7 +107,10 @@ def write_bytes(path: Path, content: bytes | memoryview, *, mode: int = 0o644) -
                 file.flush()
                 os.fsync(file.fileno())
                 os.chmod(name, mode)
-                os.replace(name, path)  # locked until it has its name
+                if not IS_WINDOWS:
+                    os.replace(name, path)  # locked until it has its name
+            if IS_WINDOWS:
+                os.replace(name, path)
         except BaseException:
             os.unlink(name)
             raise

@@ -29,6 +29,11 @@ COMMANDS = {
         "verify",
         "Find the first stage where a bundle differs from its source.",
     ),
+    "explain": (
+        "tinyllava_edge.benchmarks.verify.explain_cli",
+        "explain",
+        "Ask checkpoint and bundle one question: where they differ first, and why.",
+    ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
     "eval": (
@@ -50,6 +55,11 @@ COMMANDS = {
         "tinyllava_edge.benchmarks.evals.hub_check",
         "hub_check",
         "Download, export, verify and score the released checkpoints.",
+    ),
+    "hardware-check": (
+        "tinyllava_edge.benchmarks.hardware.cli",
+        "hardware_check",
+        "Run all that a device can show, beside what was expected of it; one report to send back.",
     ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+# There an open file cannot be renamed or removed, a directory cannot be opened, and no lock is as here.
+IS_WINDOWS = not hasattr(os, "fork")
 # A link in the last place is not followed, and a child process does not inherit the lock.
-OPEN_FLAGS = os.O_CREAT | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+OPEN_FLAGS = (
+    os.O_CREAT | os.O_RDWR | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 

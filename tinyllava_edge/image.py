@@ -7,8 +7,9 @@ Needs Pillow and numpy only, so that a device computes the same pixels as the tr
 
 import io
 import os
+import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
@@ -17,15 +18,21 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from tinyllava_edge.errors import CheckpointError, ImageError, UnsupportedModelError
+from tinyllava_edge.picture_formats import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_SIDE,
+    WatchedFile,
+    block_by_block,
+    far_too_large,
+    fit,
+    open_format,
+    within,
+)
 from tinyllava_edge.user_files import open_user_file
 
-MAX_PIXELS = 40_000_000
-MAX_SIDE = 16_384
 MAX_FILE_BYTES = 512 << 20  # 40 megapixels of four 16-bit channels are 320 MB
-_LIMITS = f"the limits are {MAX_SIDE} a side and {MAX_PIXELS // 1_000_000} megapixels"
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
-# Formats read from files. Others (EPS, FITS, ...) have parsers that are not worth their risk.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 # What becomes of each of Pillow's modes; the table for people is in docs/bundle.md. Any other is refused: its
 # numbers (F) have no range that says what is white, or Pillow has no conversion (LAB).
@@ -71,33 +78,51 @@ class Preprocessing:
         return self.size if self.crop is None else self.crop
 
 
-def open_picture(picture: Picture, *, on_white: bool = False) -> Image.Image:
+def open_picture(
+    picture: Picture,
+    *,
+    on_white: bool = False,
+    max_bytes: int = MAX_FILE_BYTES,
+    deadline_s: float | None = None,
+) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
     The EXIF orientation of a file is applied; an animation gives its first frame; alpha is dropped, not
-    composited (as upstream's `convert("RGB")` does), unless `on_white`; of 16 bits the upper 8 count.
+    composited (as upstream's `convert("RGB")` does), unless `on_white`; of 16 bits the upper 8 count. A JPEG
+    of over 40 megapixels is decoded at half its sides.
+
+    Args:
+        picture: a file, what is in one, or a Pillow image.
+        on_white: composite alpha on white.
+        max_bytes: of a file, or of what is in one; for what strangers send 10 MB are plenty.
+        deadline_s: seconds until decoding ends with an error; None has no clock, as files of one's own need.
 
     Raises:
-        ImageError: not a picture, over 40 megapixels or 16384 pixels a side (found before decoding), or
+        ImageError: not a picture, over 40 megapixels (a JPEG 120) or 16384 pixels a side (found before
+            decoding), over `max_bytes`, not decoded in time, of a format whose decoder is not installed, or
             values whose range nothing says.
     """
-    name, convert = _name(picture), _on_white if on_white else _to_rgb
+    name = _name(picture)
+    if isinstance(picture, bytes) and len(picture) > max_bytes:
+        raise ImageError(f"{name}: expected at most {max_bytes:,}.")
+    convert = _on_white if on_white else _to_rgb
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter
             if isinstance(picture, Image.Image):
-                _check_size(picture, name)
+                fit(picture, shrink=False)
                 return convert(picture, _stored_bits(picture))
-            with _opened(picture, name) as file, Image.open(file, formats=FORMATS) as image:
-                _check_size(image, name)
-                bits = _stored_bits(image)
-                return convert(ImageOps.exif_transpose(image), bits)
+            file = _opened(picture, max_bytes)
+            if deadline_s is None:
+                return _decode(file, convert)
+            watched: Any = WatchedFile(file, time.monotonic() + deadline_s)
+            return within(deadline_s, lambda: _decode(watched, convert))
     except ImageError as error:
         raise error if name in str(error) else ImageError(f"{name}: {error}") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name}: not a picture in one of {', '.join(FORMATS)}.") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{name}: far too many pixels; {_LIMITS}.") from None
+        raise ImageError(f"{name}: {far_too_large()}") from None
     except Exception as error:  # Pillow's parsers raise many types on damaged files
         raise ImageError(f"{name}: damaged picture ({type(error).__name__}).") from None
 
@@ -108,16 +133,23 @@ def _name(picture: Picture) -> str:
     return f"picture of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
 
 
-def _opened(picture: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
+def _opened(picture: str | os.PathLike[str] | bytes, max_bytes: int) -> BinaryIO:
     if isinstance(picture, bytes):
         return io.BytesIO(picture)
-    return open_user_file(picture, most=MAX_FILE_BYTES, error=ImageError)
+    return open_user_file(picture, most=max_bytes, error=ImageError)
 
 
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if not (0 < width <= MAX_SIDE and 0 < height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise ImageError(f"{name}: {width}x{height} pixels; {_LIMITS}. Make it smaller first.")
+def _decode(file: BinaryIO, convert: Callable[[Image.Image, int], Image.Image]) -> Image.Image:
+    try:
+        with open_format(file) as image:
+            fit(image)
+            if isinstance(file, WatchedFile):
+                block_by_block(image)
+            bits = _stored_bits(image)
+            ImageOps.exif_transpose(image, in_place=True)  # a copy would be as large again
+            return convert(image, bits)
+    finally:
+        file.close()
 
 
 def _to_rgb(image: Image.Image, bits: int) -> Image.Image:

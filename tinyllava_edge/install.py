@@ -8,18 +8,19 @@ Needs nothing but Python: the Makefile runs it before anything is installed.
 
 import argparse
 import os
-import platform
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllava_edge.device import Machine, has_nvidia_gpu, read_machine
+from tinyllava_edge.installed import is_distribution
+from tinyllava_edge.jetson import TEGRAS, read_jetson
+from tinyllava_edge.machine_files import HERE, shown
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"  # the version tested
 # We use the library and mtmd; the rest takes minutes.
@@ -27,9 +28,6 @@ LEFT_OUT = (
     *("-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_TOOLS=OFF"),
     *("-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF"),
 )
-# Architectures and CUDA releases of boards: docs/sources/tensorrt.md#llamacpp-on-a-jetson.
-TEGRAS = {"tegra194": "72", "tegra234": "87", "tegra264": "110"}
-JETPACK_CUDA = {"36.3": "12-2", "36": "12-6", "38": "13-0", "39": "13-2"}  # by L4T release
 # What a compiler process takes at its most.
 _CUDA_JOB_BYTES, _CPU_JOB_BYTES = 2 << 30, 1 << 30
 
@@ -49,29 +47,39 @@ class Toolkit:
     missing: tuple[str, ...] = ()
 
 
-def llamacpp_line(root: Path = Path("/"), requirement: str = LLAMA_CPP) -> str:
+def llamacpp_line(root: Path = HERE, requirement: str = LLAMA_CPP) -> str:
     """The shell's line that builds llama.cpp for this machine, and takes no wheel that was built before.
 
     Args:
         root: of the tree that shows what the machine is.
         requirement: of llama-cpp-python.
     """
-    if os.name == "nt":  # its shells set variables in other ways
-        return f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh"
+    if os.name == "nt" and root == HERE:  # its shells set variables in other ways
+        line, lacking = (
+            f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh",
+            find_toolkit().missing,
+        )
+        return f"{apt_install(lacking)}, then {line}" if lacking else line
     toolkit = find_toolkit(root)
     variables = build_variables(toolkit, read_machine(root))
-    words = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), pip("install")]
-    line = " ".join([*words, "--no-cache-dir", *_again(), shlex.quote(requirement)])
-    return f"{apt_install(toolkit.missing)} && {line}" if toolkit.missing else line
+    words = [*(f"{name}={shlex.quote(value)}" for name, value in variables.items()), pip("install", root)]
+    line = " ".join([*words, "--no-cache-dir", *_again(root), shlex.quote(requirement)])
+    return f"{apt_install(toolkit.missing, root)} && {line}" if toolkit.missing else line
 
 
-def find_toolkit(root: Path = Path("/")) -> Toolkit:
+def find_toolkit(root: Path = HERE) -> Toolkit:
     """What there is to compile with; CUDA only where the kernel shows a GPU."""
-    compiler = () if _program(root, "c++") or _program(root, "g++") else ("g++",)
+    is_windows = os.name == "nt" and root == HERE  # CMake finds Visual Studio's compiler itself
+    compiler = () if is_windows or _program(root, "c++") or _program(root, "g++") else ("g++",)
     if not has_nvidia_gpu(root):
         return Toolkit(missing=compiler)
     nvcc = find_nvcc(root)
-    chip = re.search("|".join(TEGRAS), _read(root / "proc/device-tree/compatible"))
+    jetson = read_jetson(root)
+    chip = jetson.chip if jetson else None
+    architecture = TEGRAS.get(chip or "") or _compute_capabilities(root) or "native"
+    if is_windows:
+        missing = () if nvcc else ("NVIDIA's CUDA Toolkit",)
+        return Toolkit(nvcc=nvcc or "nvcc", architecture=architecture, missing=missing)
     release = _cuda_release(root, nvcc)
     needed = ("cuda-nvcc", "cuda-cudart-dev", "libcublas-dev")
     there = (nvcc, _has_header(root, nvcc, "cuda_runtime.h"), _has_header(root, nvcc, "cublas_v2.h"))
@@ -82,18 +90,18 @@ def find_toolkit(root: Path = Path("/")) -> Toolkit:
     return Toolkit(
         nvcc=nvcc
         or (f"/usr/local/cuda-{release.replace('-', '.')}/bin/nvcc" if release else "/usr/bin/nvcc"),
-        architecture=TEGRAS[chip[0]] if chip else _compute_capabilities() or "native",
+        architecture=architecture,
         missing=(*compiler, *packages),
     )
 
 
-def find_nvcc(root: Path = Path("/")) -> str | None:
+def find_nvcc(root: Path = HERE) -> str | None:
     """CUDA's compiler: where CUDACXX says, else in NVIDIA's places, else on the path; None if nowhere."""
     newest = sorted(root.glob("usr/local/cuda-*/bin/nvcc"), key=_release_of, reverse=True)
     named = [_below(root, os.environ["CUDACXX"])] if "CUDACXX" in os.environ else []
     for path in [*named, root / "usr/local/cuda/bin/nvcc", *newest]:
         if path.is_file():
-            return _shown(root, path)
+            return shown(root, path)
     return _program(root, "nvcc")
 
 
@@ -103,11 +111,11 @@ def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
     On x86-64 the build is for AVX2 and not for the processor at hand: an image may go to another machine.
     """
     flags = [*LEFT_OUT]
-    if platform.machine().lower() in ("x86_64", "amd64"):
+    if machine.cpu.architecture.lower() in ("x86_64", "amd64"):
         flags.append("-DGGML_NATIVE=OFF")
     if toolkit.nvcc:
         flags += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={toolkit.architecture}"]
-        if toolkit.architecture in TEGRAS.values():
+        if machine.jetson or toolkit.architecture in TEGRAS.values():
             flags.append("-DGGML_CUDA_NO_VMM=ON")
     flags += os.environ.get("CMAKE_ARGS", "").split()
     job_bytes = _CUDA_JOB_BYTES if toolkit.nvcc else _CPU_JOB_BYTES
@@ -117,8 +125,10 @@ def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
     return {**compiler, "CMAKE_BUILD_PARALLEL_LEVEL": str(jobs), "CMAKE_ARGS": " ".join(flags)}
 
 
-def pip(command: str) -> str:
+def pip(command: str, root: Path = HERE) -> str:
     """`pip COMMAND` for this very Python: the path's may be another's, an environment may have none."""
+    if root != HERE:
+        return f"pip {command}"
     if find_spec("pip") is None and shutil.which("uv"):
         return f"uv pip {command} --python {shlex.quote(sys.executable)}"
     found = shutil.which("pip")
@@ -127,44 +137,39 @@ def pip(command: str) -> str:
     return f"{shlex.quote(sys.executable)} -m pip {command}"
 
 
-def apt_install(packages: tuple[str, ...]) -> str:
-    """The line that installs Debian's or NVIDIA's packages."""
-    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+def apt_install(packages: tuple[str, ...], root: Path = HERE) -> str:
+    """The line that installs Debian's or NVIDIA's packages; on Windows words, as there is none."""
+    if os.name == "nt" and root == HERE:
+        return f"install {', '.join(packages)}"
+    is_root = root == HERE and hasattr(os, "geteuid") and os.geteuid() == 0
     return " ".join(["apt-get" if is_root else "sudo apt-get", "install -y", *packages])
 
 
-def is_distribution(name: str) -> bool:
-    """Whether pip knows a package of that name."""
-    try:
-        return bool(version(name))
-    except PackageNotFoundError:
-        return False
-
-
-def _again() -> list[str]:
+def _again(root: Path = HERE) -> list[str]:
     """A first installation needs what llama-cpp-python depends on; a later one is to leave it as it is."""
-    return ["--force-reinstall", "--no-deps"] if is_distribution("llama-cpp-python") else []
+    return ["--force-reinstall", "--no-deps"] if is_distribution("llama-cpp-python", root) else []
 
 
 def _cuda_release(root: Path, nvcc: str | None) -> str | None:
     """Which CUDA the packages are to be of ("12-6"), as NVIDIA's package names have it."""
     if nvcc and (number := re.search(r"cuda-(\d+)\.(\d+)", str(_below(root, nvcc).resolve()))):
         return f"{number[1]}-{number[2]}"
-    l4t = re.search(r"R(\d+) \(release\), REVISION: (\d+)", _read(root / "etc/nv_tegra_release"))
-    if l4t:
-        return JETPACK_CUDA.get(f"{l4t[1]}.{l4t[2]}") or JETPACK_CUDA.get(l4t[1])
-    driver = re.search(r"CUDA Version: (\d+)\.(\d+)", _nvidia_smi())
+    if jetson := read_jetson(root):
+        return jetson.cuda
+    driver = re.search(r"CUDA Version: (\d+)\.(\d+)", _nvidia_smi(root))
     return f"{driver[1]}-{driver[2]}" if driver else None
 
 
-def _compute_capabilities() -> str:
+def _compute_capabilities(root: Path) -> str:
     """Of all GPUs here, as CMake has them: "86;89"; "" where the driver does not say."""
-    said = _nvidia_smi("--query-gpu=compute_cap", "--format=csv,noheader")
+    said = _nvidia_smi(root, "--query-gpu=compute_cap", "--format=csv,noheader")
     found = re.findall(r"^(\d+)\.(\d)\s*$", said, re.MULTILINE)
     return ";".join(sorted({major + minor for major, minor in found}, key=int))
 
 
-def _nvidia_smi(*options: str) -> str:
+def _nvidia_smi(root: Path, *options: str) -> str:
+    if root != HERE:
+        return ""
     try:
         result = subprocess.run(
             ["nvidia-smi", *options], capture_output=True, text=True, timeout=10, check=True
@@ -189,23 +194,11 @@ def _program(root: Path, name: str) -> str | None:
     """Where a program is on the path, below a root."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     found = shutil.which(name, path=os.pathsep.join(str(_below(root, folder)) for folder in folders))
-    return _shown(root, Path(found)) if found else None
+    return shown(root, Path(found)) if found else None
 
 
 def _below(root: Path, name: str) -> Path:
-    return Path(name) if root == Path("/") else root / name.lstrip("/")
-
-
-def _shown(root: Path, path: Path) -> str:
-    """A path as it is where the root is the root."""
-    return str(path) if root == Path("/") else f"/{path.relative_to(root)}"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return Path(name) if root == HERE else root / name.lstrip("/")
 
 
 def _main(arguments: list[str] | None = None) -> int:

@@ -100,14 +100,14 @@ def return_large_blocks() -> None:
     glibc learns to keep them, up to 32 MB each: a cache of keys and values, which is copied to a larger place
     with every token, left 2 GB of holes behind. M_MMAP_THRESHOLD, mallopt(3).
     """
-    with suppress(AttributeError, OSError):  # another C library
+    with suppress(AttributeError, OSError, TypeError):  # another C library, or none of that name
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def return_freed_memory() -> None:
     """Collect garbage, and give back to the system what was freed; glibc keeps it, malloc_trim(3)."""
     gc.collect()
-    with suppress(AttributeError, OSError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 

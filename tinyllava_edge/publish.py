@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from tinyllava_edge.errors import OutputExistsError
+from tinyllava_edge.file_lock import IS_WINDOWS
 from tinyllava_edge.full_disk import NOT_KNOWN
 from tinyllava_edge.output_marks import Mark, check_output
 from tinyllava_edge.work_places import (
@@ -45,8 +46,10 @@ def publish(work: Path, target: Path, *, force: bool, mark: Mark) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Wait until a file, or the names in a directory, are on the disk; Windows has no word for the latter."""
+    if IS_WINDOWS and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if IS_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -55,7 +58,10 @@ def fsync(path: Path) -> None:
 
 def _renamed(work: Path, target: Path, flag: int) -> bool:
     """Rename as Linux' renameat2 does; false, with a word, where the system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
+    if IS_WINDOWS and flag == _NO_REPLACE:  # there a rename replaces nothing
+        work.rename(target)
+        return True
+    rename = None if IS_WINDOWS else getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     code = errno.ENOSYS
     if rename is not None:
         if rename(_HERE, os.fsencode(work), _HERE, os.fsencode(target), flag) == 0:

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.file_lock import OPEN_FLAGS, lock_at, take_lock
+from tinyllava_edge.file_lock import IS_WINDOWS, OPEN_FLAGS, lock_at, take_lock
 from tinyllava_edge.full_disk import full_disk_named
 
 LOCK_FILE = "tinyllava-edge.lock"
@@ -121,10 +121,10 @@ def locked_if_dead(lock: Path) -> Iterator[bool]:
     with ExitStack() as stack:
         is_dead = False
         with suppress(OSError):
-            handle = os.open(lock, (OPEN_FLAGS | os.O_NONBLOCK) & ~os.O_CREAT)
+            handle = os.open(lock, (OPEN_FLAGS | getattr(os, "O_NONBLOCK", 0)) & ~os.O_CREAT)
             stack.callback(os.close, handle)
             status = os.fstat(handle)
-            is_ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
+            is_ours = stat.S_ISREG(status.st_mode) and (IS_WINDOWS or status.st_uid == os.getuid())
             is_dead = is_ours and take_lock(handle, where_there_are_none=False)
         yield is_dead
 
@@ -191,7 +191,9 @@ def remove_place(folder: Path) -> None:
 
 
 def give_up(folder: Path, handle: int) -> None:
-    """Close a place's lock; NFS keeps the file, and so the place, until then."""
+    """Close a place's lock; NFS and Windows keep the file, and so the place, until then."""
     os.close(handle)
     with suppress(OSError):
+        if IS_WINDOWS and is_unused(folder):
+            (folder / LOCK_FILE).unlink(missing_ok=True)
         folder.rmdir()

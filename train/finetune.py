@@ -186,9 +186,21 @@ def _source_name(options: FinetuneOptions) -> str:
 
 
 def _precision(options: FinetuneOptions) -> str:
-    """Accelerate's name of the arithmetic; auto is bf16 where the GPU, or else the CPU, computes in it."""
-    if options.precision == "auto" and torch.cuda.is_available():
-        return choose_precision("bf16" if torch.cuda.is_bf16_supported() else "fp32")
+    """Accelerate's name of the arithmetic; auto is bf16 where the GPU, or else the CPU, computes in it.
+
+    Raises:
+        UsageError: bf16 is asked for of a GPU that would only imitate it (compute capability below 8.0).
+    """
+    if not torch.cuda.is_available():
+        return choose_precision(options.precision)
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if options.precision == "bf16" and not has_bf16:
+        raise UsageError(
+            f"--precision bf16: {torch.cuda.get_device_name()} does not compute in it (8.0 and newer do). "
+            "Give fp32, or leave it to auto."
+        )
+    if options.precision == "auto":
+        return choose_precision("bf16" if has_bf16 else "fp32")
     return choose_precision(options.precision)
 
 

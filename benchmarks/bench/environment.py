@@ -5,7 +5,6 @@ What cannot be found is None, never guessed (docs/sources/measuring.md#machine-c
 
 import os
 import platform
-import re
 import subprocess
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -14,6 +13,10 @@ from typing import Any
 
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.runtimes import doctor
+
+from .kernel_files import find_text, read_text
+from .power import power_card
+from .state import read_clocks, read_temperatures
 
 # What a result depends on; `bench compare` refuses reports where one differs.
 _PACKAGES = (
@@ -46,6 +49,9 @@ def machine_card(root: Path = Path("/")) -> dict[str, Any]:
         "cpu_settings": _cpu_settings(root),
         "memory_settings": _memory_settings(root),
         "gpu_settings": _gpu_settings(),
+        "power": power_card(root),
+        "clocks": read_clocks(root),
+        "temperatures_c": read_temperatures(root),
         "variables": {name: os.environ.get(name) for name in _VARIABLES},
         "versions": package_versions(),
         "source": source_state(),
@@ -107,17 +113,3 @@ def _output(*command: str, codes: tuple[int, ...] = (0,)) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return result.stdout.strip() if result.returncode in codes else None
-
-
-def read_text(root: Path, path: str) -> str | None:
-    """A small file of the kernel, without its last line feed; None where it cannot be read."""
-    try:
-        return (root / path).read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return None
-
-
-def find_text(root: Path, path: str, pattern: str) -> str | None:
-    """The pattern's group in such a file, where `^` and `$` are a line's ends; None where it is not there."""
-    found = re.search(pattern, read_text(root, path) or "", flags=re.MULTILINE)
-    return found[1] if found else None

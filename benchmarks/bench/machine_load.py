@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .environment import find_text, read_text
+from .kernel_files import find_text, read_text
+from .state import read_temperatures
 
 MOST_STOLEN = 0.05  # of the processors' time, given to others by the hypervisor
 MOST_OTHERS = 0.10  # of the processors' time, used by other processes
@@ -83,6 +84,7 @@ def watch(seconds: float = 1.0) -> dict[str, Any]:
     return {
         "load_average_1_min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "mhz": core_mhz(),
+        "temperatures_c": read_temperatures(),
         **(shares_between(before, read_cpu_times()) or {"disturbed": None}),
     }
 

@@ -21,7 +21,9 @@ from tinyllava_edge.benchmarks.evals.questions import Question
 from tinyllava_edge.benchmarks.evals.scores import summarize
 from tinyllava_edge.errors import BackendError
 
+from .device_memory import watched_device
 from .machine_load import Shares, evict, read_cpu_times, shares_between
+from .power import ABSENT, PowerWatch
 from .worker import Cell, Request
 
 MIN_WARM_UP_RUNS, MAX_WARM_UP_RUNS = 6, 20
@@ -63,7 +65,8 @@ class CellSession:
         warm_up: requests before the measurement, the first of them the first one of its process.
         requests: measured ones.
         raw: the backend calls of the request alone; none for the control.
-        peak_memory_bytes: of the process.
+        peak_memory_bytes: of the process, on the host.
+        device_peak_bytes: of the GPU, while the cell answered alone; None without one. With `device_memory`.
     """
 
     load_cold_s: float | None
@@ -73,6 +76,7 @@ class CellSession:
     requests: list[Pair] = field(default_factory=list)
     raw: list[Pair] = field(default_factory=list)
     peak_memory_bytes: int = 0
+    device_peak_bytes: int | None = None
 
 
 @dataclass
@@ -89,6 +93,7 @@ def measure_cells(
     amount: Amount,
     files: Mapping[str, Sequence[Path]],
     on_run: Callable[[str], None] = lambda name: None,
+    power: PowerWatch | None = None,
 ) -> list[Session]:
     """Measure all cells in interleaved blocks.
 
@@ -98,6 +103,7 @@ def measure_cells(
         amount: how many sessions and blocks.
         files: of each cell by its name: what it reads its weights from.
         on_run: called with a cell's name before each visit that is measured.
+        power: what is read meanwhile; every answer then has the joules of its time.
 
     Raises:
         BackendError: a cell cannot be opened here, or its process ended.
@@ -105,7 +111,7 @@ def measure_cells(
     sessions = []
     for _ in range(amount.sessions):
         # All cold loads first: a process that has a file mapped keeps it in memory.
-        session = Session([CellSession(_cold_load_s(cell, request, files[cell.name])) for cell in cells])
+        session = Session([_measure_alone(cell, request, files[cell.name]) for cell in cells])
         sessions.append(session)
         with ExitStack() as stack:
             workers = []
@@ -122,6 +128,7 @@ def measure_cells(
                 _measure_block(workers, session, on_run)
             for worker, found in zip(workers, session.cells, strict=True):
                 found.peak_memory_bytes = worker.ask("peak")["peak_memory_bytes"]
+        _add_energy(session, power or PowerWatch(ABSENT))
     return sessions
 
 
@@ -143,11 +150,32 @@ def _measure_block(workers: "Sequence[Worker]", session: Session, on_run: Callab
         getattr(session.cells[index], job).append(pair)
 
 
-def _cold_load_s(cell: Cell, request: Request, files: Sequence[Path]) -> float | None:
-    if not evict(files):
-        return None
-    with closing(Worker(cell, request)) as worker:
-        return float(worker.read()["load_s"])
+def _measure_alone(cell: Cell, request: Request, files: Sequence[Path]) -> CellSession:
+    """Its cold load, and what a GPU holds for it: the other cells are not open yet."""
+    is_cold = evict(files)
+    with watched_device() as device:
+        found = CellSession(None)
+        if not is_cold and device is None:
+            return found
+        with closing(Worker(cell, request)) as worker:
+            if device is not None:
+                device.process = worker.process_id
+            load_s = float(worker.read()["load_s"])
+            found.load_cold_s = load_s if is_cold else None
+            if device is not None:
+                worker.ask("requests")
+                found.device_peak_bytes = device.peak_bytes()
+    return found
+
+
+def _add_energy(session: Session, power: PowerWatch) -> None:
+    """Joules of every answer's time in the place of that time, where power was read."""
+    for cell in session.cells:
+        for request in (*cell.warm_up, *(sample for pair in cell.requests for sample in pair)):
+            for answer in request.values():
+                joules = power.joules(*answer.pop("window_s"))
+                if joules is not None:
+                    answer["joules"] = {name: round(value, 4) for name, value in joules.items()}
 
 
 def _warm_up(worker: "Worker", least_s: float) -> Iterator[Sample]:

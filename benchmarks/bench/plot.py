@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .device_memory import LABELS
 from .record import STAGES, Record, shown_cells, times_of
 
 # Dark to light in the order of the chain; told apart without colour vision (Okabe and Ito).
@@ -30,9 +31,10 @@ def draw_report(path: Path, record: Record) -> None:
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
     _draw_stages(parts[0].subplots(), cells)
-    distribution, speeds = parts[1].subplots(1, 2, width_ratios=(1, 1))
+    distribution, speeds, peaks = parts[1].subplots(1, 3, width_ratios=(1, 1, 0.7))
     _draw_distributions(distribution, cells)
     _draw_speeds(speeds, record)
+    _draw_peaks(peaks, record)
     names = ", ".join(bundle["name"] for bundle in record["bundles"])
     request, cpu = record["request"], record["machine"]["cpu"]
     figure.suptitle(
@@ -125,6 +127,24 @@ def _draw_speeds(axes: Any, record: Record) -> None:
     claim = "" if record["control_passed"]["total_ms"] else ": THE CONTROL FAILED, NO CLAIM IS VALID"
     axes.set_xlabel(f"times faster than {record['baseline']}\n95 % interval{claim}")
     axes.margins(x=0.12)
+    _plain(axes)
+
+
+def _draw_peaks(axes: Any, record: Record) -> None:
+    """Peak memory of the host, and of the GPU below it where there is one."""
+    cells, kind = shown_cells(record), record.get("device_memory")
+    bars = [("peak_memory_bytes", "host peak MB (VmHWM)", "#999999")]
+    if kind:
+        bars.append(("device_peak_bytes", LABELS[kind], "#D55E00"))
+    for index, (key, said, colour) in enumerate(bars):
+        megabytes = [(cell.get(key) or 0) / 1e6 for cell in cells]
+        centres = np.arange(len(cells)) + (index - (len(bars) - 1) / 2) * 0.38
+        drawn = axes.barh(centres, megabytes, 0.36, color=colour, label=said)
+        axes.bar_label(drawn, fmt=" {:.0f}", fontsize="small")
+    axes.set_yticks(range(len(cells)), [_label(cell["name"]) for cell in cells])
+    axes.invert_yaxis()
+    axes.margins(x=0.2)
+    axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     _plain(axes)
 
 

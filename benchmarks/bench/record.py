@@ -14,10 +14,12 @@ from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.parity_files import read_parity
 
+from .device_memory import device_kind
 from .environment import machine_card
 from .machine_load import busy_line, watch
 from .measure import Quality, Session, measure_cells, score_cells
 from .plan import Plan, cell_bytes, cell_files
+from .power import PowerWatch, includes, watched_power, whole_of
 from .ratios import median_deviation, paired_ratio, percentile_90
 from .worker import Cell
 
@@ -25,6 +27,7 @@ SCHEMA_VERSION = 2
 STATES = ("cold", "warm", "cached")  # the first request of a process, later ones, a second question
 STAGES = ("tokenize", "preprocess", "vision", "prefill", "decode")
 UNSTABLE = 0.1  # median deviation over median, from which on a row is marked
+_IDLE_S = 3.0  # in which the power that nothing takes is read
 METRICS = {"total_ms": "end to end", "first_token_ms": "first token"}
 Record = dict[str, Any]
 
@@ -45,11 +48,14 @@ def run_plan(
         on_answer: called after each answer to a question.
         warn: called with what makes the figures doubtful, as soon as it is known.
     """
-    asked, card, before = _request_record(plan), machine_card(), watch()
-    if line := busy_line(before):
-        warn(f"the machine is busy, so these figures will not be worth much: {line}")
-    files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
-    sessions = measure_cells(plan.cells, plan.request, plan.amount, files, on_run)
+    asked, card = _request_record(plan), machine_card()
+    with watched_power() as power:
+        before = watch(_IDLE_S if power.is_read else 1.0)
+        idle = power.mean_so_far_w()
+        if line := busy_line(before):
+            warn(f"the machine is busy, so these figures will not be worth much: {line}")
+        files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
+        sessions = measure_cells(plan.cells, plan.request, plan.amount, files, on_run, power)
     after = watch()
     if line := busy_line(after):
         warn(f"the machine is busy now: {line}")
@@ -59,6 +65,8 @@ def run_plan(
         "request": asked,
         "amount": {**asdict(plan.amount), "runs": plan.amount.runs},
         "machine": card,
+        "power": _power_record(power, idle),
+        "device_memory": device_kind() or None,
         "load": {"before": before, "after": after, "blocks": [session.blocks for session in sessions]},
         "baseline": plan.cells[0].name,
         "control": plan.cells[-1].name,
@@ -134,11 +142,40 @@ def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
         "raw": {name: median(sample[name] for sample in raw) for name in raw[0]} if raw else None,
         "stitching": _stitching(found) if raw else None,
         "peak_memory_bytes": max(session["peak_memory_bytes"] for session in found),
+        "device_peak_bytes": max(filter(None, (s["device_peak_bytes"] for s in found)), default=None),
+        "energy": _energy(warm),
         "unstable": median_deviation(totals) > UNSTABLE * median(totals),
         "same_answer_every_run": all(
             len({sample["answer_sha256"] for sample in samples}) == 1 for samples in (warm, cached)
         ),
         "sessions": found,
+    }
+
+
+def _energy(samples: Sequence[Record]) -> Record | None:
+    """Joules of an answer (medians): of each rail, and of the whole; None where power was not read."""
+    measured = [sample["joules"] for sample in samples if "joules" in sample]
+    if not measured:
+        return None
+    rails = {name: median(joules[name] for joules in measured) for name in measured[0]}
+    whole = median(whole_of(joules)[1] for joules in measured)
+    generated = samples[0]["generated_tokens"]
+    return {
+        "answers": len(measured),
+        "rails_j": rails,
+        "whole_j": whole,
+        "whole_j_per_token": whole / generated,
+    }
+
+
+def _power_record(power: PowerWatch, idle: dict[str, float] | None) -> Record:
+    """Where power was read, what the figure called whole includes, and what nothing takes."""
+    rails = power.samples[-1][1] if power.samples else {}
+    return {
+        "source": power.source,
+        "whole": includes(power.source, rails) if rails else None,
+        "idle_w": idle,
+        "idle_whole_w": whole_of(idle)[1] if idle else None,
     }
 
 

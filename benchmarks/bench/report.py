@@ -9,6 +9,7 @@ from typing import Any
 from tinyllava_edge.atomic_files import foreign_file, write_bytes
 
 from .compare import read_report
+from .device_memory import LABELS
 from .machine_load import busy_line
 from .plot import draw_report
 from .record import METRICS, STAGES, STATES, Record, shown_cells
@@ -69,8 +70,18 @@ def _speed_row(record: Record, cell: Record) -> dict[str, str]:
         "first token": f"{warm['first_token_ms']:.1f}",
         "per token": f"{warm['token_ms']:.2f}",
         "tokens/s": f"{warm['tokens_per_second']:.0f}",
-        "peak MB": f"{cell['peak_memory_bytes'] / 1e6:.0f}",
+        **_peaks(record, cell),
+        "J/answer": _or_dash((cell.get("energy") or {}).get("whole_j"), ".2f"),
     }
+
+
+def _peaks(record: Record, cell: Record) -> dict[str, str]:
+    """The host's peak, and the GPU's beside it where there is one; older reports do not say."""
+    host = f"{cell['peak_memory_bytes'] / 1e6:.0f}"
+    if not (kind := record.get("device_memory")):
+        return {"peak MB": host}
+    device = cell["device_peak_bytes"]
+    return {"host peak MB (VmHWM)": host, LABELS[kind]: "-" if device is None else f"{device / 1e6:.0f}"}
 
 
 def _start_row(cell: Record) -> dict[str, str]:
@@ -141,6 +152,10 @@ def _notes(record: Record) -> Iterator[str]:
         "same picture, sent again (cached): its embeddings and the context up to its end are reused."
     )
     yield f"*stitching*: {_stitching_note(record)}"
+    if kind := record.get("device_memory"):
+        yield f"*{LABELS[kind]}*: {_DEVICE_NOTES[kind]}"
+    if (power := record.get("power")) and power["whole"]:
+        yield f"*J/answer*: {_energy_note(power)}"
     yield _control_line(record)
     if unsteady := [cell["name"] for cell in record["cells"] if not cell["same_answer_every_run"]]:
         yield f"The answer was not the same in every run: {', '.join(unsteady)}."
@@ -166,6 +181,21 @@ def _accuracy_note(questions: Record | None) -> str:
     return (
         f"exact match on the {questions['questions']} questions about {questions['pictures']} pictures of "
         f"{questions['file']} (sha256 {questions['sha256'][:12]}...), and with mid-grey in their place."
+    )
+
+
+_DEVICE_NOTES = {
+    "shared": "host and GPU share their memory; how far the available memory fell while the cell answered "
+    "alone. What GPU allocations take is not in the host peak.",
+    "card": "most that the card held for the cell's process while it answered alone; not in the host peak.",
+}
+
+
+def _energy_note(power: Record) -> str:
+    idle = "unknown" if power["idle_whole_w"] is None else f"{power['idle_whole_w']:.2f} W"
+    return (
+        f"median energy from question to last token, read by {power['source']} of {power['whole']}. "
+        f"Nothing is taken off; before the start, with nothing open, it was {idle}."
     )
 
 

@@ -162,10 +162,13 @@ class OpenCell:
         return calls
 
     def _ask(self, model: Model, question: str) -> dict[str, Any]:
+        start = time.monotonic()
         answer = model.ask(question, [self._request.picture], max_tokens=self._request.num_tokens)
+        window = [start, time.monotonic()]  # a clock that all processes share
         assert model.last_timings is not None
         timings = {name: _rounded(value) for name, value in asdict(model.last_timings).items()}
-        return {**timings, "answer_sha256": hashlib.sha256(answer.encode()).hexdigest()[:16]}
+        digest = hashlib.sha256(answer.encode()).hexdigest()[:16]
+        return {**timings, "answer_sha256": digest, "window_s": window}
 
 
 def _endless(bundle: Bundle) -> Bundle:

@@ -20,8 +20,9 @@ from tinyllava_edge.picture_check import picture_error
 from tinyllava_edge.record_check import OTHER, BadRecord
 from tinyllava_edge.verified_files import sha256_of_file
 
-from .questions import Question
-from .scores import ask, is_right
+from .question import Question, Shown
+from .scores import ask, credit
+from .tables import TablePicture
 
 if TYPE_CHECKING:
     from tinyllava_edge.benchmarks.bench.worker import Cell
@@ -58,6 +59,8 @@ def picture_sha256(question: Question) -> str | None:
     """Of the file of a question's picture; None where there is none, or it cannot be read."""
     if question.image is None:
         return None
+    if isinstance(question.image, TablePicture):
+        return question.image.sha256
     try:
         status = question.image.stat()
         return _sha256(question.image, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
@@ -67,7 +70,7 @@ def picture_sha256(question: Question) -> str | None:
 
 def asking_order(questions: Sequence[Question]) -> list[int]:
     """Positions with those about one picture together, so that it is encoded once."""
-    first: dict[Path | None, int] = {None: -1}
+    first: dict[Shown | None, int] = {None: -1}
     for position, question in enumerate(questions):
         first.setdefault(question.image, position)
     return sorted(range(len(questions)), key=lambda position: first[questions[position].image])
@@ -106,7 +109,8 @@ def _ask(model: "Model", question: Question, blind: bool, max_tokens: int) -> An
         text = ask(model, question, blind=blind, max_tokens=max_tokens)
         return Answer(text=text, picture_sha256=sha256)
     except ImageError as error:
-        found = picture_error(question.image or Path(), error)
+        shown = question.image
+        found = picture_error(shown if isinstance(shown, Path) else str(shown), error)
         fault = (found.kind, str(found))
     except ContextOverflowError as error:
         fault = (TOO_LONG, str(error))
@@ -124,19 +128,17 @@ def answer_files(path: Path, ways: Iterable[Way]) -> dict[Way, Path]:
     return files
 
 
-def answer_line(
-    way: Way, position: int, question: Question, answer: Answer, *, by_rule: bool
-) -> dict[str, Any]:
-    """A line with the keys of LLaVA's answer files, and what was expected.
+def answer_line(way: Way, position: int, question: Question, answer: Answer) -> dict[str, Any]:
+    """A line with the keys of LLaVA's answer files, what was expected, and whether it was answered so.
 
     Args:
         way: that was asked.
         position: of the question.
         question: that was asked.
         answer: to it.
-        by_rule: whether a public set's own rule says what is right.
     """
-    right = None if by_rule else answer.fault is None and is_right(question, answer.text)
+    share = credit(question, None if answer.fault else answer.text) if question.answers else None
+    right = bool(share) if share in (0.0, 1.0) else share  # where people disagree, how far
     return {
         "question_id": question.id,
         "prompt": question.prompt or question.text,
@@ -145,7 +147,8 @@ def answer_line(
         "model_id": way[0],
         "metadata": {
             "type": question.type,
-            "expected": question.answer,
+            "expected": question.expected,
+            "rule": question.rule,
             "right": right,
             "blind": way[1],
             "picture_sha256": answer.picture_sha256,
@@ -191,7 +194,7 @@ def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iter
         )
     answers: Answers = {way: {} for way in ways}
     for position, question in enumerate(questions if found else ()):
-        shown = (*_subject(question), question.type, question.answer)
+        shown = (*_subject(question), question.type, question.expected)
         sha256 = picture_sha256(question)
         for way, its in answers.items():
             if known := found.get(_key(*way, *shown, sha256)):

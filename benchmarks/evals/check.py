@@ -12,7 +12,8 @@ from tinyllava_edge.prompt import TextTokenizer, place_markers
 from tinyllava_edge.record_check import CheckKey, CheckReport, check_key, check_records
 
 from .answers import TOO_LONG
-from .questions import Question, Record
+from .question import Question, Record
+from .tables import TablePicture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +28,9 @@ class Looked:
     def key(self) -> CheckKey:
         """What the outcome is remembered by."""
         questions = [question for record in self.records if isinstance(record, tuple) for question in record]
-        texts = hashlib.sha256(
-            repr([(q.record, q.text, str(q.image)) for q in questions]).encode()
-        ).hexdigest()
+        texts = hashlib.sha256(repr([(q.record, q.text, _known(q)) for q in questions]).encode()).hexdigest()
         facts = {"bundle": self.bundle.manifest_sha256, "max_tokens": self.max_tokens, "questions": texts}
-        return check_key(self.file, [question.image for question in questions], facts)
+        return check_key(self.file, [_file(question) for question in questions], facts)
 
     def check(self) -> CheckReport:
         """Look at every record, in parallel, or remember what was found; arguments as in `check_records`."""
@@ -45,11 +44,12 @@ class Looked:
                 raise record
             for question in record:
                 if question.image is not None:
-                    open_picture(question.image)
+                    shown = question.image
+                    open_picture(shown.content if isinstance(shown, TablePicture) else shown, str(shown))
                 self._check_length(tokenizer, question)
             return ()
 
-        ids = [str(r[0].id) if isinstance(r, tuple) else "?" for r in self.records]
+        ids = [str(r[0].id) if isinstance(r, tuple) and r else "?" for r in self.records]
         return check_records(self.file, self.records, look, ids=ids, key=self.key())
 
     def _check_length(self, tokenizer: TextTokenizer, question: Question) -> None:
@@ -64,3 +64,12 @@ class Looked:
                 TOO_LONG,
                 f"prompt and answer may have {needed} tokens together, and the context holds {holds}.",
             )
+
+
+def _file(question: Question) -> Path | None:
+    """Of its picture, which may change by itself; what stands in a table changes with it."""
+    return question.image if isinstance(question.image, Path) else None
+
+
+def _known(question: Question) -> str:
+    return question.image.sha256 if isinstance(question.image, TablePicture) else str(question.image)

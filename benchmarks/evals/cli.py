@@ -20,15 +20,29 @@ from tinyllava_edge.runtimes.cli_options import (
 )
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
+_WHAT = (
+    "give --questions and --images (and their --references, --rule), or --benchmark and --data (and its "
+    "--limit)."
+)
+
 
 def evaluate(
     bundle: BundleArgument,
     questions: Annotated[
-        Path | None, typer.Option(help="LLaVA JSON, or a list of {image, question, answer, type}.")
+        Path | None,
+        typer.Option(help="JSON or a record a line: LLaVA's, {image, question, answer, type}, MME, MMBench."),
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder that the image paths are relative to.")] = None,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(help="File with the answers, where they stand apart; may be repeated."),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="What is right: exact, scienceqa, pope, ...; told by the files by default.")
+    ] = "",
     benchmark: Annotated[
-        str | None, typer.Option(help="In the place of --questions: pope or textvqa, by its own rule.")
+        str | None,
+        typer.Option(help="In the place of --questions, scored by its own rule: pope, textvqa, gqa, ..."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of the benchmark, as TinyLLaVA's own scripts have it.")
@@ -70,10 +84,11 @@ def evaluate(
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print only the line of JSON.")] = False,
 ) -> None:
-    """Score short answers by exact match, with the blind score beside; the last line is JSON.
+    """Score short answers, with the blind score beside; the last line is JSON and names the rule.
 
-    A benchmark is scored by its own rule, and asked blind only where --blind says so. A question that fails
-    counts as wrong and is named; the exit code is then 1.
+    A benchmark is scored by its own rule, and asked blind only where --blind says so. Questions without
+    answers are asked and written to --answers. A question that fails counts as wrong and is named; the exit
+    code is then 1.
     """
     from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
     from tinyllava_edge.bundle import Bundle
@@ -81,17 +96,22 @@ def evaluate(
     from tinyllava_edge.runtimes.base import BackendOptions
 
     from . import public_sets, scores
-    from .evaluation import Evaluation, read_asked
+    from .evaluation import Evaluation, read_benchmark, read_own
 
     if resume and (answers is None or force):
         raise UsageError("--resume goes on with the file of --answers, and --force begins it anew: give one.")
     if answers is not None:
         given = None if checkpoint is None else checkpoint_path(checkpoint)
         read = (bundle_path(bundle), questions, pictures_read(images, questions), data, given, sources)
-        check_apart(answers, read)
-    asked = read_asked(questions, images, benchmark, data, limit)
+        check_apart(answers, (*read, *(references or ())))
+    if benchmark and data and not (questions or images or references or rule):
+        asked = read_benchmark(benchmark, data, limit)
+    elif questions and images and not (benchmark or data or limit):
+        asked = read_own(questions, images, references or (), rule)
+    else:
+        raise UsageError(_WHAT)
     opened = Bundle.open(bundle_path(bundle))
-    most = max_tokens or (public_sets.MAX_TOKENS if asked.public else scores.MAX_TOKENS)
+    most = max_tokens or (public_sets.MAX_TOKENS if asked.benchmark else scores.MAX_TOKENS)
     if check:
         report = asked.looked(opened, most).check()
         print_report(report, as_json=json)
@@ -124,9 +144,11 @@ def evaluate(
         "variants": results,
     }
     if not json:
-        _print(results, benchmark)
-        intervals = "" if asked.public else "; 95 % intervals over pictures"
+        if run.is_scored:
+            _print(results, benchmark)
+        intervals = "" if asked.benchmark or not run.is_scored else "; 95 % intervals over pictures"
         note(f"{len(run.kept)} questions about {summary['images']} pictures{intervals}")
+        _say_rule(summary)
     run.name_failures()
     print_json(summary)
     raise typer.Exit(1 if summary["failed"] else 0)
@@ -136,7 +158,9 @@ def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
     if benchmark is not None:
         table = Table("variant", benchmark, "questions")
         for result in results:
-            table.add_row(result["name"], f"{result['score']:.1f} %", f"{result['asked']} of {result['of']}")
+            unit = "" if result["rule"] == "mme" else " %"
+            amount = f"{result['asked']} of {result['of']}"
+            table.add_row(result["name"], f"{result['score']:.1f}{unit}", amount)
         stdout.print(table)
         return
     kinds = list(results[0]["types"])
@@ -155,6 +179,15 @@ def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
             "" if against is None else _interval(against["difference"], against["difference_ci95"], "+.3f"),
         )
     stdout.print(table)
+
+
+def _say_rule(result: dict[str, Any]) -> None:
+    if result["rule"] is not None:
+        note(f"right is, by rule {result['rule']}: {result['right_is']}")
+    if result["unscored"]:
+        note(f"{result['unscored']} have no expected answer and no score; --references FILE gives them one")
+    if unparsed := result.get("figures", result).get("unparsed"):
+        note(f"{unparsed} answers name nothing that the rule reads, which counts as wrong")
 
 
 def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:

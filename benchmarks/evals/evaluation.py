@@ -26,18 +26,28 @@ from .answers import (
     known_answers,
 )
 from .check import Looked
-from .public_sets import PublicSet, read_public_set
-from .questions import Question, Record, check_pictures, read_records
+from .public_sets import read_public_set
+from .question import Question, Record
+from .questions import check_pictures, read_records
+from .rules import RULES
 from .scores import summarize
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is asked: the records of a file, and the public set that they are of."""
+    """What is asked: the records of a file, and the public set that they are of.
+
+    Attributes:
+        file: of the questions.
+        records: in its order; empty where --limit leaves one out.
+        benchmark: name of the public set; None for one's own questions.
+        num_all: questions that the whole set has.
+    """
 
     file: Path
     records: Sequence[Record]
-    public: PublicSet | None = None
+    benchmark: str | None = None
+    num_all: int = 0
 
     @property
     def questions(self) -> list[Question]:
@@ -58,23 +68,15 @@ class Asked:
         return Looked(file=self.file, records=self.records, bundle=bundle, max_tokens=max_tokens)
 
 
-def read_asked(
-    questions: Path | None, images: Path | None, benchmark: str | None, data: Path | None, limit: int
-) -> Asked:
-    """Read what is asked.
+def read_own(questions: Path, images: Path, references: Sequence[Path], rule: str) -> Asked:
+    """Read one's own questions; arguments and errors as `read_records`."""
+    return Asked(file=questions, records=read_records(questions, images, references=references, rule=rule))
 
-    Raises:
-        DataError: a file is missing or of another form.
-        UsageError: both kinds are given, or neither, or half of one.
-    """
-    if benchmark and data and not (questions or images):
-        public = read_public_set(benchmark, data, limit)
-        asked = Asked(file=public.file, records=[(q,) for q in public.questions], public=public)
-    elif questions and images and not (benchmark or data or limit):
-        asked = Asked(file=questions, records=read_records(questions, images))
-    else:
-        raise UsageError("give --questions and --images, or --benchmark and --data (and its --limit).")
-    return asked
+
+def read_benchmark(name: str, folder: Path, limit: int) -> Asked:
+    """Read a public set; arguments and errors as `read_public_set`."""
+    file, records, num_all = read_public_set(name, folder, limit)
+    return Asked(file=file, records=records, benchmark=name, num_all=num_all)
 
 
 @dataclass(kw_only=True)
@@ -115,8 +117,14 @@ class Evaluation:
             )
         self._questions = self.asked.questions
         check_pictures(self._questions, some=True)
-        blind = (self.blind,) if self.blind or self.asked.public else (False, True)
+        is_one = self.blind or self.asked.benchmark or not self.is_scored
+        blind = (self.blind,) if is_one else (False, True)
         self.answers = {(cell.name, way): {} for cell in self.cells for way in blind}
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether anything is expected of any question."""
+        return any(question.answers for question in self._questions)
 
     def ask(self, path: Path | None, *, resume: bool, force: bool) -> None:
         """Ask what is not answered yet, and write it down as it comes.
@@ -129,7 +137,13 @@ class Evaluation:
         Raises:
             OutputBusyError, OutputExistsError, ResumeError, DiskFullError: as `append_lines`.
             BackendError: a runtime failed; what was answered is kept.
+            UsageError: nothing could be scored, and no answers are to be written.
         """
+        if path is None and not self.is_scored:
+            raise UsageError(
+                f"{self.asked.file}: holds no answers to score by. Give --answers FILE to write what the "
+                "model says, or --references FILE."
+            )
         if read_report(self.asked.looked(self.bundle, self.max_tokens).key()) is None:
             note("These questions were not checked: --check opens all pictures first, and lists what is bad.")
         if path is None:
@@ -165,7 +179,8 @@ class Evaluation:
             "bundle": self.bundle.manifest_sha256,
             "runtimes": [cell.runtime for cell in self.cells],
             "answers": [f"{name}{' blind' if blind else ''}" for name, blind in self.answers],
-            "benchmark": None if self.asked.public is None else self.asked.public.name,
+            "benchmark": self.asked.benchmark,
+            "rule": next((question.rule for question in self._questions), None),
             "max_tokens": self.max_tokens,
         }
 
@@ -175,9 +190,7 @@ class Evaluation:
         )
 
     def _line(self, way: Way, position: int, answer: Answer) -> dict[str, Any]:
-        return answer_line(
-            way, position, self._questions[position], answer, by_rule=self.asked.public is not None
-        )
+        return answer_line(way, position, self._questions[position], answer)
 
     @property
     def _failed(self) -> list[BadRecord]:
@@ -196,9 +209,12 @@ class Evaluation:
             if not self.skip_bad or all(its[position].fault is None for its in answers)
         ]
 
+    def _scored(self) -> list[int]:
+        return [position for position in self._positions() if self._questions[position].answers]
+
     def _texts(self, cell: Cell, blind: bool) -> list[str | None]:
         its = self.answers[cell.name, blind]
-        return [its[p].text if its[p].fault is None else None for p in self._positions()]
+        return [its[p].text if its[p].fault is None else None for p in self._scored()]
 
     def results(self) -> list[dict[str, Any]]:
         """Of each cell what it is and its figures: the public set's own, or `scores.summarize`.
@@ -220,17 +236,18 @@ class Evaluation:
         ]
 
     def _figures(self, cell: Cell) -> dict[str, Any]:
-        texts, public = self._texts(cell, self.blind), self.asked.public
-        if public is not None:
-            positions = self._positions()
-            amount = {
-                "asked": len(positions),
-                "of": public.num_all,
-                "subset": len(positions) < public.num_all,
-            }
-            return {**public.score(positions, texts), **amount}
+        asked, scored = len(self._positions()), [self._questions[p] for p in self._scored()]
+        of_all = {"asked": asked, "of": self.asked.num_all, "subset": asked < self.asked.num_all}
+        unscored = {"unscored": asked - len(scored)}
+        amount = {**(of_all if self.asked.benchmark else {}), **unscored}
+        if not scored:
+            return {"rule": None, "score": None, "accuracy": None, **amount}
+        rule, texts = RULES[scored[0].rule], self._texts(cell, self.blind)
+        if self.asked.benchmark:
+            named = {"rule": rule.name, "right_is": rule.says}
+            return {**named, "questions": len(scored), **rule.figures(scored, texts), **amount}
         first = None if cell is self.cells[0] else self._texts(self.cells[0], self.blind)
-        return summarize(self.kept, texts, self._texts(cell, True), first)
+        return {**summarize(scored, texts, self._texts(cell, True), first), **amount}
 
     def _counts(self) -> dict[str, int]:
         return count_kinds([*self.asked.bad, *self._failed])

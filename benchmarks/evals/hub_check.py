@@ -25,9 +25,8 @@ from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.export.options import parse_names
 
-from .public_sets import PUBLIC_SETS
-
 Record = dict[str, Any]
+_SCORED = ("pope", "textvqa")  # the fields of `Released` with published figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +96,8 @@ def hub_check(
     """
     output = output.absolute()
     packed = output.with_name(f"{output.name}.tar.gz")
-    if eval_data is not None and not any((eval_data / name).is_dir() for name in PUBLIC_SETS):
-        raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(PUBLIC_SETS)}/.")
+    if eval_data is not None and not any((eval_data / name).is_dir() for name in _SCORED):
+        raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(_SCORED)}/.")
     options = CheckOptions(
         vision=vision,
         language=language,
@@ -109,7 +108,7 @@ def hub_check(
         allow_pickle=allow_pickle,
     )
     chosen = _chosen([name.strip() for name in checkpoints.split(",") if name.strip()])
-    read = [sources, *(eval_data / name for name in PUBLIC_SETS if eval_data)]
+    read = [sources, *(eval_data / name for name in _SCORED if eval_data)]
     read += [hub_root / released.repository.partition("@")[0] for released in chosen if hub_root]
     check_output(output, force=force, mark=report_mark, sources=read)
     check_output(packed, force=force, mark=packed_mark, sources=read)
@@ -188,7 +187,7 @@ def _results(
 
 def _scores(bundle: Path, released: Released, options: CheckOptions) -> Iterator[tuple[str, Record]]:
     """The public sets whose files are there, scored with the last language variant."""
-    for name in PUBLIC_SETS:
+    for name in _SCORED:
         if options.eval_data is None or not (options.eval_data / name).is_dir():
             continue
         asked = ("--benchmark", name, "--data", options.eval_data / name, "--limit", options.limit)
@@ -264,7 +263,7 @@ def markdown_lines(report: Record) -> Iterator[str]:
     yield "|---|---|---|---:|---:|"
     for record in report["checkpoints"]:
         verdict = record["error"] or record["verify"]["verdict"]
-        scores = [_score(record.get("scores", {}).get(name)) for name in PUBLIC_SETS]
+        scores = [_score(record.get("scores", {}).get(name)) for name in _SCORED]
         yield f"| {' | '.join([record['repository'], record.get('commit', '')[:12], verdict, *scores])} |"
 
 

@@ -1,50 +1,12 @@
-"""POPE: is there such a thing in the picture, yes or no (Li et al. 2023, arXiv 2305.10355).
-
-Files as TinyLLaVA's scripts have them: `llava_pope_test.jsonl`, `coco/coco_pope_<split>.json` (JSON lines)
-and `val2014/`. LLaVA pairs answers with labels by the order of lines; here by split, picture and question.
-"""
+"""POPE: is there such a thing in the picture, yes or no (Li et al. 2023, arXiv 2305.10355)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from .questions import Question, image_in, read_json_lines, unlabelled
+from .question import Question
 
-SUFFIX = "Answer the question using a single word or phrase."
-ASKED_IN = "llava_pope_test.jsonl"
-SPLITS = ("random", "popular", "adversarial")
 _NO = {"no", "No", "not"}
 _YES = {"yes", "Yes"}
-
-
-def read_pope(folder: Path) -> list[Question]:
-    """Questions with their label as the answer, and the split as the type.
-
-    Raises:
-        DataError: a file is missing or of another form, or a question has no label.
-    """
-    labels: dict[tuple[str, str, str], str] = {}
-    for split in SPLITS:
-        for line in read_json_lines(folder / "coco" / f"coco_pope_{split}.json", ("image", "text", "label")):
-            labels[split, line["image"], line["text"]] = "no" if line["label"] == "no" else "yes"
-    questions = []
-    path = folder / ASKED_IN
-    for record, line in enumerate(read_json_lines(path, ("question_id", "image", "text", "category"))):
-        asked = line["text"].removesuffix(SUFFIX).strip()
-        label = labels.get((line["category"], line["image"], asked))
-        if label is None:
-            raise unlabelled(path, line["question_id"])
-        questions.append(
-            Question(
-                id=line["question_id"],
-                image=image_in(folder / "val2014", line["image"], path),
-                text=line["text"],
-                answer=label,
-                type=line["category"],
-                record=record,
-            )
-        )
-    return questions
 
 
 def parse_answer(text: str) -> tuple[str, bool]:
@@ -61,9 +23,10 @@ def score_pope(questions: Sequence[Question], answers: Sequence[str | None]) -> 
     splits = {}
     for split in dict.fromkeys(question.type for question in questions):
         pairs = [
-            (q.answer, ("yes" if q.answer == "no" else "no", False) if a is None else parse_answer(a))
-            for q, a in zip(questions, answers, strict=True)
-            if q.type == split
+            (label, ("yes" if label == "no" else "no", False) if a is None else parse_answer(a))
+            for label, a in (
+                (q.answers[0], a) for q, a in zip(questions, answers, strict=True) if q.type == split
+            )
         ]
         splits[split] = _score_split([(label, found) for label, (found, _) in pairs]) | {
             "unparsed": sum(1 for _, (_, parsed) in pairs if not parsed)

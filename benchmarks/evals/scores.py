@@ -1,7 +1,6 @@
-"""How often a model's short answers are right, and how sure that figure is.
+"""How often a model's short answers are right by their rule, and how sure that figure is.
 
-An answer is right when it equals the expected one but for case, outer spaces and a final full stop. Questions
-about one picture are not independent: intervals come from a bootstrap that draws whole pictures
+Questions about one picture are not independent: intervals come from a bootstrap that draws whole pictures
 (docs/sources/measuring.md#intervals-of-accuracy).
 """
 
@@ -17,7 +16,9 @@ from PIL import Image
 from tinyllava_edge.image import open_picture
 from tinyllava_edge.runtimes.model import Model
 
-from .questions import Question
+from .question import Question
+from .rules import RULES, folded
+from .tables import TablePicture
 
 MAX_TOKENS = 16  # of a short answer
 MID_GREY = (128, 128, 128)
@@ -66,7 +67,8 @@ def ask(model: Model, question: Question, *, blind: bool = False, max_tokens: in
     """The answer to one question, as in `ask_all`; without the spaces around it, as upstream's."""
     pictures = []
     if question.image is not None:
-        picture = open_picture(question.image)
+        shown = question.image
+        picture = open_picture(shown.content if isinstance(shown, TablePicture) else shown)
         pictures = [Image.new("RGB", picture.size, MID_GREY) if blind else picture]
     return model.ask(question.text, pictures, max_tokens=max_tokens).strip()
 
@@ -76,18 +78,14 @@ def count_pictures(questions: Sequence[Question]) -> int:
     return len({question.image for question in questions} - {None})
 
 
-def is_right(question: Question, answer: str | None) -> bool:
-    """Whether an answer is the expected one; none is not."""
-    return answer is not None and _folded(answer) == _folded(question.answer)
-
-
-def _folded(text: str | None) -> str | None:
-    return text and text.strip().removesuffix(".").casefold()
+def credit(question: Question, answer: str | None) -> float:
+    """How right an answer is by the question's rule, between 0 and 1; none is wrong."""
+    return 0.0 if answer is None else RULES[question.rule].credit(question, answer)
 
 
 def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[str, Score]:
     """Scores of each question type, and of all under the key "all"."""
-    right = np.array([is_right(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
+    right = np.array([credit(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
     members: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
         members[question.type].append(index)
@@ -100,8 +98,8 @@ def compare(
 ) -> dict[str, Any]:
     """How two variants' answers differ: agreement, and the paired difference of their accuracies."""
     pairs = zip(questions, base, other, strict=True)
-    difference = np.array([float(is_right(q, b)) - float(is_right(q, a)) for q, a, b in pairs])
-    same = np.mean([_folded(a) == _folded(b) for a, b in zip(base, other, strict=True)])
+    difference = np.array([credit(q, b) - credit(q, a) for q, a, b in pairs])
+    same = np.mean([_alike(a, b) for a, b in zip(base, other, strict=True)])
     clusters = _clusters(questions, range(len(questions)))
     return {
         "agreement": float(same),
@@ -110,13 +108,17 @@ def compare(
     }
 
 
+def _alike(first: str | None, second: str | None) -> bool:
+    return first == second if first is None or second is None else folded(first) == folded(second)
+
+
 def summarize(
     questions: Sequence[Question],
     answers: Sequence[str | None],
     blind: Sequence[str | None],
     first: Sequence[str | None] | None,
 ) -> dict[str, Any]:
-    """Scores as they stand in a result: overall, by type, blind beside them, and against another variant.
+    """Scores as they stand in a result: by which rule, overall, by type, blind, and against another variant.
 
     Args:
         questions: what was asked.
@@ -125,9 +127,12 @@ def summarize(
         first: answers of the variant that this one is compared with, or None.
     """
     scores, blind_scores = score(questions, answers), score(questions, blind)
-    result: dict[str, Any] = scores.pop("all").to_json()
+    rule = RULES[questions[0].rule]
+    result: dict[str, Any] = {"rule": rule.name, "right_is": rule.says, **scores.pop("all").to_json()}
     result["types"] = {kind: value.to_json() for kind, value in scores.items()}
     result["blind_accuracy"] = blind_scores.pop("all").accuracy
+    if rule.name != "exact":
+        result["figures"] = rule.figures(questions, answers)
     result["blind_types"] = {kind: value.accuracy for kind, value in blind_scores.items()}
     if first is not None:
         result["against_first"] = compare(questions, first, answers)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
-from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.console import note, print_json, printable, progress, stdout
 from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
@@ -84,8 +84,8 @@ def verify(
     if json:
         print_json(result)
     else:
+        stdout.print(printable(report.verdict, line_ends=True), soft_wrap=True, highlight=False)
         stdout.print(report_table(report))
-        stdout.print(report.verdict, markup=False, soft_wrap=True)
     try:
         note(f"written to {write_parity(opened, ladder.runtime, result)}")
     except DiskFullError:

@@ -9,16 +9,17 @@ from rich.text import Text
 
 from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
+from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
 
-from .ladder import Check, Ladder, Report, StageResult, refused
+from .ladder import Check, Ladder, Report, StageResult, number, refused
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 from .reference_stored import StoredReference
 from .stage_inputs import check_pixels, check_text
-from .stage_language import OnStage, check_language, language_stages
+from .stage_language import OnRun, OnStage, check_language, language_stages
 from .stage_metadata import check_metadata
 from .stage_vision import check_connector, check_tower
 from .stage_weights import check_weights
@@ -40,12 +41,13 @@ def planned_stages(ladder: Ladder) -> list[str]:
     return [*(stage for stage, _ in CHECKS), *language_stages(ladder)]
 
 
-def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
+def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun = lambda run: None) -> Report:
     """Compute every stage, also those behind a failed one where that is possible.
 
     Args:
         ladder: the bundle, what is expected of it, and how much is compared.
         on_stage: called with the name of each of `planned_stages` when it begins.
+        on_run: called with each model behind its stages, before it is closed.
     """
     results: list[StageResult] = []
     for stage, check in CHECKS:
@@ -55,13 +57,17 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Report:
                 results.append(result)
         except TinyLlavaEdgeError as error:
             results.append(refused(stage, "", error))
-    results.extend(check_language(ladder, on_stage))
+    results.extend(check_language(ladder, on_stage, on_run))
     results.sort(key=lambda result: STAGES.index(result.stage))
     return Report(
         runtime=ladder.runtime,
         reference=ladder.reference.name,
         results=tuple(results),
         versions=package_versions(),
+        bundle=NANO if is_shipped(ladder.bundle.root) else ladder.bundle.root.resolve().name,
+        source="its checkpoint"
+        if isinstance(ladder.reference, CheckpointReference)
+        else "the tensors stored in it",
     )
 
 
@@ -86,6 +92,19 @@ def open_reference(
                 f"{bundle.root}: stores no prompt, for none fits its context. Give --checkpoint."
             )
         return stored
+    checkpoint = open_checkpoint(bundle, path, sources=sources, allow_pickle=allow_pickle)
+    return CheckpointReference(checkpoint, num_tokens=num_tokens)
+
+
+def open_checkpoint(
+    bundle: Bundle, path: Path, *, sources: Path | None = None, allow_pickle: bool = False
+) -> Checkpoint:
+    """The checkpoint that a bundle was made from, with the template that was chosen then.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        UsageError: it is another one.
+    """
     source, prompt = bundle.manifest.source, bundle.manifest.prompt
     chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
     checkpoint = Checkpoint(path, sources=sources, template=chosen, allow_pickle=allow_pickle)
@@ -95,7 +114,7 @@ def open_reference(
             f"{checkpoint} has sha256 {found[:12]}..., the bundle was made from {source.name} with "
             f"{source.checkpoint_sha256[:12]}...: give that checkpoint, or export this one."
         )
-    return CheckpointReference(checkpoint, num_tokens=num_tokens)
+    return checkpoint
 
 
 def chosen_variants(
@@ -145,13 +164,4 @@ def _about(result: StageResult) -> str:
 
 
 def _said(check: Check) -> str:
-    if check.gate is None:
-        return f"{check.metric} {_number(check.value)}"
-    sign = "<=" if check.gate.kind == "max" else ">="
-    return f"{check.metric} {_number(check.value)} ({sign} {_number(check.gate.limit)})"
-
-
-def _number(value: float) -> str:
-    if float(value).is_integer():
-        return f"{value:.0f}"
-    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"
+    return f"{check.metric} {number(check.value)}" + (f" ({check.bound})" if check.gate else "")

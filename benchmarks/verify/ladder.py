@@ -15,6 +15,8 @@ from tinyllava_edge.runtimes.registry import RUNTIMES
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
 
+ERRORS = "errors"  # the metric of a stage that was refused
+
 
 class SkippedError(TinyLlavaEdgeError):
     """A stage is not computed, and why: what it needs is not at hand."""
@@ -32,6 +34,18 @@ class Check:
     def passed(self) -> bool:
         """Whether the value is within its gate."""
         return self.gate is None or self.gate.passes(self.value)
+
+    @property
+    def bound(self) -> str:
+        """The gate in words, as "<= 1e-08"."""
+        return f"{'<=' if self.gate.kind == 'max' else '>='} {number(self.gate.limit)}" if self.gate else ""
+
+
+def number(value: float) -> str:
+    """A figure for people, in few digits."""
+    if float(value).is_integer():
+        return f"{value:.0f}"
+    return f"{value:.6g}" if 0.9 < value < 1 else f"{value:.3g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +67,13 @@ class StageResult:
     checks: tuple[Check, ...] = ()
     cause: str = ""
     skipped: str = ""
+
+    @property
+    def place(self) -> str:
+        """Stage and variant for people, and where it failed, the first figure that is not within its gate."""
+        where = f"{self.stage} of {self.variant}" if self.variant else self.stage
+        wrong = next((check for check in self.checks if not check.passed and check.metric != ERRORS), None)
+        return f"{where} ({wrong.metric} {number(wrong.value)}, gate {wrong.bound})" if wrong else where
 
     @property
     def status(self) -> str:
@@ -104,6 +125,10 @@ class Ladder:
             raise SkippedError(f"runtime {self.runtime} reads no GGUF")
         return self.reference
 
+    def gates(self, stage: str, variant: str) -> tuple[Gate, ...]:
+        """The gates of a stage for a variant: the one place where they are looked up; as `gates_of`."""
+        return gates_of(stage, variant, self.bundle.manifest.language.architecture)
+
     def options_of(self, vision: Variant, language: Variant | None = None) -> BackendOptions:
         """How to open the runtime with variants; torch has none, and only it takes a checkpoint."""
         if self.runtime == "torch":
@@ -114,12 +139,22 @@ class Ladder:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All stages of one run."""
+    """All stages of one run.
+
+    Attributes:
+        runtime, reference: whose results count, and what says what is right.
+        results: in the order of the chain.
+        versions: of packages.
+        bundle: what people call it.
+        source: what it is compared with, in words.
+    """
 
     runtime: str
     reference: str
     results: tuple[StageResult, ...]
     versions: Mapping[str, str | None] = field(default_factory=dict)
+    bundle: str = "the bundle"
+    source: str = "its checkpoint"
 
     @property
     def first_failure(self) -> StageResult | None:
@@ -134,14 +169,16 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence for people."""
+        """One line for people, which begins with "verified", "different" or "nothing"."""
         first = self.first_failure
         if first is not None:
-            place = f"{first.stage} ({first.variant})" if first.variant else first.stage
-            return f"FAILED first at {place}: {first.cause}"
+            return f"different: first at {first.place}; likely cause: {first.cause}"
         if not self.passed:
-            return "nothing could be compared"
-        return "; ".join(["passed", *([f"not checked: {self._skipped}"] if self._skipped else [])])
+            return f"nothing could be compared: {self._skipped or 'no stage was computed'}"
+        stages = {result.stage for result in self.results}
+        compared = {result.stage for result in self.results if result.checks}
+        said = f"verified: {self.bundle} is equal to {self.source} in {len(compared)} of {len(stages)} stages"
+        return f"{said}; not checked: {self._skipped}" if self._skipped else said
 
     @property
     def _skipped(self) -> str:
@@ -168,8 +205,8 @@ class Report:
             ]
             results.append({**asdict(result), "status": result.status, "checks": checks})
         return {
-            "passed": self.passed,
             "verdict": self.verdict,
+            "passed": self.passed,
             "first_failure": None if first is None else {"stage": first.stage, "variant": first.variant},
             "cause": "" if first is None else first.cause,
             "runtime": self.runtime,
@@ -190,19 +227,19 @@ def judge(
     *,
     detail: str,
     cause: Callable[[], str],
-    gates: tuple[Gate, ...] | None = None,
+    gates: tuple[Gate, ...],
 ) -> StageResult:
     """Hold measured values against the stage's gates.
 
     Args:
         stage: one of `gates.STAGES`.
-        variant: whose gates count.
+        variant: what the result is called.
         values: metric -> value; a gate without a value is our own mistake.
         detail: what was compared.
         cause: asked for the likely cause only where a gate fails.
-        gates: instead of the table's.
+        gates: those that count.
     """
-    bounds = {gate.metric: gate for gate in (gates_of(stage, variant) if gates is None else gates)}
+    bounds = {gate.metric: gate for gate in gates}
     assert set(bounds) <= set(values), f"{stage} {variant}: not measured: {set(bounds) - set(values)}"
     checks = tuple(Check(metric, float(value), bounds.get(metric)) for metric, value in values.items())
     failed = not all(check.passed for check in checks)
@@ -215,5 +252,5 @@ def refused(stage: str, variant: str, error: TinyLlavaEdgeError) -> StageResult:
     """A stage that was skipped, or failed because a part of the bundle was refused."""
     if isinstance(error, SkippedError):
         return StageResult(stage=stage, variant=variant, skipped=str(error))
-    check = Check("errors", 1, at_most("errors", 0))
+    check = Check(ERRORS, 1, at_most(ERRORS, 0))
     return StageResult(stage=stage, variant=variant, checks=(check,), cause=" ".join(str(error).split()))

@@ -1,6 +1,7 @@
 """What a runtime makes of the reference's prompts; pictures go through its own vision backend."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -42,12 +43,16 @@ class LanguageRun:
 
     def greedy(self, prompt: PromptCase, num_tokens: int) -> list[int]:
         """The most likely tokens, one by one."""
+        return [token for token, _ in islice(self.steps(prompt), num_tokens)]
+
+    def steps(self, prompt: PromptCase) -> Iterator[tuple[int, Floats]]:
+        """The most likely token and the logits [vocab] that it is chosen from, one step after another."""
         context = self._prefill(prompt)
-        ids: list[int] = []
-        for _ in range(num_tokens):
-            ids.append(int(context.last_logits().argmax()))
-            context.append(ids[-1])
-        return ids
+        while True:
+            logits = context.last_logits()
+            token = int(logits.argmax())
+            yield token, logits
+            context.append(token)
 
     def _prefill(self, prompt: PromptCase) -> Context:
         """The backend's context with a prompt in it, evaluated from nothing."""

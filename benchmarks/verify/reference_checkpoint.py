@@ -65,7 +65,7 @@ class CheckpointReference:
         with guarded(f"{folder}: the tokenizer", CheckpointError):
             self.tokenizer = UpstreamTokenizer(folder)
         self.pictures = picture_set(vision.image_size)
-        self.prompts = PROMPTS
+        self.prompts: tuple[PromptCase, ...] = PROMPTS
         self.num_tokens = num_tokens
 
     @cached_property
@@ -126,7 +126,15 @@ class CheckpointReference:
     @_remembered
     def splice(self, prompt: PromptCase) -> Floats:
         """[positions, hidden]: the language model's input rows."""
-        table = self._language.get_input_embeddings().weight.detach().numpy()
+        return self.splice_with(self.embedding_table(), prompt)
+
+    def embedding_table(self) -> Floats:
+        """[vocab, hidden]."""
+        table: Floats = self._language.get_input_embeddings().weight.detach().numpy()
+        return table
+
+    def splice_with(self, table: Floats, prompt: PromptCase) -> Floats:
+        """Input rows [positions, hidden], text from another table of embeddings."""
         pictures = iter(prompt.pictures)
         rows = [
             self.embeddings(next(pictures)) if token < 0 else table[token : token + 1]
@@ -160,7 +168,9 @@ class CheckpointReference:
         answer = self._continue(prompt, lambda logits: int(logits.argmax()))
         return GreedyAnswer(answer.ids, top1_margin(answer.logits))
 
-    def _continue(self, prompt: PromptCase, choose: "Callable[[torch.Tensor], int]") -> Continuation:
+    def _continue(
+        self, prompt: PromptCase, choose: "Callable[[torch.Tensor], int]", num_tokens: int | None = None
+    ) -> Continuation:
         import torch
         from transformers import DynamicCache
 
@@ -172,7 +182,7 @@ class CheckpointReference:
         cache = DynamicCache()
         room = self.config.language.max_position_embeddings - rows.shape[1]
         with torch.no_grad():
-            for _ in range(min(self.num_tokens, room)):
+            for _ in range(min(num_tokens or self.num_tokens, room)):
                 chosen_from.append(continued_logits(self._language, rows, cache)[0, -1])
                 ids.append(choose(chosen_from[-1]))
                 rows = self._language.get_input_embeddings()(torch.tensor([ids[-1:]]))

@@ -11,23 +11,31 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge import metrics
-from tinyllava_edge.bounds import at_least, at_most
+from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
-from tinyllava_edge.gates import PROVEN, gates_of, largest_logit_error, widened
+from tinyllava_edge.gates import PROVEN, largest_logit_error, widened
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES
 from tinyllava_edge.runtimes.model import open_bundle
+from tinyllava_edge.verified_rule import held_against
 
 from .ladder import Ladder, StageResult, judge, refused
 from .language_run import LanguageRun, input_rows
 from .reference import PromptCase
-from .stage_dequantized import check_dequantized, cost_of_weights
+from .stage_dequantized import (
+    QUANTIZATION,
+    check_dequantized,
+    cost_of_weights,
+    quantization_cause,
+    wider_type,
+)
 from .stage_vision import is_run
-from .stage_weights import as_stored, gguf_path
+from .stage_weights import gguf_path
 
 Floats = npt.NDArray[np.float32]
 OnStage = Callable[[str], None]
+OnRun = Callable[[LanguageRun], None]
 TOKENS_FOR_A_PERCENTILE = 200  # of fewer, the largest two values are the 99th
 _SEE_WEIGHTS = "weights, RoPE order, norm eps, K and V; "
 
@@ -56,12 +64,15 @@ def language_stages(ladder: Ladder) -> list[str]:
     return [stage for pair in _pairs(ladder) for stage in pair.stages]
 
 
-def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
+def check_language(
+    ladder: Ladder, on_stage: OnStage, on_run: OnRun = lambda run: None
+) -> Iterator[StageResult]:
     """Stages 7 to 11 of every language variant, and of every further vision variant that can be run.
 
     Args:
         ladder: as of `climb`.
         on_stage: called with the name of each stage when it begins; a pair's first one opens the model.
+        on_run: called with each model behind its stages, before it is closed.
     """
     if not any(map(is_run, ladder.vision)):
         yield StageResult(stage="splice", skipped="no runtime here runs a vision variant that was chosen")
@@ -71,11 +82,13 @@ def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
-                judge_of = _Judge(ladder, pair, LanguageRun(model, ladder.reference))
+                run = LanguageRun(model, ladder.reference)
+                judge_of = _Judge(ladder, pair, run)
                 yield judge_of.check(first)
                 for stage in others:
                     on_stage(stage)
                     yield judge_of.check(stage)
+                on_run(run)
         except TinyLlavaEdgeError as error:
             yield refused(first, pair.label, error)
 
@@ -122,10 +135,13 @@ class _Judge:
             self._judged[stage] = refused(stage, self._pair.label, error)
         return self._judged[stage]
 
+    def _gates(self, stage: str) -> tuple[Gate, ...]:
+        return self._ladder.gates(stage, self._pair.gates)
+
     def _splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
         reference = self._ladder.gguf_reference()
-        from .gguf_files import read_tensor
+        from .gguf_files import read_tensor, rounded
 
         kind, table = read_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
         pairs: list[tuple[Floats, Floats]] = []
@@ -136,7 +152,7 @@ class _Judge:
             _check_positions(prompt, expected, found)
             is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
             pairs.append((expected, found))
-            stored, least = as_stored(expected[is_text], kind)
+            stored, least = held_against(expected[is_text], kind, rounded)
             text_pairs.append((stored, found[is_text]))
         snr, text_snr = (min(snr_db(*pair) for pair in some) for some in (pairs, text_pairs))
         return judge(
@@ -149,7 +165,7 @@ class _Judge:
                 if text_snr < snr + 1
                 else f"rows of pictures differ ({snr:.1f} dB): scale, or their place in the prompt"
             ),
-            gates=gates_of("splice", self._pair.gates) or (at_least("text_snr_db", least),),
+            gates=self._gates("splice") or (at_least("text_snr_db", least),),
         )
 
     def _logits(self) -> StageResult:
@@ -167,7 +183,7 @@ class _Judge:
             },
             detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
             cause=lambda: self._logits_cause(pairs),
-            gates=gates_of("logits", self._pair.gates, self._family) or nothing_passes_nan,
+            gates=self._gates("logits") or nothing_passes_nan,
         )
 
     def _logits_cause(self, pairs: Sequence[tuple[Floats, Floats]]) -> str:
@@ -202,9 +218,9 @@ class _Judge:
         expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
-        gates = gates_of("teacher_forced", self._pair.gates)
-        before = self._judged.get("dequantized")
-        cost = cost_of_weights(before) if before and before.status == "passed" else {}
+        mean_kld = float(divergence.mean())
+        gates = self._gates("teacher_forced")
+        cost = self._cost()
         if cost and self._pair.language.name in PROVEN:
             gates = widened(gates, cost)
         if len(divergence) < TOKENS_FOR_A_PERCENTILE:
@@ -213,19 +229,31 @@ class _Judge:
             "teacher_forced",
             self._pair.label,
             {
-                "mean_kld": float(divergence.mean()),
+                "mean_kld": mean_kld,
                 "p99_kld": float(np.percentile(divergence, 99, method="higher")),
                 "top1_agreement": metrics.top1_agreement(expected, found),
             },
             detail=f"{len(divergence)} tokens",
-            cause=lambda: "distributions are too far apart: too coarse a quantization, or an earlier stage",
+            cause=lambda: (
+                quantization_cause(cost, mean_kld, self._wider())
+                or "distributions are too far apart: too coarse a quantization, or what the runtime computes"
+            ),
             gates=gates,
         )
+
+    def _cost(self) -> dict[str, float]:
+        """What torch loses with the file's values, where the runtime was shown to compute what they give."""
+        before = self._judged.get("dequantized")
+        return cost_of_weights(before) if before and before.status == "passed" else {}
+
+    def _wider(self) -> str:
+        return wider_type(self._ladder.bundle, self._pair.language.name)
 
     def _dequantized(self) -> StageResult:
         """What teacher_forced will judge, against torch with the values of the file."""
         path = gguf_path(self._ladder, self._pair.language)
-        return check_dequantized(self._ladder.gguf_reference(), path, self._pair.label, self._run)
+        reference, gates = self._ladder.gguf_reference(), self._gates("dequantized")
+        return check_dequantized(reference, path, self._pair.label, self._run, gates)
 
     def _greedy(self) -> StageResult:
         """Greedy answers are the reference's up to a step at which two tokens are equally good."""
@@ -233,7 +261,7 @@ class _Judge:
         excusable = all(self._judged[s].status != "failed" for s in logit_stages if s in self._judged)
         cap = largest_logit_error(self._pair.gates, self._family)
         tolerance = min(self._logit_tolerance, cap) if excusable else 0.0
-        unexplained: list[str] = []
+        unexplained: list[tuple[str, float]] = []  # where, and the margin there
         diverged: list[int] = []  # where answers leave the reference's
         for prompt in self._reference.prompts:
             answer = self._reference.greedy(prompt)
@@ -243,7 +271,7 @@ class _Judge:
             diverged.append(int(steps[0]))
             margin = answer.margins[steps[0]]
             if margin >= 2 * tolerance:
-                unexplained.append(f"{prompt.name} at token {steps[0]}, margin {margin:.3g}")
+                unexplained.append((f"{prompt.name} at token {steps[0]}, margin {margin:.3g}", margin))
         num_answers = len(self._reference.prompts)
         return judge(
             "greedy",
@@ -254,13 +282,17 @@ class _Judge:
                 "first_divergence": min(diverged, default=np.inf),
             },
             detail=f"{num_answers} answers, logits within {tolerance:.3g}",
-            cause=lambda: (
-                f"{unexplained[0]}: decoding by steps differs from one prefill (KV cache, positions)"
-                if excusable
-                else f"{unexplained[0]}: the logits are wrong already"
-            ),
+            cause=lambda: self._greedy_cause(*unexplained[0], excusable=excusable),
             gates=(at_most("unexplained_divergences", 0),),
         )
+
+    def _greedy_cause(self, where: str, margin: float, *, excusable: bool) -> str:
+        if not excusable:
+            return f"{where}: the logits are wrong already"
+        if self._cost() and margin < 2 * self._logit_tolerance:
+            moved = f"it moves a logit by {self._logit_tolerance:.3g}"
+            return f"{where}: {QUANTIZATION}, which torch has too: {moved}; {self._wider()}"
+        return f"{where}: decoding by steps differs from one prefill (KV cache, positions)"
 
 
 def _check_positions(prompt: PromptCase, expected: Floats, found: Floats) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.gates import gates_of, precision_of
+from tinyllava_edge.gates import precision_of
 from tinyllava_edge.manifest import PIXELS
 from tinyllava_edge.metrics import feature_figures, nmse, snr_db
 from tinyllava_edge.precisions import ROUNDED
@@ -44,7 +44,8 @@ def check_tower(ladder: Ladder) -> Iterator[StageResult]:
         audit = {}
         if precision_of(variant.name, "tower").stores_float16:
             audit["max_activation"] = _max_activation(ladder, variant, pixels)
-        yield _judge_features("tower", variant, expected, found, audit, partial(_tower_cause, reference))
+        cause = partial(_tower_cause, reference)
+        yield _judge_features(ladder, "tower", variant, expected, found, audit, cause)
 
 
 def check_connector(ladder: Ladder) -> Iterator[StageResult]:
@@ -68,7 +69,7 @@ def check_connector(ladder: Ladder) -> Iterator[StageResult]:
             rounded = feature_figures(expected, _rounded(ladder, variant, pixels))
             audit |= {f"{ROUNDED}{gate.metric}": rounded[gate.metric] for gate in precision.gates}
         cause = partial(_connector_cause, reference, features)
-        yield _judge_features("connector", variant, expected, found, audit, cause)
+        yield _judge_features(ladder, "connector", variant, expected, found, audit, cause)
 
 
 def is_run(variant: Variant) -> bool:
@@ -100,6 +101,7 @@ def _in_batches(encode: Callable[[Floats], Floats], pixels: Sequence[Floats]) ->
 
 
 def _judge_features(
+    ladder: Ladder,
     stage: str,
     variant: Variant,
     expected: Sequence[Floats],
@@ -111,7 +113,7 @@ def _judge_features(
 
     `audit` has what only the graph or the checkpoint can tell, where they are at hand.
     """
-    gates = gates_of(stage, variant.name)
+    gates = ladder.gates(stage, variant.name)
     of_features = {gate.metric for gate in precision_of(variant.name).gates}
     unmeasured = [gate.metric for gate in gates if gate.metric not in of_features | audit.keys()]
     detail = f"{len(expected)} pictures"

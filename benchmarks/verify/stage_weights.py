@@ -18,9 +18,8 @@ from tinyllava_edge.bounds import at_most
 from tinyllava_edge.bundle import Variant
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.gates import least_snr_db
 from tinyllava_edge.metrics import snr_db
-from tinyllava_edge.precisions import EXACT_TYPES
+from tinyllava_edge.verified_rule import StoredTensor
 
 from .ladder import Ladder, StageResult, judge
 from .reference_checkpoint import CheckpointReference
@@ -139,7 +138,7 @@ class _Comparison:
 
 
 def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats]) -> StageResult:
-    from .gguf_files import read_tensors
+    from .gguf_files import read_tensors, rounded
 
     found = _Comparison(missing=set(expected))
     for name, kind, values in read_tensors(path):
@@ -152,10 +151,10 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
         if values.shape != right.shape:
             found.wrong[name] = values
             continue
-        stored, least = as_stored(right, kind)
-        snr = snr_db(stored, values)
-        found.worst_snr_db = min(found.worst_snr_db, snr)
-        if not snr >= least:
+        held = StoredTensor(kind, rounded)
+        held.add(right, values)
+        found.worst_snr_db = min(found.worst_snr_db, held.snr_db)
+        if held.fault:
             found.wrong[name] = values
     return judge(
         "weights",
@@ -170,16 +169,6 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
         cause=lambda: _weights_cause(found, expected),
         gates=(at_most("wrong_tensors", 0), at_most("missing_tensors", 0), at_most("extra_tensors", 0)),
     )
-
-
-def as_stored(values: Floats, kind: str) -> tuple[Floats, float]:
-    """What values of a tensor of this type are held against, and the least signal to noise in dB.
-
-    A rounding that must be exact is made first; other quantizations are judged against the values themselves.
-    """
-    from .gguf_files import rounded
-
-    return (rounded(values, kind), np.inf) if kind in EXACT_TYPES else (values, least_snr_db(kind))
 
 
 def _weights_cause(found: _Comparison, expected: Mapping[str, Floats]) -> str:

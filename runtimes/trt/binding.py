@@ -133,6 +133,11 @@ class TensorRT:
                 log,
             )
 
+    def inspect(self, engine: "trt.ICudaEngine") -> str:
+        """What the engine's inspector says of its layers: JSON."""
+        inspector: trt.EngineInspector = engine.create_engine_inspector()
+        return str(inspector.get_engine_information(self.trt.LayerInformationFormat.JSON))
+
     @property
     def name(self) -> str:
         """For people: "TensorRT 10.3.0"."""

@@ -19,8 +19,8 @@ from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
 
 from .binding import open_tensorrt
+from .budget import check_memory, least_engine_bytes
 from .builder import OnProgress
-from .lookup import least_engine_bytes
 from .options import EngineOptions
 from .process import build_engine_apart, shown_progress
 
@@ -150,6 +150,7 @@ def _build(
     """Build one engine, with the float32 islands that the export declared; returns its row."""
     sm = options.sms[0] if options.sms else None
     name = variant.name if sm is None else f"{variant.name}_sm{sm}"
+    check_memory(bundle.variant_bytes(variant), shared=False, only_say=True)
     exported = (read_parity(bundle, "export") or {}).get("vision", {}).get(variant.name, {})
     facts = build_engine_apart(
         bundle.path(variant.files[0]),

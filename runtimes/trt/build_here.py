@@ -74,8 +74,12 @@ def print_choice(result: dict[str, Any]) -> None:
     if record := result["engine_record"]:
         facts = record["facts"]
         memory = sum(facts["memory"].values()) / (1 << 20)
-        speed = f"{facts['device_ms']:.1f} ms a picture on the device"
-        lines.append(f"{speed}, {memory:.0f} MiB; {record['origin']}")
+        if record["status"] == "verified":
+            lines.append(f"{facts['device_ms']:.1f} ms a picture on the device, {memory:.0f} MiB")
+        lines.append(f"{record['status']}, {facts['fusion']}; {record['origin']}")
+        if times := facts.get("buffers_ms"):
+            figures = ", ".join(f"{name} {ms:.2f}" for name, ms in times.items())
+            lines.append(f"buffers {'mapped' if facts['mapped'] else 'copied'} (ms a picture: {figures})")
     if "pack" in result:
         lines.append(f"pack: {result['pack']}")
     lines.append("run --runtime auto takes it.")

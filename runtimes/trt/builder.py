@@ -11,13 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllava_edge.atomic_files import write_bytes
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.errors import EngineBuildError, UnsupportedPrecisionError, UsageError
 
 from .binding import LogMessage, MessageLog, TensorRT, open_tensorrt
 from .builder_errors import build_failure, parse_failure
 from .options import MIB, EngineOptions
+from .timings import load_timings, save_timings
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -79,7 +79,7 @@ def build_engine(
         _add_profile(builder, config, network, options)
         workspace = options.workspace_bytes or default_workspace_bytes()
         _configure(binding, config, options, workspace)
-        _load_timing_cache(config, options)
+        timings = load_timings(config, options.timing_cache)
         monitor = _progress_monitor(binding, on_progress)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
@@ -87,7 +87,7 @@ def build_engine(
             raise monitor.interrupted
         if plan is None:
             raise build_failure(binding, options, workspace, log)
-        _save_timing_cache(config, options)
+        timings = save_timings(config, options.timing_cache) or timings
     return BuiltEngine(
         plan=memoryview(plan),
         facts={
@@ -98,6 +98,7 @@ def build_engine(
             "workspace_bytes": workspace,
             "plan_bytes": plan.nbytes,
             "seconds": time.perf_counter() - start,
+            "timings": timings,
             "trtexec": trtexec_line(onnx_path, options, workspace, facts["inputs"]),
         },
         log=tuple(log.messages),
@@ -252,25 +253,6 @@ def _compute_capability(binding: TensorRT, sm: int) -> Any:
         jetson = " A Jetson needs --target tensorrt, on the board itself." if sm in JETSON_SMS else ""
         raise UsageError(f"{binding.name} does not build for SM {sm}; it does for {known}.{jetson}")
     return members[f"SM{sm}"]
-
-
-def _load_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
-    """Give the builder the timings of earlier builds; those of another GPU or version it does not take."""
-    if options.timing_cache is None:
-        return
-    stored = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-    for content in dict.fromkeys((stored, b"")):
-        cache: trt.ITimingCache = config.create_timing_cache(content)
-        if cache is not None and config.set_timing_cache(cache, False):
-            return
-
-
-def _save_timing_cache(config: "trt.IBuilderConfig", options: EngineOptions) -> None:
-    if options.timing_cache is None:
-        return
-    cache: trt.ITimingCache = config.get_timing_cache()
-    if cache is not None:
-        write_bytes(options.timing_cache, memoryview(cache.serialize()), mode=0o600)
 
 
 def _progress_monitor(binding: TensorRT, on_progress: OnProgress) -> Any:

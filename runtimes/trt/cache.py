@@ -7,6 +7,7 @@ Whatever does not fit, or is damaged, counts as not there: it is built again.
 
     engines/<key>.json           the record: key, hash of the plan, parity on this device
     engines/<key>-<hash>.plan    the engine; the record is renamed into place last and names it
+    engines/<key>-<hash>.kernels what TensorRT-RTX compiled for it (`kernel_file.py`)
     engines/<key>.lock           held while one process builds it
     engines/timings.cache        kernel timings of earlier builds, TensorRT's own file
     engines/choice-<hash>.json   what `build` chose for a bundle, by the hash of its manifest
@@ -25,27 +26,35 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, write_bytes, write_json
+from tinyllava_edge.atomic_files import fsync, full_disk_named, write_json
 from tinyllava_edge.cache import cache_folder, is_private
 from tinyllava_edge.errors import BackendError, NoEngineError
 from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.verified_files import VerifiedFiles
 from tinyllava_edge.work_places import work_place
 
+from .kernel_file import KernelFile
+from .private_files import open_private
 from .record import Choice, EngineKey, EngineRecord
 
 MAX_RECORD_BYTES = 1 << 20
-_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 _RECORD_NAME = re.compile(r"[0-9a-f]{64}\.json")
 Record = TypeVar("Record", bound=BaseModel)
 
 
 @dataclass
 class StoredEngine:
-    """An engine in memory, checked; its memory goes with the block that it is opened for."""
+    """An engine in memory, checked; its memory goes with the block that it is opened for.
+
+    Attributes:
+        kernels: where what TensorRT-RTX compiles for it is kept; None for an engine that is in no file.
+        note: what its user should know, as that it was built in another power mode; or "".
+    """
 
     record: EngineRecord
     plan: memoryview
+    kernels: KernelFile | None = None
+    note: str = ""
 
     def __enter__(self) -> "StoredEngine":
         return self
@@ -89,7 +98,7 @@ class EngineCache:
         record = self._read(f"{key.digest}.json", EngineRecord)
         if record.key != key:
             raise NoEngineError("its record is of another key")
-        return self._open_plan(record)
+        return self.open_plan(record, self.plan_path(record))
 
     def record(self, digest: str) -> EngineRecord:
         """The record of an engine by its key's digest; raises as `find` does."""
@@ -105,19 +114,12 @@ class EngineCache:
         """Keep the engine in a work file in the place of an older one; complete whenever it is seen."""
         work.chmod(0o600)
         fsync(work)
-        target = self._plan_path(record)
+        target = self.plan_path(record)
         os.replace(work, target)
         self.update(record)
-        for old in self.folder.glob(f"{record.key.digest}-*.plan"):
-            if old != target:
+        for old in self.folder.glob(f"{record.key.digest}-*"):
+            if old.stem != target.stem:
                 old.unlink(missing_ok=True)
-
-    def store_copy(self, record: EngineRecord, plan: memoryview) -> None:
-        """Keep an engine that is in memory; DiskFullError: there is no room."""
-        check_space(self.folder, len(plan))
-        with self.work_file() as work:
-            write_bytes(work, plan, mode=0o600)
-            self.store(record, work)
 
     def update(self, record: EngineRecord) -> None:
         """Write an engine's record anew."""
@@ -161,7 +163,8 @@ class EngineCache:
             except NoEngineError:
                 yield path, None
 
-    def _plan_path(self, record: EngineRecord) -> Path:
+    def plan_path(self, record: EngineRecord) -> Path:
+        """Where the engine of a record is."""
         return self.folder / f"{record.key.digest}-{record.plan_sha256[:16]}.plan"
 
     def _read(self, name: str, kind: type[Record]) -> Record:
@@ -170,7 +173,7 @@ class EngineCache:
         Raises:
             NoEngineError: it is not there, not ours, or not what it should be.
         """
-        with _open_private(self.folder / name) as handle:
+        with open_private(self.folder / name) as handle:
             if os.fstat(handle).st_size > MAX_RECORD_BYTES:
                 raise NoEngineError(f"{name} is too large")
             text = os.read(handle, MAX_RECORD_BYTES)
@@ -179,10 +182,13 @@ class EngineCache:
         except ValidationError as error:
             raise NoEngineError(f"{name} is damaged ({error.errors()[0]['msg']})") from None
 
-    def _open_plan(self, record: EngineRecord) -> StoredEngine:
-        """Map a plan whose size and hash are those recorded; the mapping is what was hashed."""
-        path = self._plan_path(record)
-        with _open_private(path) as handle:
+    def open_plan(self, record: EngineRecord, path: Path) -> StoredEngine:
+        """Map a plan whose size and hash are those recorded; the mapping is what was hashed.
+
+        Raises:
+            NoEngineError: it is not there, not private to the user, or damaged.
+        """
+        with open_private(path) as handle:
             status = os.fstat(handle)
             if status.st_size != record.plan_bytes:
                 raise NoEngineError(f"{path.name} is damaged (its size)")
@@ -193,29 +199,9 @@ class EngineCache:
                 raise NoEngineError(f"{path.name} is damaged (its hash)")
             verified.add(status, record.plan_sha256)
             verified.save()
-        return StoredEngine(record, plan)
+        return StoredEngine(record, plan, KernelFile(path.with_suffix(".kernels"), record.plan_sha256))
 
 
 def engine_folder() -> Path:
     """Where the engines of this user are."""
     return cache_folder() / "engines"
-
-
-@contextmanager
-def _open_private(path: Path) -> Iterator[int]:
-    """A file that only this user may read or write, and that is no link.
-
-    Raises:
-        NoEngineError: it is not there, or not so.
-    """
-    try:
-        handle = os.open(path, _READ_FLAGS)
-    except OSError as error:
-        raise NoEngineError(f"{path.name}: {(error.strerror or 'cannot be read').lower()}") from None
-    try:
-        status = os.fstat(handle)
-        if not (stat.S_ISREG(status.st_mode) and is_private(status)):
-            raise NoEngineError(f"{path.name} is not private to you")
-        yield handle
-    finally:
-        os.close(handle)

@@ -3,41 +3,45 @@
     TensorRT fp16 (with the float32 islands its audit asked for) -> bf16 -> fp32
     -> ONNX Runtime on CUDA -> ONNX Runtime on the CPU
 
-Every step that is left says why. What was chosen, and every figure, is remembered in the engine cache, and
-`--runtime auto` goes by it. A variant that was asked for by name is not replaced by another.
+Every step that is left says why, and whether its answers show it. What was chosen, and every figure, is
+remembered in the engine cache, and `--runtime auto` goes by it. A variant that was asked for by name is not
+replaced by another. This process opens neither TensorRT nor CUDA while an engine is built (`process.py`).
 """
 
 from contextlib import closing
 from dataclasses import asdict, replace
-from typing import Literal
+from pathlib import Path
 
-import numpy as np
-
-from tinyllava_edge.atomic_files import check_space
+from tinyllava_edge.atomic_files import check_space, write_bytes
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import BackendError, BundleError, EngineLoadError, NoEngineError, PackError
+from tinyllava_edge.errors import (
+    BackendError,
+    BundleError,
+    EngineLoadError,
+    NoEngineError,
+    PackError,
+)
 from tinyllava_edge.gates import precision_of
 from tinyllava_edge.precisions import PRECISIONS
 from tinyllava_edge.reference_tensors import read_reference_tensors
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import CPU_RUNTIME, CUDA_RUNTIME, RUNTIMES, vision_opener
+from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
 
-from .binding import open_tensorrt
+from .budget import check_memory, least_engine_bytes
 from .builder import OnProgress
 from .cache import EngineCache, StoredEngine
-from .cudart import open_cudart
-from .device_parity import DeviceParity, measure_parity
-from .lookup import least_engine_bytes, onnx_hashes, read_board
+from .compare import judge
+from .device_parity import measure_parity
+from .lookup import onnx_hashes
 from .options import EngineOptions
-from .process import build_engine_apart
+from .process import build_engine_apart, compare_apart, read_board_apart
 from .record import Choice, EngineKey, EngineRecord, Step, new_record
-from .vision import TensorRTVision
 
 # Variants that an engine is tried from, in this order; int8_fp16 where it is asked for, never by itself.
 ENGINE_VARIANTS = ("fp16", "bf16", "fp32")
 CUDA_VARIANTS = tuple(name for name in ENGINE_VARIANTS if "cuda" in PRECISIONS[name].runs_on)
-_WARM_UPS, _RUNS = 3, 10
+CPU_RUNTIME, CUDA_RUNTIME = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
 
 
 class DeviceBuild:
@@ -51,6 +55,7 @@ class DeviceBuild:
 
     Raises:
         BackendError: TensorRT or the GPU is not usable at all; nothing is tried instead.
+        UsageError: there is no GPU of that number.
     """
 
     def __init__(
@@ -63,17 +68,15 @@ class DeviceBuild:
     ) -> None:
         self.bundle = bundle
         self.cache = EngineCache()
-        self.binding = open_tensorrt(options.target)
-        self.cuda = open_cudart()
-        self.binding.create_runtime()  # a TensorRT that cannot start is not a step
-        gpu = self.cuda.read_gpu()
-        self.board = read_board(self.binding, gpu)
+        self.board, gpu = read_board_apart(options.target, options.device)
+        self._shares_memory = gpu.integrated
         self.runtime = f"{options.target}+llamacpp"
         if options.target == "tensorrt-rtx":
             self.options = replace(options, device_sm=gpu.sm, sms=(gpu.sm,))
         else:
             self.options = replace(options, device_sm=gpu.sm, timing_cache=self.cache.timings)
         self._on_progress = on_progress
+        self._is_asked_for = False
         self._force = force
 
     def choose(self, vision: str | None = None) -> Choice:
@@ -89,6 +92,7 @@ class DeviceBuild:
             DiskFullError: the cache has no room for an engine; nothing is tried instead.
         """
         self.bundle.variant("vision", vision)
+        self._is_asked_for = vision is not None
         read_reference_tensors(self.bundle)  # before minutes go into engines that nothing could judge
         steps: list[Step] = []
         for runtime, name in self._attempts(vision):
@@ -100,6 +104,8 @@ class DeviceBuild:
                 steps.append(Step(runtime=runtime, vision=name, outcome="not possible", reason=str(error)))
             if _told(steps[-1]).outcome == "chosen":
                 return self._remember(steps)
+        if step := next((step for step in steps if step.answers_equal), None):
+            return self._remember([*steps, _told(self._take(step))])
         left = "; ".join(f"{step.runtime} {step.vision}: {step.reason}" for step in steps)
         raise BackendError(f"{self.bundle.root}: nothing computes it here as it must be. {left}.")
 
@@ -126,11 +132,13 @@ class DeviceBuild:
         if record.key != wanted:
             fields = [name for name, value in wanted if getattr(record.key, name) != value]
             raise PackError(f"it was built from another bundle or with other options ({', '.join(fields)}).")
-        with self.cache.lock(wanted):
-            checked = self._compare(stored)
+        check_space(self.cache.folder, len(stored.plan))
+        with self.cache.lock(wanted), self.cache.work_file() as work:
+            write_bytes(work, stored.plan, mode=0o600)
+            checked = self._compare(record, work)
             if checked.status != "verified":
                 raise BackendError(f"its engine is refused on this board: {checked.reason}.")
-            self.cache.store_copy(checked, stored.plan)
+            self.cache.store(checked, work)
         reason = f"{checked.origin}; {checked.reason}"
         step = _step(self.runtime, record.variant, checked.status, reason, checked.parity)
         return self._remember([_told(step)])
@@ -139,7 +147,7 @@ class DeviceBuild:
         """What the engine of a variant depends on; BundleError: the bundle has none of that name."""
         options = asdict(self.options)
         profile = (options.pop("min_batch"), options.pop("opt_batch"), options.pop("max_batch"))
-        for given_otherwise in ("target", "timing_cache", "device_sm"):
+        for given_otherwise in ("target", "timing_cache", "device_sm", "device"):
             del options[given_otherwise]
         return EngineKey(
             onnx=onnx_hashes(self.bundle, self.bundle.variant("vision", name)),
@@ -162,12 +170,22 @@ class DeviceBuild:
         if runtime != self.runtime:
             backend = vision_opener(RUNTIMES[runtime][0])(self.bundle, BackendOptions(vision=name))
             with closing(backend):
-                return _step(runtime, name, *_judged(measure_parity(self.bundle, backend.encode), name))
+                return _step(runtime, name, *judge(measure_parity(self.bundle, backend.encode), name))
         precision_of(name)  # one without gates is not built
         key = self.key(name)
         with self.cache.lock(key, lambda: note("another process is building this engine: waiting")):
             record = self._checked(name, key)
-        return _step(runtime, name, record.status, record.reason, record.parity)
+        reason, equal = record.reason, bool(record.facts.get("answers_equal"))
+        if "answers" in record.facts:
+            reason += f"; {record.facts['answers']}"
+        return _step(runtime, name, record.status, reason, record.parity, equal)
+
+    def _take(self, step: Step) -> Step:
+        """An engine that misses a gate and answers alike, where nothing better is there."""
+        record = self.cache.record(self.key(step.vision).digest)
+        self.cache.update(record.model_copy(update={"status": "answers equal", "reason": step.reason}))
+        reason = f"nothing better is there, and it is not verified: {step.reason}"
+        return step.model_copy(update={"outcome": "chosen", "reason": reason})
 
     def _checked(self, name: str, key: EngineKey) -> EngineRecord:
         """The record of an engine that was compared just now; built where the cache has none that loads."""
@@ -181,32 +199,30 @@ class DeviceBuild:
         variant = self.bundle.variant("vision", name)
         graph = self.bundle.path(variant.files[0])
         check_space(self.cache.folder, least_engine_bytes(self.bundle, variant))
+        check_memory(
+            self.bundle.variant_bytes(variant),
+            shared=self._shares_memory,
+            workspace_bytes=self.options.workspace_bytes,
+            only_say=self._is_asked_for,
+        )
         with self.cache.work_file() as work:
             facts = build_engine_apart(graph, self.options, work, self._on_progress)
+            if facts["timings"]:
+                note(facts["timings"])
             self.cache.store(new_record(key, name, work, facts), work)
         return self._check(key)
 
     def _check(self, key: EngineKey) -> EngineRecord:
         """Compare the cache's engine with the reference tensors, and write the result into its record."""
         with self.cache.find(key) as stored:
-            record = self._compare(stored)
+            record = stored.record
+        record = self._compare(record, self.cache.plan_path(record))
         self.cache.update(record)
         return record
 
-    def _compare(self, stored: StoredEngine) -> EngineRecord:
-        """The record of an engine with what it computes here; nothing is written."""
-        backend = TensorRTVision(self.binding, self.cuda, stored, self.bundle.manifest.vision)
-        with closing(backend):
-            parity = measure_parity(self.bundle, backend.encode, self.options.max_batch)
-            status, reason, figures = _judged(parity, stored.record.variant)
-            facts = {
-                **stored.record.facts,
-                "memory": asdict(backend.memory),
-                "graph": backend.graph,
-                "device_ms": _measure_ms(self.bundle, backend) if status == "verified" else None,
-            }
-        update = {"status": status, "reason": reason, "parity": figures, "facts": facts}
-        return stored.record.model_copy(update=update)
+    def _compare(self, record: EngineRecord, plan: Path) -> EngineRecord:
+        """The record of an engine with what it computes here; nothing is written but its kernels."""
+        return compare_apart(self.bundle, record, plan, self.options.max_batch, self.options.device)
 
     def _remember(self, steps: list[Step]) -> Choice:
         """The last step is what `--runtime auto` takes from now on."""
@@ -222,30 +238,24 @@ class DeviceBuild:
         return choice
 
 
-def _judged(parity: DeviceParity, variant: str) -> tuple[str, str, dict[str, float | int | None]]:
-    """Status, reason and figures of a comparison."""
-    fault = parity.fault(variant)
-    status = "refused" if fault else "verified"
-    return status, fault or f"equal within the gates ({parity})", parity.to_json()
-
-
-def _step(runtime: str, vision: str, status: str, reason: str, parity: dict[str, float | int | None]) -> Step:
-    outcome: Literal["chosen", "refused"] = "chosen" if status == "verified" else "refused"
-    return Step(runtime=runtime, vision=vision, outcome=outcome, reason=reason, parity=parity)
+def _step(
+    runtime: str,
+    vision: str,
+    status: str,
+    reason: str,
+    parity: dict[str, float | int | None],
+    answers_equal: bool = False,
+) -> Step:
+    return Step(
+        runtime=runtime,
+        vision=vision,
+        outcome="chosen" if status == "verified" else "refused",
+        reason=reason,
+        parity=parity,
+        answers_equal=answers_equal,
+    )
 
 
 def _told(step: Step) -> Step:
     note(f"{step.runtime} {step.vision}: {step.outcome}, {step.reason}")
     return step
-
-
-def _measure_ms(bundle: Bundle, backend: TensorRTVision) -> float:
-    """Median time of a picture on the device, copies included."""
-    side = bundle.manifest.vision.image_size
-    pixels = np.zeros((1, 3, side, side), dtype=np.float32)
-    times = []
-    for _ in range(_WARM_UPS + _RUNS):
-        backend.encode(pixels)
-        assert backend.device_ms is not None, "it just ran"
-        times.append(backend.device_ms)
-    return float(np.median(times[_WARM_UPS:]))

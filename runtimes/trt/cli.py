@@ -31,6 +31,7 @@ def build(
     workspace: Annotated[
         int | None, typer.Option(min=1, help="MiB for the kernels; default: from the available memory.")
     ] = None,
+    device: Annotated[int, typer.Option(min=0, help="Number of the GPU, where several are there.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for engines and table.")
     ] = None,
@@ -69,6 +70,7 @@ def build(
         max_batch=max_batch,
         workspace_bytes=None if workspace is None else workspace * MIB,
         sms=tuple(dict.fromkeys(sm or ())),
+        device=device,
     )
     root = bundle_path(bundle)
     for place in (output, pack):

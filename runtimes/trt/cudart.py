@@ -8,20 +8,15 @@ Signatures: cuda_runtime_api.h and driver_types.h of CUDA 12.9 and 13.5, which a
 """
 
 import ctypes
-import importlib.util
-import os
-import platform
-from collections.abc import Iterator
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CudaError, CudaMemoryError, NoGpuError
+from tinyllava_edge.console import note
+from tinyllava_edge.errors import CudaError, CudaMemoryError, NoGpuError, UsageError
 
-# Another library than the one found, for boards where it is elsewhere.
-LIBRARY_VARIABLE = "TINYLLAVA_EDGE_CUDART"
-MAJORS = (13, 12)
+from .cudart_places import LIBRARY_VARIABLE, cudart_places
+
 _SUCCESS, _OUT_OF_MEMORY = 0, 2
 # No driver or one too old; no GPU; library and kernel part differ; no forward compatibility on this GPU.
 _UNUSABLE = (35, 100, 803, 804)
@@ -85,18 +80,20 @@ class Gpu:
 
 
 class Cudart:
-    """A loaded libcudart, with its first device.
+    """A loaded libcudart, with one of its devices.
 
     Args:
         path: of the library, or its name for the loader.
+        device: number of the GPU, as CUDA counts them.
 
     Raises:
         OSError: there is no such library, or it is not of this machine.
         NoGpuError: it lacks a function, so it is not what it is called.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, device: int = 0) -> None:
         self.path = path
+        self.device = device
         self._library = ctypes.CDLL(path)
         for name, arguments in _SIGNATURES.items():
             try:
@@ -135,17 +132,26 @@ class Cudart:
         )
 
     def read_gpu(self) -> Gpu:
-        """Make the first device the current one, and read what it is; raises as `call` does."""
-        if self._integer("cudaGetDeviceCount") == 0:
+        """Make the device the current one, and read what it is.
+
+        Raises:
+            UsageError: there are fewer; names those there are.
+            NoGpuError, CudaError: as `call`.
+        """
+        count = self._integer("cudaGetDeviceCount")
+        if count == 0:
             raise NoGpuError(f"{self.path}: there is no CUDA device. See tinyllava-edge doctor.")
-        self.call("cudaSetDevice", 0)
-        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
-        self.call("cudaGetDeviceProperties", properties, 0)
+        if self.device >= count:
+            there = ", ".join(f"{number} ({self._name(number)})" for number in range(count))
+            raise UsageError(
+                f"there is no GPU {self.device}. Those there are: {there}. Give one with --device."
+            )
+        self.make_current()
         multiprocessors, integrated, maps_host_memory, major, minor = (
-            self._integer("cudaDeviceGetAttribute", attribute, 0) for attribute in _ATTRIBUTES
+            self._integer("cudaDeviceGetAttribute", attribute, self.device) for attribute in _ATTRIBUTES
         )
         return Gpu(
-            name=properties.raw[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace"),
+            name=self._name(self.device),
             sm=10 * major + minor,
             multiprocessors=multiprocessors,
             integrated=bool(integrated),
@@ -154,11 +160,20 @@ class Cudart:
             runtime_cuda=_version(self._integer("cudaRuntimeGetVersion")),
         )
 
+    def make_current(self) -> None:
+        """Make the device the calling thread's: each thread begins with the first one."""
+        self.call("cudaSetDevice", self.device)
+
     def pointer(self, name: str, *arguments: Any) -> int:
         """Call a function whose first argument receives a pointer or handle."""
         found = c_void_p()
         self.call(name, byref(found), *arguments)
         return found.value or 0
+
+    def _name(self, device: int) -> str:
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        self.call("cudaGetDeviceProperties", properties, device)
+        return properties.raw[:_NAME_BYTES].split(b"\0")[0].decode(errors="replace")
 
     def _integer(self, name: str, *arguments: int) -> int:
         found = c_int()
@@ -183,51 +198,36 @@ class Cudart:
         )
 
 
-def open_cudart() -> Cudart:
+def open_cudart(device: int = 0) -> Cudart:
     """The first CUDA runtime that finds a device; where none does, what the first one says of it.
 
     Raises:
         NoGpuError: no library, no driver, one that is too old for each, or no device.
+        UsageError: there is no GPU of that number.
     """
-    refused: NoGpuError | None = None
+    refused: dict[str, NoGpuError] = {}
     tried = []
-    for path in _candidates():
+    for path in cudart_places():
         tried.append(path)
         try:
-            cuda = Cudart(path)
+            cuda = Cudart(path, device)
             cuda.read_gpu()
         except OSError:
             continue
         except NoGpuError as error:  # a driver too old for CUDA 13 may do for 12
-            refused = refused or error
+            refused[path] = error
         else:
+            if refused:
+                note(
+                    f"{len(refused) + 1} CUDA libraries are on the path: {', '.join(refused)} does not work "
+                    f"with this driver, {path} does. Remove the first, or name one with {LIBRARY_VARIABLE}."
+                )
             return cuda
-    raise refused or NoGpuError(
+    raise next(iter(refused.values()), None) or NoGpuError(
         f"no CUDA runtime library was found; tried {', '.join(tried)}. On a Jetson: sudo apt install "
         "cuda-cudart-12-6 (JetPack 6) or cuda-cudart-13-0 (7); elsewhere: pip install nvidia-cuda-runtime. "
         f"{LIBRARY_VARIABLE} can name its path."
     )
-
-
-def _candidates() -> Iterator[str]:
-    """Where libcudart may be, best first: named by the user, known to the loader, in packages, in JetPack."""
-    if named := os.environ.get(LIBRARY_VARIABLE):
-        yield named
-        return
-    for major in MAJORS:
-        yield f"libcudart.so.{major}"
-    spec = importlib.util.find_spec("nvidia")
-    packages = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-    roots = sorted(Path("/usr/local").glob("cuda*"), reverse=True)
-    target = "aarch64-linux" if platform.machine() == "aarch64" else "x86_64-linux"
-    places = (
-        [package / folder for package in packages for folder in ("cu13/lib", "cuda_runtime/lib")],
-        [root / f"targets/{target}/lib" for root in roots],
-        [root / "lib64" for root in roots],
-    )
-    for folders in places:
-        paths = [folder / f"libcudart.so.{major}" for major in MAJORS for folder in folders]
-        yield from (str(path) for path in paths if path.exists())
 
 
 def _version(number: int) -> str:

@@ -5,9 +5,11 @@ from tinyllava_edge.device import read_driver, read_machine
 from tinyllava_edge.errors import NoEngineError
 
 from .binding import TensorRT
+from .builder import JETSON_SMS
 from .cache import EngineCache, StoredEngine
 from .cudart import Gpu
-from .record import Board
+from .cudart_places import LIBRARY_VARIABLE
+from .record import Board, EngineRecord
 
 
 def read_board(binding: TensorRT, gpu: Gpu) -> Board:
@@ -32,15 +34,6 @@ def onnx_hashes(bundle: Bundle, variant: Variant) -> dict[str, str]:
     return {path: hashes[path] for path in variant.files}
 
 
-def least_engine_bytes(bundle: Bundle, variant: Variant) -> int:
-    """What a variant's engine takes of the disk at least, before there is one.
-
-    TensorRT keeps the weights in the types that the graph has: engines of float16 graphs had 0.98 (ViT-S)
-    to 1.5 (nano) times the graph's bytes (docs/tensorrt.md).
-    """
-    return bundle.variant_bytes(variant) * 9 // 10
-
-
 def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: Board) -> StoredEngine:
     """The engine of a variant, or of the one that `build` chose.
 
@@ -61,17 +54,44 @@ def find_engine(cache: EngineCache, bundle: Bundle, vision: str | None, board: B
     hashes = onnx_hashes(bundle, variant)
     records = [record for _, record in cache.records() if record is not None and record.key.onnx == hashes]
     fitting = [record for record in records if record.key.board == board]
+    if not fitting and board.sm in JETSON_SMS:
+        fitting = [record for record in records if board.differs_in_power_mode(record.key.board)]
     if not fitting:
-        others = {board.difference(record.key.board) for record in records}
-        built = f"; those there are differ: this is {'; '.join(sorted(others))}" if others else ""
-        raise NoEngineError(f"no engine of vision {variant.name} was built for this machine{built}. {line}")
+        raise NoEngineError(
+            f"no engine of vision {variant.name} was built for this machine{_others(records, board)}. {line}"
+        )
     chosen = choice.engine if choice else None
     record = max(fitting, key=lambda r: (r.key.digest == chosen, r.status == "verified", r.stored_utc))
-    if record.status != "verified":
+    if record.status != "verified" and (record.status, record.key.digest) != ("answers equal", chosen):
         force = " --force" if record.status == "refused" else ""
         why = record.reason or "it was not checked on this device"
         raise NoEngineError(f"the engine of vision {variant.name} is not to be used: {why}. {line}{force}")
     try:
-        return cache.find(record.key)
+        stored = cache.find(record.key)
     except NoEngineError as error:
         raise NoEngineError(f"the engine of vision {variant.name} cannot be used: {error}. {line}") from None
+    stored.note = _note(record, board, line)
+    return stored
+
+
+def _others(records: list[EngineRecord], board: Board) -> str:
+    """In what the engines that there are differ."""
+    differences = sorted({board.difference(record.key.board) for record in records})
+    if not differences:
+        return ""
+    other_cuda = any(record.key.board.cuda != board.cuda for record in records)
+    hint = f" ({LIBRARY_VARIABLE} can name the other CUDA library)" if other_cuda else ""
+    return f"; those there are differ: this is {'; '.join(differences)}{hint}"
+
+
+def _note(record: EngineRecord, board: Board, line: str) -> str:
+    """What the user of an engine should know of it."""
+    said = []
+    if (there := record.key.board.multiprocessors) != board.multiprocessors:
+        said.append(
+            f"built in another power mode ({there} multiprocessors, here are {board.multiprocessors}); "
+            f"{line} builds again for this one"
+        )
+    if record.status == "answers equal":
+        said.append(f"not verified: {record.reason}")
+    return "; ".join(said)

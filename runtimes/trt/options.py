@@ -28,6 +28,7 @@ class EngineOptions:
             tensorrt-rtx only.
         device_sm: compute capability of the GPU here where the caller knows it: what that GPU lacks is then
             refused before the build.
+        device: number of the GPU to build on, as CUDA counts them.
     """
 
     target: str = "tensorrt"
@@ -41,6 +42,7 @@ class EngineOptions:
     hardware_compatibility: str = "none"
     sms: tuple[int, ...] = ()
     device_sm: int | None = None
+    device: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what no version has.

@@ -16,8 +16,8 @@ from tinyllava_edge.errors import EnginePlanError
 
 from .binding import LogMessage
 from .builder import BuiltEngine
+from .fusion import is_fused_attention
 
-FUSED_ATTENTION = "_gemm_mha"  # QK^T, softmax and PV in one kernel
 # Kernels that multiply matrices: by their type, and the fusions around one ("Fc") by their name.
 _GEMM_TYPES = ("gemm", "correlation", "convolution")
 _WIDTHS = {"Int8": 8, "FP8": 8, "Half": 16, "BFloat16": 16, "Float": 32}  # bits
@@ -65,7 +65,7 @@ class PlanLayer:
     @property
     def is_fused_attention(self) -> bool:
         """Whether it computes a whole attention block."""
-        return self.name.startswith(FUSED_ATTENTION)
+        return is_fused_attention(self.name)
 
     @property
     def is_gemm(self) -> bool:

@@ -50,6 +50,10 @@ class Board(_Strict):
             f"{name} {mine[name]}, not {theirs[name]}" for name in mine if mine[name] != theirs[name]
         )
 
+    def differs_in_power_mode(self, other: "Board") -> bool:
+        """Whether only the multiprocessors are fewer or more, as nvpmodel switches them off on a Jetson."""
+        return self != other and self == other.model_copy(update={"multiprocessors": self.multiprocessors})
+
 
 class EngineKey(_Strict):
     """Everything an engine depends on.
@@ -78,7 +82,8 @@ class EngineRecord(_Strict):
 
     Attributes:
         status: "verified" where it computed the bundle's reference tensors on this device within the gates,
-            "refused" where it did not; neither before that.
+            "refused" where it did not; "answers equal" where it did not, its answers did not show it, and
+            nothing better was found; none of these before it was compared.
         reason: of a refusal.
         parity: the figures.
         origin: "built here", or whose pack it came from.
@@ -91,7 +96,7 @@ class EngineRecord(_Strict):
     origin: str
     stored_utc: str
     build_seconds: float | None = None
-    status: Literal["built, not run", "verified", "refused"] = "built, not run"
+    status: Literal["built, not run", "verified", "refused", "answers equal"] = "built, not run"
     reason: str = ""
     parity: dict[str, float | int | None] = Field(default_factory=dict)
     facts: dict[str, Any] = Field(default_factory=dict)
@@ -105,6 +110,7 @@ class Step(_Strict):
     outcome: Literal["chosen", "refused", "not possible"]
     reason: str
     parity: dict[str, float | int | None] = Field(default_factory=dict)
+    answers_equal: bool = False  # of an engine that missed a gate: all its answers to the reference questions
 
 
 class Choice(_Strict):

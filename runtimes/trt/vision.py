@@ -23,6 +23,7 @@ from .binding import TensorRT, open_tensorrt
 from .cache import EngineCache, StoredEngine
 from .cuda_objects import Buffer, Event, Graph, Stream
 from .cudart import Cudart, open_cudart
+from .execution import KeptKernels, batch_range, check_tensors, create_context
 from .lookup import find_engine, read_board
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def open_vision(bundle: Bundle, options: BackendOptions, *, target: str = "tenso
 
     Args:
         bundle: whose vision part it is.
-        options: `vision` names a variant, or None for the one that `build` chose.
+        options: `vision` names a variant, or None for the one that `build` chose; `device` the GPU.
         target: "tensorrt" or "tensorrt-rtx".
 
     Raises:
@@ -44,9 +45,10 @@ def open_vision(bundle: Bundle, options: BackendOptions, *, target: str = "tenso
         NoGpuError: no driver, one that is too old, or no device.
         TensorRTError: the library is not usable, or does not load the engine.
         BackendError: the engine is not of this bundle's vision part.
+        UsageError: there is no GPU of that number.
     """
     binding = open_tensorrt(target)
-    cuda = open_cudart()
+    cuda = open_cudart(options.device)
     board = read_board(binding, cuda.read_gpu())
     with find_engine(EngineCache(), bundle, options.vision, board) as stored:
         return TensorRTVision(binding, cuda, stored, bundle.manifest.vision)
@@ -80,13 +82,16 @@ class TensorRTVision:
         cuda: the CUDA runtime.
         stored: the engine; it may be closed afterwards.
         spec: what the manifest says of it.
-        mapped: whether the GPU reads the host's memory in place; None: where it shares the main memory.
+        mapped: whether the GPU reads the host's memory in place; None for what `build` found faster here, and
+            where it measured nothing: where the GPU shares the main memory.
         use_graph: record the work of a batch size when it comes for the second time, and launch that.
 
     Attributes:
         memory: what it holds.
         device_ms: time on the device of the last batch, copies included; None before.
         graph: how CUDA graphs are used: "none yet", "captured", "by TensorRT", "off", or why not.
+        mapped: whether the GPU reads and writes the host's memory in place.
+        note: what the user should know of the engine, as that it was built in another power mode; or "".
     """
 
     def __init__(
@@ -102,7 +107,9 @@ class TensorRTVision:
         gpu = cuda.read_gpu()
         self.name = f"{binding.target} {stored.record.variant} on {gpu.name}"
         self.device_ms: float | None = None
-        self.graph = "none yet" if use_graph else "off"
+        by_library = use_graph and binding.target == "tensorrt-rtx"
+        self.graph = "by TensorRT" if by_library else "none yet" if use_graph else "off"
+        self.note = stored.note
         self._binding = binding
         self._cuda = cuda
         self._spec = spec
@@ -112,13 +119,20 @@ class TensorRTVision:
         self._free = freed_with(self, (self._recorded, self._resources), _free)
         self._engine: trt.ICudaEngine | None = None
         self._context: trt.IExecutionContext | None = None
+        self._kernels: KeptKernels | None = None
+        self._saved_batches: set[int] = set()
         try:
             self._runtime: trt.Runtime | None = binding.create_runtime()
             self._engine = engine = binding.deserialize(self._runtime, stored.plan)
-            self._check_tensors(engine)
-            self._smallest, self._largest = _batch_range(engine)
-            self._context = context = self._create_context(engine, use_graph)
-            self._open_buffers(context, gpu.integrated and gpu.maps_host_memory if mapped is None else mapped)
+            check_tensors(engine, spec, self.name)
+            self._smallest, self._largest = batch_range(engine)
+            context, self._kernels = create_context(
+                binding, engine, stored.kernels, name=self.name, use_graph=use_graph
+            )
+            self._context = context
+            faster = stored.record.facts.get("mapped", gpu.integrated) and gpu.maps_host_memory
+            self.mapped = faster if mapped is None else mapped
+            self._open_buffers(context)
             self.memory = EngineMemory(
                 plan=stored.record.plan_bytes,
                 context=engine.device_memory_size_v2,
@@ -133,16 +147,23 @@ class TensorRTVision:
         """See `VisionBackend`; more pictures than the engine's largest batch are several batches."""
         check_open(self.name, self._context is not None)
         check_pixels(self.name, pixels, self._spec.image_size)
+        self._cuda.make_current()  # another thread's is the first GPU until it says so
         rows = np.empty((len(pixels), self._spec.num_tokens, self._spec.hidden_size), dtype=np.float32)
         for start in range(0, len(pixels), self._largest):
             end = start + self._largest
             self._encode_batch(pixels[start:end], rows[start:end])
         return rows
 
+    def inspect(self) -> str:
+        """What the engine's inspector says of its layers; see `fusion.read_fusion`."""
+        check_open(self.name, self._engine is not None)
+        return self._binding.inspect(self._engine)
+
     def close(self) -> None:
         """See `VisionBackend`."""
         _close_graph(self._recorded)
         self._context = None  # before the engine, and that before its runtime
+        self._kernels = None
         self._engine = None
         self._runtime = None
         self._free()
@@ -166,6 +187,9 @@ class TensorRTVision:
         self._ended.record(self._stream)
         self._stream.synchronize()
         self.device_ms = self._ended.ms_since(self._started)
+        if self._kernels is not None and batch not in self._saved_batches:
+            self._saved_batches.add(batch)
+            self._kernels.save()
         rows[:] = self._output.array.view(np.float32).reshape(-1, *rows.shape[1:])[: len(pixels)]
 
     def _enqueue(self) -> None:
@@ -213,48 +237,9 @@ class TensorRTVision:
                 )
         self._batch = batch
 
-    def _check_tensors(self, engine: "trt.ICudaEngine") -> None:
-        """Hold the engine's inputs and outputs against the manifest; "batch" stands for any number."""
-        side = self._spec.image_size
-        wanted = {
-            PIXELS: ("INPUT", "FLOAT", "DEVICE", [3, side, side]),
-            EMBEDDINGS: ("OUTPUT", "FLOAT", "DEVICE", [self._spec.num_tokens, self._spec.hidden_size]),
-        }
-        found = {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            facts = (
-                engine.get_tensor_mode(name),
-                engine.get_tensor_dtype(name),
-                engine.get_tensor_location(name),
-            )
-            found[name] = (*(fact.name for fact in facts), list(engine.get_tensor_shape(name))[1:])
-        if found != wanted:
-            raise EngineLoadError(f"{self.name}: expected {wanted}, found {found}. Export the bundle again.")
-
-    def _create_context(self, engine: "trt.ICudaEngine", use_graph: bool) -> "trt.IExecutionContext":
-        """The execution context; TensorRT-RTX records graphs by itself where it is told to."""
-        with self._binding.capture() as log:
-            if self._binding.target == "tensorrt-rtx" and use_graph:
-                config: trt.IRuntimeConfig = engine.create_runtime_config()
-                config.cuda_graph_strategy = self._binding.trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-                context = engine.create_execution_context(config)
-                self.graph = "by TensorRT"
-            else:
-                context = engine.create_execution_context()
-            if context is None:
-                raise self._binding.failure(
-                    EngineLoadError,
-                    f"{self.name}: no execution context",
-                    f"It needs {engine.device_memory_size_v2 >> 20} MiB beside the weights: close other "
-                    "programs, or build with a smaller --max-batch",
-                    log,
-                )
-            return context
-
-    def _open_buffers(self, context: "trt.IExecutionContext", mapped: bool) -> None:
+    def _open_buffers(self, context: "trt.IExecutionContext") -> None:
         """Make stream, marks and buffers for the largest batch, whose addresses never change."""
-        cuda, opened = self._cuda, self._resources.enter_context
+        cuda, opened, mapped = self._cuda, self._resources.enter_context, self.mapped
         self._stream = opened(closing(Stream(cuda)))
         self._started, self._ended = opened(closing(Event(cuda))), opened(closing(Event(cuda)))
         self._pixel_bytes = _FLOAT_BYTES * 3 * self._spec.image_size**2
@@ -277,12 +262,3 @@ def _close_graph(recorded: list[Graph]) -> None:
     while recorded:
         with suppress(CudaError):
             recorded.pop().close()
-
-
-def _batch_range(engine: "trt.ICudaEngine") -> tuple[int, int]:
-    """Least and largest batch: of the one profile, or of a graph whose batch is fixed."""
-    batch = engine.get_tensor_shape(PIXELS)[0]
-    if batch >= 1:
-        return batch, batch
-    least, _, largest = engine.get_tensor_profile_shape(PIXELS, 0)
-    return least[0], largest[0]

@@ -6,11 +6,14 @@ from pathlib import Path
 import pytest
 
 from tinyllava_edge import device
+from tinyllava_edge.jetson import Jetson
 
-X86 = """processor\t: 0
+X86 = """processor\t: {}
 model name\t: Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz
 flags\t\t: fpu sse2 avx avx2 fma f16c
+
 """
+FOUR_CPUS = "".join(map(X86.format, range(4)))
 ORIN = """processor\t: 0
 BogoMIPS\t: 62.50
 Features\t: fp asimd evtstrm aes asimdhp asimddp
@@ -36,7 +39,7 @@ def _four_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_threads_of_a_core_count_once(tmp_path: Path) -> None:
     topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
     siblings = {topology.format(cpu): f"{cpu % 2},{cpu % 2 + 2}\n" for cpu in range(4)}
-    cpu = device.read_cpu(write_tree(tmp_path, {"proc/cpuinfo": X86, **siblings}))
+    cpu = device.read_cpu(write_tree(tmp_path, {"proc/cpuinfo": FOUR_CPUS, **siblings}))
     assert cpu.model == "Intel(R) Core(TM) i7-8550U CPU @ 1.80GHz"
     assert cpu.features == ("avx", "avx2", "fma", "f16c")
     assert (cpu.logical_cpus, cpu.physical_cores, cpu.usable_cores) == (4, 2, 2)
@@ -88,13 +91,14 @@ def test_a_jetson_is_named_with_its_jetpack_and_power_mode(tmp_path: Path) -> No
     machine = device.read_machine(write_tree(tmp_path, files))
     assert machine.cpu.model == "Arm Cortex-A78AE"
     assert machine.cpu.features == ("asimd", "asimdhp", "asimddp")
-    assert machine.jetson == device.Jetson(
+    assert machine.jetson == Jetson(
         model="NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
         l4t="36.4.3",
         jetpack="6.2",
         power_mode="MAXN_SUPER",
         module="p3767-0005",
         tensorrt="10.3.0.30",
+        chip="tegra234",
     )
 
 
@@ -137,6 +141,15 @@ def test_the_kernels_driver_has_its_version(tmp_path: Path, line: str, version: 
 def test_a_gpu_shows_by_its_device_file(tmp_path: Path) -> None:
     assert not device.has_nvidia_gpu(tmp_path)
     assert device.has_nvidia_gpu(write_tree(tmp_path, {"dev/nvhost-gpu": ""}))
+
+
+@pytest.mark.parametrize(
+    "driver", ["usr/lib/wsl/lib/libcuda.so.1", "usr/lib/wsl/drivers/nv_dispi.inf_amd64_1/libcuda.so.1.1"]
+)
+def test_a_gpu_shows_in_wsl2_which_has_no_device_file_of_nvidia(tmp_path: Path, driver: str) -> None:
+    write_tree(tmp_path, {"dev/dxg": "", "usr/lib/wsl/drivers/iigd_dch.inf_amd64_1/libd3d12.so": ""})
+    assert not device.has_nvidia_gpu(tmp_path)  # Intel's
+    assert device.has_nvidia_gpu(write_tree(tmp_path, {driver: ""}))
 
 
 def test_an_unknown_l4t_release_has_an_unknown_jetpack(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from tinyllava_edge import extras
 from tinyllava_edge.cli import EXTRAS
-from tinyllava_edge.device import Jetson
 from tinyllava_edge.extras import install_line
 from tinyllava_edge.install import pip
+from tinyllava_edge.jetson import Jetson
 
 packaging = pytest.importorskip("packaging.requirements")  # comes with pytest
 BOARD = Jetson(model="Orin Nano", l4t="36.4.3", jetpack="6.2", power_mode=None)
@@ -56,23 +56,23 @@ def test_a_line_brings_the_package_that_was_missing(extra: str, packages: set[st
 
 
 def test_an_extra_that_names_others_brings_theirs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinyllava_edge.install.is_distribution", lambda _: False)
-    monkeypatch.setattr(extras, "is_distribution", lambda _: False)
+    monkeypatch.setattr("tinyllava_edge.install.is_distribution", lambda *_: False)
+    monkeypatch.setattr(extras, "is_distribution", lambda *_: False)
     line = install_line("export")
     assert named(line) >= {"torch", "onnx", "gguf", "onnxruntime", "llama-cpp-python"}
     assert "CMAKE_ARGS=" in line, "llama.cpp is built by the line that suits this machine"
 
 
 def test_onnxruntime_is_not_put_over_onnxruntime_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "is_distribution", lambda name: name == "onnxruntime-gpu")
+    monkeypatch.setattr(extras, "is_distribution", lambda name, _: name == "onnxruntime-gpu")
     assert not any(word.startswith("onnxruntime") for word in shlex.split(install_line("bench")))
 
 
 def test_a_jetsons_tensorrt_comes_from_apt_and_its_onnxruntime_from_its_own_index(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(extras, "read_jetson", lambda: BOARD)
-    monkeypatch.setattr(sys, "version_info", (3, 10, 12))
+    monkeypatch.setattr(extras, "read_jetson", lambda _: BOARD)
+    monkeypatch.setattr(extras, "read_python", lambda _: (3, 10))
     assert install_line("tensorrt").startswith("sudo apt-get install -y python3-libnvinfer")
     assert "--index-url https://pypi.jetson-ai-lab.io/jp6/cu126" in install_line("gpu")
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,11 @@ ORIN_NANO = {
 THOR = ORIN_NANO | {
     "proc/device-tree/compatible": "nvidia,p4071-0000+p3834-0008\0nvidia,p3834-0008\0nvidia,tegra264\0",
     "etc/nv_tegra_release": "# R38 (release), REVISION: 2.1, GCID: 42061081, BOARD: generic, EABI: aarch64\n",
+}
+INSTALLED = {
+    "opt/tinyllava/lib/python3.10/site-packages/llama_cpp_python-0.3.36.dist-info/METADATA": (
+        "Metadata-Version: 2.1\nName: llama_cpp_python\nVersion: 0.3.36\n"
+    )
 }
 CARD = {"dev/nvidiactl": "", "proc/meminfo": MEMINFO.format(6_500_000), "usr/bin/c++": ""}
 
@@ -59,7 +65,7 @@ def line(tmp_path: Path, files: dict[str, str]) -> tuple[dict[str, str], list[st
 def test_a_board_gets_a_cuda_build_for_its_chip_in_as_many_jobs_as_fit(
     tmp_path: Path, board: dict[str, str], release: str, architecture: str
 ) -> None:
-    settings, words = line(tmp_path, board | toolkit(release))
+    settings, words = line(tmp_path, board | toolkit(release) | INSTALLED)
     assert settings["CUDACXX"] == f"/usr/local/cuda-{release}/bin/nvcc"
     assert settings["CMAKE_BUILD_PARALLEL_LEVEL"] == "3"
     flags = settings["CMAKE_ARGS"].split()
@@ -105,6 +111,8 @@ def test_a_card_is_asked_what_it_is_and_the_newest_toolkit_compiles(
     smi.write_text("#!/bin/sh\nprintf '8.9\\n7.5\\n8.9\\n'\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    ask = install._nvidia_smi
+    monkeypatch.setattr(install, "_nvidia_smi", lambda _, *options: ask(Path("/"), *options))
     settings, _ = line(tmp_path / "root", CARD | toolkit("12.9") | toolkit("12.10"))
     assert settings["CUDACXX"] == "/usr/local/cuda-12.10/bin/nvcc"
     assert "-DCMAKE_CUDA_ARCHITECTURES=75;89" in settings["CMAKE_ARGS"].split()
@@ -112,10 +120,7 @@ def test_a_card_is_asked_what_it_is_and_the_newest_toolkit_compiles(
     assert line(tmp_path / "root", {})[0]["CUDACXX"] == "/usr/local/cuda-12.9/bin/nvcc"
 
 
-def test_a_first_installation_brings_what_llama_cpp_depends_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(install, "is_distribution", lambda _: False)
+def test_a_first_installation_brings_what_llama_cpp_depends_on(tmp_path: Path) -> None:
     _, words = line(tmp_path, CARD | {"dev/nvidiactl": ""})
     assert "--no-deps" not in words
     assert "--no-cache-dir" in words
@@ -175,3 +180,19 @@ def test_where_only_the_gpus_compiler_is_missing_a_cpu_build_is_made_and_said(
     monkeypatch.setattr(install, "find_toolkit", lambda root=None: install.Toolkit(missing=("g++",)))
     assert install._main(["some-llama==1"]) == 2
     assert "a compiler is missing" in capsys.readouterr().err
+
+
+def test_on_windows_the_compiler_is_cmakes_to_find_and_cuda_is_named_in_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows = SimpleNamespace(name="nt", environ={}, pathsep=";")
+    monkeypatch.setattr(install, "os", windows)
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda _: False)
+    line = f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --fresh"
+    assert llamacpp_line() == line
+    monkeypatch.setattr(install, "has_nvidia_gpu", lambda _: True)
+    monkeypatch.setattr(install, "find_nvcc", lambda _: None)
+    assert llamacpp_line() == f"install NVIDIA's CUDA Toolkit, then {line}"
+    monkeypatch.setattr(install, "find_nvcc", lambda _: "C:/CUDA/bin/nvcc.exe")
+    assert install.find_toolkit().nvcc == "C:/CUDA/bin/nvcc.exe"
+    assert llamacpp_line() == line

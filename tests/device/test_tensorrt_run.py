@@ -5,7 +5,7 @@ TINYLLAVA_EDGE_REQUIRE=tensorrt,cuda python -m pytest tests/device
 
 import time
 from contextlib import closing
-from ctypes import byref, c_size_t
+from ctypes import byref, c_int, c_size_t
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,67 @@ def test_mapped_and_pinned_memory_with_and_without_graph_agree(
             assert backend.graph == ("captured" if use_graph else "off")
     for other in rows[1:]:
         np.testing.assert_array_equal(rows[0], other)
+
+
+@pytest.mark.device("tensorrt")
+def test_the_inspector_counts_fused_attention(chosen: Choice) -> None:
+    """An engine is loaded, and so inspected, only with a GPU; its kernels are of this GPU and version."""
+    assert chosen.engine is not None
+    facts = EngineCache().record(chosen.engine).facts
+    assert facts["fusion"] == "attention fused in 5 of 5", facts
+    assert facts["kernels"] > 5
+
+
+@pytest.mark.device("tensorrt")
+@pytest.mark.device("jetson")
+def test_the_faster_buffers_are_kept_and_used(bundle: Bundle, chosen: Choice) -> None:
+    """Whether mapped or copied buffers are faster only shared memory can show."""
+    assert chosen.engine is not None
+    facts = EngineCache().record(chosen.engine).facts
+    times = facts["buffers_ms"]
+    assert min(times.values()) > 0
+    assert facts["mapped"] == (times["mapped"] <= times["copied"])
+    with open_bundle(bundle, runtime="tensorrt+llamacpp") as model:
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.mapped == facts["mapped"]
+
+
+@pytest.mark.device("tensorrt-rtx")
+def test_compiled_kernels_are_kept_and_the_second_start_is_quicker(
+    bundle: Bundle, pixels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX compiles its kernels on the GPU that runs them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path / "driver"))  # the driver keeps some of its own
+    DeviceBuild(bundle, EngineOptions(target="tensorrt-rtx")).choose("fp16")
+    (kernels,) = EngineCache().folder.glob("*.kernels")  # of the comparison
+    kernels.unlink()
+    seconds, rows = [], []
+    for _ in range(2):
+        start = time.perf_counter()
+        with open_bundle(bundle, runtime="tensorrt-rtx+llamacpp", vision="fp16") as model:
+            rows.append(model.vision.encode(pixels[:1]))
+        seconds.append(time.perf_counter() - start)
+    assert kernels.stat().st_size > 1000
+    assert seconds[1] < seconds[0], seconds
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@pytest.mark.device("tensorrt")
+def test_the_last_gpu_builds_and_answers(bundle: Bundle) -> None:
+    """Which GPU a library takes, and in which thread, several GPUs show."""
+    count = c_int()
+    open_cudart().call("cudaGetDeviceCount", byref(count))
+    if count.value < 2:
+        pytest.skip("needs two GPUs")
+    last = count.value - 1
+    choice = DeviceBuild(bundle, EngineOptions(device=last)).choose("fp16")
+    assert choice.engine is not None
+    name = open_cudart(last).read_gpu().name
+    assert EngineCache().record(choice.engine).key.board.gpu == name
+    with open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16", device=last) as model:
+        assert model.vision.name.endswith(name)
+        assert "".join(model.chat("What is this?", bundle.root / "reference/wide.png"))
 
 
 @pytest.mark.device("tensorrt")

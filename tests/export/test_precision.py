@@ -15,7 +15,7 @@ from tinyllava_edge.bounds import first_fault
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export import vision_onnx
 from tinyllava_edge.export.onnx_file import element_types, opened_graph, write_vision_graph
-from tinyllava_edge.export.parity import VisionTrial, check_rounded
+from tinyllava_edge.export.parity import VisionTrial, check_rounded, vision_trial
 from tinyllava_edge.export.precision import Island, attention_nodes, find_islands, to_bfloat16, to_float16
 from tinyllava_edge.export.rounding import evaluate_rounded, measure_ranges
 from tinyllava_edge.metrics import feature_figures
@@ -31,7 +31,7 @@ def embeddings(model: TinyLlava) -> npt.NDArray[np.float32]:
 
 
 def trial_of(model: TinyLlava) -> VisionTrial:
-    return VisionTrial(pixels=PIXELS, embeddings=embeddings(model))
+    return vision_trial(model, PIXELS)
 
 
 def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, npt.NDArray[np.float32]]) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ engines/   the engine cache, a pack and its keys
 pictures/  a picture in each format
 """
 
+import base64
 import hashlib
 import json
 import shutil
@@ -23,7 +24,7 @@ import torch
 from PIL import Image
 
 from tests.benchmarks.evals.test_cli import write_textvqa
-from tests.benchmarks.evals.test_public_benchmarks import write_pope
+from tests.benchmarks.evals.test_public_sets import write_pope
 from tests.integration.combinations import random_model
 from tests.integration.layouts import write_config, write_weights
 from tests.runtimes.bundles import llama_tokenizer, picture, write_bundle
@@ -198,6 +199,13 @@ def _write_questions(tree: Path) -> None:
     ]
     (tree / "q.json").write_text(json.dumps(plain))
     (tree / "talks.json").write_text(json.dumps(talks))
+    people = [{"question_id": index, "answers": [{"answer": "a"}] * 10} for index in range(3)]
+    (tree / "vqa.json").write_text(json.dumps({"annotations": people}))
+    mme = "".join(f"{index}.png\tIs it {index}? Please answer yes or no.\tYes\n" for index in range(3))
+    (tree / "count.txt").write_text(mme)
+    shown = base64.b64encode((tree / "images" / "0.png").read_bytes()).decode()
+    rows = ["index\timage\tquestion\tA\tB\tanswer", f"1\t{shown}\tWhat?\tx\ty\tA", "2\t1\tWhy?\tx\ty\tB"]
+    (tree / "q.tsv").write_text("\n".join(rows))
     (tree / "q.jsonl").write_text("\n".join(map(json.dumps, plain)))
     write_pope(tree / "pope", {split: ["yes", "no"] for split in ("random", "popular", "adversarial")})
     (tree / "pope" / "val2014").mkdir()
@@ -250,6 +258,8 @@ _FORMATS: Sequence[tuple[str, str, dict[str, Any]]] = (
     ("a.gif", "P", {"save_all": True}),
     ("a.tif", "RGB", {"compression": "tiff_lzw"}),
     ("grey.tif", "I;16", {}),
+    ("a.ppm", "RGB", {}),
+    ("a.avif", "RGB", {}),
 )
 
 

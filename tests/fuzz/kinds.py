@@ -134,6 +134,17 @@ QUESTIONS = {
             f"{_EVAL} --questions {{}}/q.jsonl --images {{}}/images",
         )
     ),
+    "questions table": Kind(
+        *("eval", "q.tsv", lines_damaged, f"{_EVAL} --questions {{}}/q.tsv --images {{}}/images --blind")
+    ),
+    "questions of MME": Kind(
+        *("eval", "count.txt", lines_damaged),
+        f"{_EVAL} --questions {{}}/count.txt --images {{}}/images --blind",
+    ),
+    "references": Kind(
+        *("eval", "vqa.json", json_damaged),
+        f"{_EVAL} --questions {{}}/q.json --images {{}}/images --references {{}}/vqa.json --blind",
+    ),
     "pope": Kind(
         *("eval", "pope/llava_pope_test.jsonl", each_line(json_damaged)),
         f"{_EVAL} --benchmark pope --data {{}}/pope",
@@ -181,6 +192,8 @@ PICTURES = {
             "a.gif",
             "a.tif",
             "grey.tif",
+            "a.ppm",
+            "a.avif",
         ),
     )
 }

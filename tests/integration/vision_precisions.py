@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tests.integration.dinov2 import download_onnx, write_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -22,7 +21,7 @@ from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_pixels
 from tinyllava_edge.export.onnx_file import write_vision_graph
-from tinyllava_edge.export.parity import VisionTrial
+from tinyllava_edge.export.parity import VisionTrial, vision_trial
 from tinyllava_edge.export.reference import PICTURES, PICTURES_FOLDER
 from tinyllava_edge.export.vision_onnx import build_vision_graph
 from tinyllava_edge.export.vision_variants import VisionSource, write_variant
@@ -84,13 +83,11 @@ def measure(onnx_file: Path, *, image_size: int, calibration: Path | None = None
 
 
 def held_out_trial(model: TinyLlava, how: Preprocessing) -> VisionTrial:
-    """The bundle's reference pictures and README's, with torch's embeddings."""
+    """The bundle's reference pictures and README's, as torch sees them."""
     files = [PICTURES_FOLDER / name for name in PICTURES]
     files += sorted(path for path in HELD_OUT.iterdir() if path.suffix != ".md")
     pixels = np.stack([preprocess(open_picture(path), how) for path in files])
-    with torch.no_grad():
-        embeddings = np.concatenate([model.encode(torch.from_numpy(p[None])).numpy() for p in pixels])
-    return VisionTrial(pixels=pixels, embeddings=embeddings)
+    return vision_trial(model, pixels)
 
 
 def measure_times(paths: dict[str, Path], pixels: npt.NDArray[np.float32]) -> dict[str, float]:

@@ -15,7 +15,9 @@ import typer
 
 from tests.runtimes import bundles
 from tinyllava_edge.cli import main
+from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.runtimes.chat import Chat
+from tinyllava_edge.runtimes.llamacpp_library import load_library
 from tinyllava_edge.runtimes.scripted import DEFAULT_ANSWER, ScriptedLanguage
 
 # Started so that some packages are not there.
@@ -139,6 +141,11 @@ def test_options_reach_the_engine(command: Command, bundle: Path) -> None:
         (["what", "--kv-type", "q3"], "q3"),
         (["what", "--temperature", "-1"], "temperature"),
         (["what", "--max-tokens", "5000"], "the context holds 1024"),
+        (["what", "--max-tokens", "5000"], "the model was made for no more"),
+        (["what", "--max-tokens", "99", "--context", "64"], "--context N (context_length=N), N up to 1024"),
+        (["what", "--flash-attention", "maybe"], "known: auto, on, off"),
+        (["what", "--kv-type", "q8_0", "--flash-attention", "off"], "needs flash attention"),
+        (["what", "--runtime", "scripted", "--gpu-layers", "1"], "has no llama.cpp. Leave --gpu-layers out"),
         (["what", "--runtime", "torch"], "--checkpoint"),
         (["what", "--checkpoint", "somewhere"], "reads no checkpoint"),
         (["what", "--allow-pickle"], "reads no checkpoint"),
@@ -185,6 +192,30 @@ def test_opening_says_that_llama_cpp_leaves_a_gpu_out(
     assert re.search(
         r"llama.cpp: CPU build, a GPU is there: .*CMAKE_ARGS=.* pip install --no-cache-dir", said
     )
+
+
+@pytest.mark.parametrize("option", [("--gpu-layers", 10), ("--main-gpu", 0)])
+def test_a_cpu_build_refuses_a_gpu_in_one_line_with_the_one_that_installs_it(
+    command: Command, bundle: Path, option: tuple[str, int]
+) -> None:
+    if load_library().gpus:
+        pytest.skip("this llama.cpp sees a GPU")
+    result = command("run", bundle, "what", *option)
+    assert result.returncode == 2
+    assert "there is no GPU for it. llama.cpp is a CPU build" in result.stderr.splitlines()[-1]
+    assert "pip install" in result.stderr
+
+
+def test_one_line_says_what_was_taken_and_why(command: Command, bundle: Path) -> None:
+    if has_nvidia_gpu():
+        pytest.skip("there is a GPU")
+    asked = ("run", bundle, "what", "--max-tokens", 1)
+    taken = "vision: onnxruntime fp32; language: llamacpp f32, f16 KV"
+    [line, _] = command(*asked).stderr.splitlines()
+    assert line == f"{taken} (auto: no NVIDIA GPU is here)"
+    assert command(*asked, "--runtime", "onnxruntime+llamacpp").stderr.splitlines()[0] == taken
+    found = json.loads(command(*asked, "--json").stdout)
+    assert (found["runtime"], found["runtime_reason"]) == ("onnxruntime+llamacpp", "no NVIDIA GPU is here")
 
 
 def test_chat_reads_questions_and_commands_from_a_pipe(bundle: Path, photo: Path) -> None:

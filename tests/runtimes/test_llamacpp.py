@@ -1,6 +1,7 @@
 """The language half on llama.cpp, with a GGUF that our exporter did not write."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 from tests.runtimes.contract import LanguageContract
 from tests.runtimes.tiny_gguf import write_tiny_gguf
 from tinyllava_edge.bundle import LanguageSpec
-from tinyllava_edge.errors import BackendError
+from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
+from tinyllava_edge.runtimes.llamacpp_library import load_library
+from tinyllava_edge.runtimes.llamacpp_offload import NoMemoryError
 
 
 def open_gguf(path: Path, spec: LanguageSpec, **settings: Any) -> LlamaCppLanguage:
@@ -114,6 +117,69 @@ def test_a_kv_type_the_model_cannot_have_is_an_error_with_the_reason(gguf: Path)
     spec, _ = write_tiny_gguf(gguf, head_dim=16)
     with pytest.raises(BackendError, match="block size 32"):
         open_gguf(gguf, spec, kv_type="q8_0")
+
+
+def test_a_context_that_memory_has_no_room_for_is_an_error_with_its_size_and_what_takes_less(
+    gguf: Path, request: pytest.FixtureRequest
+) -> None:
+    spec, _ = write_tiny_gguf(gguf, layers=4, heads=32, kv_heads=32, head_dim=128, context=1 << 22)
+    resource = pytest.importorskip("resource")
+    most = resource.getrlimit(resource.RLIMIT_AS)
+    request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_AS, most))
+    resource.setrlimit(resource.RLIMIT_AS, (64 << 30, most[1]))  # where the system promises what it has not
+    # keys and values, 4 layers, 32 heads of 128: 512 GiB in f32, of which q8_0 needs 34/128
+    with pytest.raises(
+        NoMemoryError, match=r"f32 KV cache alone is 524,288 MiB: a smaller --context and --kv-type"
+    ):
+        open_gguf(gguf, spec)
+    with pytest.raises(NoMemoryError, match=r"q8_0 KV cache alone is 139,264 MiB: a smaller --context take"):
+        open_gguf(gguf, spec, kv_type="q8_0")
+
+
+def test_the_context_is_4096_positions_at_most_unless_more_are_asked_for(gguf: Path) -> None:
+    spec, _ = write_tiny_gguf(gguf, context=8192)
+    for asked, length in ((None, 4096), (8192, 8192), (100, 100)):
+        backend = open_gguf(gguf, spec, context_length=asked)
+        assert backend.context_length == length
+        backend.close()
+    with pytest.raises(UsageError, match="8193 positions was asked for, the model was made for 8192"):
+        open_gguf(gguf, spec, context_length=8193)
+
+
+def test_room_is_kept_for_the_logits_of_64_rows(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vocab = 50_000
+    spec, _ = write_tiny_gguf(gguf, vocab=vocab, head_dim=32)
+    library = load_library()
+    lines: list[str] = []
+    hear = library.bindings.llama_log_callback(lambda level, text, _: lines.append(text.decode()))
+    monkeypatch.setattr(library.log, "attach", lambda: library.bindings.llama_log_set(hear, None))
+    open_gguf(gguf, spec, kv_type="f16").close()
+    monkeypatch.undo()
+    library.log.attach()
+    [size] = re.findall(r"compute buffer size = +([0-9.]+) MiB", "".join(lines))
+    assert 64 * vocab * 4 < float(size) * (1 << 20) < 128 * vocab * 4
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_flash_attention_is_as_asked_for(gguf: Path, kv_type: str) -> None:
+    spec, _ = write_tiny_gguf(gguf, head_dim=32)
+    ids = np.arange(5, 45, dtype=np.int32)
+    found = {}
+    for asked in (None, "auto", "on", "off"):
+        backend = open_gguf(gguf, spec, kv_type=kv_type, flash_attention=asked)
+        backend.evaluate(ids, 0)
+        found[asked] = backend.last_logits()
+        backend.close()
+    np.testing.assert_array_equal(found["auto"], found["on"])  # this processor has it
+    assert (found["on"] != found["off"]).any()
+    np.testing.assert_allclose(found["on"], found["off"], rtol=0, atol=0.01)
+    np.testing.assert_array_equal(found[None], found["off" if kv_type == "f32" else "on"])
+
+
+def test_a_quantized_cache_needs_flash_attention(gguf: Path) -> None:
+    spec, _ = write_tiny_gguf(gguf, head_dim=32)
+    with pytest.raises(UsageError, match="q8_0 KV cache needs flash attention"):
+        open_gguf(gguf, spec, kv_type="q8_0", flash_attention="off")
 
 
 def test_opening_prints_nothing(gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:

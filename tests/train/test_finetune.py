@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.finetune import finetune
+from tinyllava_edge.train.finetune import _precision, finetune
 from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
 
 GOLDEN = shared_fixtures() / "checkpoints"
@@ -223,3 +224,20 @@ def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[st
         train(out=Path("out"), **arguments)
     with pytest.raises(UsageError, match="Known: connector, llm, vision_tower"):
         parse_tune("tower")
+
+
+@pytest.mark.parametrize(("capability", "arithmetic"), [((7, 5), "no"), ((8, 6), "bf16")])
+def test_a_gpu_is_not_asked_for_a_bf16_that_it_imitates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arithmetic: str
+) -> None:
+    """A T4 (7.5) emulates it, and torch, whose own function is asked here, calls that supported too."""
+    options = FinetuneOptions(data=tmp_path, images=tmp_path, source=tmp_path)
+    properties = type("Properties", (), {"major": capability[0], "minor": capability[1]})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    assert _precision(replace(options, precision="auto")) == arithmetic
+    if arithmetic == "no":
+        with pytest.raises(UsageError, match="--precision bf16: Tesla T4 does not compute in it"):
+            _precision(replace(options, precision="bf16"))

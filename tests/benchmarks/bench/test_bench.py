@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.benchmarks.bench.boards import install_tegrastats, recorded_lines
 from tests.benchmarks.conftest import Honest, climb_quickly
 from tinyllava_edge.benchmarks.bench.measure import Amount, Quality, is_steady, measure_cells
 from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
@@ -249,3 +250,32 @@ def test_torch_is_measured_on_the_checkpoint_that_the_bundle_came_from(honest: H
     (one, other) = (cell["sessions"][0]["requests"][0][0] for cell in (torch_cell, f32))
     assert one["warm"]["answer_sha256"] == other["warm"]["answer_sha256"]
     assert one["cached"]["answer_sha256"] == other["cached"]["answer_sha256"]
+
+
+def test_a_boards_report_has_joules_and_what_the_gpu_holds(
+    honest: Honest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tegrastats that prints recorded lines, and this machine's own MemAvailable as a Jetson's."""
+    install_tegrastats(tmp_path / "bin", monkeypatch, recorded_lines()[3:5])
+    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.device_memory.read_jetson", lambda root: "a Jetson")
+    bundles = {"tiny": Bundle.open(honest.bundle)}
+    wish = Wish(runtimes=("scripted",), language=("f32",), options=BackendOptions(threads=1))
+    cells = plan_cells(bundles, wish)
+    found = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
+    assert found["device_memory"] == "shared"
+    assert found["machine"]["power"]["source"] == found["power"]["source"] == "tegrastats"
+    cell = found["cells"][0]
+    assert cell["device_peak_bytes"] is None or cell["device_peak_bytes"] > 0
+    answer = cell["sessions"][0]["requests"][0][0]["warm"]
+    # Between the two lines' 6.966 W and 21.428 W, for as long as the answer took (its text too).
+    assert 6.9 * answer["total_ms"] / 1000 < answer["joules"]["VDD_IN"]
+    assert set(answer["joules"]) == {"VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"}
+    assert "window_s" not in answer
+    assert 6.966 < found["power"]["idle_whole_w"] < 21.428
+    text = "\n".join(markdown_lines(found))
+    for said in (
+        *("host peak MB (VmHWM)", "J/answer", "of VDD_IN: all that this board's input feeds"),
+        "*host + GPU MB (drop of MemAvailable)*",
+    ):
+        assert said in text
+    write_report(tmp_path, found)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.benchmarks.evals.test_public_benchmarks import LABELS, write_pope
+from tests.benchmarks.evals.test_public_sets import LABELS, write_pope
 from tests.golden import golden_checkpoint, shared_fixtures
 from tinyllava_edge.benchmarks.evals.hub_check import RELEASED, markdown_lines
 from tinyllava_edge.cli import app

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from tinyllava_edge.benchmarks.evals.questions import Question, read_questions
-from tinyllava_edge.benchmarks.evals.scores import compare, is_right, score
+from tinyllava_edge.benchmarks.evals.scores import compare, credit, score
 from tinyllava_edge.errors import DataError
 
 
 def _question(answer: str, *, image: str = "a.png", kind: str = "kind") -> Question:
-    return Question(id="q", image=Path(image), text="What?", answer=answer, type=kind)
+    return Question(id="q", image=Path(image), text="What?", answers=(answer,), type=kind)
 
 
 def _write(folder: Path, records: Any) -> Path:
@@ -28,7 +28,7 @@ def _write(folder: Path, records: Any) -> Path:
     [("cat", True), (" Cat. ", True), ("CAT", True), ("a cat", False), ("", False), ("cat..", False)],
 )
 def test_case_spaces_and_one_full_stop_do_not_matter(answer: str, right: bool) -> None:
-    assert is_right(_question("cat"), answer) is right
+    assert credit(_question("cat"), answer) == right
 
 
 def test_scores_are_counted_by_type_and_over_all() -> None:
@@ -74,20 +74,21 @@ def test_both_forms_of_question_files_are_read_alike(tmp_path: Path) -> None:
         {"id": "1", "image": "a.png", "type": "t", "question": "Is it grey?", "answer": "no"},
     ]
     assert read_questions(_write(tmp_path, plain), tmp_path) == first
-    assert [(q.text, q.answer) for q in first] == [("What is it?", "cat"), ("Is it grey?", "no")]
+    assert [(q.text, q.answers) for q in first] == [("What is it?", ("cat",)), ("Is it grey?", ("no",))]
 
 
 @pytest.mark.parametrize(
     ("records", "named"),
     [
         ([], "the list is empty"),
-        ({"question": "?"}, "dict"),
+        (7, "neither JSON nor one record a line"),
         (["text"], "record 0"),
-        ([{"question": "?", "answer": 1}], "record 0"),
+        ([{"question": "?", "answer": True}], "record 0: answer is True"),
+        ([{"question": "?"}], "record 0: no answer"),
         ([{"question": "?", "answer": "!", "image": "gone.png"}], "gone.png"),
         ([{"question": "?", "answer": "!", "image": "../a.png"}], "../a.png"),
         ([{"conversations": [{"from": "human", "value": "?"}]}], "record 0"),
-        ([{"question": "?", "answer": "!"}, {"id": 1, "conversations": []}], "record 1: .*a pair"),
+        ([{"question": "?", "answer": "!"}, {"id": 1, "conversations": []}], "record 1: .*pairs of messages"),
     ],
 )
 def test_a_damaged_question_file_is_refused(tmp_path: Path, records: Any, named: str) -> None:
@@ -105,9 +106,9 @@ def test_pope_and_llava_question_files_are_read_by_their_own_keys(tmp_path: Path
     path = tmp_path / "coco_pope_random.json"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = read_questions(path, tmp_path)
-    assert [(q.id, q.text, q.answer, q.type) for q in found] == [
-        (1, "Is there a cat?", "no", "all"),
-        (2, "What?", "dog", "kind"),
+    assert [(q.id, q.text, q.answers, q.type) for q in found] == [
+        (1, "Is there a cat?", ("no",), "all"),
+        (2, "What?", ("dog",), "kind"),
     ]
 
 

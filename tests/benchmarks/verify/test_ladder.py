@@ -254,7 +254,7 @@ def test_the_first_failure_is_first_in_the_chain_not_in_the_list() -> None:
     report = Report(runtime="r", reference="t", results=results)
     assert report.first_failure is not None
     assert report.first_failure.stage == "tower"
-    assert report.verdict == "FAILED first at tower: tower is off"
+    assert report.verdict == "different: first at tower (nmse 3, gate <= 1); likely cause: tower is off"
 
 
 def test_nothing_compared_is_not_a_pass() -> None:

@@ -18,7 +18,11 @@ PICTURES = 3
 
 
 def write_engine_bundle(
-    directory: Path, variants: tuple[str, ...] = ("fp32", "fp16", "bf16"), seed: int = 0
+    directory: Path,
+    variants: tuple[str, ...] = ("fp32", "fp16", "bf16"),
+    seed: int = 0,
+    *,
+    with_questions: bool = False,
 ) -> Bundle:
     """Write a bundle whose graphs are named after their variants; all compute the same in float32."""
     with create_bundle(directory) as writer:
@@ -30,7 +34,7 @@ def write_engine_bundle(
             model = onnx.load(path)
             model.graph.name = name
             onnx.save(model, path)
-        write_reference(writer.root)
+        write_reference(writer.root, with_questions=with_questions)
         language, _ = write_tiny_gguf(
             writer.root / "language/f32.gguf",
             vocab=bundles.VOCAB,
@@ -65,7 +69,22 @@ def built_only(variant: Variant) -> Variant:
     return variant.model_copy(update={"status": "built, not run"}) if variant.name == "bf16" else variant
 
 
-def write_reference(root: Path) -> None:
+def question(picture: int) -> dict[str, Any]:
+    """A question about a picture; of its answer only the length is ever read here."""
+    positions = 3 + bundles.NUM_TOKENS
+    return {
+        "name": f"picture {picture}",
+        "turns": [["<image>\nthe", None]],
+        "pictures": [picture],
+        "input_ids": [bundles.BOS, -200, 5 + picture, 9],
+        "positions": positions,
+        "logit_positions": [positions - 1],
+        "greedy_ids": [7] * 6,
+        "greedy_margins": [0.0] * 6,
+    }
+
+
+def write_reference(root: Path, *, with_questions: bool = False) -> None:
     """What the float32 graph makes of three pictures."""
     pictures = [bundles.picture(seed) for seed in range(PICTURES)]
     names = [f"{index}.png" for index in range(PICTURES)]
@@ -77,6 +96,8 @@ def write_reference(root: Path) -> None:
         picture.save(root / "reference" / names[index])
         tensors |= {f"pixels/{index}": pixels[index], f"embeddings/{index}": embeddings[index]}
         tensors |= {f"vision_tower/{index}": embeddings[index]}  # no connector
+    prompts = [question(index) for index in range(PICTURES)] if with_questions else []
+    tensors |= {f"logits/{p['name']}": np.zeros((1, bundles.VOCAB), dtype=np.float32) for p in prompts}
     np.savez(root / "reference/reference.npz", **tensors)
-    contents = {"pictures": names, "image_token_id": -200, "prompts": []}
+    contents = {"pictures": names, "image_token_id": -200, "prompts": prompts}
     (root / "reference/reference.json").write_text(json.dumps(contents))

@@ -4,10 +4,13 @@
  * memory is other memory than the host's: mapped host memory has two addresses of the same pages, and a copy
  * from or to the wrong kind of memory is refused. What was not freed is counted.
  *
- *   FAKE_CUDART_GPU     "name,sm,multiprocessors,integrated,driver", or "none" for no device
+ *   FAKE_CUDART_GPU     "name,sm,multiprocessors,integrated,driver", more of them behind ";", or "none"
+ *   CUDA_VISIBLE_DEVICES  numbers of those that are shown
+ *   FAKE_CUDART_REFUSES   path of a copy of this library that the driver is too old for
  *   FAKE_CUDART_FAIL    "function:code" or "function:code:n", the n-th call (from 1) and all after it
  */
 #define _GNU_SOURCE
+#include <dlfcn.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,15 +45,30 @@ static int injected(const char *name) {
 }
 #define ENTER int code = injected(__func__); if (code) return code
 
-static const char *gpu(int field) {
+static __thread int current;
+static int contexts; /* cudaSetDevice makes one */
+static const char *device_text(int device) { /* of the shown ones, to its ";" */
+    const char *given = getenv("FAKE_CUDART_GPU"), *shown = getenv("CUDA_VISIBLE_DEVICES");
+    if (!given) given = "Fake Orin,87,8,1,12060";
+    if (shown && *shown) {
+        while (device-- && shown) if ((shown = strchr(shown, ','))) shown++;
+        if (!shown) return 0;
+        device = atoi(shown);
+    }
+    while (device-- > 0) { given = strchr(given, ';'); if (!given) return 0; given++; }
+    return given;
+}
+static const char *gpu_of(int device, int field) {
     static char text[256];
-    const char *given = getenv("FAKE_CUDART_GPU");
-    snprintf(text, sizeof text, "%s", given ? given : "Fake Orin,87,8,1,12060");
+    const char *given = device_text(device);
+    snprintf(text, sizeof text, "%s", given ? given : "");
+    if (strchr(text, ';')) *strchr(text, ';') = 0;
     char *start = text, *end;
     while (field--) { start = strchr(start, ','); if (!start) return "0"; start++; }
     if ((end = strchr(start, ','))) *end = 0;
     return start;
 }
+static const char *gpu(int field) { return gpu_of(0, field); }
 
 static Memory *find(const void *pointer, size_t size, int device_side) {
     for (int i = 0; i < 256; i++) {
@@ -80,6 +98,9 @@ static int enqueue(Stream *stream, Work work) {
 int fake_enqueue(Stream *stream, Callback call, int64_t argument) {
     return enqueue(stream, (Work){.kind = CALL, .call = call, .argument = argument});
 }
+int fake_contexts(void) { return contexts; }
+int fake_current(void) { return current; }
+int fake_is_mapped(const void *pointer) { Memory *m = find(pointer, 1, 1); return m && m->kind == MAPPED; }
 int fake_is_capturing(Stream *stream) { return stream->capturing; }
 void fake_break_capture(Stream *stream) { stream->broken = 1; }
 
@@ -101,24 +122,33 @@ int cudaGetDeviceCount(int *count) {
     ENTER;
     if (!strcmp(gpu(0), "none")) return 35;
     if (atoi(gpu(4)) < 12060) return 35;
-    *count = 1;
+    Dl_info here;
+    const char *refused = getenv("FAKE_CUDART_REFUSES");
+    if (refused && dladdr(memories, &here) && !strcmp(refused, here.dli_fname)) return 35;
+    for (*count = 0; *count < 8 && device_text(*count); ++*count);
     return 0;
 }
-int cudaSetDevice(int device) { ENTER; return device ? 101 : 0; }
+int cudaSetDevice(int device) {
+    ENTER;
+    if (!device_text(device)) return 101;
+    current = device;
+    contexts++;
+    return 0;
+}
 int cudaGetDeviceProperties(void *properties, int device) {
     ENTER;
     memset(properties, 0xee, 1024);
-    snprintf(properties, 256, "%s", gpu(0));
+    snprintf(properties, 256, "%s", gpu_of(device, 0));
     return 0;
 }
 int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER;
     switch (attribute) {
-    case 16: *value = atoi(gpu(2)); return 0;
-    case 18: *value = atoi(gpu(3)); return 0;
+    case 16: *value = atoi(gpu_of(device, 2)); return 0;
+    case 18: *value = atoi(gpu_of(device, 3)); return 0;
     case 19: *value = 1; return 0;
-    case 75: *value = atoi(gpu(1)) / 10; return 0;
-    case 76: *value = atoi(gpu(1)) % 10; return 0;
+    case 75: *value = atoi(gpu_of(device, 1)) / 10; return 0;
+    case 76: *value = atoi(gpu_of(device, 1)) % 10; return 0;
     }
     return 1;
 }
@@ -191,7 +221,7 @@ int cudaStreamSynchronize(Stream *stream) {
         Work *work = &queue.items[i];
         now++;
         if (work->kind == COPY) memcpy(work->to, work->from, work->size);
-        if (work->kind == CALL) work->call(work->argument);
+        if (work->kind == CALL) { work->call(work->argument); now += work->argument; }
         if (work->kind == RECORD) { work->event->when = now; work->event->happened = 1; }
     }
     return 0;

@@ -14,7 +14,7 @@ import pytest
 
 from tests.runtimes.trt import fake_tensorrt
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
-from tinyllava_edge.runtimes.trt.cudart import LIBRARY_VARIABLE
+from tinyllava_edge.runtimes.trt.cudart_places import LIBRARY_VARIABLE
 
 FAKE_MODULES = Path(__file__).parent / "fake_modules"
 ROOT = Path(__file__).parents[3]
@@ -30,7 +30,7 @@ def library_path() -> str:
     if compiler is None:
         pytest.skip("needs a C compiler for the fake CUDA runtime")
     path = Path(mkdtemp(prefix="fake-cudart-")) / "libcudart.so.12"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(SOURCE)]
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True)
     return str(path)
 
@@ -71,7 +71,7 @@ class FakeGpu:
         self._patch.setenv("FAKE_TENSORRT_FAULTS", json.dumps(faults))
 
     def be(self, gpu: str) -> None:
-        """Which GPU it is: "name,sm,multiprocessors,integrated,driver", or "none"."""
+        """Which GPU it is: "name,sm,multiprocessors,integrated,driver", more behind ";", or "none"."""
         self._patch.setenv("FAKE_CUDART_GPU", gpu)
 
     def fail(self, function: str, code: int, from_call: int = 1) -> None:
@@ -81,6 +81,20 @@ class FakeGpu:
     def recover(self) -> None:
         """Let nothing fail any more."""
         self._patch.delenv("FAKE_CUDART_FAIL", raising=False)
+
+    def compute_slower_when_mapped(self, ticks: int) -> None:
+        """How much longer a run takes that reads the host's memory in place."""
+        self._patch.setenv("FAKE_TENSORRT_MAPPED", str(ticks))
+
+    @property
+    def contexts(self) -> int:
+        """How often this process made a device current, which makes a CUDA context."""
+        return int(self._library.fake_contexts())
+
+    @property
+    def current(self) -> int:
+        """The calling thread's device."""
+        return int(self._library.fake_current())
 
     @property
     def live(self) -> int:

@@ -6,7 +6,9 @@ version and on the compute capability it was built for, failures are None or Fal
 Every public name is held against the recorded API of the real modules (`test_fake_tensorrt.py`).
 
     FAKE_TENSORRT_VERSION    what it says it is; 10.3.0 by default
-    FAKE_TENSORRT_FAULTS     JSON, graph name -> "nan", "noise", "fail" (when run) or "build: <message>"
+    FAKE_TENSORRT_FAULTS     JSON, graph name -> "nan", "noise", "tiny", "fail" (when run), or a message of
+                             the parser or the builder: "parse: <message>", "build: <message>"
+    FAKE_TENSORRT_MAPPED     ticks that a run takes longer where it reads the host's memory in place
 """
 
 import ctypes
@@ -20,7 +22,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from tinyllava_edge.runtimes.trt.cudart import LIBRARY_VARIABLE
+from tinyllava_edge.runtimes.trt.cudart_places import LIBRARY_VARIABLE
 
 __version__ = os.environ.get("FAKE_TENSORRT_VERSION", "10.3.0")
 _MAGIC = b"fake engine\n"
@@ -55,6 +57,7 @@ LayerType = _enum("LayerType", "CONVOLUTION SOFTMAX MATRIX_MULTIPLY")
 DataType = _enum("DataType", "FLOAT HALF INT8 INT32 BOOL UINT8 FP8 BF16 INT64 INT4")
 TensorIOMode = _enum("TensorIOMode", "NONE INPUT OUTPUT")
 TensorLocation = _enum("TensorLocation", "DEVICE HOST")
+LayerInformationFormat = _enum("LayerInformationFormat", "ONELINE JSON")
 _TYPES = {
     onnx.TensorProto.FLOAT: DataType.FLOAT,
     onnx.TensorProto.FLOAT16: DataType.HALF,
@@ -111,8 +114,11 @@ class IOptimizationProfile:
 
 
 class ITimingCache:
+    def __init__(self, content: bytes) -> None:
+        self._fits = content in (b"", _timings())
+
     def serialize(self) -> memoryview:
-        return memoryview(b"timings")
+        return memoryview(_timings())
 
 
 class IBuilderConfig:
@@ -140,13 +146,13 @@ class IBuilderConfig:
         return 0
 
     def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
-        return ITimingCache()
+        return ITimingCache(serialized_timing_cache)
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
-        return True
+        return cache._fits or ignore_mismatch
 
     def get_timing_cache(self) -> ITimingCache:
-        return ITimingCache()
+        return ITimingCache(b"")
 
 
 class Builder:
@@ -208,8 +214,9 @@ class OnnxParser:
 
     def parse_from_file(self, model: str) -> bool:
         self._network._model = onnx.load(model)
-        if unknown := [node for node in self._network._model.graph.node if node.op_type == "Strange"]:
-            self._errors.append(ParserError(f"no importer registered for {unknown[0].op_type}"))
+        fault = _fault(self._network._model.graph.name)
+        if fault.startswith("parse: "):
+            self._errors.append(ParserError(fault[7:]))
         return not self._errors
 
 
@@ -239,6 +246,7 @@ class ICudaEngine:
     def __init__(self, model: bytes, profile: Any) -> None:
         graph = onnx.load_model_from_string(model).graph
         self._fault = _fault(graph.name)
+        self._layers = [node.op_type for node in graph.node]
         self._profile = profile
         self._inputs = [_tensor(value) for value in graph.input]
         self._outputs = [_tensor(value) for value in graph.output]
@@ -270,8 +278,28 @@ class ICudaEngine:
     def create_execution_context(self) -> "IExecutionContext":
         return IExecutionContext(self)
 
+    def create_engine_inspector(self) -> "EngineInspector":
+        inspector = EngineInspector()
+        inspector._layers = self._layers
+        return inspector
+
     def _named(self, name: str) -> ITensor:
         return next(tensor for tensor in (*self._inputs, *self._outputs) if tensor.name == name)
+
+
+class EngineInspector:
+    _layers: list[str]
+
+    def get_engine_information(self, format: Any) -> str:
+        """As detailed verbosity has it; attention is one kernel."""
+        layers = [
+            {
+                "Name": f"_gemm_mha_v2_myl0_{n}" if op == "Softmax" else f"__myl_{op}_myl0_{n}",
+                "LayerType": "kgen",
+            }
+            for n, op in enumerate(self._layers)
+        ]
+        return json.dumps({"Layers": layers, "Bindings": ["pixels", "embeddings"]})
 
 
 class IExecutionContext:
@@ -285,6 +313,7 @@ class IExecutionContext:
         self._fake = ctypes.CDLL(os.environ[LIBRARY_VARIABLE])
         self._fake.fake_enqueue.argtypes = (ctypes.c_void_p, _CALLBACK, ctypes.c_int64)
         self._fake.fake_is_device_memory.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        self._fake.fake_is_mapped.argtypes = (ctypes.c_void_p,)
         self._fake.fake_is_capturing.argtypes = (ctypes.c_void_p,)
         self._has_run = False
 
@@ -316,13 +345,19 @@ class IExecutionContext:
         if self._fake.fake_is_capturing(stream_handle) and not self._has_run:
             return False  # the first run after a change of shapes does work that cannot be recorded
         self._has_run = True
+        self._ran()
         shapes = {name: self.get_tensor_shape(name) for name in names}
         for name, shape in shapes.items():
             if not self._fake.fake_is_device_memory(self._addresses[name], 4 * int(np.prod(shape))):
                 return False
         call = _CALLBACK(lambda _: self._compute(shapes))
         self._runs[len(self._runs)] = call
-        return not self._fake.fake_enqueue(stream_handle, call, 0)
+        is_mapped = self._fake.fake_is_mapped(self._addresses[names[0]])
+        cost = int(os.environ.get("FAKE_TENSORRT_MAPPED", "0")) if is_mapped else 0
+        return not self._fake.fake_enqueue(stream_handle, call, cost)
+
+    def _ran(self) -> None:
+        """What the first run does beside."""
 
     def _compute(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """What the GPU does: read the addresses, compute, write."""
@@ -341,6 +376,8 @@ def _spoilt(found: Any, fault: str) -> Any:
     if fault == "nan":
         found = found.copy()
         found[0, 0, :3] = np.nan
+    if fault == "tiny":
+        found = found + np.random.default_rng(0).standard_normal(found.shape) * found.std() * 0.011
     if fault == "noise":
         found = found + np.random.default_rng(0).standard_normal(found.shape) * found.std()
     return found
@@ -356,8 +393,15 @@ def _fault(graph_name: str) -> str:
     return str(json.loads(os.environ.get("FAKE_TENSORRT_FAULTS", "{}")).get(graph_name, ""))
 
 
+def _timings() -> bytes:
+    return f"timings of {__version__}, SM {_sm()}".encode()
+
+
 def _sm() -> int:
-    return int(os.environ["FAKE_CUDART_GPU"].split(",")[1])
+    shown = [n for n in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+    current = int(ctypes.CDLL(os.environ[LIBRARY_VARIABLE]).fake_current())
+    device = int(shown[current]) if shown else current
+    return int(os.environ["FAKE_CUDART_GPU"].split(";")[device].split(",")[1])
 
 
 def _need_gpu(logger: Any) -> None:

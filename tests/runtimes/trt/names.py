@@ -23,6 +23,8 @@ MODULES = (
     "runtimes/trt/binding.py",
     "runtimes/trt/builder.py",
     "runtimes/trt/builder_errors.py",
+    "runtimes/trt/execution.py",
+    "runtimes/trt/timings.py",
     "runtimes/trt/vision.py",
 )
 # Names that not every version has: versions without it -> what keeps the code from it there.
@@ -30,10 +32,15 @@ _PLAIN = ("10.3.0", "10.7.0", "10.13.3.9", "10.14.1.48.post1", "10.16.1.11", "11
 CONDITIONAL = {
     "ComputeCapability": (_PLAIN, "EngineOptions refuses `sms` for the target tensorrt"),
     "IBuilderConfig.num_compute_capabilities": (_PLAIN, "likewise"),
-    "CudaGraphStrategy": (_PLAIN, "TensorRTVision asks for it where the target is tensorrt-rtx only"),
+    "CudaGraphStrategy": (_PLAIN, "create_context asks for it where the target is tensorrt-rtx only"),
     "CudaGraphStrategy.WHOLE_GRAPH_CAPTURE": (_PLAIN, "likewise"),
     "IRuntimeConfig.cuda_graph_strategy": (_PLAIN, "likewise"),
     "ICudaEngine.create_runtime_config": (("10.3.0", "10.7.0"), "likewise"),
+    "IRuntimeCache": (_PLAIN, "likewise"),
+    "IRuntimeCache.deserialize": (_PLAIN, "likewise"),
+    "IRuntimeCache.serialize": (_PLAIN, "likewise"),
+    "IRuntimeConfig.create_runtime_cache": (_PLAIN, "likewise"),
+    "IRuntimeConfig.set_runtime_cache": (_PLAIN, "likewise"),
     "IRuntimeConfig": (("10.3.0", "10.7.0"), "likewise"),
     "IBuilderConfig.set_compute_capability": (_PLAIN, "likewise"),
 }

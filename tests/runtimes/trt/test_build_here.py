@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.runtimes.trt.engine_bundles import write_engine_bundle
-from tests.runtimes.trt.fake_gpu import FakeGpu
+from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.cli import main
-from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache
-from tinyllava_edge.runtimes.trt.options import EngineOptions
 
 
 @pytest.fixture
@@ -40,15 +38,10 @@ Command = Callable[..., Said]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """A command in this process, which also builds in it: much faster than two new ones."""
-
-    def build_in_this_process(
-        onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
-    ) -> dict[str, Any]:
-        built = build_engine(onnx_path, options, on_progress)
-        plan_path.write_bytes(built.plan)
-        return built.facts
+def here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tasks_here: list[dict[str, Any]]
+) -> Command:
+    """A command in this process, which also builds in it: much faster than four new ones."""
 
     def call(*arguments: str | Path) -> Said:
         monkeypatch.setattr(sys, "argv", ["tinyllava-edge", *map(str, arguments)])
@@ -57,7 +50,6 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             main()
         return Said(int(ended.value.code or 0), *capsys.readouterr())
 
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.build_engine_apart", build_in_this_process)
     return call
 
 
@@ -80,6 +72,8 @@ def test_an_engine_is_built_in_a_process_of_its_own_and_run_takes_it(gpu: FakeGp
     assert "tensorrt+llamacpp fp32: chosen, equal within the gates" in said
     assert "chosen: tensorrt+llamacpp, vision fp32" in result.stdout
     assert "ms a picture on the device" in result.stdout
+    assert "verified, attention fused in 0 of 0; built here" in result.stdout
+    assert "buffers mapped (ms a picture: mapped 2.00, copied 4.00)" in result.stdout
     picture = bundle.root / "reference/0.png"
     answers = {}
     for runtime in ("auto", "onnxruntime+llamacpp"):
@@ -92,6 +86,24 @@ def test_an_engine_is_built_in_a_process_of_its_own_and_run_takes_it(gpu: FakeGp
     assert answers["auto"]["runtime_reason"].startswith("chosen by build here")
     assert answers["auto"]["vision"] == "tensorrt fp32 on Fake Orin"
     assert answers["auto"]["answer"] == answers["onnxruntime+llamacpp"]["answer"] != ""
+
+
+def test_an_engine_is_built_compared_and_run_on_the_gpu_that_was_asked_for(
+    gpu: FakeGpu, bundle: Bundle, tmp_path: Path
+) -> None:
+    gpu.be(f"{RTX_3060};{ORIN}")
+    built = command("build", bundle.root, "--device", "1", "--json")
+    assert built.returncode == 0, built.stderr
+    record = json.loads(built.stdout)["engine_record"]
+    assert record["key"]["board"]["gpu"] == "Fake Orin"
+    picture, options = bundle.root / "reference/0.png", ("--runtime", "auto", "--json", "--max-tokens", "4")
+    ran = command("run", bundle.root, picture, "What is this?", *options, "--device", "1")
+    assert json.loads(ran.stdout)["vision"] == "tensorrt fp16 on Fake Orin"
+    first = command("run", bundle.root, picture, "What is this?", *options)
+    assert "this is gpu Fake RTX 3060, not Fake Orin" in json.loads(first.stdout)["runtime_reason"]
+    missing = command("build", bundle.root, "--device", "2")
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert "there is no GPU 2. Those there are: 0 (Fake RTX 3060), 1 (Fake Orin)." in missing.stderr
 
 
 def test_the_record_says_how_it_was_built(here: Command, bundle: Bundle) -> None:

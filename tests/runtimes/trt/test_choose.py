@@ -1,5 +1,8 @@
 """The ladder of `build` on a device, with engines that are made to be wrong."""
 
+import errno
+import json
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +14,9 @@ import pytest
 
 from tests.runtimes import bundles
 from tests.runtimes.trt.engine_bundles import write_engine_bundle
-from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
+from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
 from tinyllava_edge.benchmarks.bench.plan import Wish, plan_cells
-from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import (
     BackendError,
     BundleError,
@@ -23,18 +26,21 @@ from tinyllava_edge.errors import (
     MissingExtraError,
     NoEngineError,
     NoGpuError,
+    PackError,
     TensorRTVersionError,
     UnsupportedGraphError,
     UnsupportedPrecisionError,
+    UsageError,
 )
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.auto import candidates, settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.model import open_bundle
-from tinyllava_edge.runtimes.trt.builder import OnProgress, build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.choose import DeviceBuild
 from tinyllava_edge.runtimes.trt.options import EngineOptions
+from tinyllava_edge.runtimes.trt.pack import write_pack
+from tinyllava_edge.runtimes.trt.vision import TensorRTVision
 
 
 @pytest.fixture
@@ -42,28 +48,27 @@ def bundle(gpu: FakeGpu, tmp_path: Path) -> Bundle:
     return write_engine_bundle(tmp_path / "bundle")
 
 
+class Builds:
+    """Names of the graphs that engines were built of."""
+
+    def __init__(self, tasks: list[dict[str, Any]]) -> None:
+        self._tasks = tasks
+
+    def __eq__(self, other: object) -> bool:
+        return [Path(task["onnx"]).stem for task in self._tasks if task["job"] == "build"] == other
+
+
 @pytest.fixture(autouse=True)
-def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Engines are built in this process; the names of their graphs."""
-    names: list[str] = []
-
-    def build(
-        onnx_path: Path, options: EngineOptions, plan_path: Path, on_progress: OnProgress
-    ) -> dict[str, Any]:
-        names.append(onnx_path.stem)
-        built = build_engine(onnx_path, options, on_progress)
-        plan_path.write_bytes(built.plan)
-        return built.facts
-
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.build_engine_apart", build)
-    return names
+def builds(tasks_here: list[dict[str, Any]]) -> Builds:
+    return Builds(tasks_here)
 
 
 @pytest.fixture(autouse=True)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The lines for the user."""
     lines: list[str] = []
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.note", lines.append)
+    for module in ("choose", "budget"):
+        monkeypatch.setattr(f"tinyllava_edge.runtimes.trt.{module}.note", lines.append)
     return lines
 
 
@@ -143,12 +148,18 @@ def test_a_variant_that_was_asked_for_is_not_replaced(gpu: FakeGpu, bundle: Bund
 
 
 def add_to_graph(bundle: Bundle, change: Callable[[onnx.GraphProto], object]) -> Bundle:
-    """Change the fp16 variant's graph, behind the opened bundle's back."""
+    """The bundle with another graph of the fp16 variant."""
     path = bundle.root / "vision/fp16.onnx"
     model = onnx.load(path)
     change(model.graph)
     onnx.save(model, path)
-    return replace(bundle, states={})  # what was changed counts as what was opened
+    manifest = json.loads((bundle.root / "manifest.json").read_text())
+    del manifest["digest"]
+    for entry in manifest["files"]:
+        if entry["path"] == "vision/fp16.onnx":
+            entry |= {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (bundle.root / "manifest.json").write_text(json.dumps(manifest))
+    return Bundle.open(bundle.root)
 
 
 def constant(kind: int) -> Callable[[onnx.GraphProto], object]:
@@ -207,8 +218,7 @@ def test_a_build_that_fails_is_a_typed_error_with_the_next_step(
 
 
 def test_an_operator_that_tensorrt_does_not_know_is_named(gpu: FakeGpu, bundle: Bundle) -> None:
-    node = onnx.helper.make_node("Strange", ["pixels"], ["nothing"])
-    bundle = add_to_graph(bundle, lambda graph: graph.node.append(node))
+    gpu.spoil(fp16="parse: no importer registered for Strange")
     with pytest.raises(UnsupportedGraphError, match=r"no importer registered for Strange.*Export it again"):
         device(bundle).choose("fp16")
 
@@ -237,7 +247,7 @@ def test_an_engine_that_was_never_compared_is_not_used(bundle: Bundle) -> None:
 
 
 def test_an_engine_is_built_once_and_again_when_it_must_be(
-    gpu: FakeGpu, bundle: Bundle, builds: list[str], said: list[str]
+    gpu: FakeGpu, bundle: Bundle, builds: Builds, said: list[str]
 ) -> None:
     for _ in range(2):
         choice = device(bundle).choose()
@@ -262,12 +272,12 @@ def test_an_engine_is_built_once_and_again_when_it_must_be(
 
 
 def test_an_engine_that_the_library_does_not_load_is_built_again(
-    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, builds: list[str], said: list[str]
+    gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, builds: Builds, said: list[str]
 ) -> None:
     device(bundle).choose()
     board = device(bundle).board
     gpu.be_version("10.7.0")  # as if an update had not changed its version's name
-    monkeypatch.setattr("tinyllava_edge.runtimes.trt.choose.read_board", lambda *_: board)
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.process.read_board", lambda *_: board)
     said.clear()
     device(bundle).choose()
     assert builds == ["fp16", "fp16"]
@@ -298,14 +308,14 @@ def test_the_timings_of_a_build_are_kept_for_the_next(gpu: FakeGpu, bundle: Bund
     build = device(bundle)
     build.choose()
     assert build.options.timing_cache == EngineCache().timings
-    assert EngineCache().timings.read_bytes() == b"timings"  # what the fake's builder says
+    assert EngineCache().timings.read_bytes() == b"timings of 10.3.0, SM 87"  # what the fake's builder says
     assert EngineCache().timings.stat().st_mode & 0o077 == 0
     gpu.be(RTX_3060)
     assert device(bundle, target="tensorrt-rtx").options.timing_cache is None
 
 
 def test_a_bundle_without_reference_tensors_is_refused_before_anything_is_built(
-    gpu: FakeGpu, tmp_path: Path, builds: list[str]
+    gpu: FakeGpu, tmp_path: Path, builds: Builds
 ) -> None:
     with pytest.raises(BundleError, match=r"lists no file 'reference/reference.json'"):
         device(bundles.write_bundle(tmp_path / "plain")).choose()
@@ -381,7 +391,7 @@ def test_auto_goes_on_where_the_engine_no_longer_fits_and_says_so(
     if change == "library":
         gpu.be_version("10.7.0")
     elif change == "gpu":
-        gpu.be("Fake Orin,87,16,1,12060")
+        gpu.be("Fake Thor,110,20,1,13000")
     elif change == "driver":
         gpu.be("none")
     else:
@@ -433,7 +443,7 @@ def test_where_nothing_was_built_a_gpu_is_tried_through_onnxruntime(
 
 
 def test_a_cache_without_room_is_said_before_the_build(
-    bundle: Bundle, builds: list[str], monkeypatch: pytest.MonkeyPatch
+    bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: 70_000)
     built = device(bundle)
@@ -441,3 +451,188 @@ def test_a_cache_without_room_is_said_before_the_build(
     with pytest.raises(DiskFullError, match=r"engines: the disk is full: 13\d,\d+ bytes are needed"):
         built.choose()
     assert builds == []
+
+
+def test_an_engine_of_another_power_mode_is_used_with_a_word(
+    gpu: FakeGpu, bundle: Bundle, builds: Builds
+) -> None:
+    """As nvpmodel makes one, which switches off multiprocessors of an Orin."""
+    device(bundle).choose()
+    gpu.be("Fake Orin,87,4,1,12060")
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert model.runtime == "tensorrt+llamacpp"
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.note.startswith(
+            "built in another power mode (8 multiprocessors, here are 4); tinyllava-edge build "
+        )
+    device(bundle).choose()
+    assert builds == ["fp16"] * 2
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.note == ""
+
+
+def test_a_card_with_other_multiprocessors_is_another_card(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(RTX_3060)
+    device(bundle).choose()
+    gpu.be("Fake RTX 3060,86,30,0,12060")
+    with pytest.raises(NoEngineError, match=r"this is multiprocessors 30, not 28"):
+        open_bundle(bundle, runtime="tensorrt+llamacpp")
+
+
+def test_what_another_cuda_library_was_found_by_is_said(gpu: FakeGpu, bundle: Bundle) -> None:
+    device(bundle).choose()
+    (record,) = [record for _, record in EngineCache().records() if record]
+    other = record.key.model_copy(update={"board": record.key.board.model_copy(update={"cuda": "13.0"})})
+    for path in EngineCache().folder.glob(f"{record.key.digest}*"):
+        path.unlink()
+    EngineCache().update(record.model_copy(update={"key": other}))
+    with pytest.raises(NoEngineError, match=r"cuda 12.6, not 13.0 \(TINYLLAVA_EDGE_CUDART can name"):
+        open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16")
+
+
+@pytest.mark.parametrize(("ticks", "mapped"), [(0, True), (10, False)])
+def test_mapped_and_copied_buffers_are_measured_and_the_faster_kept(
+    gpu: FakeGpu, bundle: Bundle, ticks: int, mapped: bool
+) -> None:
+    gpu.compute_slower_when_mapped(ticks)
+    choice = device(bundle).choose()
+    assert choice.engine is not None
+    facts = EngineCache().record(choice.engine).facts
+    # Marks around the run are a tick each apart; a copy is one tick more, before and after.
+    assert facts["buffers_ms"] == {"mapped": 2.0 + ticks, "copied": 4.0}
+    assert facts["mapped"] == mapped
+    assert facts["device_ms"] == min(facts["buffers_ms"].values())
+    assert (facts["memory"]["buffers"] == 0) == mapped
+    with open_bundle(bundle, runtime="auto", threads=1) as model:
+        assert isinstance(model.vision, TensorRTVision)
+        assert model.vision.mapped == mapped
+    gpu.compute_slower_when_mapped(10 - ticks)
+    device(bundle).choose()  # the same engine, measured again
+    assert EngineCache().record(choice.engine).facts["mapped"] != mapped
+
+
+def test_a_card_with_memory_of_its_own_copies(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(RTX_3060)
+    choice = device(bundle).choose()
+    assert choice.engine is not None
+    assert "mapped" not in EngineCache().record(choice.engine).facts
+
+
+class TestAnswers:
+    @pytest.fixture
+    def bundle(self, gpu: FakeGpu, tmp_path: Path) -> Bundle:
+        return write_engine_bundle(tmp_path / "asked", ("fp32", "fp16"), with_questions=True)
+
+    def test_a_step_whose_answers_are_equal_is_still_left_for_a_better_one(
+        self, gpu: FakeGpu, bundle: Bundle
+    ) -> None:
+        gpu.spoil(fp16="tiny")
+        choice = device(bundle).choose()
+        left = choice.steps[0]
+        assert (left.vision, left.outcome, left.answers_equal) == ("fp16", "refused", True)
+        assert "the gate is" in left.reason
+        assert left.reason.endswith("; answers equal on 3 of 3 (llamacpp f32, f16 KV)")
+        assert (choice.runtime, choice.vision) == ("tensorrt+llamacpp", "fp32")
+        with pytest.raises(NoEngineError, match="not to be used"):
+            open_bundle(bundle, runtime="tensorrt+llamacpp", vision="fp16")
+
+    def test_where_nothing_better_is_there_it_is_used_and_not_verified(
+        self, gpu: FakeGpu, bundle: Bundle, tmp_path: Path
+    ) -> None:
+        gpu.spoil(fp16="tiny")
+        choice = device(bundle).choose("fp16")
+        assert choice.engine is not None
+        assert choice.steps[-1].outcome == "chosen"
+        assert choice.steps[-1].reason.startswith("nothing better is there, and it is not verified: ")
+        record = EngineCache().record(choice.engine)
+        assert record.status == "answers equal"
+        with open_bundle(bundle, runtime="auto", threads=1) as model:
+            assert isinstance(model.vision, TensorRTVision)
+            assert model.vision.note.startswith("not verified: ")
+        with EngineCache().find(record.key) as stored, pytest.raises(PackError, match="answers equal"):
+            write_pack(tmp_path / "pack", stored, tmp_path / "key")
+        gpu.spoil()
+        device(bundle).choose("fp16")
+        assert EngineCache().record(choice.engine).status == "verified"
+        assert "answers" not in EngineCache().record(choice.engine).facts
+
+    @pytest.mark.parametrize(
+        ("fault", "said"), [("noise", r"answers equal on [0-2] of 3"), ("nan", "NaN or infinite[.]")]
+    )
+    def test_an_engine_that_changes_answers_is_never_taken(
+        self, gpu: FakeGpu, bundle: Bundle, fault: str, said: str
+    ) -> None:
+        gpu.spoil(fp16=fault)
+        with pytest.raises(BackendError, match=said):
+            device(bundle).choose("fp16")
+
+    def test_without_llamacpp_the_tensors_alone_decide(
+        self, gpu: FakeGpu, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gone = replace(registry.LANGUAGE_BACKENDS["llamacpp"], package="no_such_package")
+        monkeypatch.setitem(registry.LANGUAGE_BACKENDS, "llamacpp", gone)
+        gpu.spoil(fp16="tiny")
+        with pytest.raises(BackendError, match=r"no reference question was asked: .*no_such_package"):
+            device(bundle).choose("fp16")
+
+
+def test_a_step_that_cannot_fit_is_left_out_and_one_that_was_asked_for_is_tried(
+    bundle: Bundle, builds: Builds, monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.budget._available_bytes", lambda root: 300 << 20)
+    choice = device(bundle).choose()
+    assert builds == []
+    assert choice.runtime == "onnxruntime+llamacpp"
+    arithmetic = r"about \d\.\d GiB \(4\.3 x 0\.00 of weights \+ 0\.3 \+ \d\.\d workspace\), 0\.3 are free"
+    assert re.search(arithmetic, choice.steps[0].reason)
+    device(bundle).choose("fp16")
+    assert builds == ["fp16"]
+    assert any(line.startswith("this may not fit: building it takes") for line in said)
+
+
+def test_kernel_timings_of_another_version_are_said_and_measured_again(
+    gpu: FakeGpu, bundle: Bundle, said: list[str]
+) -> None:
+    device(bundle).choose()
+    gpu.be_version("10.7.0")
+    device(bundle).choose()
+    assert any("timings.cache is of another TensorRT or GPU, or damaged" in line for line in said)
+    assert EngineCache().timings.read_bytes() == b"timings of 10.7.0, SM 87"
+    said.clear()
+    device(bundle, force=True).choose()
+    assert not any("timings" in line for line in said)
+
+
+def test_an_engine_is_not_lost_where_its_timings_cannot_be_kept(
+    bundle: Bundle, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object, *, mode: int) -> None:
+        raise DiskFullError(f"{path}: the disk is full")
+
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.timings.write_bytes", full)
+    assert device(bundle).choose().vision == "fp16"
+    assert any(line.startswith("kernel timings are not kept") and "disk is full" in line for line in said)
+
+
+def test_a_disk_that_fills_while_an_engine_is_written_is_said(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tinyllava_edge.runtimes.trt.process.write_bytes", full)
+    built = device(bundle)
+    with pytest.raises(DiskFullError, match="the disk is full"):
+        built.choose()
+    assert list(EngineCache().folder.glob("*.plan")) == []
+
+
+def test_a_gpu_that_is_not_there_is_one_line_with_those_that_are(gpu: FakeGpu, bundle: Bundle) -> None:
+    gpu.be(f"{ORIN};{RTX_3060}")
+    there = r"there is no GPU 2\. Those there are: 0 \(Fake Orin\), 1 \(Fake RTX 3060\)"
+    with pytest.raises(UsageError, match=there):
+        device(bundle, device=2)
+    device(bundle).choose()
+    with pytest.raises(UsageError, match=there):
+        open_bundle(bundle, runtime="tensorrt+llamacpp", device=2)

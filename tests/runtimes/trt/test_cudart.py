@@ -1,6 +1,7 @@
 """The CUDA layer, on a fake library and on NVIDIA's own without a driver."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 
 from tests.runtimes.trt.fake_gpu import RTX_3060, FakeGpu
-from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError
-from tinyllava_edge.runtimes.trt import cudart
+from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, NoGpuError, UsageError
+from tinyllava_edge.runtimes.trt import cudart, cudart_places
 from tinyllava_edge.runtimes.trt.cuda_objects import Buffer, Event, Graph, Stream
 from tinyllava_edge.runtimes.trt.cudart import Cudart, open_cudart
+from tinyllava_edge.runtimes.trt.cudart_places import LIBRARY_VARIABLE
 
 
 def test_a_gpu_is_read(gpu: FakeGpu) -> None:
@@ -133,13 +135,13 @@ def test_events_measure_time_on_the_device(gpu: FakeGpu) -> None:
 
 
 def test_no_library_at_all_names_the_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cudart.LIBRARY_VARIABLE, "/nowhere/libcudart.so.12")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "/nowhere/libcudart.so.12")
     with pytest.raises(NoGpuError, match=r"tried /nowhere/libcudart.so.12\. On a Jetson: sudo apt install"):
         open_cudart()
 
 
 def test_a_library_that_is_no_cuda_runtime_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cudart.LIBRARY_VARIABLE, "libm.so.6")
+    monkeypatch.setenv(LIBRARY_VARIABLE, "libm.so.6")
     with pytest.raises(NoGpuError, match="has no cudaDriverGetVersion"):
         open_cudart()
 
@@ -147,18 +149,18 @@ def test_a_library_that_is_no_cuda_runtime_is_told(monkeypatch: pytest.MonkeyPat
 def test_a_driver_too_old_for_the_first_library_may_do_for_the_next(
     gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    fake = os.environ[cudart.LIBRARY_VARIABLE]
+    fake = os.environ[LIBRARY_VARIABLE]
     seen: list[str] = []
 
     class Choosy(Cudart):
-        def __init__(self, path: str) -> None:
+        def __init__(self, path: str, device: int) -> None:
             seen.append(path)
             if path == "13":
                 raise NoGpuError("too old for 13")
-            super().__init__(fake)
+            super().__init__(fake, device)
 
     monkeypatch.setattr(cudart, "Cudart", Choosy)
-    monkeypatch.setattr(cudart, "_candidates", lambda: iter(["13", "12"]))
+    monkeypatch.setattr(cudart, "cudart_places", lambda: iter(["13", "12"]))
     assert open_cudart().path == fake
     assert seen == ["13", "12"]
 
@@ -166,12 +168,13 @@ def test_a_driver_too_old_for_the_first_library_may_do_for_the_next(
 def test_libraries_are_looked_for_in_packages_and_in_jetpack(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.delenv(cudart.LIBRARY_VARIABLE, raising=False)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(cudart_places, "_loaded", lambda: ())
     folder = tmp_path / "nvidia" / "cu13" / "lib"
     folder.mkdir(parents=True)
     (folder / "libcudart.so.13").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    found = list(cudart._candidates())
+    found = list(cudart_places.cudart_places())
     assert found[:2] == ["libcudart.so.13", "libcudart.so.12"]
     assert str(folder / "libcudart.so.13") in found
 
@@ -187,3 +190,45 @@ def test_the_genuine_library_says_that_there_is_no_driver(tmp_path: Path, packag
     cuda = Cudart(str(library))  # has every function that we call
     with pytest.raises(NoGpuError, match=r"no NVIDIA driver \(cudaGetDeviceCount: .*\(CUDA error 35\)"):
         cuda.read_gpu()
+
+
+def test_a_gpu_is_chosen_by_its_number(gpu: FakeGpu) -> None:
+    gpu.be(f"Fake Orin,87,8,1,12060;{RTX_3060}")
+    assert [open_cudart(number).read_gpu().name for number in (0, 1)] == ["Fake Orin", "Fake RTX 3060"]
+    assert gpu.current == 1
+    with pytest.raises(UsageError, match=r"no GPU 2\. Those there are: 0 \(Fake Orin\), 1 \(Fake RTX 3060\)"):
+        open_cudart(2)
+
+
+def test_of_two_libraries_the_one_that_does_is_taken_and_it_is_said(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(cudart, "note", said.append)
+    fake = os.environ[LIBRARY_VARIABLE]
+    newer = tmp_path / "libcudart.so.13"
+    shutil.copy(fake, newer)  # another library to the loader
+    monkeypatch.setattr(cudart, "cudart_places", lambda: iter([str(newer), fake]))
+    monkeypatch.setenv("FAKE_CUDART_REFUSES", str(newer))
+    assert open_cudart().path == fake
+    assert said == [
+        f"2 CUDA libraries are on the path: {newer} does not work with this driver, {fake} does. Remove the "
+        "first, or name one with TINYLLAVA_EDGE_CUDART."
+    ]
+    gpu.be("Fake Orin,87,8,1,11040")
+    with pytest.raises(NoGpuError, match=rf"too old: .*{newer} is CUDA"):
+        open_cudart()
+
+
+def test_what_tensorrt_has_loaded_comes_before_what_the_loader_knows(
+    gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = os.environ[LIBRARY_VARIABLE]
+    Cudart(fake)
+    monkeypatch.delenv(LIBRARY_VARIABLE)
+    assert fake in cudart_places._loaded()
+    loaded = "/opt/tensorrt/libcudart.so.12.6.77"
+    monkeypatch.setattr(cudart_places, "_loaded", lambda: (loaded,))
+    found = list(cudart_places.cudart_places())
+    assert found[:2] == [loaded, "libcudart.so.13"]
+    assert "libcudart.so.12" not in found  # the same, by its other name

@@ -40,6 +40,7 @@ def test_every_name_of_the_fake_rtx_is_in_the_real_one(gpu: FakeGpu) -> None:
     module = importlib.import_module("tensorrt_rtx")
     api = manifests()["RTX 1.7.1.116"]
     names = set(public_names(module))
+    assert {"IRuntimeCache.deserialize", "IRuntimeConfig.set_runtime_cache"} <= names
     assert {"CudaGraphStrategy.WHOLE_GRAPH_CAPTURE", "ICudaEngine.create_runtime_config"} <= names
     assert [name for name in sorted(names) if not has_name(api, name)] == []
 
@@ -53,6 +54,8 @@ def test_every_name_of_the_fake_rtx_is_in_the_real_one(gpu: FakeGpu) -> None:
         "IExecutionContext.get_tensor_shape",
         "ICudaEngine.get_tensor_profile_shape",
         "IBuilderConfig.set_timing_cache",
+        "IBuilderConfig.create_timing_cache",
+        "EngineInspector.get_engine_information",
         "IOptimizationProfile.set_shape",
     ],
 )

@@ -38,6 +38,7 @@ from tinyllava_edge.errors import (
 )
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
 from tinyllava_edge.runtimes.trt.builder import BuiltEngine, build_engine
+from tinyllava_edge.runtimes.trt.fusion import Fusion, read_fusion
 from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.plan import EnginePlan, PlanTensor, checked_plan_facts, parse_plan
 from tinyllava_edge.runtimes.trt.process import build_engine_apart
@@ -101,6 +102,14 @@ def test_nano_on_every_gpu(sm: int) -> None:
     assert weights * 0.98 < found.weight_bytes < weights * 1.12
     assert 0 < found.scratch_bytes <= found.activation_bytes
     assert len(engine.plan) == engine.facts["plan_bytes"] > found.weight_bytes
+
+
+def test_what_reads_an_inspector_counts_the_same_kernels(engine: BuiltEngine, plan: EnginePlan) -> None:
+    """The plan that a build prints is what an engine's inspector says, a line a layer."""
+    (text,) = [message.text for message in engine.log if message.text.startswith("Layers:")]
+    assert read_fusion(text) == Fusion(layers=len(plan.layers), fused=5)
+    names = [layer.name for layer in plan.layers]
+    assert read_fusion(json.dumps({"Layers": names})) == Fusion(layers=len(names), fused=5)
 
 
 def test_a_profile_of_one_picture_is_smaller(plan: EnginePlan) -> None:

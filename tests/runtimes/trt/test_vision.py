@@ -1,6 +1,7 @@
 """The vision half on TensorRT: our logic against a fake engine, which computes with ONNX Runtime."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,20 @@ import pytest
 from tests.runtimes import bundles
 from tests.runtimes.contract import VisionContract
 from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
-from tinyllava_edge.errors import BackendError, CudaError, CudaMemoryError, EngineLoadError, NoGpuError
+from tinyllava_edge.errors import (
+    BackendError,
+    CudaError,
+    CudaMemoryError,
+    DiskFullError,
+    EngineLoadError,
+    NoGpuError,
+)
 from tinyllava_edge.runtimes.ort import OnnxVision
 from tinyllava_edge.runtimes.trt.binding import open_tensorrt
 from tinyllava_edge.runtimes.trt.builder import build_engine
 from tinyllava_edge.runtimes.trt.cache import EngineCache, StoredEngine
 from tinyllava_edge.runtimes.trt.cudart import open_cudart
+from tinyllava_edge.runtimes.trt.kernel_file import KernelFile
 from tinyllava_edge.runtimes.trt.lookup import read_board
 from tinyllava_edge.runtimes.trt.options import EngineOptions
 from tinyllava_edge.runtimes.trt.record import EngineKey, new_record
@@ -226,3 +235,117 @@ def test_an_engine_that_refuses_to_run_is_reported(gpu: FakeGpu, graph: Path, pi
     with pytest.raises(BackendError, match="Build the engine again with --force"):
         backend.encode(pixels)
     backend.close()
+
+
+def test_another_thread_computes_on_the_same_gpu(gpu: FakeGpu, graph: Path, pixels: Floats) -> None:
+    gpu.be(f"{ORIN};{ORIN}")
+    with build(graph) as stored:
+        backend = TensorRTVision(open_tensorrt("tensorrt"), open_cudart(1), stored, bundles.vision_spec())
+    with ThreadPoolExecutor(1) as another:
+        assert another.submit(lambda: gpu.current).result() == 0
+        another.submit(backend.encode, pixels).result()
+        assert another.submit(lambda: gpu.current).result() == 1
+    backend.close()
+
+
+class TestKernels:
+    """TensorRT-RTX compiles at the first run, and keeps what it compiled beside the plan."""
+
+    @pytest.fixture
+    def stored(self, gpu: FakeGpu, graph: Path) -> StoredEngine:
+        gpu.be(RTX_3060)
+        return build(graph, target="tensorrt-rtx")
+
+    @pytest.fixture
+    def compiled(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        log = tmp_path / "compiled"
+        monkeypatch.setenv("FAKE_RTX_COMPILED", str(log))
+        return lambda: len(log.read_text().splitlines()) if log.exists() else 0
+
+    @pytest.fixture
+    def said(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        lines: list[str] = []
+        monkeypatch.setattr("tinyllava_edge.runtimes.trt.execution.note", lines.append)
+        return lines
+
+    def run(self, stored: StoredEngine, pixels: Floats) -> None:
+        """Open, run two batch sizes, close."""
+        cache = EngineCache(stored.kernels.path.parent) if stored.kernels else EngineCache()
+        backend = open_engine(cache.find(stored.record.key), target="tensorrt-rtx")
+        for value in (pixels[:1], pixels, pixels[:1]):
+            backend.encode(value)
+        backend.close()
+
+    def test_the_second_start_compiles_nothing(
+        self, stored: StoredEngine, pixels: Floats, compiled: Callable[[], int], said: list[str]
+    ) -> None:
+        assert stored.kernels is not None
+        assert stored.kernels.read() == b""
+        self.run(stored, pixels)
+        assert compiled() == 1
+        assert stored.kernels.path.stat().st_mode & 0o777 == 0o600
+        written = stored.kernels.path.stat().st_mtime_ns
+        self.run(stored, pixels)
+        assert compiled() == 1
+        assert stored.kernels.path.stat().st_mtime_ns == written
+        assert said == []
+
+    @pytest.mark.parametrize(
+        ("fault", "word"),
+        [
+            ("damaged", "is damaged"),
+            ("foreign", "is of another engine"),
+            ("open to others", "is not private to you"),
+            ("another gpu", "does not take"),
+        ],
+    )
+    def test_what_cannot_be_taken_is_said_and_written_anew(
+        self,
+        stored: StoredEngine,
+        pixels: Floats,
+        compiled: Callable[[], int],
+        said: list[str],
+        fault: str,
+        word: str,
+    ) -> None:
+        assert stored.kernels is not None
+        self.run(stored, pixels)
+        path = stored.kernels.path
+        good = path.read_bytes()
+        if fault == "damaged":
+            path.write_bytes(good[:-1])
+        elif fault == "foreign":
+            KernelFile(path, "0" * 64).write(b"kernels of 86")
+        elif fault == "open to others":
+            path.chmod(0o606)
+        else:
+            stored.kernels.write(b"kernels of 75")
+        self.run(stored, pixels)
+        assert compiled() == 2
+        (line,) = said
+        assert line.startswith("compiled kernels: ")
+        assert word in line
+        assert path.read_bytes() == good
+        self.run(stored, pixels)
+        assert compiled() == 2
+
+    def test_a_full_disk_does_not_stop_a_run(
+        self, stored: StoredEngine, pixels: Floats, said: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(path: Path, content: object, *, mode: int) -> None:
+            raise DiskFullError(f"{path}: the disk is full")
+
+        monkeypatch.setattr("tinyllava_edge.runtimes.trt.kernel_file.write_bytes", full)
+        self.run(stored, pixels)
+        (line,) = said
+        assert line.startswith("compiled kernels are not kept")
+        assert line.endswith("the disk is full")
+
+    def test_kernels_go_with_their_engine(self, stored: StoredEngine, pixels: Floats) -> None:
+        assert stored.kernels is not None
+        self.run(stored, pixels)
+        cache = EngineCache(stored.kernels.path.parent)
+        with cache.work_file() as work:
+            work.write_bytes(b"another plan")
+            cache.store(new_record(stored.record.key, "fp32", work), work)
+        assert list(cache.folder.glob("*.kernels")) == []

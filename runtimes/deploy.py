@@ -1,11 +1,10 @@
-"""One folder for one board: the variants that fit it, this package, what it needs, and a first answer to expect."""
+"""One folder for one board: variants that fit it, this package, what it needs, a first answer to expect."""
 
 import json
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.install import LLAMA_CPP
-from tinyllava_edge.memory_fit import Target, find_target, fit_facts, best_setting, verdict
+from tinyllava_edge.memory_fit import Target, best_setting, find_target, fit_facts, verdict
 from tinyllava_edge.memory_plan import Setting, chosen_setting
 from tinyllava_edge.prune_cli import prune_bundle
 

@@ -20,17 +20,19 @@ if ls wheels/llama_cpp_python-* > /dev/null 2>&1; then export PIP_NO_INDEX=1; fi
 .venv/bin/python -m tinyllava_edge.install "$llama_cpp"
 .venv/bin/tinyllava-edge doctor
 echo "expected: $$(cat first_answer.txt)"
-echo "here:     $$(.venv/bin/tinyllava-edge run bundle "$picture" "$question" --max-tokens $max_tokens $options)"
+printf "here:     "
+.venv/bin/tinyllava-edge run bundle "$picture" "$question" --max-tokens $max_tokens $options
 """)
 
 README = Template("""# $name for $title
 
 1. Copy this folder to the board, and run `sh install.sh` in it. $network
 2. It makes `.venv`, compiles llama.cpp for the board's GPU, and asks "$question" about `$picture`.
-   Expected: `first_answer.txt`, as computed by $host; other processors round otherwise, so late words may differ.
-3. `.venv/bin/tinyllava-edge build bundle` then builds the TensorRT engine of the vision tower (minutes, once).
+   Expected: `first_answer.txt`, as $host gave it; other processors round otherwise, so words may differ.
+3. `.venv/bin/tinyllava-edge build bundle` then builds the vision tower's TensorRT engine (minutes, once).
 4. Ask: `.venv/bin/tinyllava-edge run bundle PICTURE "QUESTION" $options`
 
-Memory, planned: $needed. `deploy.json` has it line by line, with what was asked here and the token ids of the answer.
+Memory, planned: $needed.
+`deploy.json` has it line by line, and the token ids of the answer.
 Not yet run on this board: see docs/deploying.md of the repository for what was tried.
 """)

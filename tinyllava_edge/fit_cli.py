@@ -1,4 +1,4 @@
-"""`tinyllava-edge inspect BUNDLE --device DEVICE`: what a bundle takes there, line by line, and whether it fits."""
+"""`tinyllava-edge inspect BUNDLE --device DEVICE`: what a bundle takes there, and whether it fits."""
 
 from typing import Any
 

@@ -8,9 +8,11 @@ from typing import Any
 
 from tinyllava_edge.boards import BOARDS
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.device import has_nvidia_gpu, read_jetson, read_machine
+from tinyllava_edge.device import has_nvidia_gpu, read_machine
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.memory_plan import KV_BYTES, MemoryPlan, Setting, plan_memory, suits_cache
+from tinyllava_edge.jetson import read_jetson
+from tinyllava_edge.llamacpp_memory import KV_BYTES, suits_cache
+from tinyllava_edge.memory_plan import MemoryPlan, Setting, plan_memory
 
 HERE = "here"
 LEAST_CONTEXT = 1024  # no shorter one is proposed: a picture alone may take 729 positions
@@ -106,9 +108,8 @@ def _card_free_bytes() -> int | None:
 def smaller_settings(bundle: Bundle, asked: Setting) -> list[Setting]:
     """One change each that takes less: the cache, the language, the vision, the context."""
     spec = bundle.manifest.language
-    contexts = []
-    while (asked.context_length >> len(contexts) + 1) >= LEAST_CONTEXT:
-        contexts.append(asked.context_length >> len(contexts) + 1)
+    halves = (asked.context_length >> times for times in range(1, asked.context_length.bit_length()))
+    contexts = [length for length in halves if length >= LEAST_CONTEXT]
     return [
         *(replace(asked, kv_type=kind) for kind in KV_BYTES if suits_cache(spec, kind)),
         *(replace(asked, language=name) for name in _names(bundle, "language")),

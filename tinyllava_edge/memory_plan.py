@@ -1,7 +1,7 @@
 """How much memory a bundle needs on a device, before anything is opened.
 
 Summed from the manifest, the files' sizes, the GGUF header and the shapes inside the vision graph.
-docs/deploying.md#what-the-lines-mean says what each line is, and how far from what was measured the sums were.
+docs/deploying.md#what-the-lines-mean says what each line is, and how far from measured ones the sums were.
 """
 
 from collections.abc import Mapping
@@ -13,13 +13,20 @@ from typing import Any
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.gguf_header import TENSOR_TYPES, GgufHeader, Tensor, read_gguf_header
-from tinyllava_edge.manifest import LanguageSpec
+from tinyllava_edge.gguf_header import GgufHeader, read_gguf_header
+from tinyllava_edge.llamacpp_memory import (
+    BATCH,
+    KV_BYTES,
+    OUTPUT_ROWS,
+    by_layer,
+    kv_bytes,
+    repacked_bytes,
+    scratch_bytes,
+    suits_cache,
+    tensor_bytes,
+)
 from tinyllava_edge.onnx_shapes import read_activations
 
-BATCH = 512  # rows of one llama.cpp call, which sizes its working memory by them
-OUTPUT_ROWS = 64  # rows whose logits are kept at once: 512 of a vocabulary of 150,000 would be 297 MiB
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}  # of a value of the cache
 MIB = 1 << 20
 MAPPED = "mapped from the file"
 
@@ -34,12 +41,6 @@ _ARENA_LEAST_BYTES = 3 * MIB
 _CUDA_CONTEXT_BYTES = 400 * MIB  # the driver's context, kernels of cuBLAS and of the vision engine
 _ENGINE_LEAST_BYTES = 8 * MIB  # activations of nano's engine; larger ones: benchmarks/results/tensorrt
 _ENGINE_COPIES, _ENGINE_BATCH = 2.7, 4
-# Types whose matrices llama.cpp's CPU build lays out anew, beside the file (ggml/src/ggml-cpu/repack.cpp).
-_REPACKED = {
-    "x86_64": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8},
-    "aarch64": {"Q4_0": 4, "Q4_K": 8, "Q5_K": 8, "Q6_K": 8, "IQ4_NL": 4, "Q8_0": 4},
-}  # architecture -> type -> rows that a matrix must have a multiple of
-_BLOCKS = {name: (values, size) for name, values, size in TENSOR_TYPES.values()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,11 +130,6 @@ def chosen_setting(
     )
 
 
-def suits_cache(spec: LanguageSpec, kv_type: str) -> bool:
-    """Whether llama.cpp can keep this model's keys and values so: blocks of q8_0 have 32 values of one head."""
-    return kv_type != "q8_0" or spec.head_dim % 32 == 0
-
-
 def plan_memory(
     bundle: Bundle,
     setting: Setting,
@@ -164,43 +160,14 @@ def plan_memory(
     lines += _vision_lines(bundle, vision, gpu=gpu, engine=engine)
     header = _header(bundle.path(language.files[0]))
     lines += _weight_lines(header, gpu=gpu, architecture=architecture)
-    cache = kv_bytes(header, spec, setting)
+    sizes: dict[str, Any] = {"kv_type": setting.kv_type, "context_length": setting.context_length}
+    cache = kv_bytes(header, spec, **sizes)
     lines.append(Line("KV cache", cache, place, f"{setting.context_length} positions, {setting.kv_type}"))
-    scratch = scratch_bytes(header, spec, setting)
+    scratch = scratch_bytes(header, spec, **sizes)
     lines.append(Line("llama.cpp scratch", scratch, place, f"{BATCH} rows, {OUTPUT_ROWS} with logits"))
-    inner = max(_by_layer(header, "feed_forward_length"))
+    inner = max(by_layer(header, "feed_forward_length"))
     lines.append(Line("llama.cpp inputs and conversions", 2 * BATCH * inner, place, "of one batch"))
     return MemoryPlan(setting, tuple(lines))
-
-
-def kv_bytes(header: GgufHeader, spec: LanguageSpec, setting: Setting) -> int:
-    """Keys and values of every layer; llama.cpp rounds the positions up to 256."""
-    positions = -(-setting.context_length // 256) * 256
-    heads = _by_layer(header, "attention.head_count_kv")
-    values = 2 * sum(heads) * (spec.num_hidden_layers if len(heads) == 1 else 1) * spec.head_dim
-    return int(positions * values * KV_BYTES[setting.kv_type])
-
-
-def scratch_bytes(header: GgufHeader, spec: LanguageSpec, setting: Setting) -> int:
-    """What llama.cpp reserves for computing one batch: the most that is alive at once, by stage of the graph.
-
-    Without flash attention (f32 cache) the scores of all heads are there at once. Against its own log of 11
-    shapes at 3 contexts and 3 types of cache the sum was 0 to 9.4 % higher, never lower.
-    """
-    rows = min(BATCH, setting.context_length)
-    positions = -(-setting.context_length // 256) * 256
-    hidden = 4 * rows * spec.hidden_size
-    queries = 4 * rows * spec.head_dim * spec.num_attention_heads
-    keys = 4 * rows * spec.head_dim * spec.num_key_value_heads
-    inner = 4 * rows * max(_by_layer(header, "feed_forward_length"))
-    flash = setting.kv_type != "f32"
-    mask = rows * positions * (2 if flash else 4)
-    scores = 0 if flash else 4 * rows * positions * spec.num_attention_heads
-    is_gated = "blk.0.ffn_gate.weight" in header.tensors
-    feed_forward = 3 * inner + 4 * hidden if is_gated else inner + 5 * hidden
-    outputs = 4 * min(OUTPUT_ROWS, rows) * (spec.vocab_size + 2 * spec.hidden_size)
-    attention = scores + 2 * queries + 3 * hidden + 2 * keys
-    return max(attention + mask, feed_forward + mask, outputs + 2 * hidden)
 
 
 def _vision_lines(
@@ -231,34 +198,17 @@ def _vision_lines(
 
 def _weight_lines(header: GgufHeader, *, gpu: bool, architecture: str) -> list[Line]:
     """A GPU holds everything but the table of tokens, and that too where it is the output's matrix."""
-    whole = sum(map(_tensor_bytes, header.tensors.values()))
+    whole = sum(map(tensor_bytes, header.tensors.values()))
     if gpu:
-        table = _tensor_bytes(header.tensors["token_embd.weight"])
+        table = tensor_bytes(header.tensors["token_embd.weight"])
         own_output = "output.weight" in header.tensors
         return [
             Line("language weights", whole - table * own_output, "gpu", "copied from the file"),
             Line("table of tokens", table, "host", MAPPED),
         ]
-    types = _REPACKED.get(architecture, {})
-    skipped = {"token_embd.weight"} if "output.weight" in header.tensors else set()
-    copied = sum(
-        _tensor_bytes(tensor)
-        for name, tensor in header.tensors.items()
-        if name not in skipped and tensor.kind in types and tensor.shape[0] % types[tensor.kind] == 0
-    )
+    copied = repacked_bytes(header, architecture)
     lines = [Line("language weights", whole, "host", MAPPED)]
     return [*lines, Line("repacked weights", copied, "host", "for the processor")] if copied else lines
-
-
-def _tensor_bytes(tensor: Tensor) -> int:
-    values, size = _BLOCKS[tensor.kind]
-    return prod(tensor.shape) // values * size
-
-
-def _by_layer(header: GgufHeader, name: str) -> tuple[int, ...]:
-    """A number of each layer, or the one that all have."""
-    value = header.entries[f"{header.entries['general.architecture'].value}.{name}"].value
-    return value if isinstance(value, tuple) else (value,)
 
 
 @cache

@@ -141,6 +141,7 @@ class Scan:
         self._fields = 0
 
     def check_model(self) -> None:
+        """Refuse what no exported graph has, wherever it is."""
         parts = list(self.read(MODEL, 0, len(self._data)))
         if not {"graph", "opset_import"} <= {name for name, _, _ in parts}:
             self._refuse("no graph, or none of its operators' version: it is cut off or damaged")

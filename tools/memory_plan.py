@@ -22,7 +22,8 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, stdout
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
-from tinyllava_edge.memory_plan import KV_BYTES, MIB, Setting, chosen_setting, plan_memory, suits_cache
+from tinyllava_edge.llamacpp_memory import KV_BYTES, suits_cache
+from tinyllava_edge.memory_plan import MIB, Setting, chosen_setting, plan_memory
 
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "emoji.webp"
 POSITIONS = 1024  # of the prompt at most: two batches
@@ -112,7 +113,7 @@ def compare(path: str) -> list[Record]:
 def table(rows: list[Record]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| bundle | vision | language | KV | context | planned MiB | of it mapped | measured MiB | of it mapped | plan is |",
+        "| bundle | vision | language | KV | context | planned MiB | mapped | measured | mapped | plan is |",
         "|---|---|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:

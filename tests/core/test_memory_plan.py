@@ -11,17 +11,11 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.gguf_header import Entry, GgufHeader, Tensor
+from tinyllava_edge.llamacpp_memory import KV_BYTES, kv_bytes, scratch_bytes, suits_cache
 from tinyllava_edge.manifest import LanguageSpec
-from tinyllava_edge.memory_plan import (
-    MIB,
-    Setting,
-    chosen_setting,
-    kv_bytes,
-    plan_memory,
-    scratch_bytes,
-    suits_cache,
-)
+from tinyllava_edge.memory_plan import MIB, chosen_setting, plan_memory
 from tinyllava_edge.onnx_shapes import read_activations
+from tinyllava_edge.runtimes.base import KV_TYPES
 
 # hidden, inner, heads, KV heads, head size, vocabulary, gated, layers
 SHAPES = {
@@ -56,23 +50,20 @@ def model(shape: str, layers: int = 2) -> tuple[GgufHeader, LanguageSpec]:
     return GgufHeader(entries, tensors), spec
 
 
-def setting(context_length: int, kv_type: str) -> Setting:
-    return Setting(vision="fp32", language="f16", kv_type=kv_type, context_length=context_length)
-
-
 @pytest.mark.parametrize(("shape", "context_length", "kv_type", "logged"), SCRATCH_MIB)
 def test_scratch_is_what_llama_cpp_logs_and_never_less(
     shape: str, context_length: int, kv_type: str, logged: float
 ) -> None:
-    planned = scratch_bytes(*model(shape), setting(context_length, kv_type)) / MIB
+    planned = scratch_bytes(*model(shape), kv_type=kv_type, context_length=context_length) / MIB
     assert logged - 0.02 <= planned <= 1.1 * logged
 
 
 @pytest.mark.parametrize(("kv_type", "mib"), [("f16", 48.0), ("f32", 96.0), ("q8_0", 25.5)])
 def test_the_cache_is_keys_and_values_of_every_layer(kv_type: str, mib: float) -> None:
     # By hand: 24 layers x 2 (keys, values) x 2 heads x 64 x 4096 positions = 25,165,824 values.
-    assert kv_bytes(*model("qwen2-0.5b", 24), setting(4096, kv_type)) == mib * MIB
-    assert kv_bytes(*model("qwen2-0.5b", 24), setting(3900, kv_type)) == mib * MIB  # rounded up to 256
+    qwen = model("qwen2-0.5b", 24)
+    assert kv_bytes(*qwen, kv_type=kv_type, context_length=4096) == mib * MIB
+    assert kv_bytes(*qwen, kv_type=kv_type, context_length=3900) == mib * MIB  # rounded up to 256
 
 
 def test_heads_that_a_block_of_q8_0_does_not_divide_have_no_such_cache() -> None:
@@ -127,3 +118,7 @@ def test_shapes_are_those_of_values_with_a_row_for_each_picture(tmp_path: Path) 
     graph = oh.make_graph([oh.make_node("Identity", ["x"], ["y"])], "g", [], [], value_info=inner)
     onnx.save(oh.make_model(graph), path)
     assert read_activations(path) == [(16, 729, 729)]
+
+
+def test_the_runtime_has_the_types_of_cache_that_are_planned() -> None:
+    assert {*KV_TYPES} == {*KV_BYTES}

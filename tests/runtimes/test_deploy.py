@@ -70,7 +70,7 @@ def test_the_script_refuses_another_python(folder: Path) -> None:
 def test_the_wheel_holds_what_setuptools_would_put_in(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     built = tmp_path / "built"
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "pip",
@@ -92,7 +92,7 @@ def test_the_wheel_holds_what_setuptools_would_put_in(tmp_path: Path) -> None:
 
 def test_pip_installs_the_wheel_and_it_runs_alone(folder: Path, tmp_path: Path) -> None:
     wheel = next((folder / "wheels").glob("tinyllava_edge-*.whl"))
-    pip = [
+    pip: list[str | Path] = [
         sys.executable,
         "-m",
         "pip",

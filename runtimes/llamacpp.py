@@ -16,7 +16,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError, UsageError
-from tinyllava_edge.memory_plan import BATCH, OUTPUT_ROWS
+from tinyllava_edge.llamacpp_memory import BATCH, KV_BYTES, OUTPUT_ROWS, suits_cache
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
@@ -24,10 +24,10 @@ from .llamacpp_library import load_library
 from .llamacpp_offload import place, refusal, set_devices
 from .threads import thread_budget
 
-# name -> (ggml_type, bytes of a value, flash attention: -1 where the device has it, 0 never, 1 always).
+# name -> (ggml_type, flash attention: -1 where the device has it, 0 never, 1 always).
 # Flash attention adds up in fp16: for 135 M parameters and 800 positions prefill was 25 % faster, and nano's
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
-_KV_TYPES = {"f16": (1, 2.0, -1), "f32": (0, 4.0, 0), "q8_0": (8, 34 / 32, 1)}
+_KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 DEFAULT_KV_TYPE = "f16"
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
@@ -194,8 +194,8 @@ class LlamaCppLanguage:
         """What a context that does not fit asked for, and what asks for less."""
         spec = self._spec
         values = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * self.context_length
-        mib = values * _KV_TYPES[self._kv_type][1] / (1 << 20)
-        smaller = "" if self._kv_type == "q8_0" else " and --kv-type q8_0"
+        mib = values * KV_BYTES[self._kv_type] / (1 << 20)
+        smaller = " and --kv-type q8_0" if self._kv_type != "q8_0" and suits_cache(spec, "q8_0") else ""
         return (
             f"Its {self._kv_type} KV cache alone is {mib:,.0f} MiB: a smaller --context{smaller} take less."
         )
@@ -203,7 +203,7 @@ class LlamaCppLanguage:
 
 def _flash_attention(options: BackendOptions, kv_type: str) -> int:
     """As llama.cpp has it; to want none with a cache that needs it is a UsageError."""
-    default = _KV_TYPES[kv_type][2]
+    default = _KV_TYPES[kv_type][1]
     asked = default if options.flash_attention is None else _FLASH_ATTENTION[options.flash_attention]
     if asked == 0 and default == 1:
         raise UsageError(f"a {kv_type} KV cache needs flash attention: leave --flash-attention off out.")

@@ -63,6 +63,11 @@ COMMANDS = {
     ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
+    "deploy": (
+        "tinyllava_edge.runtimes.deploy_cli",
+        "deploy",
+        "Write one folder for a board: a bundle that fits, this package, a first answer.",
+    ),
     "doctor": (
         "tinyllava_edge.runtimes.cli",
         "doctor",

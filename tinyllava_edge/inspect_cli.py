@@ -31,9 +31,27 @@ def inspect(
         Path | None, typer.Option(help="Where files are that a checkpoint only names, as for export.")
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Say whether a bundle fits this board or card (orin-nano-8gb, ...), or 'here'."),
+    ] = None,
+    vision: Annotated[str | None, typer.Option(help="Vision variant, for --device.")] = None,
+    language: Annotated[str | None, typer.Option(help="Language variant, for --device.")] = None,
+    context_length: Annotated[
+        int | None, typer.Option("--context", help="Positions of the context, for --device.", min=1)
+    ] = None,
+    kv_type: Annotated[str | None, typer.Option(help="Type of the KV cache, for --device.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory."""
+    asked = {"vision": vision, "language": language, "context_length": context_length, "kv_type": kv_type}
+    if device is not None:
+        from tinyllava_edge.fit_cli import show_fit
+
+        show_fit(path, device, asked, json=json)
+        return
+    if any(value is not None for value in asked.values()):
+        raise UsageError("--vision, --language, --context and --kv-type are for --device DEVICE.")
     place = bundle_path(path)
     if not place.exists():
         place = fetch_checkpoint(path, allow_pickle=allow_pickle).path

@@ -32,7 +32,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
 
-class _Field(NamedTuple):
+class Field(NamedTuple):
     """What a field may be: its wire types, and whether it may be there more than once."""
 
     name: str
@@ -40,79 +40,79 @@ class _Field(NamedTuple):
     is_list: bool = False
 
 
-def _numbers(name: str, wire: int = _VARINT) -> _Field:
-    return _Field(name, (wire, _BYTES), is_list=True)  # each by itself or packed
+def _numbers(name: str, wire: int = _VARINT) -> Field:
+    return Field(name, (wire, _BYTES), is_list=True)  # each by itself or packed
 
 
 _ONE = (_VARINT,)
 # Fields by number; a text stands for one that would run something else, or set or name other things.
-_Schema = Mapping[int, _Field | str]
-_MODEL: _Schema = {
-    1: _Field("ir_version", _ONE),
-    2: _Field("producer_name"),
-    3: _Field("producer_version"),
-    4: _Field("domain"),
-    5: _Field("model_version", _ONE),
-    6: _Field("doc_string"),
-    7: _Field("graph"),
-    8: _Field("opset_import", is_list=True),
+Schema = Mapping[int, Field | str]
+MODEL: Schema = {
+    1: Field("ir_version", _ONE),
+    2: Field("producer_name"),
+    3: Field("producer_version"),
+    4: Field("domain"),
+    5: Field("model_version", _ONE),
+    6: Field("doc_string"),
+    7: Field("graph"),
+    8: Field("opset_import", is_list=True),
     14: "metadata, which can set options of a session",
     20: "training information",
     25: "local functions",
 }
-_OPSET: _Schema = {1: _Field("domain"), 2: _Field("version", _ONE)}
-_GRAPH: _Schema = {
-    1: _Field("node", is_list=True),
-    2: _Field("name"),
-    5: _Field("initializer", is_list=True),
-    10: _Field("doc_string"),
-    11: _Field("input", is_list=True),
-    12: _Field("output", is_list=True),
-    13: _Field("value_info", is_list=True),
+_OPSET: Schema = {1: Field("domain"), 2: Field("version", _ONE)}
+GRAPH: Schema = {
+    1: Field("node", is_list=True),
+    2: Field("name"),
+    5: Field("initializer", is_list=True),
+    10: Field("doc_string"),
+    11: Field("input", is_list=True),
+    12: Field("output", is_list=True),
+    13: Field("value_info", is_list=True),
     15: "sparse weights",
 }
-_NODE: _Schema = {
-    1: _Field("input", is_list=True),
-    2: _Field("output", is_list=True),
-    3: _Field("name"),
-    4: _Field("op_type"),
-    5: _Field("attribute", is_list=True),
-    6: _Field("doc_string"),
-    7: _Field("domain"),
+_NODE: Schema = {
+    1: Field("input", is_list=True),
+    2: Field("output", is_list=True),
+    3: Field("name"),
+    4: Field("op_type"),
+    5: Field("attribute", is_list=True),
+    6: Field("doc_string"),
+    7: Field("domain"),
 }
-_ATTRIBUTE: _Schema = {
-    1: _Field("name"),
-    2: _Field("f", (_FIXED32,)),
-    3: _Field("i", _ONE),
-    4: _Field("s"),
-    5: _Field("t"),
+_ATTRIBUTE: Schema = {
+    1: Field("name"),
+    2: Field("f", (_FIXED32,)),
+    3: Field("i", _ONE),
+    4: Field("s"),
+    5: Field("t"),
     6: "a graph inside a node",
     7: _numbers("floats", _FIXED32),
     8: _numbers("ints"),
-    9: _Field("strings", is_list=True),
-    10: _Field("tensors", is_list=True),
+    9: Field("strings", is_list=True),
+    10: Field("tensors", is_list=True),
     11: "graphs inside a node",
-    13: _Field("doc_string"),
-    20: _Field("type", _ONE),
+    13: Field("doc_string"),
+    20: Field("type", _ONE),
     22: "sparse weights",
     23: "sparse weights",
 }
-_TENSOR: _Schema = {
+_TENSOR: Schema = {
     1: _numbers("dims"),
-    2: _Field("data_type", _ONE),
+    2: Field("data_type", _ONE),
     4: _numbers("float_data", _FIXED32),
     5: _numbers("int32_data"),
-    6: _Field("string_data", is_list=True),
+    6: Field("string_data", is_list=True),
     7: _numbers("int64_data"),
-    8: _Field("name"),
-    9: _Field("raw_data"),
+    8: Field("name"),
+    9: Field("raw_data"),
     10: _numbers("double_data", _FIXED64),
     11: _numbers("uint64_data"),
-    12: _Field("doc_string"),
-    13: _Field("external_data", is_list=True),
-    14: _Field("data_location", _ONE),
+    12: Field("doc_string"),
+    13: Field("external_data", is_list=True),
+    14: Field("data_location", _ONE),
 }
-_ENTRY: _Schema = {1: _Field("key"), 2: _Field("value")}
+_ENTRY: Schema = {1: Field("key"), 2: Field("value")}
 
 
 def check_onnx(path: Path, apart: Mapping[str, int]) -> None:
@@ -130,16 +130,19 @@ def check_onnx(path: Path, apart: Mapping[str, int]) -> None:
     if not path.stat().st_size:
         raise BundleError(f"{path}: is empty. Export the bundle again.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        _Scan(path, data, apart).check_model()
+        Scan(path, data, apart).check_model()
 
 
-class _Scan:
+class Scan:
+    """A walk over a file's messages; what no exported graph has is a BundleError that names the file."""
+
     def __init__(self, path: Path, data: mmap.mmap, apart: Mapping[str, int]) -> None:
         self._path, self._data, self._apart = path, data, apart
         self._fields = 0
 
     def check_model(self) -> None:
-        parts = list(self._read(_MODEL, 0, len(self._data)))
+        """Refuse what no exported graph has, wherever it is."""
+        parts = list(self.read(MODEL, 0, len(self._data)))
         if not {"graph", "opset_import"} <= {name for name, _, _ in parts}:
             self._refuse("no graph, or none of its operators' version: it is cut off or damaged")
         for name, start, end in parts:
@@ -149,7 +152,7 @@ class _Scan:
                 self._check_graph(start, end)
 
     def _check_graph(self, start: int, end: int) -> None:
-        for name, first, last in self._read(_GRAPH, start, end):
+        for name, first, last in self.read(GRAPH, start, end):
             if name == "node":
                 self._check_node(first, last)
             elif name == "initializer":
@@ -157,11 +160,11 @@ class _Scan:
 
     def _check_node(self, start: int, end: int) -> None:
         facts: dict[str, bytes] = {}
-        for name, first, last in self._read(_NODE, start, end):
+        for name, first, last in self.read(_NODE, start, end):
             if name in ("op_type", "domain"):
                 facts[name] = self._data[first:last]
             elif name == "attribute":
-                for kind, begin, stop in self._read(_ATTRIBUTE, first, last):
+                for kind, begin, stop in self.read(_ATTRIBUTE, first, last):
                     if kind in ("t", "tensors"):
                         self._check_tensor(begin, stop)
         self._check_domain(facts.get("domain", b""))
@@ -175,7 +178,7 @@ class _Scan:
     def _check_tensor(self, start: int, end: int) -> None:
         entries: dict[bytes, bytes] = {}
         is_apart = False
-        for name, first, last in self._read(_TENSOR, start, end):
+        for name, first, last in self.read(_TENSOR, start, end):
             if name == "data_location":
                 is_apart = self._data[first:last] != b"\0"
             elif name == "external_data":
@@ -200,28 +203,28 @@ class _Scan:
             offset, length = map(int, numbers)
             self._refuse(f"weights at {offset} + {length} of {_shown(location)}, which has {size} bytes")
 
-    def _texts(self, schema: _Schema, start: int, end: int) -> Iterator[tuple[str, bytes]]:
-        return ((name, self._data[first:last]) for name, first, last in self._read(schema, start, end))
+    def _texts(self, schema: Schema, start: int, end: int) -> Iterator[tuple[str, bytes]]:
+        return ((name, self._data[first:last]) for name, first, last in self.read(schema, start, end))
 
-    def _read(self, schema: _Schema, start: int, end: int) -> Iterator[tuple[str, int, int]]:
+    def read(self, schema: Schema, start: int, end: int) -> Iterator[tuple[str, int, int]]:
         """Name, start and end of each field's content in the message from `start` to `end`."""
         seen: set[int] = set()
         while start < end:
             self._fields += 1
             if self._fields > _MAX_FIELDS:
                 self._refuse(f"more than {_MAX_FIELDS} fields")
-            tag, start = self._varint(start, end)
+            tag, start = self.varint(start, end)
             number, wire = tag >> 3, tag & 7
             field = schema.get(number)
-            if not isinstance(field, _Field) or wire not in field.wires:
+            if not isinstance(field, Field) or wire not in field.wires:
                 self._refuse(field if isinstance(field, str) else f"field {number} of type {wire}")
             if number in seen and not field.is_list:
                 self._refuse(f"{field.name} twice")
             seen.add(number)
             if wire == _VARINT:
-                stop = self._varint(start, end)[1]
+                stop = self.varint(start, end)[1]
             elif wire == _BYTES:
-                length, start = self._varint(start, end)
+                length, start = self.varint(start, end)
                 stop = start + length
             else:
                 stop = start + _WIDTHS[wire]
@@ -230,7 +233,7 @@ class _Scan:
             yield field.name, start, stop
             start = stop
 
-    def _varint(self, start: int, end: int) -> tuple[int, int]:
+    def varint(self, start: int, end: int) -> tuple[int, int]:
         """Value of the number at `start`, and where it ends."""
         value = 0
         for index in range(min(10, end - start)):

@@ -1,6 +1,6 @@
 """What a board gets: the core and the runtimes' packages, resolved for aarch64 and each board's Python.
 
-    python -m tools.locks            resolves, and writes tools/boards/*.txt
+    python -m tools.locks            resolves, and writes runtimes/locks/*.txt
     python -m tools.locks --check    only compares with what is written; exit code 1 where that differs
 
 Wheels all but llama-cpp-python, which is built on the board. Needs uv, and asks PyPI.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "tools" / "boards"
+FOLDER = ROOT / "runtimes" / "locks"  # installed: `deploy` takes them
 BOARDS = {"3.10": ("JetPack 6", "2_35"), "3.12": ("JetPack 7", "2_39")}  # Python -> board, its glibc
 SOURCE = "llama-cpp-python"
 

@@ -69,6 +69,14 @@ def _stored_engine(out: Path) -> None:
         EngineCache(out).find(make_key()).plan.release()
 
 
+def _deployed(out: Path) -> None:
+    from tinyllava_edge.runtimes.deploy import deploy_mark
+
+    Bundle.open(out / "bundle")
+    if fault := deploy_mark(out):
+        raise AssertionError(fault)
+
+
 def _trained(out: Path) -> None:
     from tinyllava_edge.model.vlm import load_model
 
@@ -84,6 +92,7 @@ _TRAIN = (
 CASES = {
     "bundle": Case(_write_bundle, Bundle.open),
     "prune": Case("prune {source}/b -o {place}/out --vision fp32 --language f32", Bundle.open),
+    "deploy": Case("deploy nano --device orin-nano-8gb -o {place}/out", _deployed),
     "export": Case("export {source}/ck -o {place}/out --vision fp32,fp16 --language f32,q8_0", Bundle.open),
     "train": Case(_TRAIN, _trained, f"{_TRAIN} --resume", beside=("out.work",)),
     "build record": Case(_store_engine, _stored_engine),

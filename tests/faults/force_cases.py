@@ -54,6 +54,7 @@ _FOREIGN = {
 _COMMANDS = {
     "export": f"{_EXPORT} -o {{home}}/out",
     "prune": f"prune {{home}}/b -o {{home}}/out {_KEEP}",
+    "deploy": "deploy nano --device orin-nano-8gb -o {home}/out",
     "train": f"{_TRAIN} -o {{home}}/out",
     "eval": f"{_EVAL} --answers {{home}}/out",
     "bench": "bench {home}/b -o {home}/out --runs 6 --sessions 1",
@@ -68,6 +69,7 @@ _TOUCHING = (
     (f"prune {{home}}/b -o {{home}}/b {_KEEP}", "is the bundle"),
     (f"prune {{home}}/b -o {{home}}/b/inner {_KEEP}", "lies in the bundle"),
     (f"prune {{home}}/b -o {{home}}/link {_KEEP}", "is a link to the bundle"),
+    ("deploy {home}/b --device orin-nano-8gb -o {home}/b/x", "lies in the bundle"),
     (f"{_TRAIN} -o {{home}}/ck", "is the checkpoint"),
     (f"{_TRAIN} -o {{home}}/ck/x", "lies in the checkpoint"),
     (f"{_TRAIN} --images {{home}}/b -o {{home}}/b/x", "lies in the pictures"),
@@ -87,7 +89,7 @@ def force_cases() -> Iterator[ForceCase]:
     for words in _COMMANDS.values():
         for place, prepare in _FOREIGN.items():
             yield ForceCase(f"{words} --force", place, REFUSED, prepare)
-    for name in ("export", "prune", "train", "eval"):
+    for name in ("export", "prune", "deploy", "train", "eval"):
         words = _COMMANDS[name]
 
         def old(home: Path, words: str = words) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Of these, so many operations apart: what is quick is looked at more closely.
-EVERY = {"bundle": 9, "prune": 11, "build record": 9, "train": 110, "export": 250}
+EVERY = {"bundle": 9, "prune": 11, "deploy": 200, "build record": 9, "train": 110, "export": 250}
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,8 @@ def _check(folder: Path, wish: "Wish", lacking: dict[str, str]) -> dict[str, Any
 
     machine = read_machine()
     record: dict[str, Any] = {
-        "kind": KIND, "schema_version": 1, "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "kind": KIND, "schema_version": 1,
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "options": asdict(wish), "machine": machine_card(), "missing": lacking, "steps": [], "judged": [],
     }  # fmt: skip
 

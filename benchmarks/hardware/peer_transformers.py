@@ -1,7 +1,7 @@
 """Time of transformers' own generation: `python peer_transformers.py MODEL TOKENS ANSWER RUNS [DEVICE]`.
 
-Runs in an environment of its own with torch and transformers, and needs nothing of this package. Greedy, no end
-before ANSWER tokens, no prompt twice. Prints a line of JSON. Not yet run on hardware.
+Runs in an environment of its own with torch and transformers, and needs nothing of this package. Greedy, no
+end before ANSWER tokens, no prompt twice. Prints a line of JSON. Not yet run on hardware.
 """
 
 import json

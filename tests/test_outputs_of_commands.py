@@ -52,6 +52,8 @@ def home(tmp_path: Path) -> Path:
         ("eval b --questions q.json --images pictures --answers q.json --force", "is"),
         ("eval b --questions q.json --images pictures --answers b/parity/a.json", "lies in"),
         ("hub-check --hub-root .. --checkpoints home/b -o b/x", "lies in"),
+        ("hardware-check b -o b/x", "lies in"),
+        ("hardware-check b -o . --force", "holds"),
         ("build b -o . --force", "holds"),
     ],
 )

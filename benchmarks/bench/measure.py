@@ -5,13 +5,10 @@ docs/sources/measuring.md#interleaved-pairs. In a session every cell is opened a
 and warmed up; then come blocks, each of which visits every cell in order and then in reverse (A B B A).
 """
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +16,16 @@ import numpy as np
 
 from tinyllava_edge.benchmarks.evals.questions import Question
 from tinyllava_edge.benchmarks.evals.scores import summarize
-from tinyllava_edge.errors import BackendError
 
 from .device_memory import watched_device
 from .machine_load import Shares, evict, read_cpu_times, shares_between
 from .power import ABSENT, PowerWatch
 from .worker import Cell, Request
+from .worker_process import Sample, Worker
 
 MIN_WARM_UP_RUNS, MAX_WARM_UP_RUNS = 6, 20
 STEADY = 0.05  # how far apart the medians of the last three and the three before may be
 PAUSE_S = 0.02  # for threads that still wait for work to fall asleep
-Sample = dict[str, Any]
 Pair = tuple[Sample, Sample]  # of one block, forwards and backwards
 
 
@@ -229,49 +225,3 @@ def score_cells(
         name: summarize(quality.questions, answers["seeing"], answers["blind"], first)
         for name, answers in found.items()
     }
-
-
-class Worker:
-    """The process of one cell."""
-
-    def __init__(self, cell: Cell, request: Request) -> None:
-        self.name = cell.name
-        task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
-        command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
-        self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
-        self._is_busy = True  # until it says that it is open
-        self.process_id: int = self._process.pid
-
-    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: str) -> Sample:
-        """Give it a job, a method of `OpenCell`, and wait for what comes of it."""
-        self._is_busy = True
-        with suppress(BrokenPipeError):  # it has ended: reading says so
-            self._process.stdin.write(json.dumps({"job": job, **details}) + "\n")
-            self._process.stdin.flush()
-        while "more" in (said := self.read()):
-            self._is_busy = True
-            on_more()
-        return said
-
-    def read(self) -> Sample:
-        """The next line that the process says."""
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._process.wait()
-            raise BackendError(f"{self.name}: its process ended with code {code}; its words are above.")
-        said: Sample = json.loads(line)
-        self._is_busy = False
-        if "error" in said:
-            raise BackendError(f"{self.name}: {said['error']}")
-        return said
-
-    def close(self) -> None:
-        """End the process by ending its input; in the middle of a job, which nobody waits for, at once."""
-        if self._is_busy:
-            self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            with suppress(BrokenPipeError):
-                stream.close()
-        self._process.wait()

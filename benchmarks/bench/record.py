@@ -15,11 +15,12 @@ from tinyllava_edge.image import open_picture
 from tinyllava_edge.parity_files import read_parity
 
 from .device_memory import device_kind
+from .energy import energy_of, power_record
 from .environment import machine_card
 from .machine_load import busy_line, watch
 from .measure import Quality, Session, measure_cells, score_cells
 from .plan import Plan, cell_bytes, cell_files
-from .power import PowerWatch, includes, watched_power, whole_of
+from .power import watched_power
 from .ratios import median_deviation, paired_ratio, percentile_90
 from .worker import Cell
 
@@ -65,7 +66,7 @@ def run_plan(
         "request": asked,
         "amount": {**asdict(plan.amount), "runs": plan.amount.runs},
         "machine": card,
-        "power": _power_record(power, idle),
+        "power": power_record(power, idle),
         "device_memory": device_kind() or None,
         "load": {"before": before, "after": after, "blocks": [session.blocks for session in sessions]},
         "baseline": plan.cells[0].name,
@@ -143,39 +144,12 @@ def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
         "stitching": _stitching(found) if raw else None,
         "peak_memory_bytes": max(session["peak_memory_bytes"] for session in found),
         "device_peak_bytes": max(filter(None, (s["device_peak_bytes"] for s in found)), default=None),
-        "energy": _energy(warm),
+        "energy": energy_of(warm),
         "unstable": median_deviation(totals) > UNSTABLE * median(totals),
         "same_answer_every_run": all(
             len({sample["answer_sha256"] for sample in samples}) == 1 for samples in (warm, cached)
         ),
         "sessions": found,
-    }
-
-
-def _energy(samples: Sequence[Record]) -> Record | None:
-    """Joules of an answer (medians): of each rail, and of the whole; None where power was not read."""
-    measured = [sample["joules"] for sample in samples if "joules" in sample]
-    if not measured:
-        return None
-    rails = {name: median(joules[name] for joules in measured) for name in measured[0]}
-    whole = median(whole_of(joules)[1] for joules in measured)
-    generated = samples[0]["generated_tokens"]
-    return {
-        "answers": len(measured),
-        "rails_j": rails,
-        "whole_j": whole,
-        "whole_j_per_token": whole / generated,
-    }
-
-
-def _power_record(power: PowerWatch, idle: dict[str, float] | None) -> Record:
-    """Where power was read, what the figure called whole includes, and what nothing takes."""
-    rails = power.samples[-1][1] if power.samples else {}
-    return {
-        "source": power.source,
-        "whole": includes(power.source, rails) if rails else None,
-        "idle_w": idle,
-        "idle_whole_w": whole_of(idle)[1] if idle else None,
     }
 
 

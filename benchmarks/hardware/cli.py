@@ -64,7 +64,8 @@ def hardware_check(
     for name in names:
         if name not in (*PEERS, "all"):
             raise UsageError(f"--peers {name}: expected {', '.join(PEERS)}, or all.")
-    chosen_modes(parse_names(modes))
+    power_modes = tuple(filter(None, (name.strip() for name in modes.split(","))))  # in their own case
+    chosen_modes(power_modes)
     roots = [Bundle.open(bundle_path(name)).root for name in bundles or ["nano"]]
     output = output.absolute()
     packed = output.with_name(f"{output.name}.tar.gz")
@@ -72,7 +73,7 @@ def hardware_check(
     check_output(packed, force=force, mark=packed_mark, sources=roots)
     wish = Wish(
         bundles=tuple(bundles or ["nano"]),
-        modes=parse_names(modes),
+        modes=power_modes,
         soak_minutes=soak,
         peers=PEERS if names == ("all",) else names,
         peer_model=peer_model,
@@ -108,7 +109,8 @@ def _check(folder: Path, wish: "Wish", lacking: dict[str, str]) -> dict[str, Any
 
     machine = read_machine()
     record: dict[str, Any] = {
-        "kind": KIND, "schema_version": 1, "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "kind": KIND, "schema_version": 1,
+        "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "options": asdict(wish), "machine": machine_card(), "missing": lacking, "steps": [], "judged": [],
     }  # fmt: skip
 

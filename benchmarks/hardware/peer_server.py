@@ -1,8 +1,8 @@
 """Time of a server that speaks OpenAI's completions: `peer_server.py URL TOKENS ANSWER RUNS -- COMMAND...`.
 
 Starts the command, waits until it answers, sends prompts of so many token ids, ends it, and prints a line of
-JSON. It needs nothing but Python. Every server is sent the same: no prompt that was there before, greedy, and no
-end before ANSWER tokens. Not yet run on hardware.
+JSON. It needs nothing but Python. Every server is sent the same: no prompt that was there before, greedy, and
+no end before ANSWER tokens. Not yet run on hardware.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Time of transformers' own generation: `python peer_transformers.py MODEL TOKENS ANSWER RUNS [DEVICE]`.
 
-Runs in an environment of its own with torch and transformers, and needs nothing of this package. Greedy, no end
-before ANSWER tokens, no prompt twice. Prints a line of JSON. Not yet run on hardware.
+Runs in an environment of its own with torch and transformers, and needs nothing of this package. Greedy, no
+end before ANSWER tokens, no prompt twice. Prints a line of JSON. Not yet run on hardware.
 """
 
 import json
@@ -19,10 +19,9 @@ def measure(name: str, tokens: int, answer: int, runs: int, device: str) -> dict
     dtype = torch.float16 if device == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
     found = []
-    with torch.inference_mode():
-        for run in range(runs + 1):
-            ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.manual_seed(run))
-            found.append(_one(model, ids.to(device), answer))
+    for run in range(runs + 1):
+        ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.manual_seed(run))
+        found.append(_one(model, ids.to(device), answer))
     firsts, tokens_ms = zip(*found[1:], strict=True)  # the first one warms up
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return {
@@ -32,15 +31,20 @@ def measure(name: str, tokens: int, answer: int, runs: int, device: str) -> dict
 
 
 def _one(model: Any, ids: Any, answer: int) -> tuple[float, float]:
-    """Time in ms to the first token, and from one to the next; reading a token waits for the GPU."""
-    start, cache = time.perf_counter(), None
+    """Time in ms to the first token, and from one to the next."""
     marks = []
-    for _ in range(answer):
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
-        ids.item()
-        marks.append(time.perf_counter())
-    return 1000 * (marks[0] - start), 1000 * (marks[-1] - marks[0]) / (answer - 1)
+
+    class Streamer:
+        def put(self, value: Any) -> None:  # the prompt first, then each token, on the host
+            marks.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    lengths = {"min_new_tokens": answer, "max_new_tokens": answer}
+    model.generate(ids, attention_mask=ids * 0 + 1, do_sample=False, streamer=Streamer(), **lengths)
+    start, first, *_, last = marks
+    return 1000 * (first - start), 1000 * (last - first) / (answer - 1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Others on the same device: what each is run with, in an environment or container of its own.
 
-None of them loads a TinyLLaVA checkpoint (llama-server does load the language model of a bundle), so the others
-get Qwen2.5-0.5B with a prompt of as many tokens: their figures compare prefill and decode, not the tower. Read
-from their documentation, and not yet run on hardware: docs/sources/measuring.md#peers.
+None of them loads a TinyLLaVA checkpoint (llama-server does load the language model of a bundle), so the
+others get Qwen2.5-0.5B with a prompt of as many tokens: their figures compare prefill and decode, not the
+tower. Read from their documentation, and not yet run on hardware: docs/sources/measuring.md#peers.
 """
 
 import os
@@ -94,8 +94,8 @@ def _edge_llm(lengths: tuple[str, ...]) -> Step:
     skip = ""
     if not os.environ.get(EDGE_LLM_VARIABLE) or not (llm / "llm_bench").exists():
         skip = (
-            f"{EDGE_LLM_VARIABLE} names no built checkout of NVIDIA/TensorRT-Edge-LLM; its model comes from an "
-            f"x86 machine: tensorrt-edgellm-quantize llm --model_dir {PEER_MODEL} --quantization int4_awq "
+            f"{EDGE_LLM_VARIABLE} names no built checkout of NVIDIA/TensorRT-Edge-LLM; its model comes from "
+            f"an x86 machine: tensorrt-edgellm-quantize llm --model_dir {PEER_MODEL} --quantization int4_awq "
             "--output_dir quantized && tensorrt-edgellm-export quantized onnx"
         )
     build = (

@@ -11,11 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tinyllava_edge.benchmarks.bench.measure import Worker
 from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
 from tinyllava_edge.benchmarks.bench.power import watched_power, whole_of
 from tinyllava_edge.benchmarks.bench.state import read_clocks, read_temperatures
 from tinyllava_edge.benchmarks.bench.worker import Request
+from tinyllava_edge.benchmarks.bench.worker_process import Worker
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, print_json
@@ -66,4 +66,6 @@ def soak(bundle: Bundle, runtime: str, minutes: float, minute_s: float = 60.0) -
 
 if __name__ == "__main__":
     name, runtime_name, length = sys.argv[1:]
-    print_json(soak(Bundle.open(Path(bundle_path(name))), runtime_name, float(length)))
+    print_json(
+        soak(Bundle.open(Path(bundle_path(name))), runtime_name, float(length), min(60.0, 60 * float(length)))
+    )

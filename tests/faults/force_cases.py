@@ -59,6 +59,7 @@ _COMMANDS = {
     "eval": f"{_EVAL} --answers {{home}}/out",
     "bench": "bench {home}/b -o {home}/out --runs 6 --sessions 1",
     "build": "build {home}/b -o {home}/out --target tensorrt-rtx --vision fp32",
+    "hardware-check": "hardware-check {home}/b -o {home}/out --runs 2",
     "hub-check": "hub-check --hub-root {home} --checkpoints a/ck -o {home}/out",
 }
 _TOUCHING = (

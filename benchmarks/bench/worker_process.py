@@ -1,0 +1,61 @@
+"""The process of one cell, from outside."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from tinyllava_edge.errors import BackendError
+
+from .worker import Cell, Request
+
+Sample = dict[str, Any]
+
+
+class Worker:
+    """The process of one cell."""
+
+    def __init__(self, cell: Cell, request: Request) -> None:
+        self.name = cell.name
+        task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
+        command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
+        self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
+        self._is_busy = True  # until it says that it is open
+        self.process_id: int = self._process.pid
+
+    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: str) -> Sample:
+        """Give it a job, a method of `OpenCell`, and wait for what comes of it."""
+        self._is_busy = True
+        with suppress(BrokenPipeError):  # it has ended: reading says so
+            self._process.stdin.write(json.dumps({"job": job, **details}) + "\n")
+            self._process.stdin.flush()
+        while "more" in (said := self.read()):
+            self._is_busy = True
+            on_more()
+        return said
+
+    def read(self) -> Sample:
+        """The next line that the process says."""
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise BackendError(f"{self.name}: its process ended with code {code}; its words are above.")
+        said: Sample = json.loads(line)
+        self._is_busy = False
+        if "error" in said:
+            raise BackendError(f"{self.name}: {said['error']}")
+        return said
+
+    def close(self) -> None:
+        """End the process by ending its input; in the middle of a job, which nobody waits for, at once."""
+        if self._is_busy:
+            self._process.kill()
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                stream.close()
+        self._process.wait()

@@ -28,6 +28,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 OPTIONS = {
     "run": "run nano GIVEN What?",
     "chat": "chat nano GIVEN",
+    "explain": "explain nano GIVEN What? --checkpoint nano",
     "eval --questions": "eval nano --questions GIVEN --images FOLDER",
     "bench --picture": "bench nano --runtimes scripted --picture GIVEN",
     "bench --questions": "bench nano --runtimes scripted --questions GIVEN --images FOLDER",

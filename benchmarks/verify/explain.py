@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tinyllava_edge.bundle import TOKENIZER_FILE
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.metrics import log_softmax, top1_margin
 from tinyllava_edge.prompt import TextTokenizer
 from tinyllava_edge.runtimes.context import Element
@@ -51,7 +52,7 @@ class Explanation:
     Attributes:
         report: of the ladder on this question.
         checkpoint, bundle: both answers; the bundle's is None where it gives none.
-        prompt_ids: the checkpoint's; positions: of the prompt in the context.
+        prompt_ids, bundle_prompt_ids: -200 for the picture; positions: of the prompt in the context.
         parts_at: the first token at which the answers differ, or None where they are equal.
         cause: why, if anything differs.
     """
@@ -60,6 +61,7 @@ class Explanation:
     checkpoint: Side
     bundle: Side | None
     prompt_ids: tuple[int, ...]
+    bundle_prompt_ids: tuple[int, ...]
     positions: int
     parts_at: int | None
     cause: str
@@ -95,6 +97,7 @@ class Explanation:
             "checkpoint": asdict(self.checkpoint),
             "bundle": None if self.bundle is None else asdict(self.bundle),
             "prompt_ids": list(self.prompt_ids),
+            "bundle_prompt_ids": list(self.bundle_prompt_ids),
             "positions": self.positions,
             **{key: value for key, value in told.items() if key != "cause"},
         }
@@ -135,12 +138,12 @@ def explain(ladder: Ladder, on_stage: OnStage = lambda stage: None) -> Explanati
     tokenizer = TextTokenizer(
         ladder.bundle.read_text(TOKENIZER_FILE), bos_id=ladder.bundle.manifest.prompt.bos_id, checked=True
     )
-    ids = reference.ids(reference.question)
     return Explanation(
         report=report,
         checkpoint=_side(tokenizer.decode, theirs, ours, at),
         bundle=None if ours is None else _side(tokenizer.decode, ours, theirs, at),
-        prompt_ids=ids,
+        prompt_ids=reference.ids(reference.question),
+        bundle_prompt_ids=tuple(e if isinstance(e, int) else IMAGE_TOKEN_ID for e in elements),
         positions=len(reference.splice(reference.question)),
         parts_at=at,
         cause=cause,
@@ -161,6 +164,8 @@ def _side(
 ) -> Side:
     side = Side(text=decode(own.ids), ids=own.ids)
     if other is None or at is None or at >= min(len(own.ids), len(other.ids)):
+        return side
+    if not np.isfinite(own.logits[at]).all():  # the stages say so
         return side
     odds = np.exp(log_softmax(own.logits[at]))
     return replace(

@@ -95,10 +95,7 @@ def explain(
 
 def _show(found: "Explanation") -> None:
     """One screen."""
-    lines = [
-        found.verdict,
-        f"prompt      {len(found.prompt_ids)} ids, {found.positions} positions with the picture",
-    ]
+    lines = [found.verdict, f"prompt ids  {_prompt(found)}"]
     for name, side in (("checkpoint", found.checkpoint), ("bundle", found.bundle)):
         lines += [f"{name:<11} {side.text!r}" if side else f"{name:<11} no answer"]
         if side is not None and side.token is not None:
@@ -107,6 +104,14 @@ def _show(found: "Explanation") -> None:
         lines.append(f"{result.stage:<14} {result.variant:<9} {_told(result)}")
     for line in lines:
         stdout.print(printable(line, line_ends=True), soft_wrap=True, highlight=False)
+
+
+def _prompt(found: "Explanation") -> str:
+    from .explain import first_difference
+
+    size = f"{len(found.prompt_ids)} ids, {found.positions} positions with the picture"
+    at = first_difference(found.prompt_ids, found.bundle_prompt_ids)
+    return f"equal: {size}" if at is None else f"differ from index {at}: {size} for the checkpoint"
 
 
 def _told(result: "StageResult") -> str:

@@ -100,6 +100,7 @@ def test_a_planted_fault_is_named_with_its_stage(
     assert found.verdict.startswith("different: ")
     assert f"first stage that differs: {stage}" in found.verdict
     assert not found.is_equal
+    assert (found.prompt_ids == found.bundle_prompt_ids) is (stage != "text")
 
 
 def blends() -> Iterator[bytes]:

@@ -75,6 +75,9 @@ def with_q8_activations(block: int) -> Product:
     return product
 
 
+IN_TF32 = of_rounded(cut_to_tf32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Emulation:
     """One way to compute a language model.
@@ -89,7 +92,7 @@ class Emulation:
     name: str
     stored: str
     linear: Product
-    attention: Product = of_rounded(cut_to_tf32)
+    attention: Product = IN_TF32
 
 
 EMULATIONS = (
@@ -99,7 +102,7 @@ EMULATIONS = (
         linear=of_rounded(rounded_to_tf32),
         attention=of_rounded(rounded_to_tf32),
     ),
-    Emulation(name="tf32, cut", stored="F32", linear=of_rounded(cut_to_tf32)),
+    Emulation(name="tf32, cut", stored="F32", linear=IN_TF32),
     Emulation(name="fp16, float32 sums", stored="F16", linear=of_rounded(float16)),
     Emulation(name="fp16, fp16 sums of 16", stored="F16", linear=in_float16(16)),
     Emulation(name="fp16, fp16 sums of 4", stored="F16", linear=in_float16(4)),

@@ -8,6 +8,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 
 import ctypes
 import os
+import re
 from collections import deque
 from collections.abc import Callable
 from functools import cache
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.compute_classes import FLOAT32_CPU, llamacpp_class
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.install import llamacpp_line
@@ -35,6 +37,7 @@ _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 DEFAULT_KV_TYPE = "f16"
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _ALL_LAYERS = 1 << 20
+_GPU_SM = re.compile(rb"compute capability (\d+\.\d)")
 _DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
 
 
@@ -50,7 +53,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
     if variant.target != "gguf":
         raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
     kv_type = options.kv_type or DEFAULT_KV_TYPE
-    return LlamaCppLanguage(
+    language = LlamaCppLanguage(
         bundle.path(variant.files[0]),
         bundle.manifest.language,
         name=f"llamacpp {variant.name}, {kv_type} KV",
@@ -58,6 +61,10 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
         context_length=options.positions(bundle.manifest.language),
         threads=options.threads,
     )
+    language.compute_class = llamacpp_class(
+        variant.name, language.gpu_sm, has_float16="FP16_VA = 1" in language.build
+    )
+    return language
 
 
 class LlamaCppLanguage:
@@ -98,6 +105,8 @@ class LlamaCppLanguage:
         self._log.attach()
         self.build = self._library.llama_print_system_info().decode()  # instructions it was compiled for
         self._has_gpu = bool(self._library.llama_supports_gpu_offload())
+        self.compute_class = FLOAT32_CPU
+        self.gpu_sm = self._log.gpu_sm if self._has_gpu else None
         if self._has_gpu:
             self.name += ", GPU"
         elif has_nvidia_gpu():
@@ -247,6 +256,7 @@ class _Log:
     def __init__(self, library: Any) -> None:
         self._lines: deque[str] = deque(maxlen=8)
         self._keeping = False
+        self.gpu_sm = ""  # of the first GPU, which llama.cpp says once, when it first looks
         self._set = library.llama_log_set
         self._callback = library.llama_log_callback(self._receive)  # the library keeps only its address
 
@@ -265,6 +275,8 @@ class _Log:
         return f" llama.cpp: {text}" if text else ""
 
     def _receive(self, level: int, text: bytes, _: object) -> None:
+        if not self.gpu_sm and (found := _GPU_SM.search(text)):
+            self.gpu_sm = found[1].decode()
         if level != self._CONTINUED:
             self._keeping = level in (self._WARNING, self._ERROR)
             if self._keeping:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tinyllava_edge import metrics
 from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.bundle import Variant
+from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, about
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
 from tinyllava_edge.gates import PROVEN, gates_of, largest_logit_error, widened
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
@@ -71,7 +72,8 @@ def check_language(ladder: Ladder, on_stage: OnStage) -> Iterator[StageResult]:
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
-                judge_of = _Judge(ladder, pair, LanguageRun(model, ladder.reference))
+                compute = getattr(model.language, "compute_class", FLOAT32_CPU)
+                judge_of = _Judge(ladder, pair, LanguageRun(model, ladder.reference), compute)
                 yield judge_of.check(first)
                 for stage in others:
                     on_stage(stage)
@@ -98,12 +100,14 @@ def _gates_with(vision: str, language: str) -> str:
 class _Judge:
     """The stages of one pair of variants, each of which may look at those before it."""
 
-    def __init__(self, ladder: Ladder, pair: _Pair, run: LanguageRun) -> None:
+    def __init__(self, ladder: Ladder, pair: _Pair, run: LanguageRun, compute: ComputeClass) -> None:
         self._ladder = ladder
         self._reference = ladder.reference
         self._family = ladder.bundle.manifest.language.architecture
         self._pair = pair
         self._run = run
+        self._compute = compute
+        self._about = f"; {said}" if (said := about(compute)) else ""
         self._logit_tolerance = 0.0  # largest difference of a logit so far
         self._judged: dict[str, StageResult] = {}
 
@@ -165,9 +169,10 @@ class _Judge:
                 "nmse": max(nmse(*pair) for pair in pairs) if is_finite else np.nan,
                 "max_abs_difference": largest,
             },
-            detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
+            detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts"
+            + self._about,
             cause=lambda: self._logits_cause(pairs),
-            gates=gates_of("logits", self._pair.gates, self._family) or nothing_passes_nan,
+            gates=gates_of("logits", self._pair.gates, self._family, self._compute) or nothing_passes_nan,
         )
 
     def _logits_cause(self, pairs: Sequence[tuple[Floats, Floats]]) -> str:
@@ -202,7 +207,7 @@ class _Judge:
         expected, found = (np.concatenate(side) for side in zip(*pairs, strict=True))
         self._logit_tolerance = max(self._logit_tolerance, max_abs_difference(expected, found))
         divergence = kl_divergence(expected, found)
-        gates = gates_of("teacher_forced", self._pair.gates)
+        gates = gates_of("teacher_forced", self._pair.gates, compute=self._compute)
         before = self._judged.get("dequantized")
         cost = cost_of_weights(before) if before and before.status == "passed" else {}
         if cost and self._pair.language.name in PROVEN:
@@ -217,7 +222,7 @@ class _Judge:
                 "p99_kld": float(np.percentile(divergence, 99, method="higher")),
                 "top1_agreement": metrics.top1_agreement(expected, found),
             },
-            detail=f"{len(divergence)} tokens",
+            detail=f"{len(divergence)} tokens{self._about}",
             cause=lambda: "distributions are too far apart: too coarse a quantization, or an earlier stage",
             gates=gates,
         )
@@ -231,7 +236,7 @@ class _Judge:
         """Greedy answers are the reference's up to a step at which two tokens are equally good."""
         logit_stages = ("logits", "dequantized", "teacher_forced")  # wrong logits explain nothing
         excusable = all(self._judged[s].status != "failed" for s in logit_stages if s in self._judged)
-        cap = largest_logit_error(self._pair.gates, self._family)
+        cap = largest_logit_error(self._pair.gates, self._family, self._compute)
         tolerance = min(self._logit_tolerance, cap) if excusable else 0.0
         unexplained: list[str] = []
         diverged: list[int] = []  # where answers leave the reference's

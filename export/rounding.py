@@ -1,9 +1,10 @@
 """What a typed graph computes where every value is really rounded to its type, and how large values get.
 
-ONNX Runtime's CPU provider computes float16 nodes in float32 and has no bfloat16; torch's half kernels
-compute GELU and attention in float32 inside. Both hide an overflow that a GPU would have. So the typed graph
-is evaluated in float32 with a rounding behind every operation: float32 islands and casts are what they are in
-the file. An accelerator that fuses operations rounds less often, so this is the pessimistic figure.
+ONNX Runtime's CPU provider computes most float16 nodes in float32 (all but convolutions on ARM with float16
+vectors, all on x86) and has no bfloat16; torch's half kernels compute GELU and attention in float32 inside.
+Both hide an overflow that a GPU would have. So the typed graph is evaluated in float32 with a rounding behind
+every operation, and float16 sums in products (`float16_sums.py`): float32 islands and casts are what they are
+in the file. An accelerator that fuses operations rounds less often, so this is the pessimistic figure.
 """
 
 from collections import defaultdict
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.precisions import FLOAT16_MAX
 
+from .float16_sums import in_float16_sums
 from .onnx_file import element_types, open_session, opened_graph, replace_nodes
 
 Floats = npt.NDArray[np.float32]
@@ -52,7 +54,8 @@ class ValueRange:
 
 def evaluate_rounded(proto: onnx.ModelProto, pixels: Floats, output: str = EMBEDDINGS) -> Floats:
     """Embeddings (or an inner value) of a graph, every weight and value rounded to its own type."""
-    with opened_graph(proto, partial(_emulate, output=output), open_file=_as_it_is) as session:
+    change = partial(_emulate, output=output, float16_sums=True)
+    with opened_graph(proto, change, open_file=_as_it_is) as session:
         return np.concatenate([session.run([output], {PIXELS: picture[None]})[0] for picture in pixels])
 
 
@@ -92,9 +95,9 @@ def measure_values(
     return np.array(rows, dtype=np.float32).reshape(len(pixels), len(names), len(reductions))
 
 
-def _emulate(graph: onnx.GraphProto, output: str = EMBEDDINGS) -> None:
+def _emulate(graph: onnx.GraphProto, output: str = EMBEDDINGS, *, float16_sums: bool = False) -> None:
     """Turn a typed graph into a float32 one that rounds; value names stay, `<name>_exact` is unrounded."""
-    types = element_types(graph)
+    types, dims = element_types(graph), _dims(graph)
     weights = {tensor.name: tensor.data_type for tensor in graph.initializer if tensor.data_type in LOW_TYPES}
     restored: dict[str, str] = {}  # a low weight -> its float32 value
     nodes: list[onnx.NodeProto] = []
@@ -103,19 +106,30 @@ def _emulate(graph: onnx.GraphProto, output: str = EMBEDDINGS) -> None:
             if name in weights and name not in restored:  # right before its first use: weights are large
                 restored[name] = f"{name}_float32"
                 nodes.append(_cast(name, restored[name], TensorProto.FLOAT))
+        sizes = {restored.get(name, name): dims[name] for name in node.input if name in dims}
         node.input[:] = [restored.get(name, name) for name in node.input]
         target, kind = node.output[0], types.get(node.output[0])
         if node.op_type == "Cast":
             kind = next(attribute.i for attribute in node.attribute if attribute.name == "to")
             node = helper.make_node("Identity", node.input, [target])
-        nodes.append(node)
         if kind in LOW_TYPES:
             node.output[0] = f"{target}_exact"
+        summed = float16_sums and kind == TensorProto.FLOAT16
+        nodes += in_float16_sums(node, sizes) if summed else [node]
+        if kind in LOW_TYPES:
             nodes.append(_cast(f"{target}_exact", f"{target}_low", kind))
             nodes.append(_cast(f"{target}_low", target, TensorProto.FLOAT))
     replace_nodes(graph, nodes)
     del graph.value_info[:], graph.output[:]
     graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+
+
+def _dims(graph: onnx.GraphProto) -> dict[str, list[int]]:
+    """Sizes of weights, inputs and listed inner values; 0 where one is open, as the batch is."""
+    found = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info):
+        found[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    return found
 
 
 def _cast(source: str, target: str, kind: int) -> onnx.NodeProto:

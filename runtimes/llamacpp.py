@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, llamacpp_class
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.llamacpp_memory import BATCH, KV_BYTES, OUTPUT_ROWS, suits_cache
@@ -45,9 +46,13 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
     variant = bundle.variant("language", options.language)
     if variant.target != "gguf":
         raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
-    return LlamaCppLanguage(
+    language = LlamaCppLanguage(
         bundle.path(variant.files[0]), bundle.manifest.language, options, name=f"llamacpp {variant.name}"
     )
+    language.compute_class = llamacpp_class(
+        variant.name, language.gpu_sm, has_float16="FP16_VA = 1" in language.build
+    )
+    return language
 
 
 class LlamaCppLanguage:
@@ -61,6 +66,8 @@ class LlamaCppLanguage:
 
     Attributes:
         build: what the library was compiled for.
+        gpu_sm: compute capability of the GPU ("8.7", "" where llama.cpp does not say), None on the CPU.
+        compute_class: how its products round; `open_language` says it, as it knows the variant.
         note: why the model is not on the GPU, or not all of it; "" where it is, or nobody would expect it.
     """
 
@@ -88,6 +95,8 @@ class LlamaCppLanguage:
             self.close()
             raise
         self.note = placed.why
+        self.gpu_sm = self._log.gpu_sm if placed.layers else None
+        self.compute_class: ComputeClass = FLOAT32_CPU
         if loaded.gpus or has_nvidia_gpu():
             self.name += f", {placed.label}"
         self._memory = self._library.llama_get_memory(self._context)

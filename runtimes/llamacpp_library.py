@@ -4,6 +4,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 """
 
 import ctypes
+import re
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +15,7 @@ from tinyllava_edge.install import llamacpp_line
 
 from .threads import limit_openmp_spin
 
+_GPU_SM = re.compile(rb"compute capability (\d+\.\d)")
 _GPU, _INTEGRATED = 1, 2  # ggml_backend_dev_type
 
 
@@ -44,6 +46,7 @@ class Log:
     def __init__(self, bindings: Any) -> None:
         self._lines: deque[str] = deque(maxlen=8)
         self._keeping = False
+        self.gpu_sm = ""  # of the first GPU, which llama.cpp says once, when it first looks
         self._set = bindings.llama_log_set
         self._callback = bindings.llama_log_callback(self.receive)  # the library keeps only its address
 
@@ -63,6 +66,8 @@ class Log:
 
     def receive(self, level: int, text: bytes, _: object = None) -> None:
         """A piece of a line, as `ggml_log_callback` has it."""
+        if not self.gpu_sm and (found := _GPU_SM.search(text)):
+            self.gpu_sm = found[1].decode()
         if level != self._CONTINUED:
             self._keeping = level in (self._WARNING, self._ERROR)
             if self._keeping:

@@ -60,7 +60,8 @@ def open_vision_cuda(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
 
 
 def _open(kind: "type[OnnxVision]", name: str, bundle: Bundle, options: BackendOptions) -> "OnnxVision":
-    variant = bundle.variant("vision", options.vision)
+    asked = options.vision or (_default_here(bundle) if kind is OnnxVision else None)
+    variant = bundle.variant("vision", asked)
     if variant.target != "onnx":
         raise BundleError(f"vision variant {variant.name} is {variant.target}; onnxruntime runs onnx.")
     return kind(
@@ -70,6 +71,14 @@ def _open(kind: "type[OnnxVision]", name: str, bundle: Bundle, options: BackendO
         threads=options.threads,
         memory_limit_bytes=max(_CUDA_MEMORY_LEAST, _CUDA_MEMORY_SHARE * bundle.variant_bytes(variant)),
     )
+
+
+def _default_here(bundle: Bundle) -> str | None:
+    """fp32 or int8 where a convolution of fp16 would be summed in float16, which int8 (float32) is not."""
+    if "asimdhp" not in read_cpu().features:
+        return None
+    verified = [v.name for v in bundle.manifest.variants if v.part == "vision" and v.status == "verified"]
+    return next((name for name in ("fp32", "int8") if name in verified), None)
 
 
 class OnnxVision:

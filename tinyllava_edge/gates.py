@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.checkpoint.families import FAMILIES
+from tinyllava_edge.compute_classes import FLOAT32_CPU, GPU_CLASSES, ComputeClass
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.precisions import (
     LANGUAGE_CLASSES,
@@ -47,9 +48,12 @@ def precision_of(variant: str, stage: str = "connector") -> Precision:
     return _entry(PRECISIONS, stage, variant)
 
 
-def language_class_of(variant: str, stage: str = "teacher_forced") -> LanguageClass:
-    """The facts of a language variant's class; `Raises` as `precision_of`."""
-    return LANGUAGE_CLASSES[_entry(LANGUAGE_TYPES, stage, variant)]
+def language_class_of(
+    variant: str, stage: str = "teacher_forced", compute: ComputeClass = FLOAT32_CPU
+) -> LanguageClass:
+    """The facts of a language variant's class, where it is computed; `Raises` as `precision_of`."""
+    known = _entry(LANGUAGE_TYPES, stage, variant)
+    return GPU_CLASSES.get((compute, known), LANGUAGE_CLASSES[known])
 
 
 def _entry(table: Mapping[str, Entry], stage: str, variant: str) -> Entry:
@@ -58,21 +62,24 @@ def _entry(table: Mapping[str, Entry], stage: str, variant: str) -> Entry:
     return table[variant]
 
 
-def gates_of(stage: str, variant: str, family: str = "llama") -> tuple[Gate, ...]:
+def gates_of(
+    stage: str, variant: str, family: str = "llama", compute: ComputeClass = FLOAT32_CPU
+) -> tuple[Gate, ...]:
     """The gates of a stage for a variant; empty for logits and rows of text that are quantized.
 
     Args:
         stage: "tower", "connector", "splice", "logits", "dequantized" or "teacher_forced".
         variant: name of a vision or language variant.
         family: the language model's.
+        compute: what computes the language model's products; a GPU's table of GELU is exact.
 
     Raises:
         BundleError: the variant is not known.
     """
     if stage in ("tower", "connector"):
         return precision_of(variant, stage).gates_at(stage)
-    known = language_class_of(variant, stage)
-    if (stage, variant) == ("logits", "f32") and _has_gelu_table(family):
+    known = language_class_of(variant, stage, compute)
+    if (stage, variant) == ("logits", "f32") and _has_gelu_table(family) and compute == FLOAT32_CPU:
         return _LOGITS_WITH_GELU_TABLE
     return known.gates[stage]
 
@@ -92,10 +99,10 @@ def widened(gates: tuple[Gate, ...], cost: Mapping[str, float]) -> tuple[Gate, .
     )
 
 
-def largest_logit_error(variant: str, family: str = "llama") -> float:
+def largest_logit_error(variant: str, family: str = "llama", compute: ComputeClass = FLOAT32_CPU) -> float:
     """The error of a logit beyond which a greedy answer is never excused; `Raises` as `gates_of`."""
-    known = language_class_of(variant)
-    table = variant == "f32" and _has_gelu_table(family)
+    known = language_class_of(variant, compute=compute)
+    table = variant == "f32" and _has_gelu_table(family) and compute == FLOAT32_CPU
     return _LOGIT_ERROR_WITH_GELU_TABLE if table else known.logit_error
 
 

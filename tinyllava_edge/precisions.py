@@ -44,8 +44,8 @@ class Precision:
         runs_on: what has kernels for it; where the CPU has none, it is judged by rounding alone.
         stores_float16: values are stored in float16, so how large they get is audited.
         is_rounded: ONNX Runtime's CPU provider does not round as the graph says (it computes float16 in
-            float32), which hides what a GPU would show: the graph is evaluated once more with every value
-            rounded, and the same gates hold for that.
+            float32, but for convolutions on ARM with float16 vectors), which hides what a GPU would show: the
+            graph is evaluated once more with every value and sum rounded, and the same gates hold for that.
         alone: gates of the connector on the graph's own features.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 from tinyllava_edge.bounds import Gate, at_most
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES
@@ -125,9 +126,9 @@ class Ladder:
             raise SkippedError(f"runtime {self.runtime} reads no GGUF")
         return self.reference
 
-    def gates(self, stage: str, variant: str) -> tuple[Gate, ...]:
+    def gates(self, stage: str, variant: str, compute: ComputeClass = FLOAT32_CPU) -> tuple[Gate, ...]:
         """The gates of a stage for a variant: the one place where they are looked up; as `gates_of`."""
-        return gates_of(stage, variant, self.bundle.manifest.language.architecture)
+        return gates_of(stage, variant, self.bundle.manifest.language.architecture, compute)
 
     def options_of(self, vision: Variant, language: Variant | None = None) -> BackendOptions:
         """How to open the runtime with variants; torch has none, and only it takes a checkpoint."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tinyllava_edge import metrics
 from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.bundle import Variant
+from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, about
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
 from tinyllava_edge.gates import PROVEN, largest_logit_error, widened
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
@@ -82,8 +83,9 @@ def check_language(
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
             with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
+                compute = getattr(model.language, "compute_class", FLOAT32_CPU)
                 run = LanguageRun(model, ladder.reference)
-                judge_of = _Judge(ladder, pair, run)
+                judge_of = _Judge(ladder, pair, run, compute)
                 yield judge_of.check(first)
                 for stage in others:
                     on_stage(stage)
@@ -111,12 +113,14 @@ def _gates_with(vision: str, language: str) -> str:
 class _Judge:
     """The stages of one pair of variants, each of which may look at those before it."""
 
-    def __init__(self, ladder: Ladder, pair: _Pair, run: LanguageRun) -> None:
+    def __init__(self, ladder: Ladder, pair: _Pair, run: LanguageRun, compute: ComputeClass) -> None:
         self._ladder = ladder
         self._reference = ladder.reference
         self._family = ladder.bundle.manifest.language.architecture
         self._pair = pair
         self._run = run
+        self._compute = compute
+        self._about = f"; {said}" if (said := about(compute)) else ""
         self._logit_tolerance = 0.0  # largest difference of a logit so far
         self._judged: dict[str, StageResult] = {}
 
@@ -136,7 +140,7 @@ class _Judge:
         return self._judged[stage]
 
     def _gates(self, stage: str) -> tuple[Gate, ...]:
-        return self._ladder.gates(stage, self._pair.gates)
+        return self._ladder.gates(stage, self._pair.gates, self._compute)
 
     def _splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
@@ -181,7 +185,8 @@ class _Judge:
                 "nmse": max(nmse(*pair) for pair in pairs) if is_finite else np.nan,
                 "max_abs_difference": largest,
             },
-            detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts",
+            detail=f"{sum(len(expected) for expected, _ in pairs)} positions of {len(pairs)} prompts"
+            + self._about,
             cause=lambda: self._logits_cause(pairs),
             gates=self._gates("logits") or nothing_passes_nan,
         )
@@ -233,7 +238,7 @@ class _Judge:
                 "p99_kld": float(np.percentile(divergence, 99, method="higher")),
                 "top1_agreement": metrics.top1_agreement(expected, found),
             },
-            detail=f"{len(divergence)} tokens",
+            detail=f"{len(divergence)} tokens{self._about}",
             cause=lambda: (
                 quantization_cause(cost, mean_kld, self._wider())
                 or "distributions are too far apart: too coarse a quantization, or what the runtime computes"
@@ -259,7 +264,7 @@ class _Judge:
         """Greedy answers are the reference's up to a step at which two tokens are equally good."""
         logit_stages = ("logits", "dequantized", "teacher_forced")  # wrong logits explain nothing
         excusable = all(self._judged[s].status != "failed" for s in logit_stages if s in self._judged)
-        cap = largest_logit_error(self._pair.gates, self._family)
+        cap = largest_logit_error(self._pair.gates, self._family, self._compute)
         tolerance = min(self._logit_tolerance, cap) if excusable else 0.0
         unexplained: list[tuple[str, float]] = []  # where, and the margin there
         diverged: list[int] = []  # where answers leave the reference's

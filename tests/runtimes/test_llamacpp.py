@@ -15,7 +15,7 @@ from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
-from tinyllava_edge.runtimes.llamacpp_library import load_library
+from tinyllava_edge.runtimes.llamacpp_library import Log, load_library
 from tinyllava_edge.runtimes.llamacpp_offload import NoMemoryError
 
 
@@ -200,3 +200,15 @@ def test_closing_frees_the_memory(gguf: Path) -> None:
         resident.append(pages * os.sysconf("SC_PAGE_SIZE"))
     cache_bytes = 2 * 8 * 1024 * spec.num_key_value_heads * spec.head_dim * 4
     assert resident[-1] - resident[3] < 2 * cache_bytes  # a leak would be eight of them and more
+
+
+def test_the_gpu_is_known_by_what_llama_cpp_says_of_it_when_it_first_looks() -> None:
+    log = Log(load_library().bindings)
+    assert log.gpu_sm == ""
+    for line in (
+        b"ggml_cuda_init: found 2 CUDA devices (Total VRAM: 15656 MiB):\n",
+        b"  Device 0: Orin, compute capability 8.7, VMM: yes, VRAM: 7620 MiB\n",
+        b"  Device 1: Tesla T4, compute capability 7.5, VMM: yes, VRAM: 15360 MiB\n",
+    ):
+        log.receive(2, line)
+    assert log.gpu_sm == "8.7"

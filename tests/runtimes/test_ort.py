@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from tests.runtimes.contract import VisionContract
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.runtimes import ort
+from tinyllava_edge.runtimes.base import BackendOptions
 
 
 @pytest.fixture
@@ -139,6 +141,7 @@ import onnxruntime
 from tests.runtimes import bundles
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.runtimes import ort
+from tinyllava_edge.runtimes.base import BackendOptions
 print("offers", *ort.offered_providers())
 ort._is_distributed = lambda name: name.endswith("gpu")  # the environment of the tests has the other one too
 try:
@@ -189,3 +192,29 @@ def test_int8_is_computed_without_saturation_where_the_processor_has_no_vnni(
     else:
         with pytest.raises(RuntimeError, match="x64quantprecision"):
             options.get_session_config_entry("session.x64quantprecision")
+
+
+@pytest.mark.parametrize(
+    ("features", "there", "taken"),
+    [
+        (("asimd", "asimdhp"), ("fp16", "int8"), "int8"),
+        (("asimd", "asimdhp"), ("fp32", "fp16", "int8"), "fp32"),
+        (("asimd", "asimdhp"), ("fp16",), "fp16"),
+        (("asimd",), ("fp16", "int8"), "fp16"),
+        (("avx2",), ("fp16", "int8"), "fp16"),
+    ],
+)
+def test_float16_is_no_default_where_the_processor_would_sum_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    features: tuple[str, ...],
+    there: tuple[str, ...],
+    taken: str,
+) -> None:
+    monkeypatch.setattr(ort, "read_cpu", lambda: replace(read_cpu(), features=features))
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    (vision,) = [variant for variant in bundle.manifest.variants if variant.part == "vision"]
+    variants = tuple(replace(vision, name=name) for name in there)
+    changed = replace(bundle, manifest=replace(bundle.manifest, variants=variants))
+    with closing(ort.open_vision(changed, BackendOptions(threads=1))) as backend:
+        assert backend.name == f"onnxruntime {taken}"

@@ -34,6 +34,7 @@ class Fault:
         stored_stage: the first stage that fails against the stored tensors alone.
         edit_manifest, edit_graph, edit_gguf, rewrite_gguf, patch: how it is planted; one of them.
         language: the variant whose file has it.
+        needs_float32: the stored tensors alone show it only where products are float32.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Fault:
     rewrite_gguf: Callable[[Path], None] | None = None
     language: str = "f32"
     patch: Callable[[pytest.MonkeyPatch], None] | None = None
+    needs_float32: bool = False
 
     def plant(self, honest: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
         """A copy of the bundle with the fault in it, its hashes made valid again."""
@@ -284,7 +286,14 @@ FAULTS = (
     Fault(
         "wrong RoPE permutation", "weights", "wrong RoPE permutation", "logits", edit_gguf=_wrong_rope_order
     ),
-    Fault("RMS eps x10", "metadata", "layer_norm_rms_epsilon is", "logits", edit_gguf=_eps_times_ten),
+    Fault(
+        "RMS eps x10",
+        "metadata",
+        "layer_norm_rms_epsilon is",
+        "logits",
+        edit_gguf=_eps_times_ten,
+        needs_float32=True,  # logits NMSE 5e-9
+    ),
     Fault("swapped K and V", "weights", "swapped", "logits", edit_gguf=_swapped_k_and_v),
     Fault(
         "scale of a Q8_0 block",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.install import llamacpp_line
 
@@ -100,7 +101,12 @@ def _check(library: Library, options: BackendOptions) -> None:
     asked = {"--gpu-layers": options.gpu_layers or None, "--main-gpu": options.main_gpu}
     given = [f"{name} {value}" for name, value in asked.items() if value is not None]
     if given and not library.gpus:
-        why = library.blind or f"llama.cpp is a CPU build. With a GPU: {llamacpp_line()}"
+        mend = (
+            f"One for the GPU here: {llamacpp_line()}"
+            if has_nvidia_gpu()
+            else "Leave it out: no GPU is here."
+        )
+        why = library.blind or f"llama.cpp is a CPU build. {mend}"
         raise UsageError(f"{given[0]}: there is no GPU for it. {why}")
     if options.main_gpu is not None and options.main_gpu >= len(library.gpus):
         found = ", ".join(f"{number} ({name})" for number, name in enumerate(library.gpus))

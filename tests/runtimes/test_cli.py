@@ -196,10 +196,11 @@ def test_opening_says_that_llama_cpp_leaves_a_gpu_out(
 
 @pytest.mark.parametrize("option", [("--gpu-layers", 10), ("--main-gpu", 0)])
 def test_a_cpu_build_refuses_a_gpu_in_one_line_with_the_one_that_installs_it(
-    command: Command, bundle: Path, option: tuple[str, int]
+    command: Command, bundle: Path, option: tuple[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if load_library().gpus:
         pytest.skip("this llama.cpp sees a GPU")
+    monkeypatch.setattr("tinyllava_edge.runtimes.llamacpp_offload.has_nvidia_gpu", lambda: True)
     result = command("run", bundle, "what", *option)
     assert result.returncode == 2
     assert "there is no GPU for it. llama.cpp is a CPU build" in result.stderr.splitlines()[-1]

@@ -15,7 +15,7 @@ import pytest
 from tests.runtimes.tiny_gguf import write_tiny_gguf
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BackendError, UsageError
-from tinyllava_edge.runtimes import llamacpp
+from tinyllava_edge.runtimes import llamacpp, llamacpp_offload
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
 from tinyllava_edge.runtimes.llamacpp_library import Library, Log, load_library
@@ -153,12 +153,14 @@ def test_what_is_no_matter_of_memory_is_not_tried_again(
     ("options", "named"), [({"gpu_layers": 10}, "--gpu-layers 10"), ({"main_gpu": 0}, "--main-gpu 0")]
 )
 def test_a_cpu_build_refuses_a_gpu_with_the_line_that_installs_one(
-    model: tuple[Path, LanguageSpec], options: dict[str, Any], named: str
+    model: tuple[Path, LanguageSpec], options: dict[str, Any], named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if load_library().gpus:
         pytest.skip("this llama.cpp sees a GPU")
-    with pytest.raises(UsageError, match=rf"{named}: there is no GPU .*CPU build.*llama-cpp-python=="):
-        LlamaCppLanguage(*model, BackendOptions(**options), name="llamacpp f32")
+    for is_here, mend in ((True, "One for the GPU here: .*llama-cpp-python=="), (False, "no GPU is here")):
+        monkeypatch.setattr(llamacpp_offload, "has_nvidia_gpu", lambda here=is_here: here)
+        with pytest.raises(UsageError, match=rf"{named}: there is no GPU .*CPU build.*{mend}"):
+            LlamaCppLanguage(*model, BackendOptions(**options), name="llamacpp f32")
     LlamaCppLanguage(*model, BackendOptions(gpu_layers=0, threads=1), name="llamacpp f32").close()
 
 

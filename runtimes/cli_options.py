@@ -20,6 +20,15 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of each engine.", show_default="the usable cores", min=1),
 ]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        help="Positions of the context, up to the model's own.",
+        show_default="the model's own, 4096 at most",
+        min=1,
+    ),
+]
 SourcesOption = Annotated[
     Path | None, typer.Option("--sources", help="Where files are that the checkpoint only names.")
 ]
@@ -47,15 +56,7 @@ class Settings:
         str | None,
         typer.Option(help="Type of the KV cache: f16, f32 or q8_0.", show_default="the runtime's own"),
     ] = None
-    context_length: Annotated[
-        int | None,
-        typer.Option(
-            "--context",
-            help="Positions of the context, up to the model's own.",
-            show_default="the model's own, 4096 at most",
-            min=1,
-        ),
-    ] = None
+    context_length: ContextOption = None
     threads: ThreadsOption = None
     gpu_layers: Annotated[
         int | None,

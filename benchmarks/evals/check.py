@@ -24,12 +24,18 @@ class Looked:
     records: Sequence[Record]
     bundle: Bundle
     max_tokens: int
+    context_length: int | None = None  # positions, where others than the default are asked for
 
     def key(self) -> CheckKey:
         """What the outcome is remembered by."""
         questions = [question for record in self.records if isinstance(record, tuple) for question in record]
         texts = hashlib.sha256(repr([(q.record, q.text, _known(q)) for q in questions]).encode()).hexdigest()
-        facts = {"bundle": self.bundle.manifest_sha256, "max_tokens": self.max_tokens, "questions": texts}
+        facts = {
+            "bundle": self.bundle.manifest_sha256,
+            "max_tokens": self.max_tokens,
+            "context": self.context_length,
+            "questions": texts,
+        }
         return check_key(self.file, [_file(question) for question in questions], facts)
 
     def check(self) -> CheckReport:
@@ -58,11 +64,12 @@ class Looked:
         turns = place_markers([(question.text, None)], pictures)
         ids = tokenizer.encode(manifest.prompt.template, turns, honour_special=False)
         needed = len(ids) + pictures * (manifest.vision.num_tokens - 1) + self.max_tokens
-        holds = manifest.language.default_context_length
+        holds = self.context_length or manifest.language.default_context_length
         if needed > holds:
             raise RecordError(
                 TOO_LONG,
-                f"prompt and answer may have {needed} tokens together, and the context holds {holds}.",
+                f"prompt and answer may have {needed} tokens together, and the context holds {holds}; "
+                "--context asks for another.",
             )
 
 

@@ -15,6 +15,7 @@ from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
     BundleArgument,
+    ContextOption,
     SourcesOption,
     ThreadsOption,
 )
@@ -65,6 +66,7 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens of an answer: 16, and 128 of a benchmark's.")
     ] = None,
+    context_length: ContextOption = None,
     threads: ThreadsOption = None,
     answers: Annotated[
         Path | None, typer.Option(help="Write every answer to this JSONL file, as it comes.")
@@ -113,7 +115,7 @@ def evaluate(
     opened = Bundle.open(bundle_path(bundle))
     most = max_tokens or (public_sets.MAX_TOKENS if asked.benchmark else scores.MAX_TOKENS)
     if check:
-        report = asked.looked(opened, most).check()
+        report = asked.looked(opened, most, context_length).check()
         print_report(report, as_json=json)
         raise typer.Exit(1 if report.bad else 0)
     wish = Wish(
@@ -121,7 +123,9 @@ def evaluate(
         vision=parse_names(vision),
         language=parse_names(language) or (opened.variant("language").name,),
         checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
-        options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
+        options=BackendOptions(
+            sources=sources, allow_pickle=allow_pickle, context_length=context_length, threads=threads
+        ),
     )
     run = Evaluation(
         asked=asked,
@@ -129,6 +133,7 @@ def evaluate(
         cells=plan_cells(named_bundles([opened]), wish)[:-1],
         blind=blind,
         max_tokens=most,
+        context_length=context_length,
         skip_bad=skip_bad,
     )
     run.ask(answers, resume=resume, force=force)

@@ -63,9 +63,15 @@ class Asked:
             if isinstance(record, DataError)
         ]
 
-    def looked(self, bundle: Bundle, max_tokens: int) -> Looked:
+    def looked(self, bundle: Bundle, max_tokens: int, context_length: int | None) -> Looked:
         """The check of it all."""
-        return Looked(file=self.file, records=self.records, bundle=bundle, max_tokens=max_tokens)
+        return Looked(
+            file=self.file,
+            records=self.records,
+            bundle=bundle,
+            max_tokens=max_tokens,
+            context_length=context_length,
+        )
 
 
 def read_own(questions: Path, images: Path, references: Sequence[Path], rule: str) -> Asked:
@@ -89,6 +95,7 @@ class Evaluation:
         cells: by runtime and variants; the first is what the others are compared with.
         blind: show grey only; else both, of one's own questions.
         max_tokens: of an answer.
+        context_length: positions that were asked for, or None.
         skip_bad: leave what fails out of the score.
         answers: of every cell, seeing or blind or both.
     """
@@ -98,6 +105,7 @@ class Evaluation:
     cells: Sequence[Cell]
     blind: bool
     max_tokens: int
+    context_length: int | None
     skip_bad: bool
     answers: Answers = field(default_factory=dict)
 
@@ -144,7 +152,7 @@ class Evaluation:
                 f"{self.asked.file}: holds no answers to score by. Give --answers FILE to write what the "
                 "model says, or --references FILE."
             )
-        if read_report(self.asked.looked(self.bundle, self.max_tokens).key()) is None:
+        if read_report(self.asked.looked(self.bundle, self.max_tokens, self.context_length).key()) is None:
             note("These questions were not checked: --check opens all pictures first, and lists what is bad.")
         if path is None:
             return self._ask(None)

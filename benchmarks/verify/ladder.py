@@ -7,8 +7,8 @@ from typing import Any
 
 from tinyllava_edge.bounds import Gate, at_most
 from tinyllava_edge.bundle import Bundle, Variant
-from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass
+from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import RUNTIMES

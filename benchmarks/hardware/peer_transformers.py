@@ -17,7 +17,8 @@ def measure(name: str, tokens: int, answer: int, runs: int, device: str) -> dict
     from transformers import AutoModelForCausalLM
 
     dtype = torch.float16 if device == "cuda" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+    model = model.to(device).eval()
     found = []
     for run in range(runs + 1):
         ids = torch.randint(0, model.config.vocab_size, (1, tokens), generator=torch.manual_seed(run))
@@ -48,6 +49,7 @@ def _one(model: Any, ids: Any, answer: int) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    model_name, *numbers = sys.argv[1:5]
+    model_name, prompt_length, answer_length, repeats = sys.argv[1:5]
     where = sys.argv[5] if len(sys.argv) > 5 else "cuda"
-    print(json.dumps(measure(model_name, *map(int, numbers), device=where)))  # noqa: T201
+    found = measure(model_name, int(prompt_length), int(answer_length), int(repeats), where)
+    print(json.dumps(found))  # noqa: T201

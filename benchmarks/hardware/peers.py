@@ -72,8 +72,10 @@ def _llama_server(bundle: Bundle, lengths: tuple[str, ...]) -> Step:
 
 
 def _vllm(model: str, lengths: tuple[str, ...]) -> Step:
-    options = ("--port", _PORT, "--max-model-len", "1024", "--gpu-memory-utilization", "0.5")
-    options = (*options, "--no-enable-prefix-caching")
+    options = (
+        *("--port", _PORT, "--max-model-len", "1024", "--gpu-memory-utilization", "0.5"),
+        "--no-enable-prefix-caching",
+    )
     cache = ("-v", f"{Path.home() / '.cache/huggingface'}:/root/.cache/huggingface")
     if Path(model).is_dir():
         cache = ("-v", f"{Path(model).resolve()}:/model:ro")

@@ -45,7 +45,8 @@ def soak(bundle: Bundle, runtime: str, minutes: float, minute_s: float = 60.0) -
         worker.read()
         worker.ask("requests")
         while len(rows) < max(1, round(minutes)):
-            start, times = time.monotonic(), []
+            start = time.monotonic()
+            times: list[float] = []
             while not times or time.monotonic() - start < minute_s:
                 times.append(worker.ask("requests")["warm"]["total_ms"])
             joules = power.joules(start + 0.2, power.samples[-1][0]) if power.samples else None

@@ -215,7 +215,7 @@ def test_the_report_shows_figures_peers_and_what_is_missing(tmp_path: Path) -> N
     (tmp_path / "bench-m" / "report.json").write_text(json.dumps(bench_record(494_032_768)))
     step = {"name": "peer-vllm", "state": "passed", "seconds": 1.0, "reason": "", "has_run": False}
     result = {"model": "m|n", "prompt_tokens": 770, "first_token_ms": 61.0, "tokens_per_second": 56.0}
-    machine = {"cpu": {"model": "A78AE"}, "gpus": [], "jetson": None, "system": "Linux"}
+    machine: dict[str, Any] = {"cpu": {"model": "A78AE"}, "gpus": [], "jetson": None, "system": "Linux"}
     record = {
         "machine": machine, "missing": {"cuda": "no NVIDIA GPU is here"},
         "steps": [{**step, "result": result}], "judged": list(judged(tmp_path, orin())),

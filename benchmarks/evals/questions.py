@@ -52,11 +52,11 @@ def read_records(
         DataError: a file is of another form.
         UsageError: there is no such rule.
     """
+    known = read_references(references) if references else None
     found = read_question_file(path)
     if found.rule == "scienceqa":  # its texts and pictures make questions only as LLaVA puts them together
         raise DataError(f"{path}: ScienceQA's problems are references; ask LLaVA's llava_test_CQM-A.json.")
     records = [read_record(raw, index, images) for index, raw in enumerate(found.records)]
-    known = read_references(references) if references else None
     if known is not None:
         records = [_answered(record, known) for record in records]
     named = rule or (known.rule if known else "") or found.rule or rule_of(records)

@@ -110,7 +110,7 @@ def test_a_benchmark_is_scored_by_its_own_rule(honest: Honest, tmp_path: Path) -
     assert (found["benchmark"], found["score"], found["language"]) == ("textvqa", 50, "f32")
     assert (found["asked"], found["of"], found["subset"], found["images"]) == (2, 2, False, 2)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    assert (lines[0]["text"], lines[0]["metadata"]["right"]) == (answer.strip(), None)
+    assert (lines[0]["text"], lines[0]["metadata"]["right"]) == (answer.strip(), True)
     assert len(lines) == 2, "nothing is asked blind that nobody asked for"
     part = json.loads(run(*arguments, *few, "--limit", "1", "--json").stdout)
     assert (part["asked"], part["of"], part["subset"]) == (1, 2, True)
@@ -123,11 +123,11 @@ def test_a_benchmark_is_scored_by_its_own_rule(honest: Honest, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give --questions and --images, or --benchmark and --data"),
-        (("--questions", "q.json"), "give --questions and --images, or --benchmark and --data"),
-        (("--questions", "q", "--images", "i", "--limit", "1"), "give --questions and --images, or"),
-        (("--benchmark", "pope", "--data", "d", "--images", "i"), "give --questions and --images, or"),
-        (("--benchmark", "mme", "--data", "d"), "--benchmark 'mme' is not known. Known: pope, textvqa."),
+        ((), "give --questions and --images (and their"),
+        (("--questions", "q.json"), "give --questions and --images (and their"),
+        (("--questions", "q", "--images", "i", "--limit", "1"), "give --questions and --images (and their"),
+        (("--benchmark", "pope", "--data", "d", "--images", "i"), "give --questions and --images (and their"),
+        (("--benchmark", "ocr", "--data", "d"), "--benchmark 'ocr' is not known. Known: pope, textvqa,"),
         (("--benchmark", "pope", "--data", "d"), "coco_pope_random.json: cannot be read"),
     ],
 )

@@ -139,13 +139,17 @@ def added_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[int, Any]
     transformers reads them since it writes that key (docs/sources/tinyllava.md#token-ids).
     """
     older, key = directory / "added_tokens.json", "added_tokens_decoder"
-    named = read_json_object(older) if lexists(older) else {}
+    named = {int(i): text for text, i in read_json_object(older).items()} if lexists(older) else {}
     if key not in settings:
-        return {int(index): {"content": text, "normalized": False} for text, index in named.items()}
+        return {index: {"content": text, "normalized": False} for index, text in named.items()}
     found = {int(index): token for index, token in settings[key].items()}
-    known = {token["content"] for token in found.values()}
-    if unread := sorted(text for text in named if text not in known):
-        _say_unread(older, ", ".join(map(repr, unread[:4])))
+    for index, text in named.items():
+        if index in found and found[index]["content"] != text:
+            raise CheckpointError(
+                f"{older}: {text!r} has id {index}, which tokenizer_config.json gives another token."
+            )
+    if unread := [repr(text) for index, text in named.items() if index not in found]:
+        _say_unread(older, ", ".join(unread[:4]))
     return found
 
 

@@ -16,13 +16,28 @@ from .tensor_names import PREFIXES, UPSTREAM_PREFIXES, canonical_name, canonical
 
 _MAX_HEADER = 100 << 20  # bytes; what the safetensors package takes
 _DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8", "U8": "uint8",
-    "I64": "int64", "I32": "int32", "I16": "int16", "BOOL": "bool",
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "U8": "uint8",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "BOOL": "bool",
 }
 _STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16", "CharStorage": "int8", "ByteStorage": "uint8", "LongStorage": "int64",
-    "IntStorage": "int32", "ShortStorage": "int16", "BoolStorage": "bool",
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "BoolStorage": "bool",
 }
 
 

@@ -92,7 +92,7 @@ def listed_shards(index: Path) -> dict[Path, set[str]]:
 
 
 def check_is_there(path: Path) -> Path:
-    """Refuse a file of weights that is missing, or only pointed at; opening a pipe in its place would wait for ever."""
+    """Refuse a file of weights that is missing or a pointer; opening a pipe would wait for ever."""
     if not path.is_file():
         raise MissingFileError(f"{path}: missing. Download or copy the checkpoint again.")
     with path.open("rb") as file:

@@ -135,8 +135,9 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     first, *others = same.values()
     if others and not torch.equal(first, others[0]):
         raise CheckpointError(
-            f"{checkpoint}: config.json says tie_word_embeddings, but {' and '.join(map(repr, same))} "
-            "differ. Write false there if the head is one of its own, or remove the one that is not meant."
+            f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
+            f"{' and '.join(map(repr, same))} differ. Write false there to keep the head, as transformers 5 "
+            "does, or remove the head from the file, which TinyLLaVA Factory's loader drops in silence."
         )
 
 

@@ -26,6 +26,10 @@ class UnsupportedModelError(CheckpointError):
     """The checkpoint is readable, but has a part that is not supported."""
 
 
+class MissingFileError(CheckpointError):
+    """A file that a checkpoint needs is nowhere, or may not be read; what is there can be looked at."""
+
+
 class BundleError(TinyLlavaEdgeError):
     """A bundle's manifest or files are wrong."""
 

@@ -1,21 +1,26 @@
 """`tinyllava-edge inspect`: what a checkpoint or a bundle holds, from headers alone."""
 
 from collections import Counter
+from collections.abc import Callable
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.table import Table
 
 from tinyllava_edge import console
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, PARTS
 from tinyllava_edge.checkpoint.names import NANO, bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.checkpoint.tensor_names import BUFFERS
 from tinyllava_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
     from tinyllava_edge.checkpoint.config import LanguageConfig, ModelConfig
 
+T = TypeVar("T")
 # Of llama.cpp's types, blocks' scales included.
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
 
@@ -100,31 +105,55 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
 
 
 def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Facts of a checkpoint, from config.json and the headers of its weight files.
+    """Facts of a checkpoint, from config.json and the headers of its weight files; torch is not needed.
+
+    What is nowhere is listed under `missing`, and what it would tell left out.
 
     Raises:
-        CheckpointError: a file is damaged or nowhere, or its headers are not what config.json describes.
+        CheckpointError: a file is damaged, or its headers are not what config.json describes.
     """
-    from tinyllava_edge.model.assets import read_assets
-    from tinyllava_edge.model.checkpoint import tensor_facts
-    from tinyllava_edge.model.second_copies import BUFFERS
-    from tinyllava_edge.model.vlm import checked_tensors
+    from tinyllava_edge.checkpoint.headers import read_headers
 
-    config = checkpoint.config
-    image_size = read_assets(checkpoint).preprocessing.image_size
-    checked_tensors(checkpoint)  # the headers alone, as no value is asked for
-    tensors = tensor_facts(checkpoint)
-    parts: dict[str, Any] = {name: {"architecture": kind} for name, kind in config.architectures.items()}
+    missing: list[str] = []
+    layout = _or_missing(missing, lambda: checkpoint.layout)
+    config = _or_missing(missing, lambda: checkpoint.config)
+    headers = _or_missing(missing, lambda: read_headers(checkpoint)) or {}
+    parts: dict[str, Any] = {name: {"architecture": "?"} for name in PARTS}
+    if config is not None:
+        parts = {name: {"architecture": kind} for name, kind in config.architectures.items()}
     for name, part in parts.items():
-        own = [v for key, v in tensors.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
-        part["parameters"] = sum(prod(shape) for shape, _ in own)
-        part["dtype"] = ", ".join(sorted({dtype for _, dtype in own}))
+        own = [v for key, v in headers.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
+        part["parameters"] = sum(prod(header.shape) for header in own) if own else None
+        part["dtype"] = ", ".join(sorted({header.dtype for header in own}))
+    facts = {"kind": "checkpoint", "path": str(checkpoint), "layout": layout or "?", "parts": parts}
+    facts["parameters"] = sum(part["parameters"] or 0 for part in parts.values())
+    if config is not None:
+        facts |= _config_facts(checkpoint, config, parts, missing)
+    facts["checked"] = _check(checkpoint) if not missing else "no: something is missing"
+    return {**facts, "missing": missing}
+
+
+def _or_missing(missing: list[str], read: Callable[[], T]) -> T | None:
+    """What is read; where a file is nowhere, or holds what is not supported, the reason joins the list."""
+    from tinyllava_edge.errors import MissingFileError, UnsupportedModelError
+
+    try:
+        return read()
+    except (MissingFileError, UnsupportedModelError) as error:
+        if str(error) not in missing:
+            missing.append(str(error))
+        return None
+
+
+def _config_facts(
+    checkpoint: Checkpoint, config: "ModelConfig", parts: dict[str, Any], missing: list[str]
+) -> dict[str, Any]:
+    from tinyllava_edge.model.assets import read_assets
+
+    assets = _or_missing(missing, lambda: read_assets(checkpoint))
+    image_size = assets.preprocessing.image_size if assets else config.vision.image_size
+    sized = all(part["parameters"] for part in parts.values())
     return {
-        "kind": "checkpoint",
-        "path": str(checkpoint),
-        "layout": checkpoint.layout,
-        "parts": parts,
-        "parameters": sum(part["parameters"] for part in parts.values()),
         "tokens_per_picture": config.num_picture_tokens(image_size),
         "image_size": image_size,
         "image_aspect_ratio": config.image_aspect_ratio,
@@ -132,9 +161,22 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "exported_vision_layers": f"{config.vision.num_used_layers} of {config.vision.num_hidden_layers}",
         "context_length": config.language.max_position_embeddings,
         "template": f"{config.template} ({config.template_reason})",
-        "weight_bytes": _weight_bytes(config, parts),
+        "weight_bytes": _weight_bytes(config, parts) if sized else {},
         "kv_bytes_per_token": _kv_bytes_per_token(config.language),
     }
+
+
+def _check(checkpoint: Checkpoint) -> str:
+    """Compare the headers with the model that config.json describes, where there is torch to build it."""
+    if find_spec("torch") is None:
+        return "no: whether the headers are what config.json describes, only torch can tell"
+    from tinyllava_edge.model.checkpoint import tensor_facts
+    from tinyllava_edge.model.vlm import checked_tensors
+
+    checked_tensors(checkpoint)  # the headers alone, as no value is asked for
+    if checkpoint.layout in (LORA, ADAPTER):
+        tensor_facts(checkpoint)  # merges, which tells what does not fit
+    return "the headers are what config.json describes"
 
 
 def inspect_gguf(path: Path) -> dict[str, Any]:
@@ -197,7 +239,8 @@ def _print(facts: dict[str, Any]) -> None:
     console.stdout.print(f"{facts['kind']} {facts['path']}", highlight=False, markup=False)
     parts = Table("part", "architecture", "parameters", "dtype")
     for name, part in facts["parts"].items():
-        parts.add_row(name, part["architecture"], f"{part['parameters']:,}", part["dtype"])
+        count = part["parameters"]
+        parts.add_row(name, part["architecture"], "?" if count is None else f"{count:,}", part["dtype"])
     parts.add_row("all", "", f"{facts['parameters']:,}", "")
     console.stdout.print(parts)
     if "variants" in facts:
@@ -205,7 +248,7 @@ def _print(facts: dict[str, Any]) -> None:
         for v in facts["variants"]:
             variants.add_row(v["part"], v["name"], v["target"], f"{v['bytes']:,}", v["status"])
         console.stdout.print(variants)
-    if "weight_bytes" in facts:
+    if facts.get("weight_bytes"):
         memory = Table("precision", "bytes, about")
         for name, size in facts["weight_bytes"].items():
             memory.add_row(name, f"{size:,}")
@@ -213,3 +256,5 @@ def _print(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if not isinstance(value, dict | list) and key not in ("kind", "path", "parameters"):
             console.stdout.print(f"{key.replace('_', ' ')}: {value}", highlight=False, markup=False)
+    for text in facts.get("missing", []):
+        console.stdout.print(f"missing: {text}", highlight=False, markup=False, soft_wrap=True)

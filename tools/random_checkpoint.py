@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from tinyllava_edge.atomic_files import write_json
-from tinyllava_edge.checkpoint.opened import FLAT_INDEX, Checkpoint
+from tinyllava_edge.checkpoint.files import PROCESSOR_FILE
+from tinyllava_edge.checkpoint.layouts import FLAT_INDEX
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.model.assets import PROCESSOR_FILE, PUBLIC_PROCESSORS
+from tinyllava_edge.model.assets import PUBLIC_PROCESSORS
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
 SHARD_BYTES = 5_000_000_000

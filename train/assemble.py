@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
-from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
+from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object
+from tinyllava_edge.checkpoint.layouts import FLAT_FILE
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.values import whole_number
 from tinyllava_edge.errors import CheckpointError
-from tinyllava_edge.model.assets import PROCESSOR_FILE
 from tinyllava_edge.model.connector import build_connector
 from tinyllava_edge.model.tensor_files import opened_safetensors, safetensors_files
 

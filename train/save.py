@@ -8,10 +8,11 @@ from safetensors.torch import save_file
 
 from tinyllava_edge.atomic_files import foreign_file, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
-from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
+from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object, read_processor
+from tinyllava_edge.checkpoint.layouts import FLAT_FILE
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
-from tinyllava_edge.model.assets import PROCESSOR_FILE, processor_path, tokenizer_directory
+from tinyllava_edge.model.assets import processor_path, tokenizer_directory
 from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
@@ -73,7 +74,7 @@ def write_frame(source: Checkpoint, directory: Path, dtype: torch.dtype) -> None
     copy_tokenizer(tokenizer_directory(source), directory)
     processor = processor_path(source)
     if processor is not None:
-        shutil.copyfile(processor, directory / PROCESSOR_FILE)
+        write_json(directory / PROCESSOR_FILE, read_processor(processor))
 
 
 def copy_tokenizer(source: Path, directory: Path) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tinyllava_edge.checkpoint.config import ModelConfig
-from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.files import processor_in, read_processor
 
 Pixels = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -40,17 +40,14 @@ class ReferenceProcessor:
     """Upright RGB values to pixels, by the classes of transformers.
 
     Args:
-        directories: where `preprocessor_config.json` may be, the first that has one counts. Without one, the
-            class's own defaults at the tower's size, which are the public SigLIP repositories' values.
+        directories: where the processor's file may be, the first that has one counts. Without one, the
+            defaults of the tower's class at the tower's size, which are the public repositories' values.
         config: what the checkpoint says of its tower and of `image_aspect_ratio`.
     """
 
     def __init__(self, directories: list[Path], config: ModelConfig) -> None:
-        paths = [
-            path for path in (folder / "preprocessor_config.json" for folder in directories) if path.exists()
-        ]
-        side = config.vision.image_size
-        raw = read_json_object(paths[0]) if paths else {"size": {"height": side, "width": side}}
+        paths = [path for path in map(processor_in, directories) if path is not None]
+        raw = read_processor(paths[0]) if paths else _defaults(config)
         self._processor = _processor_class(raw)(**_settings(raw))
         self._pad = config.image_aspect_ratio == "pad"
 
@@ -79,16 +76,24 @@ class ReferenceProcessor:
 
 
 def _processor_class(raw: Mapping[str, Any]) -> Any:
-    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "Siglip")
-    for family in ("siglip", "clip", "bit"):
-        if name.lower().startswith(family):
-            class_name = {"siglip": "Siglip", "clip": "CLIP", "bit": "Bit"}[family] + "ImageProcessor"
-            try:
-                module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
-            except ModuleNotFoundError:  # transformers < 5: the class without a suffix computes with Pillow
-                return getattr(import_module("transformers"), class_name)
-            return getattr(module, f"{class_name}Pil")
-    raise NotImplementedError(f"no reference for image processor {name!r}")
+    """Of another name, the one of these that has the steps which the values ask for."""
+    name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "").lower()
+    by_steps = "clip" if raw.get("do_center_crop") else "siglip"
+    family = next((each for each in ("siglip", "clip", "bit") if name.startswith(each)), by_steps)
+    class_name = {"siglip": "Siglip", "clip": "CLIP", "bit": "Bit"}[family] + "ImageProcessor"
+    try:
+        module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")
+    except ModuleNotFoundError:  # transformers < 5: the class without a suffix computes with Pillow
+        return getattr(import_module("transformers"), class_name)
+    return getattr(module, f"{class_name}Pil")
+
+
+def _defaults(config: ModelConfig) -> dict[str, Any]:
+    side = config.vision.image_size
+    if config.vision.architecture == "siglip_vision_model":
+        return {"image_processor_type": "SiglipImageProcessor", "size": {"height": side, "width": side}}
+    crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
+    return {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": side}, **crop}
 
 
 def _settings(raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,9 +133,9 @@ class _SentencePiece:
         self.specials = {
             self.pieces[i]: i for i in control if self._model.IsControl(i) or self._model.IsUnknown(i)
         }
-        for index, token in settings.get("added_tokens_decoder", {}).items():
-            self.specials[token["content"]] = int(index)
-            self.pieces += [token["content"]] if int(index) == len(self.pieces) else []
+        for text, index in sorted(_added(path.parent, settings).items(), key=lambda item: item[1]):
+            self.specials[text] = index
+            self.pieces += [text] if index == len(self.pieces) else []
         scores = [float(self._model.GetScore(index)) for index in control]
         self.scores = scores + [0.0] * (len(self.pieces) - len(scores))
         self._split = re.compile("(" + "|".join(re.escape(s) for s in self.specials) + ")")
@@ -154,6 +154,14 @@ class _SentencePiece:
                 ids += self._model.EncodeAsIds(part)
         lone_space = ids[:1] == [self._model.PieceToId(_SPACE)]
         return ids[1:] if lone_space and len(ids) > 1 and ids[1] in self.specials.values() else ids
+
+
+def _added(directory: Path, settings: dict[str, Any]) -> dict[str, int]:
+    """`added_tokens.json` is what counted before transformers wrote `added_tokens_decoder`."""
+    older = directory / "added_tokens.json"
+    if "added_tokens_decoder" not in settings:
+        return read_json_object(older) if older.exists() else {}
+    return {token["content"]: int(index) for index, token in settings["added_tokens_decoder"].items()}
 
 
 def _byte_level_bpe(directory: Path) -> Any:

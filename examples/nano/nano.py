@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from tinyllava_edge.atomic_files import check_apart, foreign_file, output_directory
 from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, SIDECAR_FILE
-from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object
+from tinyllava_edge.checkpoint.layouts import FLAT_FILE
 from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
-from tinyllava_edge.checkpoint.opened import FLAT_FILE, Checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.image import open_picture, preprocess
-from tinyllava_edge.model.assets import PROCESSOR_FILE, read_assets
+from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, build_model, upstream_state_dict
 from tinyllava_edge.prompt import TextTokenizer, label_answers, place_markers, template_named
 

@@ -1,6 +1,8 @@
 """`inspect` of each kind of thing, against figures that come from elsewhere."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,33 @@ def test_a_golden_checkpoint_has_the_parameters_and_tokens_that_upstream_counted
     if totals := golden.get("parameters"):
         found = {name: part["parameters"] for name, part in facts["parts"].items()}
         assert found == {name: totals[name] for name in found}
+
+
+@pytest.mark.parametrize("has_weights", [True, False])
+def test_a_checkpoint_is_shown_without_torch_and_what_is_missing_is_listed(
+    tmp_path: Path, has_weights: bool
+) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "c")
+    expected = inspect_checkpoint(Checkpoint(folder))
+    if not has_weights:
+        (folder / "model.safetensors").unlink()
+        (folder / "preprocessor_config.json").unlink()
+        (folder / "zero_to_fp32.py").write_text("output_dir")
+    code = "import sys; sys.modules['torch'] = None; from tinyllava_edge.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(folder), "--json"], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout)
+    assert "only torch can tell" in facts["checked"] if has_weights else facts["checked"].startswith("no")
+    if has_weights:
+        assert {**facts, "checked": ""} == {**expected, "checked": ""}
+    else:
+        first, second = facts["missing"]
+        assert "ZeRO shards of DeepSpeed" in first
+        assert "no preprocessor_config.json or processor_config.json" in second
+        assert facts["tokens_per_picture"] == expected["tokens_per_picture"]
+        assert facts["parts"]["connector"] == {"architecture": "mlp2x_gelu", "parameters": None, "dtype": ""}
 
 
 def test_memory_is_counted_from_the_sizes(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from tests.tiny import TOKENIZER_FOLDER
+from tinyllava_edge.checkpoint.files import tokenizer_length
 from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.prompt import TextTokenizer
@@ -108,6 +111,35 @@ def test_an_id_that_two_files_give_to_other_tokens_is_refused(folder: Path) -> N
     (folder / "added_tokens.json").write_text('{"<other>": 2}')
     with pytest.raises(CheckpointError, match=r"added_tokens.json: '<other>' has id 2"):
         read_tokenizer(folder)
+
+
+def byte_level(folder: Path, settings: dict[str, Any]) -> Path:
+    """A tiny vocabulary of bytes with `<image>` in added_tokens.json alone."""
+    folder.mkdir()
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    vocabulary = {letter: index for index, letter in enumerate([*letters, "\u0120", "<end>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    (folder / "added_tokens.json").write_text(json.dumps({"<image>": len(vocabulary)}))
+    roles = {f"{role}_token": "<end>" for role in ("bos", "eos", "unk", "pad")}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "GPT2Tokenizer", **roles, **settings})
+    )
+    return folder
+
+
+@pytest.mark.parametrize("counts", [False, True])
+def test_added_tokens_json_counts_as_it_does_for_transformers(
+    tmp_path: Path, counts: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end = {"content": "<end>", "special": True, "normalized": False}
+    decoder = {} if counts else {"added_tokens_decoder": {"189": end}}
+    folder = byte_level(tmp_path / "tokenizer", decoder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    found = Tokenizer.from_str(read_tokenizer(folder).tokenizer_json)
+    assert found.get_vocab_size() == len(theirs) == 190 + counts
+    assert tokenizer_length(folder) == 190 + counts
+    assert ("'<image>' is no token here" in capsys.readouterr().err) is not counts
 
 
 def change_model(folder: Path, change: Callable[[Any], object]) -> None:

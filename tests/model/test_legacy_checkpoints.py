@@ -13,7 +13,8 @@ from tests.integration.combinations import Combination, write_combination
 from tests.integration.layouts import LEGACY_FAMILIES
 from tests.tiny import tiny_config
 from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.opened import LEGACY, Checkpoint
+from tinyllava_edge.checkpoint.layouts import LEGACY
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UnsupportedModelError
 from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.integration.layouts import write_weights
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.checkpoint.opened import FLAT, LORA, Checkpoint
+from tinyllava_edge.checkpoint.layouts import FLAT, LORA
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict

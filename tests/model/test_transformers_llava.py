@@ -15,7 +15,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from tinyllava_edge.checkpoint.opened import LLAVA, Checkpoint
+from tinyllava_edge.checkpoint.layouts import LLAVA
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import UnsupportedModelError
 from tinyllava_edge.model.vlm import load_model
 

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from tests.golden import shared_fixtures
 from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.checkpoint.tensor_names import UPSTREAM_PREFIXES
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
-from tinyllava_edge.model.checkpoint import UPSTREAM_PREFIXES, iter_tensors
+from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.model.lora import Adapter
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes.model import open_bundle

@@ -2,14 +2,21 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, MissingExtraError, guarded
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFileError, guarded
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
+from .source_names import names_under_sources, say_taken
+
+_PIXEL_KEYS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_center_crop")
+PROCESSOR_FILE = "preprocessor_config.json"
+NESTED_PROCESSOR = "processor_config.json"  # of transformers 5: the same under the key `image_processor`
 
 
 def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
@@ -39,7 +46,7 @@ def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> 
     name = str(raw.get("mm_vision_tower") or "")
     vision = read_json_object(beside) if lexists(beside) else named_config(name, sources)
     if vision is None:
-        raise CheckpointError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
+        raise MissingFileError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
     rows, tokens = raw.get("vocab_size"), tokenizer_length(path.parent)
     if type(rows) is int and tokens is not None:  # its loader cuts embedding and head to the tokenizer
         raw = {**raw, "vocab_size": min(rows, tokens)}
@@ -60,12 +67,9 @@ def tokenizer_length(directory: Path) -> int | None:
         count = len(read_json_object(vocabulary))
     else:
         return None
-    added: set[int] = set()
-    for name, key in (("tokenizer_config.json", "added_tokens_decoder"), ("added_tokens.json", None)):
-        if lexists(directory / name):
-            values = read_json_object(directory / name)
-            with guarded(directory / name, CheckpointError):
-                added |= {int(index) for index in (values.get(key) or () if key else values.values())}
+    settings = directory / "tokenizer_config.json"
+    with guarded(settings, CheckpointError):
+        added = added_tokens(directory, read_json_object(settings) if lexists(settings) else {})
     return count + sum(1 for index in added if index >= count)
 
 
@@ -128,9 +132,76 @@ def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def added_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[int, Any]:
+    """Tokens that are put beside a tokenizer's own vocabulary, by id.
+
+    `added_tokens.json` counts only where tokenizer_config.json (`settings`) has no `added_tokens_decoder`: so
+    transformers reads them since it writes that key (docs/sources/tinyllava.md#token-ids).
+    """
+    older, key = directory / "added_tokens.json", "added_tokens_decoder"
+    named = {int(i): text for text, i in read_json_object(older).items()} if lexists(older) else {}
+    if key not in settings:
+        return {index: {"content": text, "normalized": False} for index, text in named.items()}
+    found = {int(index): token for index, token in settings[key].items()}
+    for index, text in named.items():
+        if index in found and found[index]["content"] != text:
+            raise CheckpointError(
+                f"{older}: {text!r} has id {index}, which tokenizer_config.json gives another token."
+            )
+    if unread := [repr(text) for index, text in named.items() if index not in found]:
+        _say_unread(older, ", ".join(unread[:4]))
+    return found
+
+
+@cache
+def _say_unread(path: Path, tokens: str) -> None:
+    from tinyllava_edge.console import note  # rich, which a program that opens a bundle does not need
+
+    note(f"{path}: {tokens} is no token here, as tokenizer_config.json has its own added_tokens_decoder")
+
+
 def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
-    """`<sources>/<name>/config.json`, where there is one."""
-    if sources is None or Path(name).is_absolute() or ".." in Path(name).parts:
-        return None
-    path = sources / name / "config.json"
-    return read_json_object(path) if lexists(path) else None
+    """`<sources>/<name>/config.json`, where there is one; of a path also what its end names."""
+    for each in names_under_sources(name) if sources is not None else []:
+        assert sources is not None
+        path = sources / each / "config.json"
+        if lexists(path):
+            if each != name:
+                say_taken(name, str(path))
+            return read_json_object(path)
+    return None
+
+
+def processor_in(folder: Path) -> Path | None:
+    """The file in a folder that says how pictures are prepared.
+
+    Raises:
+        CheckpointError: there are two, and they differ: transformers 5 takes one, upstream's the other.
+    """
+    plain, nested = folder / PROCESSOR_FILE, folder / NESTED_PROCESSOR
+    has_nested = lexists(nested) and "image_processor" in read_json_object(nested)
+    if has_nested and lexists(plain):
+        ours, theirs = read_processor(plain), read_processor(nested)
+        odd = sorted(
+            key for key in ours.keys() & theirs.keys() if key in _PIXEL_KEYS and ours[key] != theirs[key]
+        )
+        if odd:
+            raise CheckpointError(
+                f"{plain}: {odd[0]} is {shown(ours[odd[0]])}, and {shown(theirs[odd[0]])} in {nested}. "
+                "Remove the one that is not meant."
+            )
+    return plain if lexists(plain) else nested if has_nested else None
+
+
+def read_processor(path: Path) -> dict[str, Any]:
+    """The image processor's values, as either file has them.
+
+    Raises:
+        CheckpointError: the file is damaged, or its `image_processor` is no object.
+    """
+    values = read_json_object(path)
+    if path.name == NESTED_PROCESSOR:
+        values = values.get("image_processor")  # type: ignore[assignment]
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path}: image_processor is {shown(values)}, expected an object.")
+    return values

@@ -14,20 +14,23 @@ from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import CheckpointError
 
 from .files import is_legacy, read_json_object
+from .source_names import hub_name
 
 HUB = "hub"  # of --sources: ask the hub for what config.json names
 _NAME = re.compile(r"(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SMALL_FILES = (
-    *("config.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("config.json", "preprocessor_config.json", "processor_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
     *("tokenizer.model", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
 )
 CHECKPOINT_FILES = (
     *_SMALL_FILES,
-    *("tinyllava_edge.json", "*.safetensors", "model.safetensors.index.json", "adapter_config.json"),
+    *("tinyllava_edge.json", "*.safetensors", "*.index.json", "adapter_config.json"),
     "vision_tower/config.json",
 )
 PICKLES = (
+    *("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin"),
     "vision_tower/pytorch_model.bin",
     "connector/pytorch_model.bin",
     "language_model/pytorch_model.bin",
@@ -102,7 +105,7 @@ def named_repositories(checkpoint: Path) -> list[str]:
     """The repositories that a checkpoint's config.json names."""
     raw = read_json_object(checkpoint / "config.json")
     keys = [*_NAMING_KEYS, *(["_name_or_path"] if is_legacy(raw) else [])]  # elsewhere a training's output
-    names = [str(raw.get(key) or "").removeprefix("mof:") for key in keys]
+    names = [hub_name(str(raw.get(key) or "").removeprefix("mof:")) for key in keys]
     if raw.get("connector_type") == "qformer":
         names.append(_BERT)
     return [name for name in dict.fromkeys(names) if parse_name(name)]

@@ -5,9 +5,9 @@ names. Needs no torch: the tensors are read by `tinyllava_edge.model.checkpoint`
 """
 
 import hashlib
-import re
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
+from os.path import lexists
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,29 @@ from .files import (
     is_legacy,
     is_llava,
     parse_json_object,
-    read_json_object,
     read_small_file,
 )
+from .layouts import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    FOLDERS,
+    LEGACY,
+    LLAVA,
+    LORA,
+    PARTS,
+    PICKLE_FILE,
+    WHOLE,
+    adapter_file,
+    base_names,
+    check_is_there,
+    has_all_parts,
+    is_adapter,
+    listed_shards,
+    no_weights,
+    whole_file,
+)
 from .read_config import model_config
-
-FLAT_FILE = "model.safetensors"
-FLAT_INDEX = "model.safetensors.index.json"
-PARTS = ("vision_tower", "connector", "language_model")
-PICKLE_FILE = "pytorch_model.bin"  # of each part
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
-
-FLAT = "flat safetensors"
-SHARDED = "sharded safetensors"
-FOLDERS = "three sub-directories"  # docs/sources/tinyllava.md#three-sub-directories
-LORA = "LoRA adapter over three sub-directories"
-LEGACY = "TinyLLaVABench (legacy)"
-LLAVA = "transformers LlavaForConditionalGeneration"
-
-_SHARD_NAME = re.compile(r"\w[\w.-]*\.safetensors")
+from .source_names import names_under_sources
 
 
 @dataclass(frozen=True)
@@ -70,22 +73,31 @@ class Checkpoint:
         """Where the files of a repository that config.json names may be."""
         if self.sources is None:
             return [self.path]
-        plain = name and not Path(name).is_absolute() and ".." not in Path(name).parts
-        return [self.path, *([self.sources / name] if plain else []), self.sources]
+        return [self.path, *(self.sources / each for each in names_under_sources(name)), self.sources]
+
+    @cached_property
+    def config_path(self) -> Path:
+        """`config.json`; an adapter's directory may have none, and then its base's counts."""
+        own = self.path / "config.json"
+        if not lexists(own) and is_adapter(self.path):
+            if self.base is None:
+                raise no_weights(self.path)
+            return self.base.config_path
+        return own
 
     @cached_property
     def _config_file(self) -> bytes:
-        return read_small_file(self.path / "config.json")
+        return read_small_file(self.config_path)
 
     @cached_property
     def raw_config(self) -> dict[str, Any]:
         """`config.json` as it is."""
-        return parse_json_object(self._config_file, self.path / "config.json")
+        return parse_json_object(self._config_file, self.config_path)
 
     @cached_property
     def factory_config(self) -> dict[str, Any]:
         """`config.json` as TinyLLaVA Factory would write it."""
-        return as_factory_config(self.raw_config, self.path / "config.json", self.sources)
+        return as_factory_config(self.raw_config, self.config_path, self.sources)
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -94,36 +106,60 @@ class Checkpoint:
         Raises:
             UnsupportedModelError: a part is not supported; the message lists what is.
         """
-        return model_config(self.factory_config, self.path, template=self.template, sources=self.sources)
+        return model_config(
+            self.factory_config, self.config_path.parent, template=self.template, sources=self.sources
+        )
 
     @cached_property
     def layout(self) -> str:
-        """One of this module's layouts."""
+        """One of the layouts of `layouts.py`."""
         path = self.path
         if not path.is_dir():
             raise CheckpointError(f"{path}: no such directory. Give a checkpoint directory, or 'nano'.")
-        if all((path / part / PICKLE_FILE).exists() for part in PARTS):
+        if has_all_parts(path):
             return LORA if (path / ADAPTER_CONFIG).exists() else FOLDERS
-        if (path / FLAT_FILE).exists() or (path / FLAT_INDEX).exists():
+        if (whole := whole_file(path)) is not None:
             if is_legacy(self.raw_config) or is_llava(self.raw_config):
                 return LEGACY if is_legacy(self.raw_config) else LLAVA
-            return FLAT if (path / FLAT_FILE).exists() else SHARDED
-        raise CheckpointError(
-            f"{path}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX} with its shards, or "
-            "sub-directories vision_tower, connector and language_model with pytorch_model.bin."
-        )
+            return WHOLE[whole.name]
+        if self.base is None:
+            raise no_weights(path)
+        return ADAPTER
+
+    @cached_property
+    def base(self) -> "Checkpoint | None":
+        """What an adapter alone is merged into: a whole checkpoint under `sources`."""
+        if not is_adapter(self.path) or self.sources is None:
+            return None
+        names = [*base_names(self.path), ""]
+        for folder in dict.fromkeys(folder for name in names for folder in self.folders(name)[1:]):
+            if has_all_parts(folder) or whole_file(folder) is not None:
+                return Checkpoint(folder, sources=self.sources, allow_pickle=self.allow_pickle)
+        return None
 
     @cached_property
     def weight_files(self) -> list[Path]:
         """The files that hold the weights, in a fixed order."""
         if self.layout in (FOLDERS, LORA):
-            adapter = [self.path / ADAPTER_WEIGHTS] if self.layout == LORA else []
-            files = [*(self.path / part / PICKLE_FILE for part in PARTS), *adapter]
-        elif (self.path / FLAT_FILE).exists():
-            files = [self.path / FLAT_FILE]
+            files = [self.path / part / PICKLE_FILE for part in PARTS]
+        elif self.layout == ADAPTER:
+            assert self.base is not None
+            files = self.base.weight_files
         else:
-            files = list(listed_shards(self.path / FLAT_INDEX))
-        return [check_is_there(path) for path in files]
+            whole = self.file_of("")
+            files = list(listed_shards(whole)) if whole.suffix == ".json" else [whole]
+        adapter = [adapter_file(self.path)] if self.layout in (LORA, ADAPTER) else []
+        return [check_is_there(path) for path in (*files, *adapter)]
+
+    def file_of(self, name: str) -> Path:
+        """The file that a tensor of this canonical name is read from, or the index that lists it."""
+        if self.layout == ADAPTER:
+            assert self.base is not None
+            return self.base.file_of(name)
+        whole = whole_file(self.path)
+        if self.layout in (FOLDERS, LORA) or whole is None:
+            return self.path / name.split(".")[0] / PICKLE_FILE
+        return whole
 
     @cached_property
     def sha256(self) -> str:
@@ -131,29 +167,6 @@ class Checkpoint:
         files = self.weight_files
         digest = hashlib.sha256(f"config.json\0{hashlib.sha256(self._config_file).hexdigest()}\n".encode())
         for path in files:
-            digest.update(f"{path.relative_to(self.path)}\0{sha256_of_file(path)}\n".encode())
+            name = path.relative_to(self.path) if path.is_relative_to(self.path) else Path("base", path.name)
+            digest.update(f"{name}\0{sha256_of_file(path)}\n".encode())
         return digest.hexdigest()
-
-
-def listed_shards(index: Path) -> dict[Path, set[str]]:
-    """The shards of a `model.safetensors.index.json`, in the order of their names: what each should hold.
-
-    Raises:
-        CheckpointError: the index is damaged, or a shard is not a file beside it.
-    """
-    weight_map = read_json_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty.")
-    shards: dict[Path, set[str]] = {}
-    for key, name in weight_map.items():
-        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name):
-            raise CheckpointError(f"{index}: {key} is in {name!r}; a shard is a .safetensors file beside it.")
-        shards.setdefault(index.parent / name, set()).add(key)
-    return dict(sorted(shards.items()))
-
-
-def check_is_there(path: Path) -> Path:
-    """Refuse a file of weights that is missing; opening a pipe in its place would wait for ever."""
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing. Download or copy the checkpoint again.")
-    return path

@@ -11,11 +11,12 @@ from os.path import lexists  # a link that leads nowhere is not absent, but dama
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
 from .config import SIDECAR_FILE, BertSizes, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS
 from .files import named_config, read_json_object
+from .source_names import public_name
 from .values import MAX_SIZE, resolved_part, whole_number
 
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
@@ -128,9 +129,10 @@ def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> V
     if not name:
         return None
     found = named_config(name, sources)
-    second = PUBLIC_TOWERS.get(name) if found is None else found
+    public = public_name(name, PUBLIC_TOWERS)
+    second = PUBLIC_TOWERS[public] if found is None and public else found
     if second is None:
-        raise CheckpointError(
+        raise MissingFileError(
             f"{path}: the config of the second tower {name!r} is in no checkpoint. Give --sources DIR with "
             f"{name}/config.json in it. Known without: {', '.join(PUBLIC_TOWERS)}."
         )

@@ -6,20 +6,25 @@ table.
 """
 
 from dataclasses import dataclass
-from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.config import VisionConfig
+from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
+from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 from tinyllava_edge.tokenizer_file import open_tokenizer
 
 from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
 
-PROCESSOR_FILE = "preprocessor_config.json"
+# What a processor does beside resizing, cropping and normalizing.
+_OTHER_STEPS = (
+    *("image_grid_pinpoints", "do_image_splitting", "do_pan_and_scan", "max_num_patches", "max_pixels"),
+    *("do_pad", "do_flip_channel_order", "do_reduce_labels"),
+)
 _SIGLIP = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 _CLIP = {
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -81,6 +86,12 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
     opened = open_tokenizer(tokenizer.tokenizer_json, f"{directory}: the tokenizer", CheckpointError)
     end_id = opened.token_to_id(template.end)
+    if end_id is None:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has no token {template.end!r}, with which template "
+            f"{template.name!r} ({config.template_reason}) ends an answer: the model would not stop. Give "
+            "--template, or the files of the tokenizer that the checkpoint was trained with."
+        )
     stops = {eos_id, config.language.eos_token_id, end_id} - {None}
     return Assets(
         preprocessing=_preprocessing(checkpoint),
@@ -104,8 +115,9 @@ def tokenizer_directory(checkpoint: Checkpoint) -> Path:
     candidates = checkpoint.folders(name)
     for candidate in candidates:
         if any((candidate / file).exists() for file in TOKENIZER_FILES):
+            _say_folder(checkpoint, name, candidate)
             return candidate
-    raise CheckpointError(
+    raise MissingFileError(
         f"no {', '.join(TOKENIZER_FILES)} in {', '.join(map(str, candidates))}. Give --sources DIR "
         f"with the files of {name or 'the language model'}."
     )
@@ -113,28 +125,56 @@ def tokenizer_directory(checkpoint: Checkpoint) -> Path:
 
 def processor_path(checkpoint: Checkpoint) -> Path | None:
     """The file that says how pictures are prepared; None where built-in values stand in for it."""
-    folders = checkpoint.folders(checkpoint.config.vision.name_or_path)
-    paths = [folder / PROCESSOR_FILE for folder in folders]
-    return next((path for path in paths if lexists(path)), None)
+    name = checkpoint.config.vision.name_or_path
+    paths = (processor_in(folder) for folder in checkpoint.folders(name))
+    path = next((path for path in paths if path is not None), None)
+    if path is not None:
+        _say_folder(checkpoint, name, path.parent)
+    return path
+
+
+def _say_folder(checkpoint: Checkpoint, name: str, folder: Path) -> None:
+    """Say what was taken in the place of a path of the trainer's machine."""
+    sources = checkpoint.sources
+    if folder == checkpoint.path or sources is None or not name:
+        return
+    if folder != (sources if is_plain(name) else checkpoint.path) and folder != sources / name:
+        say_taken(name, str(folder))
+
+
+def _at_size(processor: dict[str, Any], vision: VisionConfig) -> dict[str, Any]:
+    """A public processor for a tower of another size, whose positions leave no other choice."""
+    if vision.architecture == "dinov2":
+        return processor
+    if "crop_size" in processor:
+        return {**processor, "size": vision.image_size, "crop_size": vision.image_size}
+    return {**processor, "size": {"height": vision.image_size, "width": vision.image_size}}
 
 
 def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     config = checkpoint.config
     name = config.vision.name_or_path
     aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
-    path = processor_path(checkpoint)
+    path, side = processor_path(checkpoint), config.vision.image_size
+    public = public_name(name, PUBLIC_PROCESSORS)
     if path is not None:
-        where, raw = str(path), read_json_object(path)
-    elif name in PUBLIC_PROCESSORS:
-        where, raw = f"built-in values of {name}", PUBLIC_PROCESSORS[name]
+        where, raw = str(path), read_processor(path)
+    elif public is not None:
+        where, raw = f"built-in values of {public}", _at_size(PUBLIC_PROCESSORS[public], config.vision)
+        if public != name or raw != PUBLIC_PROCESSORS[public]:
+            say_taken(name, f"{where}, for pictures of {side} px")
     elif not config.vision.has_head:  # TinyLLaVABench's own SigLIP class: its processor is code
-        side = config.vision.image_size
         where, raw = "TinyLLaVABench's SigLIP processor", {**_SIGLIP, "size": {"height": side, "width": side}}
     else:
-        raise CheckpointError(
-            f"no {PROCESSOR_FILE} in {', '.join(map(str, checkpoint.folders(name)))}, and "
-            f"{name!r} is not one of the known public towers. Give --sources DIR with the files of "
-            f"{name or 'the vision tower'}."
+        raise MissingFileError(
+            f"no {PROCESSOR_FILE} or {NESTED_PROCESSOR} in "
+            f"{', '.join(map(str, checkpoint.folders(name)))}, and {name!r} is not one of the known "
+            f"public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
+        )
+    if odd := next((key for key in _OTHER_STEPS if raw.get(key)), None):
+        raise UnsupportedModelError(
+            f"{where}: {odd} is {raw[odd]!r:.60}: pictures that are cut into tiles, or padded by their "
+            f"processor, are not supported ({raw.get('image_processor_type')})."
         )
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)
     # DINOv2 takes any size: its position table is interpolated.

@@ -4,56 +4,29 @@ Canonical names start with `vision_tower.`, `connector.` or `language_model.`, f
 upstream gives behind its own prefix. Layouts: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.opened import FOLDERS, LEGACY, LLAVA, LORA, PARTS, PICKLE_FILE, Checkpoint
+from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LEGACY, LORA, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.checkpoint.tensor_names import (
+    PREFIXES,
+    UPSTREAM_PREFIXES,
+    canonical_name,
+    canonical_name_in_folder,
+)
 
 from .lora import Adapter
 from .second_copies import check_other_files, check_same
-from .tensor_files import opened_safetensors, read_pickle, safetensors_files
-
-TensorReader = Callable[[], torch.Tensor]
+from .tensor_files import TensorReader, opened_tensors, read_pickle, tensor_files
 
 # TinyLLaVABench's loader cuts these to the tokenizer's length.
 _ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-
-# Prefix of each part in a flat file, and ours. The first that fits counts.
-UPSTREAM_PREFIXES = {
-    "language_model.": "language_model.",
-    "vision_tower._vision_tower.": "vision_tower.",
-    "connector._connector.": "connector.",
-}
-LEGACY_PREFIXES = {
-    "model.vision_tower.vision_tower.": "vision_tower.",
-    "model.mm_projector.": "connector.",
-    "model.": "language_model.model.",
-    "lm_head.": "language_model.lm_head.",
-}
-LLAVA_PREFIXES = {
-    "model.language_model.": "language_model.model.",
-    "model.vision_tower.": "vision_tower.",
-    "model.multi_modal_projector.linear_1.": "connector.0.",
-    "model.multi_modal_projector.linear_2.": "connector.2.",
-    "language_model.": "language_model.",
-    "vision_tower.": "vision_tower.",
-    "multi_modal_projector.linear_1.": "connector.0.",
-    "multi_modal_projector.linear_2.": "connector.2.",
-    "lm_head.": "language_model.lm_head.",
-}
-# transformers 5 saves SigLIP and CLIP without `vision_model.`.
-_TOWER_WITHOUT_WRAPPER = tuple(
-    f"vision_tower.{name}"
-    for name in ("embeddings.", "encoder.", "post_layernorm.", "pre_layrnorm.", "head.")
-)
-_PREFIXES = {LEGACY: LEGACY_PREFIXES, LLAVA: LLAVA_PREFIXES}
 
 
 def iter_tensors(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,28 +53,35 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
     Arguments and errors: as `iter_tensors`. A reader may be kept; it holds its file open.
     """
     if checkpoint.layout == FOLDERS:
-        for name, tensor in _from_folders(checkpoint, part):
-            yield name, tensor.detach
+        yield from _from_folders(checkpoint, part)
     elif checkpoint.layout == LORA:
-        adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part)
+        adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part, checkpoint.allow_pickle)
         yield from adapter.merge(_from_folders(checkpoint, part))
+    elif checkpoint.layout == ADAPTER:
+        assert checkpoint.base is not None
+        adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part, checkpoint.allow_pickle)
+        yield from adapter.merge(iter_readers(checkpoint.base, part=part))
     else:
-        rows = tokenizer_length(checkpoint.path) if checkpoint.layout == LEGACY else None
-        prefixes = _PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
-        seen: dict[str, tuple[str, torch.Tensor]] = {}
-        for path in safetensors_files(checkpoint.path):
-            with opened_safetensors(path) as file:
-                for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    name = _canonical(key, prefixes, path)
-                    if part is None or name.startswith(f"{part}."):
-                        tensor = file.get_tensor(key)
-                        where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
-                        if first is not tensor:
-                            check_same(where, first, f"{key!r} of {path}", tensor)
-                            continue
-                        yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
-        if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
-            yield "language_model.lm_head.bias", partial(torch.zeros, length)
+        yield from _from_whole_file(checkpoint, part)
+
+
+def _from_whole_file(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
+    rows = tokenizer_length(checkpoint.path) if checkpoint.layout == LEGACY else None
+    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+    seen: dict[str, tuple[str, torch.Tensor]] = {}
+    for path in tensor_files(checkpoint.file_of(""), checkpoint.allow_pickle):
+        with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
+            for key in keys:
+                name = canonical_name(key, prefixes, path)
+                if part is None or name.startswith(f"{part}."):
+                    tensor = read(key)
+                    where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
+                    if first is not tensor:
+                        check_same(where, first, f"{key!r} of {path}", tensor)
+                        continue
+                    yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
+    if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
+        yield "language_model.lm_head.bias", partial(torch.zeros, length)
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -112,11 +92,11 @@ def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str
 
 def check_second_copies(checkpoint: Checkpoint) -> None:
     """Compare what is read with every other file of the checkpoint; errors as `check_other_files`."""
-    prefixes = _PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
 
     def name_of(key: str) -> str | None:
         known = prefixes if key.startswith(tuple(prefixes)) else UPSTREAM_PREFIXES
-        return _canonical(key, known, checkpoint.path) if key.startswith(tuple(known)) else None
+        return canonical_name(key, known, checkpoint.path) if key.startswith(tuple(known)) else None
 
     def tensors() -> dict[str, torch.Tensor]:
         found = dict(iter_tensors(checkpoint))
@@ -136,30 +116,15 @@ def _missing_head_bias(checkpoint: Checkpoint, rows: int | None) -> int:
     return stored if rows is None else min(rows, stored)
 
 
-def _canonical(key: str, prefixes: dict[str, str], path: Path) -> str:
-    for prefix, ours in prefixes.items():
-        if key.startswith(prefix):
-            name = ours + key[len(prefix) :]
-            if prefixes is LLAVA_PREFIXES and name.startswith(_TOWER_WITHOUT_WRAPPER):
-                name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
-            return name
-    raise CheckpointError(
-        f"{path}: tensor {key!r} belongs to no part. Expected names that start with {', '.join(prefixes)}."
-    )
-
-
-def _from_folders(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, torch.Tensor]]:
+def _from_folders(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
     for own_part in PARTS if part is None else (part,):
         path = checkpoint.path / own_part / PICKLE_FILE
         tensors = read_pickle(path, checkpoint.allow_pickle)
         names: dict[str, list[str]] = {}
         for key in tensors:
-            # `_connector.0.weight`; a tower's or a language model's keys have no such wrapper.
-            name = f"{own_part}.{key.removeprefix(f'_{own_part}.')}"
-            plain = name.replace(".base_layer.", ".") if checkpoint.layout == LORA else name
-            names.setdefault(plain, []).append(key)
+            names.setdefault(canonical_name_in_folder(key, own_part, checkpoint.layout, path), []).append(key)
         for name, (first, *others) in names.items():
             tensor = tensors.pop(first)
             for key in others:
                 check_same(f"{first!r} of {path}", tensor, f"{key!r} of {path}", tensors.pop(key))
-            yield name, tensor
+            yield name, tensor.detach

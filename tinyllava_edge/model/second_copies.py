@@ -12,25 +12,23 @@ from pathlib import Path
 import torch
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
-from tinyllava_edge.checkpoint.opened import (
+from tinyllava_edge.checkpoint.layouts import (
+    ADAPTER,
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    FLAT_FILE,
-    FLAT_INDEX,
     FOLDERS,
     LEGACY,
     LORA,
     PARTS,
-    PICKLE_FILE,
-    Checkpoint,
+    adapter_file,
+    is_adapter,
 )
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.checkpoint.tensor_names import BUFFERS
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import CheckpointError
 
-from .tensor_files import opened_safetensors, read_pickle
+from .tensor_files import opened_tensors
 
-# Ends of the names of values that are computed, not learned; a file may hold them or not.
-BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 _FLOAT32_ROUNDING = 1e-5  # relative; powers of theta are computed in several ways
 
 Named = Iterator[tuple[str, torch.Tensor]]
@@ -69,8 +67,9 @@ def check_other_files(
     Raises:
         CheckpointError: a parameter has another value there, or an adapter lies beside what is no base of it.
     """
-    adapters = [checkpoint.path / name for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)]
-    if checkpoint.layout != LORA and (adapter := next((path for path in adapters if path.exists()), None)):
+    if checkpoint.layout not in (LORA, ADAPTER) and is_adapter(checkpoint.path):
+        config = checkpoint.path / ADAPTER_CONFIG
+        adapter = config if config.exists() else adapter_file(checkpoint.path)
         raise CheckpointError(
             f"{adapter}: an adapter, but {checkpoint.weight_files[0]} is not its base: that is three "
             "sub-directories. Remove the one that is not meant."
@@ -88,7 +87,7 @@ def check_other_files(
             if name is not None and name in ours:
                 if checkpoint.layout == LEGACY:  # whose vocabulary is cut
                     tensor = tensor[: len(ours[name])]
-                place = _place(checkpoint, name)
+                place = checkpoint.file_of(name)
                 if part or checkpoint.layout in (FOLDERS, LORA):
                     check_same(f"{name!r} of {place}", ours[name], f"{key!r} of {path}", tensor)
                 elif not _is_same(ours[name], tensor):
@@ -136,26 +135,16 @@ def _other_files(checkpoint: Checkpoint) -> dict[Path, str]:
     return {path: part for path, part in found.items() if path.is_file() and path not in read}
 
 
-def _place(checkpoint: Checkpoint, name: str) -> Path:
-    """What a parameter is read from."""
-    if checkpoint.layout in (FOLDERS, LORA):
-        return checkpoint.path / name.split(".")[0] / PICKLE_FILE
-    flat = checkpoint.path / FLAT_FILE
-    return flat if flat.exists() else checkpoint.path / FLAT_INDEX
-
-
 def _tensors(path: Path) -> Named:
-    if path.suffix == ".bin":
-        yield from read_pickle(path, allow_pickle=True).items()
-        return
-    with opened_safetensors(path) as file:
-        for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            yield key, file.get_tensor(key)
+    with opened_tensors(path, allow_pickle=True) as (keys, read):
+        for key in keys:
+            yield key, read(key)
 
 
 @cache
 def _note_second(read: Path, path: Path, key: str) -> None:
-    note(f"{read} is read, which transformers takes first; {path} is not, and differs: in {key!r} for one")
+    newer = ", and is newer," if path.stat().st_mtime > read.stat().st_mtime else ", and"
+    note(f"{read} is read, which transformers takes first; {path} is not{newer} differs: in {key!r} for one")
 
 
 @cache

@@ -2,7 +2,7 @@
 
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyllava_edge.checkpoint.opened import FLAT_FILE, FLAT_INDEX, check_is_there, listed_shards
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.checkpoint.layouts import FLAT_FILE, FLAT_INDEX, check_is_there, listed_shards
+from tinyllava_edge.errors import CheckpointError, MissingFileError
+
+TensorReader = Callable[[], torch.Tensor]
+
+
+@contextmanager
+def opened_tensors(
+    path: Path, allow_pickle: bool
+) -> Iterator[tuple[list[str], Callable[[str], torch.Tensor]]]:
+    """The names in a file of tensors, and what reads one of them; errors as of the next two."""
+    if path.suffix == ".bin":
+        tensors = read_pickle(path, allow_pickle)
+        yield list(tensors), tensors.__getitem__
+    else:
+        with opened_safetensors(path) as file:
+            yield list(file.keys()), file.get_tensor
 
 
 @contextmanager
@@ -36,10 +51,11 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         CheckpointError: pickles were not allowed, or the file is refused or damaged.
     """
     if not allow_pickle:
-        raise CheckpointError(
+        raise MissingFileError(
             f"{path}: is a pickle, which can run code when it is read. If you trust its source, give "
             "--allow-pickle; it is then read with weights_only, which refuses code."
         )
+    check_is_there(path)
     try:
         # What torch < 1.6 wrote is no zip archive, and cannot be mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -68,11 +84,21 @@ def safetensors_files(directory: Path) -> list[Path]:
         return [directory / FLAT_FILE]
     if not (directory / FLAT_INDEX).exists():
         raise CheckpointError(f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX}.")
-    shards = listed_shards(directory / FLAT_INDEX)
+    return tensor_files(directory / FLAT_INDEX, allow_pickle=False)
+
+
+def tensor_files(whole: Path, allow_pickle: bool) -> list[Path]:
+    """The file of a whole model, or the shards of its index, each holding just the tensors it says.
+
+    Raises:
+        CheckpointError: a shard is missing or outside, or index and shard disagree.
+    """
+    if whole.suffix != ".json":
+        return [whole]
+    shards = listed_shards(whole)
     for path, keys in shards.items():
-        with opened_safetensors(path) as file:
-            found = set(file.keys())
-        if found != keys:
-            odd = min(found ^ keys)
-            raise CheckpointError(f"{path}: {odd!r} is in only one of the index and the shard.")
+        with opened_tensors(path, allow_pickle) as (names, _):
+            odd = set(names) ^ keys
+        if odd:
+            raise CheckpointError(f"{path}: {min(odd)!r} is in only one of the index and the shard.")
     return list(shards)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.files import added_tokens, read_json_object
 from tinyllava_edge.errors import CheckpointError, guarded
 from tinyllava_edge.tokenizer_file import open_tokenizer, read_tokenizer_json
 
@@ -108,14 +108,7 @@ def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:
 
 def _add_extra_tokens(tokenizer: Tokenizer, directory: Path, settings: dict[str, Any]) -> None:
     """Tokens that tokenizer_config.json or added_tokens.json adds to the model's own vocabulary."""
-    extra = {int(index): token for index, token in settings.get("added_tokens_decoder", {}).items()}
-    older = directory / "added_tokens.json"
-    if lexists(older):
-        for text, index in read_json_object(older).items():
-            if extra.setdefault(index, {"content": text, "normalized": False})["content"] != text:
-                raise CheckpointError(
-                    f"{older}: {text!r} has id {index}, which tokenizer_config.json gives another token."
-                )
+    extra = added_tokens(directory, settings)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for index, token in sorted(extra.items()):
         if token["content"] not in known:

@@ -7,14 +7,16 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.opened import LORA, Checkpoint
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
 
-from .checkpoint import UPSTREAM_PREFIXES, check_second_copies, iter_tensors, tensor_facts
+from .checkpoint import check_second_copies, iter_tensors, tensor_facts
 from .connector import build_connector
 from .language_model import build_language_model
 from .lora import EIGHT_BITS
-from .second_copies import BUFFERS, check_buffer
+from .second_copies import check_buffer
 from .vision_tower import build_vision_tower
 
 _HEAD = "language_model.lm_head.weight"
@@ -96,7 +98,7 @@ def checked_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]
     with torch.device("meta"):
         model = TinyLlava(checkpoint.config)
     expected = {name: tuple(value.shape) for name, value in canonical_parameters(model)}
-    if checkpoint.layout != LORA:  # merging, to know the shapes, takes time
+    if checkpoint.layout not in (LORA, ADAPTER):  # merging, to know the shapes, takes time
         facts = tensor_facts(checkpoint)
         _check_shapes(checkpoint, {name: shape for name, (shape, _) in facts.items()}, expected)
     tied = checkpoint.config.language.tie_word_embeddings
@@ -133,8 +135,9 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     first, *others = same.values()
     if others and not torch.equal(first, others[0]):
         raise CheckpointError(
-            f"{checkpoint}: config.json says tie_word_embeddings, but {' and '.join(map(repr, same))} "
-            "differ. Write false there if the head is one of its own, or remove the one that is not meant."
+            f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
+            f"{' and '.join(map(repr, same))} differ. Write false there to keep the head, as transformers 5 "
+            "does, or remove the head from the file, which TinyLLaVA Factory's loader drops in silence."
         )
 
 
@@ -142,21 +145,32 @@ def _check_shapes(
     checkpoint: Checkpoint, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
 ) -> None:
     for name, shape in found.items():
+        where = checkpoint.file_of(name)
         if name not in expected and not _is_harmless(name, checkpoint.config):
             raise CheckpointError(
-                f"{checkpoint}: tensor {name!r} is left over: the model that config.json describes has no "
-                "such part. Is config.json of another model?"
+                f"{where}: tensor {name!r} is left over: the model that {checkpoint.config_path} describes "
+                "has no such part. Is it of another model?"
             )
         if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{checkpoint}: tensor {name!r} has shape {list(shape)}, config.json asks for "
-                f"{list(expected[name])}."
+                f"{where}: tensor {name!r} has shape {list(shape)}, {checkpoint.config_path} asks for "
+                f"{list(expected[name])}{_size_key(name)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
         raise CheckpointError(
-            f"{checkpoint}: {len(missing)} tensors are missing, the first is {min(missing)!r}."
+            f"{checkpoint.file_of(min(missing))}: {len(missing)} tensors are missing, the first is "
+            f"{min(missing)!r}."
         )
+
+
+def _size_key(name: str) -> str:
+    """Which keys of config.json the shape of a tensor comes from, of those that are often wrong."""
+    if name.endswith(("position_embedding.weight", "position_embeddings")):
+        return " (vision_config.image_size and patch_size)"
+    if name.startswith("connector."):
+        return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
+    return ""
 
 
 def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:

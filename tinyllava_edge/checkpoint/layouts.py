@@ -1,0 +1,155 @@
+"""Where a checkpoint's weights may be, and what a directory is that holds none.
+
+Source: docs/sources/tinyllava.md#checkpoint-layouts.
+"""
+
+import re
+from pathlib import Path
+
+from tinyllava_edge.errors import CheckpointError, MissingFileError
+
+from .files import read_json_object
+
+FLAT_FILE = "model.safetensors"
+FLAT_INDEX = "model.safetensors.index.json"
+PARTS = ("vision_tower", "connector", "language_model")
+PICKLE_FILE = "pytorch_model.bin"  # of a whole model, or in each part's sub-directory
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
+
+FLAT = "flat safetensors"
+SHARDED = "sharded safetensors"
+FLAT_PICKLE = "one pytorch_model.bin"
+SHARDED_PICKLES = "sharded pytorch_model.bin"
+FOLDERS = "three sub-directories"  # docs/sources/tinyllava.md#three-sub-directories
+LORA = "LoRA adapter over three sub-directories"
+ADAPTER = "LoRA adapter over another checkpoint"
+LEGACY = "TinyLLaVABench (legacy)"
+LLAVA = "transformers LlavaForConditionalGeneration"
+
+# Files of a whole model; transformers takes the first that is there.
+WHOLE = {
+    FLAT_FILE: FLAT,
+    FLAT_INDEX: SHARDED,
+    PICKLE_FILE: FLAT_PICKLE,
+    PICKLE_INDEX: SHARDED_PICKLES,
+}
+_SHARD_NAME = re.compile(r"\w[\w.-]*\.(?:safetensors|bin)")
+_LFS_POINTER = b"version https://git-lfs"
+_ZERO_SCRIPT = "zero_to_fp32.py"
+# Names of config.json and adapter_config.json that say which language model or checkpoint came before.
+_BASE_KEYS = ("base_model_name_or_path", "llm_model_name_or_path", "_name_or_path")
+
+
+def whole_file(path: Path) -> Path | None:
+    """The file that holds, or lists, all weights of a directory."""
+    return next((path / name for name in WHOLE if (path / name).exists()), None)
+
+
+def has_all_parts(path: Path) -> bool:
+    """Whether there is a pickle of each part in its sub-directory."""
+    return all((path / part / PICKLE_FILE).exists() for part in PARTS)
+
+
+def adapter_file(path: Path) -> Path:
+    """The weights of an adapter; PEFT takes the safetensors first."""
+    first, second = path / ADAPTER_WEIGHTS, path / ADAPTER_PICKLE
+    return second if second.exists() and not first.exists() else first
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory has an adapter in it."""
+    return (path / ADAPTER_CONFIG).exists() or adapter_file(path).exists()
+
+
+def base_names(path: Path) -> list[str]:
+    """What an adapter's directory says of its base."""
+    found = []
+    for name in (ADAPTER_CONFIG, "config.json"):
+        values = read_json_object(path / name) if (path / name).exists() else {}
+        found += [str(values[key]) for key in _BASE_KEYS if values.get(key)]
+    return list(dict.fromkeys(found))
+
+
+def listed_shards(index: Path) -> dict[Path, set[str]]:
+    """The shards of an index, in the order of their names: what each should hold.
+
+    Raises:
+        CheckpointError: the index is damaged, or a shard is not a file beside it.
+    """
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing or empty.")
+    suffix = ".bin" if index.name == PICKLE_INDEX else ".safetensors"
+    shards: dict[Path, set[str]] = {}
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or not _SHARD_NAME.fullmatch(name) or not name.endswith(suffix):
+            raise CheckpointError(f"{index}: {key} is in {name!r}; a shard is a {suffix} file beside it.")
+        shards.setdefault(index.parent / name, set()).add(key)
+    return dict(sorted(shards.items()))
+
+
+def check_is_there(path: Path) -> Path:
+    """Refuse a file of weights that is missing or a pointer; opening a pipe would wait for ever."""
+    if not path.is_file():
+        raise MissingFileError(f"{path}: missing. Download or copy the checkpoint again.")
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:  # a clone without Git LFS
+            raise CheckpointError(f"{path}: a pointer of Git LFS, not the file. Run `git lfs pull` there.")
+    return path
+
+
+def no_weights(path: Path) -> MissingFileError:
+    """What a directory is that holds no weights of a whole model, and the line that mends it."""
+    pickles = [path / part / PICKLE_FILE for part in PARTS]
+    loose = [*sorted(path.glob("*-of-*.safetensors")), *sorted(path.glob("pytorch_model-*-of-*.bin"))]
+    steps = sorted(path.glob("checkpoint-*"), key=lambda step: (len(step.name), step.name))
+    shards = sorted(path.glob("global_step*"))
+    if any(pickle.exists() for pickle in pickles):
+        missing = ", ".join(str(pickle) for pickle in pickles if not pickle.exists())
+        text = f"{missing}: missing. Download or copy the checkpoint again."
+    elif is_adapter(path):
+        text = _adapter_alone(path)
+    elif shards or (path / _ZERO_SCRIPT).exists():
+        text = _zero_shards(path, shards[-1].name if shards else "whose global_step directory is missing")
+    elif loose:
+        index = PICKLE_INDEX if loose[0].suffix == ".bin" else FLAT_INDEX
+        text = f"{path / index}: missing, which lists the shards beside it. Copy it, too."
+    elif steps:
+        text = f"{path}: holds no weights itself. Give one of the run's steps, as {steps[-1]}."
+    else:
+        text = (
+            f"{path}: holds no weights. Expected {FLAT_FILE} or {PICKLE_FILE}, or {FLAT_INDEX} or "
+            f"{PICKLE_INDEX} with its shards, or sub-directories {', '.join(PARTS)} with {PICKLE_FILE}."
+        )
+    return MissingFileError(text)
+
+
+def _adapter_alone(path: Path) -> str:
+    names = base_names(path)
+    said = f" ({', '.join(map(repr, names))} by its files)" if names else ", which its files do not name"
+    return (
+        f"{adapter_file(path)}: a LoRA adapter without its base, as a trainer's checkpoint-N is. Give the "
+        f"whole checkpoint that this run began with{said} as BASE, and both are merged: "
+        f"tinyllava-edge export {path} --sources BASE -o OUTPUT. What the run trained in full, such as a "
+        "connector, is not in an adapter: the run's last output has it."
+    )
+
+
+def _zero_shards(path: Path, where: str) -> str:
+    """The script that lies beside the shards took a file's name before DeepSpeed 0.16, then a directory."""
+    script = path / _ZERO_SCRIPT
+    command = f"python {_ZERO_SCRIPT}"
+    if not script.is_file():
+        command = "python -m deepspeed.utils.zero_to_fp32"
+    elif b"output_dir" not in script.read_bytes()[: 1 << 20]:
+        return (
+            f"{path}: ZeRO shards of DeepSpeed ({where}), not weights yet. Run there: "
+            f"{command} . {PICKLE_FILE}; then give this directory again, with --allow-pickle."
+        )
+    return (
+        f"{path}: ZeRO shards of DeepSpeed ({where}), not weights yet. Run there: {command} . . "
+        "--safe_serialization; then give this directory again."
+    )

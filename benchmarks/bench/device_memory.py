@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tinyllava_edge.device import read_jetson
+from tinyllava_edge.jetson import read_jetson
 
 from .kernel_files import find_text
 from .nvml import open_nvml

@@ -104,7 +104,8 @@ def _each(
         try:
             found.append(record if isinstance(record, DataError) else {**record, **change(record)})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            found.append(DataError(f"expected {needs}, found {', '.join(map(str, record)) or 'nothing'}."))
+            keys = () if isinstance(record, DataError) else map(str, record)
+            found.append(DataError(f"expected {needs}, found {', '.join(keys) or 'nothing'}."))
     return found
 
 

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from tinyllava_edge.device import read_jetson
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.jetson import read_jetson
 
 CURRENT = ""  # the mode that is set
 

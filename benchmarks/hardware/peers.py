@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.device import read_jetson
+from tinyllava_edge.jetson import read_jetson
 
 from .expectations import read_expectations
 from .steps import Step

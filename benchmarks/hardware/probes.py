@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tinyllava_edge
-from tinyllava_edge.device import has_nvidia_gpu, read_jetson
+from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.jetson import read_jetson
 
 REQUIRE = "TINYLLAVA_EDGE_REQUIRE"
 CHECKOUT = Path(tinyllava_edge.__file__).resolve().parents[1]

@@ -18,8 +18,9 @@ from tinyllava_edge.benchmarks.hardware.report import markdown_lines
 from tinyllava_edge.benchmarks.hardware.steps import Step, run_step
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
-from tinyllava_edge.device import Cpu, Jetson, Machine, read_machine
+from tinyllava_edge.device import Cpu, Machine, read_machine
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.jetson import Jetson
 
 PEER_SERVER = Path(__file__).parents[3] / "benchmarks/hardware/peer_server.py"
 NVPMODEL = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllava_edge.image import FORMATS
+from tinyllava_edge.picture_formats import FORMATS
 
 PAGE = (Path(__file__).parents[1] / "SECURITY.md").read_text(encoding="utf-8")
 LIMITS = re.findall(r"^\| .+ \| ([\d ]+) \| `([\w.]+)\.(\w+)` \|$", PAGE, re.MULTILINE)

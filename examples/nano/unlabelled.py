@@ -9,7 +9,8 @@ from PIL import Image, ImageChops, ImageOps
 
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import DataError, ImageError
-from tinyllava_edge.image import FORMATS, open_picture
+from tinyllava_edge.image import open_picture
+from tinyllava_edge.picture_formats import FORMATS
 
 _MARGIN = 1 / 16  # of the side, left free around a drawing
 _LONGEST = 8  # times as long as wide: what is longer is a line

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import BinaryIO, TypeVar
 
@@ -60,9 +61,7 @@ def _register_heif() -> None:
         from tinyllava_edge.install import pip
 
         raise ImageError(f"HEIC, whose decoder is not installed: {pip('install')} pillow-heif")
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener(thumbnails=False)
+    import_module("pillow_heif").register_heif_opener(thumbnails=False)
 
 
 def fit(image: Image.Image, *, shrink: bool = True) -> None:

@@ -101,8 +101,11 @@ def _each(
     """Records in another form; one that lacks a key is its own fault."""
     found: list[Raw] = []
     for record in map(_object, records):
+        if isinstance(record, DataError):
+            found.append(record)
+            continue
         try:
-            found.append(record if isinstance(record, DataError) else {**record, **change(record)})
+            found.append({**record, **change(record)})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             keys = () if isinstance(record, DataError) else map(str, record)
             found.append(DataError(f"expected {needs}, found {', '.join(keys) or 'nothing'}."))

@@ -14,7 +14,7 @@ from .layouts import ADAPTER, FOLDERS, LORA, PARTS, PICKLE_FILE, check_is_there
 from .opened import Checkpoint
 from .tensor_names import PREFIXES, UPSTREAM_PREFIXES, canonical_name, canonical_name_in_folder
 
-_MAX_HEADER = 100 << 20  # bytes; what the safetensors package takes
+MAX_HEADER = 100 << 20  # bytes; what the safetensors package takes
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -84,7 +84,7 @@ def _file_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
 def _safetensors_headers(path: Path) -> dict[str, Header]:
     with guarded(path, CheckpointError), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER, path.stat().st_size - 8):
+        if not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8):
             raise CheckpointError(f"{path}: damaged safetensors file (its header is cut). Copy it again.")
         values = json.loads(file.read(length))
         values.pop("__metadata__", None)
@@ -107,7 +107,7 @@ def _pickle_headers(path: Path) -> dict[str, Header]:
             raise MissingFileError(f"{path}: is of torch before 1.6, or cut short; only torch can tell.")
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            if archive.getinfo(name).file_size > _MAX_HEADER:
+            if archive.getinfo(name).file_size > MAX_HEADER:
                 raise CheckpointError(f"{path}: damaged: {name} is larger than any list of tensors.")
             with archive.open(name) as file:
                 values = _HeaderUnpickler(file).load()

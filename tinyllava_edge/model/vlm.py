@@ -131,7 +131,7 @@ def _checked_values(
 
 
 def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
-    """Versions of transformers differ in which of two they take, and none of them is what was trained."""
+    """Which of two was trained, nobody can see: docs/sources/tinyllava.md#a-head-beside-a-tied-embedding."""
     first, *others = same.values()
     if others and not torch.equal(first, others[0]):
         raise CheckpointError(

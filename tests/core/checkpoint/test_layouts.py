@@ -198,7 +198,7 @@ def test_an_adapter_on_an_unmerged_adapter_is_refused_with_what_it_is(
     [
         ('parser.add_argument("output_file")', "python zero_to_fp32.py . pytorch_model.bin"),
         ('parser.add_argument("output_dir")', "python zero_to_fp32.py . . --safe_serialization"),
-        (None, "python -m deepspeed.utils.zero_to_fp32 . pytorch_model.bin"),
+        (None, "python -m deepspeed.utils.zero_to_fp32 . . --safe_serialization"),
     ],
 )
 def test_zero_shards_are_named_with_the_line_that_joins_them(

@@ -90,7 +90,9 @@ def test_an_adapter_without_its_weights_is_named(directory: Path) -> None:
 
 def test_a_repositorys_files_are_looked_for_inside_the_sources_only(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, sources=Path("sources"))
-    assert checkpoint.folders("own/tower") == [tmp_path, Path("sources/own/tower"), Path("sources")]
-    for name in ("", "/etc", "../secret", "own/../../secret"):
-        assert checkpoint.folders(name) == [tmp_path, Path("sources")]
+    for name in ("own/tower", "", "/etc", "../secret", "own/../../secret", r"..\secret", "/..", "a/.."):
+        inside = [folder.relative_to("sources") for folder in checkpoint.folders(name)[1:]]
+        assert inside[-1] == Path()
+        assert all(".." not in folder.parts for folder in inside)
+    assert checkpoint.folders("own/tower")[1:3] == [Path("sources/own/tower"), Path("sources/tower")]
     assert Checkpoint(tmp_path).folders("own/tower") == [tmp_path]

@@ -1,8 +1,9 @@
 """What computes a product decides how it rounds: classes of compute units, and the gates that differ by them.
 
 Source: docs/sources/measuring.md#products-on-a-gpu. The gates were set before any GPU ran: they are about
-five times what `python -m tools.compute_gates` emulates on nano, SmolLM2-135M and the golden checkpoints
-(benchmarks/results/compute_gates.md). A CPU's gates are those of `precisions.py` and are never widened here.
+five times what `python -m tools.compute_gates` emulates on nano and the golden checkpoints, SmolLM2-135M
+within that (benchmarks/results/compute_gates.md; its float16 sums were not emulated). A CPU's gates are those
+of `precisions.py` and are never widened here.
 """
 
 from typing import Literal

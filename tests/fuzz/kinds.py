@@ -96,6 +96,9 @@ CHECKPOINTS = {
     "weights inspect": Kind("legacy", "ck/model.safetensors", json_header_damaged, _INSPECT),
     "index": Kind("sharded", "ck/model.safetensors.index.json", json_damaged, readers.load_weights),
     "pickle": Kind("folders", "ck/connector/pytorch_model.bin", _ZIPPED, readers.load_weights),
+    "pickle inspect": Kind(
+        "folders", "ck/language_model/pytorch_model.bin", _ZIPPED, f"{_INSPECT} --allow-pickle"
+    ),
     "adapter": Kind("lora", "ck/adapter_config.json", json_damaged, readers.load_weights),
     "adapter weights": Kind(
         "lora", "ck/adapter_model.safetensors", json_header_damaged, readers.load_weights

@@ -214,7 +214,7 @@ def test_float16_is_no_default_where_the_processor_would_sum_in_it(
     monkeypatch.setattr(ort, "read_cpu", lambda: replace(read_cpu(), features=features))
     bundle = bundles.write_bundle(tmp_path / "bundle")
     (vision,) = [variant for variant in bundle.manifest.variants if variant.part == "vision"]
-    variants = tuple(replace(vision, name=name) for name in there)
-    changed = replace(bundle, manifest=replace(bundle.manifest, variants=variants))
+    variants = tuple(vision.model_copy(update={"name": name}) for name in there)
+    changed = replace(bundle, manifest=bundle.manifest.model_copy(update={"variants": variants}))
     with closing(ort.open_vision(changed, BackendOptions(threads=1))) as backend:
         assert backend.name == f"onnxruntime {taken}"

@@ -139,12 +139,12 @@ def _adapter_alone(path: Path) -> str:
 
 
 def _zero_shards(path: Path, where: str) -> str:
-    """The script beside the shards takes a file's name in older versions of DeepSpeed, a directory in newer."""
+    """The script beside the shards takes a file's name in older versions of DeepSpeed, else a directory."""
     script = path / _ZERO_SCRIPT
     is_older = script.is_file() and b"output_dir" not in script.read_bytes()[: 1 << 20]
     command = f"python {_ZERO_SCRIPT}" if script.is_file() else "python -m deepspeed.utils.zero_to_fp32"
     where_to, then = (PICKLE_FILE, ", with --allow-pickle") if is_older else (". --safe_serialization", "")
     return (
-        f"{path}: ZeRO shards of DeepSpeed ({where}), not weights yet. Run there: {command} . {where_to}; then "
-        f"give this directory again{then}."
+        f"{path}: ZeRO shards of DeepSpeed ({where}), not weights yet. Run there: {command} . {where_to}; "
+        f"then give this directory again{then}."
     )

@@ -26,6 +26,12 @@ CHECKOUT = Path(__file__).parents[2]
 PICTURES = ("docs/pictures/emoji.webp", "docs/pictures/cat.jpg", "export/pictures/wide.png")
 # All that qemu has (i8mm, bf16 too), and armv8.2-a with fp16 vectors and dotprod, as an Orin has.
 PROCESSORS = ("max", "cortex-a76")
+# What has float16 vectors and what has none; llama.cpp is compiled for the first, so vision alone.
+VISION_PROCESSORS = (*PROCESSORS, "cortex-a72")
+# Embeddings of nano, the worst stored picture, 3 dB under what was measured: fp32 124.7, int8 32.0, fp16 51.3
+# with float16 vectors and 77.5 without.
+LEAST_SNR_DB = {"fp32": 121.0, "int8": 29.0, "fp16": 48.0}
+LEAST_FP16_WITHOUT_VECTORS = 74.0
 TIMEOUT_S = 3600
 Record = dict[str, Any]
 
@@ -70,6 +76,42 @@ def measure(python: tuple[list[str], dict[str, str]], bundle: Path) -> Record:
         "verify": json.loads(report),
         "seconds": time.perf_counter() - start,
     }
+
+
+def measure_vision(python: tuple[list[str], dict[str, str]], bundle: Path) -> list[Record]:
+    """Figures of every vision variant, as `verify` has them of the stored pictures; raises as `measure`."""
+    lines = _call(python, ["-m", "tools.aarch64.vision", str(bundle)], (0,)).splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def vision_lines(figures: dict[str, list[Record]]) -> list[str]:
+    """SNR of the worst picture, one row for each processor."""
+    variants = [row["variant"] for row in figures["here"]]
+    lines = [
+        "",
+        "Embeddings, SNR in dB of the worst stored picture:",
+        "",
+        f"| processor | {' | '.join(variants)} |",
+    ]
+    lines.append("|---" + "|---:" * len(variants) + "|")
+    for name, rows in figures.items():
+        lines.append(f"| {name} | {' | '.join(format(row['snr_db'], '.1f') for row in rows)} |")
+    return lines
+
+
+def vision_faults(figures: dict[str, list[Record]]) -> list[str]:
+    """Variants that lose more on a processor than was measured there."""
+    found = []
+    for processor, rows in figures.items():
+        for row in rows:
+            least = LEAST_SNR_DB[row["variant"]]
+            if row["variant"] == "fp16" and processor not in PROCESSORS:
+                least = LEAST_FP16_WITHOUT_VECTORS
+            if not row["snr_db"] >= least:
+                found.append(
+                    f"{processor}, vision {row['variant']}: {row['snr_db']:.1f} dB, at least {least}"
+                )
+    return found
 
 
 def report_lines(results: dict[str, Record]) -> list[str]:
@@ -130,16 +172,21 @@ def main(
     if not (root / "ready").exists():
         raise UsageError(f"{root}: not a finished root. Run tools/aarch64/build_root.sh {root}.")
     results: dict[str, Record] = {}
+    vision: dict[str, list[Record]] = {}
     with TemporaryDirectory() as folder:
         copy = Path(folder, "bundle")  # `verify` writes into it
         shutil.copytree(bundle, copy)
         note(f"here: {platform.machine()}")
-        results["here"] = measure(([sys.executable], dict(os.environ)), copy)
+        here = [sys.executable], dict(os.environ)
+        results["here"], vision["here"] = measure(here, copy), measure_vision(here, copy)
+        for name in VISION_PROCESSORS:
+            vision[name] = measure_vision(emulated(root.resolve(), name), copy)
         for name in PROCESSORS:
             note(f"qemu-user, -cpu {name}: minutes")
             results[name] = measure(emulated(root.resolve(), name), copy)
-    output.write_text("\n".join(report_lines(results)) + "\n", encoding="utf-8")
-    found = faults(results)
+    lines = [*report_lines(results), *vision_lines(vision)]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = [*faults(results), *vision_faults(vision)]
     for fault in found:
         note(fault)
     note(f"{output}: {'not as here' if found else 'as here'}")

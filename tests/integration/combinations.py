@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 from tests.integration.layouts import LAYOUTS, LEGACY_FAMILIES, write_config, write_weights
 from tests.tiny import TOKENIZER_FOLDER
@@ -135,9 +136,21 @@ def write_tokenizer(checkpoint: Path, family: str) -> None:
     if family in _SENTENCEPIECE:
         for path in TOKENIZER_FOLDER.iterdir():
             shutil.copy(path, checkpoint / path.name)
+        if family.startswith("gemma"):
+            _rename_end(checkpoint, "<eos>")
         return
     for name in (*_BYTE_LEVEL_FILES, *_BYTE_LEVEL_SETTINGS):
         shutil.copy(_BYTE_LEVEL / name, checkpoint / name)
+
+
+def _rename_end(checkpoint: Path, end: str) -> None:
+    """Gemma ends its answers with a token of another name."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
+    proto.ParseFromString((checkpoint / "tokenizer.model").read_bytes())
+    next(piece for piece in proto.pieces if piece.piece == "</s>").piece = end
+    (checkpoint / "tokenizer.model").write_bytes(proto.SerializeToString())
+    for path in checkpoint.glob("*token*.json"):
+        path.write_text(path.read_text().replace("</s>", end))
 
 
 def _vocabulary(rng: random.Random, byte_level: bool) -> int:

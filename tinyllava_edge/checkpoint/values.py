@@ -87,6 +87,8 @@ def _is_possible(name: str, value: Any, default: Any) -> bool:
     is_token_id = name.endswith("_token_id")
     if value is None:
         return default is None or is_token_id
+    if name == "eos_token_id" and isinstance(value, list):
+        return bool(value) and all(type(one) is int and 0 <= one <= MAX_SIZE for one in value)
     if isinstance(default, bool | str):
         return type(value) is type(default)
     if isinstance(default, list):

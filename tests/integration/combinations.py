@@ -125,7 +125,9 @@ def random_model(config: ModelConfig, seed: int) -> TinyLlava:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
-            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith("language_model.")
+            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith(
+                "language_model."
+            )
             wide = 0.15 if parameter.ndim < 2 else 1.2 * parameter[0].numel() ** -0.5
             parameter.copy_(float(not zero_centred) + 0.2 * noise if is_scale else wide * noise)
     return model
@@ -188,7 +190,9 @@ def _llama(rng: random.Random) -> Values:
 
 
 def _linear(rng: random.Random) -> Values:
-    return {"rope_scaling": {rng.choice(["type", "rope_type"]): "linear", "factor": rng.choice([2, 2.5, 4.0])}}
+    return {
+        "rope_scaling": {rng.choice(["type", "rope_type"]): "linear", "factor": rng.choice([2, 2.5, 4.0])}
+    }
 
 
 def _llama3(rng: random.Random) -> Values:

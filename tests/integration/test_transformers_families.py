@@ -1,4 +1,4 @@
-"""Families that TinyLLaVA Factory never trained, or not so: transformers' own model and config.json are the oracle."""
+"""Families that TinyLLaVA Factory never trained: transformers' own model and config.json are the oracle."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,11 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, **BANDS}  # 
 def qwen25(heads: int, kv_heads: int, *, tied: bool) -> dict[str, Any]:
     """Qwen2.5's heads, each an eighth as wide; the windows' keys as published."""
     windows = {"use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 1}
-    heads_and_width = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": 8 * heads}
+    heads_and_width = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": 8 * heads,
+    }
     rope = {"rope_type": "default", "rope_theta": 1e6}
     return {**heads_and_width, **windows, "rope_parameters": rope, "tie_word_embeddings": tied}
 
@@ -93,7 +97,7 @@ def write_checkpoint(folder: Path, case: str) -> Any:
             parameter.copy_(centre + 0.2 * noise if "norm" in name else 0.15 * noise)
         if tied and centre:  # opinions, so that greedy answers are no ties
             model.get_input_embeddings().weight *= 8
-    write_tiny_checkpoint(folder)
+    write_tiny_checkpoint(folder, hidden=config.hidden_size, heads=config.num_attention_heads)
     for name in ("tokenizer.model", "special_tokens_map.json", "tokenizer_config.json"):
         (folder / name).unlink(missing_ok=True)
     write_tokenizer(folder, family)
@@ -114,7 +118,11 @@ def test_the_config_that_transformers_writes_is_read(tmp_path: Path) -> None:
     language = config.language
     assert (language.head_dim, language.rotary_dim, language.rope_theta) == (32, 32, 1e4)
     assert (language.hidden_size, language.num_attention_heads, language.num_key_value_heads) == (64, 4, 2)
-    assert (language.tie_word_embeddings, language.eos_token_ids, config.template) == (True, (450,), "qwen2_base")
+    assert (language.tie_word_embeddings, language.eos_token_ids, config.template) == (
+        True,
+        (450,),
+        "qwen2_base",
+    )
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "smollm3", "phi3"])

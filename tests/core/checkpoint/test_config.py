@@ -83,8 +83,8 @@ def test_the_defaults_are_those_of_transformers(tmp_path: Path) -> None:
         "num_attention_heads",
     ):
         assert getattr(config.language, name) == getattr(llama, name)
-    for name in ("bos_token_id", "eos_token_id"):
-        assert getattr(config.language, name) == getattr(llama, name)
+    assert config.language.bos_token_id == llama.bos_token_id
+    assert config.language.eos_token_ids == (llama.eos_token_id,)
     assert (config.language.num_key_value_heads, config.language.norm_eps) == (32, llama.rms_norm_eps)
     for name in (
         "hidden_size",

@@ -54,6 +54,7 @@ TEMPLATES = {
         Template(name="gemma", end="<eos>"),
         Template(name="qwen2_base", end="<|endoftext|>"),
         Template(name="qwen2_instruct", end="<|im_end|>"),
+        # Ours: docs/sources/language_models.md#templates-of-families-that-upstream-lacks
         Template(name="llama3", end="<|end_of_text|>"),
         Template(name="llama3_instruct", end="<|eot_id|>"),
         # Stage 1 of training: the picture and its caption, no question.

@@ -14,7 +14,7 @@ from .decoder import Rules, standard_metadata
 _FUSED = "ffn.proj_1.weight"
 
 
-def _metadata(config: LanguageConfig) -> dict[str, int | float | list[int]]:
+def _metadata(config: LanguageConfig) -> dict[str, int | float | str | list[int]]:
     return {
         **standard_metadata(config),
         "feed_forward_length": list(config.values["intermediate_sizes"]),

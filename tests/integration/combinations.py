@@ -150,6 +150,7 @@ def _rename_end(checkpoint: Path, end: str) -> None:
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
     proto.ParseFromString((checkpoint / "tokenizer.model").read_bytes())
     next(piece for piece in proto.pieces if piece.piece == "</s>").piece = end
+    proto.trainer_spec.eos_piece = end
     (checkpoint / "tokenizer.model").write_bytes(proto.SerializeToString())
     for path in checkpoint.glob("*token*.json"):
         path.write_text(path.read_text().replace("</s>", end))

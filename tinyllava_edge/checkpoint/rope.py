@@ -52,7 +52,7 @@ def _one(value: Mapping[str, Any], computed: Sequence[str], where: str) -> dict[
     names = _NUMBERS[kind]
     if strange := sorted(value.keys() - {*names, *_OTHERS}):
         raise UnsupportedModelError(f"{where}.{strange[0]}: {kind} has no such key, only {', '.join(names)}.")
-    numbers = {name: value.get(name) for name in names}
+    numbers: dict[str, Any] = {name: value.get(name) for name in names}
     for name, number in numbers.items():
         if type(number) not in (int, float) or not 1 <= number <= 1e9:
             raise CheckpointError(f"{where}.{name} = {shown(number)} is not a possible number, 1 or more.")

@@ -79,7 +79,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "gemma2-27b": ("gemma2", {"num_hidden_layers": 46, "head_dim": 32, "query_pre_attn_scalar": 16}),
     "smollm3": ("smollm3", {"num_hidden_layers": 5, "eos_token_id": 450}),
-    "phi3": ("phi3", {"sliding_window": 100, "num_key_value_heads": None, "eos_token_id": 450}),
+    "phi3": ("phi3", {"sliding_window": 1000, "num_key_value_heads": None, "eos_token_id": 450}),
     "phi4": ("phi3", {"sliding_window": None, "rms_norm_eps": 1e-6, "eos_token_id": 450}),
 }
 
@@ -161,7 +161,7 @@ def test_every_end_of_a_list_stops_an_answer(tmp_path: Path) -> None:
 
 def test_the_context_ends_where_a_window_begins_that_llamacpp_ignores(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", "phi3")
-    assert Checkpoint(tmp_path / "checkpoint").config.language.max_position_embeddings == 100
+    assert Checkpoint(tmp_path / "checkpoint").config.language.max_position_embeddings == 1000
 
 
 def test_a_scale_of_the_queries_that_llamacpp_does_not_compute_is_refused(tmp_path: Path) -> None:

@@ -170,7 +170,10 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     )
     heads = config.num_attention_heads
     rest = config.hidden_size % heads if config.family.defaults.get("head_dim") is None else 0
-    if rest or heads % config.num_key_value_heads or config.head_dim % 2:
+    counts = [(heads, config.num_key_value_heads)]
+    if config.family.layers_differ:
+        counts = list(zip(values["num_query_heads"], values["num_kv_heads"], strict=True))
+    if rest or any(queries % keys for queries, keys in counts) or config.head_dim % 2:
         raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
     if config.rotary_dim % 2 or not 2 <= config.rotary_dim <= config.head_dim:
         raise CheckpointError(

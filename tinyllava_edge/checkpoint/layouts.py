@@ -4,6 +4,7 @@ Source: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
 import re
+from os.path import exists  # False for a name that no system takes; Path.exists raises
 from pathlib import Path
 
 from tinyllava_edge.errors import CheckpointError, MissingFileError
@@ -45,23 +46,29 @@ _BASE_KEYS = ("base_model_name_or_path", "llm_model_name_or_path", "_name_or_pat
 
 def whole_file(path: Path) -> Path | None:
     """The file that holds, or lists, all weights of a directory."""
-    return next((path / name for name in WHOLE if (path / name).exists()), None)
+    return next((path / name for name in WHOLE if exists(path / name)), None)
+
+
+def other_whole_files(path: Path) -> list[str]:
+    """Names of further files of a whole model, which are not read."""
+    found = [name for name in WHOLE if exists(path / name)]
+    return found if has_all_parts(path) else found[1:]
 
 
 def has_all_parts(path: Path) -> bool:
     """Whether there is a pickle of each part in its sub-directory."""
-    return all((path / part / PICKLE_FILE).exists() for part in PARTS)
+    return all(exists(path / part / PICKLE_FILE) for part in PARTS)
 
 
 def adapter_file(path: Path) -> Path:
     """The weights of an adapter; PEFT takes the safetensors first."""
     first, second = path / ADAPTER_WEIGHTS, path / ADAPTER_PICKLE
-    return second if second.exists() and not first.exists() else first
+    return second if exists(second) and not exists(first) else first
 
 
 def is_adapter(path: Path) -> bool:
     """Whether a directory has an adapter in it."""
-    return (path / ADAPTER_CONFIG).exists() or adapter_file(path).exists()
+    return exists(path / ADAPTER_CONFIG) or exists(adapter_file(path))
 
 
 def base_names(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ float32, as llama.cpp expects. Quantized types are made from this file by `quant
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -52,6 +53,11 @@ class LanguageSource:
         """Every tensor that there must be, by its canonical name."""
         tensors = self.architecture().tensors(self.checkpoint.config.language)
         return {PREFIX + name: rule for name, rule in tensors.items()}
+
+    def computed(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+        """Vectors of the file that no tensor of the checkpoint gives, by their names in it."""
+        vectors = self.architecture().computed(self.checkpoint.config.language)
+        return {name: np.array(values, dtype=np.float32) for name, values in vectors.items()}
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the GGUF file keeps, by canonical name, one at a time."""
@@ -99,6 +105,9 @@ def write_language_gguf(
     reserve(path, end)
     missing = dict(rules)
     with path.open("r+b") as file:
+        for name, vector in source.computed().items():
+            file.seek(offsets[name])
+            vector.tofile(file)
         for name, tensor in source.tensors():
             rule = missing.pop(name, None)
             if rule is None:
@@ -129,6 +138,8 @@ def _write_header(
         name = f"{llamacpp}.{key}"
         if isinstance(value, list):
             writer.add_array(name, value)
+        elif isinstance(value, str):
+            writer.add_string(name, value)
         elif isinstance(value, float):
             writer.add_float32(name, value)
         else:
@@ -140,6 +151,9 @@ def _write_header(
         dtype = _dtype(rule, float_type)
         sizes[rule.name] = int(np.prod(rule.shape)) * dtype.itemsize
         writer.add_tensor_info(rule.name, rule.shape, dtype, sizes[rule.name])
+    for name, vector in source.computed().items():
+        sizes[name] = vector.nbytes
+        writer.add_tensor_info(name, vector.shape, vector.dtype, vector.nbytes)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()

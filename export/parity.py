@@ -176,6 +176,9 @@ def check_language(
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     report = _tensor_types(written.values(), name)
     rules = source.rules()
+    for computed, vector in source.computed().items():
+        if computed not in written or not np.array_equal(written.pop(computed).data, vector):
+            raise ExportError(f"{path.name}: {computed} is missing, or not what config.json gives.")
     total = len(rules)
     worst: tuple[float, str | None] = (float("inf"), None)
     for tensor_name, tensor in source.tensors():

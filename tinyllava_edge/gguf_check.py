@@ -22,6 +22,7 @@ GGUF_RULES = 1  # one more with each change of what passes: files that were read
 MAX_LAYERS = 512
 MAX_CONTEXT = 1 << 24
 _EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
+_ROPE_SCALING = {"rope.scaling.type": "string", "rope.scaling.factor": "float32"}
 _HEAD_SIZES = ("attention.key_length", "attention.value_length")
 _LAYER = re.compile(r"blk\.\d+\.")
 
@@ -103,8 +104,11 @@ class _Check:
             **dict.fromkeys(by_layer, counted),
             **dict.fromkeys(("rope.freq_base", _EPSILON[self._family.norm]), "float32"),
             **dict.fromkeys(("rope.dimension_count", *_HEAD_SIZES), "uint32"),
+            **self._family.keys,
         }
         kinds = {**_KEYS, **{self._key(name): kind for name, kind in own.items()}}
+        if "linear" in self._family.rope_kinds:
+            kinds |= {self._key(name): kind for name, kind in _ROPE_SCALING.items()}
         for key, (kind, _) in self._entries.items():
             if kinds.get(key) != kind:
                 self._refuse(
@@ -141,7 +145,11 @@ class _Check:
         turned = self._own("rope.dimension_count")
         is_even = 0 < turned <= spec.head_dim and turned % 2 == 0
         self._require("rope.dimension_count", is_even, f"an even number up to a head's {spec.head_dim}")
-        for name in ("rope.freq_base", _EPSILON[self._family.norm]):
+        stretched = [name for name in _ROPE_SCALING if self._key(name) in self._entries]
+        if stretched:
+            linear = len(stretched) == 2 and self._own("rope.scaling.type") == "linear"
+            self._require("rope.scaling.type", linear, "linear, with rope.scaling.factor")
+        for name in ("rope.freq_base", _EPSILON[self._family.norm], *self._family.keys, *stretched[1:]):
             self._require(name, 0 < self._own(name) < math.inf, "a finite number above 0")
 
     def check_tokenizer(self) -> None:
@@ -213,7 +221,9 @@ class _Check:
         for heads, kv_heads, inner in zip(*map(self._by_layer, names), strict=True):
             queries, keys = heads * spec.head_dim, kv_heads * spec.head_dim
             of_layer = {"queries": queries, "keys": keys, "fused": queries + 2 * keys, "inner": inner}
+            of_layer["both"] = 2 * inner
             of_model = {"vocab": spec.vocab_size, "hidden": spec.hidden_size, "head": spec.head_dim}
+            of_model["pairs"] = spec.head_dim // 2
             sizes.append({**of_layer, **of_model})
         return {
             name.replace("blk.", f"blk.{layer}."): tuple(sizes[layer][size] for size in dimensions.split())

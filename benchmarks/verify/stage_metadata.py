@@ -110,6 +110,14 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         hyperparameters["feed_forward_length"] = config.values["intermediate_sizes"]
         hyperparameters["attention.head_count"] = config.values["num_query_heads"]
         hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]
+    if config.architecture == "gemma2":
+        hyperparameters["attention.sliding_window"] = config.values["sliding_window"]
+        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+            hyperparameters[key] = float(np.float32(config.values[key]))
+    scaling = config.rope_scaling
+    if scaling is not None and scaling["rope_type"] == "linear":
+        hyperparameters["rope.scaling.type"] = "linear"
+        hyperparameters["rope.scaling.factor"] = float(np.float32(scaling["factor"]))
     return {
         "general.architecture": name,
         "general.file_type": FILE_TYPES.get(variant),

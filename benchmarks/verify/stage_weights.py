@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
+_ROPE_DIVISORS = "rope_freqs.weight"
 _FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj_1\.weight")  # OpenELM
 
 
@@ -52,7 +53,17 @@ def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
         names = _names_in_file(name, config)
         values = _as_in_file(name, parameter.detach().numpy(), config)
         found.update(zip(names, np.split(values, len(names)), strict=True))
+    if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "llama3":
+        found[_ROPE_DIVISORS] = _rope_divisors(reference)
     return found
+
+
+def _rope_divisors(reference: CheckpointReference) -> Floats:
+    """What transformers divides each frequency by, from the frequencies that it uses."""
+    config, model = reference.config.language, reference.model.language_model
+    used = dict(model.named_buffers())["model.rotary_emb.inv_freq"].double().numpy()
+    plain = config.rope_theta ** (-np.arange(0, config.rotary_dim, 2) / config.rotary_dim)
+    return np.asarray(plain / used, dtype=np.float32)
 
 
 def _names_in_file(name: str, config: LanguageConfig) -> list[str]:
@@ -85,12 +96,12 @@ def _as_in_checkpoint(name: str, values: Floats, config: LanguageConfig) -> Floa
 
 
 def _is_gemma_norm(name: str, config: LanguageConfig) -> bool:
-    return config.architecture == "gemma" and name.endswith("norm.weight")
+    return config.architecture in ("gemma", "gemma2") and name.endswith("norm.weight")
 
 
 def _rows_in_file(name: str, config: LanguageConfig) -> list[int] | None:
     """Which row of transformers each row of the file is; None where they are the same."""
-    if config.architecture != "llama":
+    if config.architecture not in ("llama", "smollm3"):
         return None
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = counts.get(name.split(".")[-2])
@@ -148,6 +159,8 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
             continue
         found.missing.discard(name)
         right = expected[name]
+        if name == _ROPE_DIVISORS and values.shape == right.shape and np.allclose(values, right, rtol=1e-6):
+            right = values  # the frequencies are float32 in transformers
         if values.shape != right.shape:
             found.wrong[name] = values
             continue

@@ -50,6 +50,10 @@ def _whole(name: str, tensor: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
     return [(name, tensor)]
 
 
+def _none(_: LanguageConfig) -> dict[str, list[float]]:
+    return {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GgufArchitecture:
     """How a family's config and tensors become those of llama.cpp.
@@ -61,8 +65,10 @@ class GgufArchitecture:
             be, in the order of the file.
         split: one tensor of the checkpoint -> the named tensors that `tensors` knows, where the checkpoint
             fuses what the file keeps apart.
+        computed: vectors of the file that the config gives and no tensor of the checkpoint.
     """
 
-    metadata: Callable[[LanguageConfig], Mapping[str, int | float | list[int]]]
+    metadata: Callable[[LanguageConfig], Mapping[str, int | float | str | list[int]]]
     tensors: Callable[[LanguageConfig], Mapping[str, TensorRule]]
     split: Callable[[str, torch.Tensor], list[tuple[str, torch.Tensor]]] = _whole
+    computed: Callable[[LanguageConfig], Mapping[str, list[float]]] = _none

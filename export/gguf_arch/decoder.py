@@ -23,9 +23,9 @@ class Rules:
             self.tensors[f"{source}.bias"] = TensorRule(name=f"{name}.bias", shape=shape[:1])
 
 
-def standard_metadata(config: LanguageConfig) -> dict[str, int | float]:
+def standard_metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     """The keys that llama.cpp reads for every family."""
-    values: dict[str, int | float] = {
+    values: dict[str, int | float | str] = {
         "vocab_size": config.vocab_size,
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
@@ -39,11 +39,14 @@ def standard_metadata(config: LanguageConfig) -> dict[str, int | float]:
     if config.head_dim * config.num_attention_heads != config.hidden_size:
         values["attention.key_length"] = config.head_dim
         values["attention.value_length"] = config.head_dim
+    if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "linear":
+        values["rope.scaling.type"] = "linear"
+        values["rope.scaling.factor"] = float(config.rope_scaling["factor"])
     return {**values, _EPSILON[config.family.norm]: float(config.norm_eps)}
 
 
 def standard_tensors(
-    config: LanguageConfig, *, bias: str = "", norm_bias: bool = False, qk_norm: bool = False
+    config: LanguageConfig, *, bias: str = "", norm_bias: bool = False, qk_norm: bool = False, post_norms: bool = False
 ) -> Mapping[str, TensorRule]:
     """Rules of a decoder of Llama's layers: norm, attention, norm, gated feed-forward.
 
@@ -52,6 +55,7 @@ def standard_tensors(
         bias: which of the attention's projections "q", "k", "v", "o" have a bias, such as "qkv".
         norm_bias: whether the norms have one.
         qk_norm: whether each head of the queries and keys is normed before RoPE.
+        post_norms: whether what attention and feed-forward give is normed too (Gemma-2).
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     rules = Rules()
@@ -62,7 +66,11 @@ def standard_tensors(
         add_attention(rules, config, layer, bias=bias)
         for letter in "qk" if qk_norm else "":
             rules.add(f"{source}.self_attn.{letter}_norm", f"{name}.attn_{letter}_norm", config.head_dim)
-        rules.add(f"{source}.post_attention_layernorm", f"{name}.ffn_norm", hidden, bias=norm_bias)
+        before_ffn = "pre_feedforward_layernorm" if post_norms else "post_attention_layernorm"
+        rules.add(f"{source}.{before_ffn}", f"{name}.ffn_norm", hidden, bias=norm_bias)
+        if post_norms:
+            rules.add(f"{source}.post_attention_layernorm", f"{name}.post_attention_norm", hidden)
+            rules.add(f"{source}.post_feedforward_layernorm", f"{name}.post_ffw_norm", hidden)
         rules.add(f"{source}.mlp.gate_proj", f"{name}.ffn_gate", inner, hidden)
         rules.add(f"{source}.mlp.up_proj", f"{name}.ffn_up", inner, hidden)
         rules.add(f"{source}.mlp.down_proj", f"{name}.ffn_down", hidden, inner)

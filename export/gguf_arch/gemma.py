@@ -16,7 +16,7 @@ from .base import GgufArchitecture, TensorRule
 from .decoder import standard_metadata, standard_tensors
 
 
-def _metadata(config: LanguageConfig) -> dict[str, int | float]:
+def _metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     activation = config.values["hidden_activation"]
     if activation not in (None, "gelu_pytorch_tanh"):
         raise UnsupportedModelError(
@@ -30,13 +30,18 @@ def _metadata(config: LanguageConfig) -> dict[str, int | float]:
     }
 
 
-def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
+def plus_one_norms(rules: Mapping[str, TensorRule]) -> Mapping[str, TensorRule]:
+    """Rules whose norms have weight + 1 in the file; `rules` but for that."""
     return {
         name: replace(rule, convert=_plus_one, restore=_minus_one, tolerance=4e-6)  # of 1 + weight, up to 64
         if name.endswith("norm.weight")
         else rule
-        for name, rule in standard_tensors(config).items()
+        for name, rule in rules.items()
     }
+
+
+def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
+    return plus_one_norms(standard_tensors(config))
 
 
 def _plus_one(weight: torch.Tensor) -> torch.Tensor:

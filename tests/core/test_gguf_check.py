@@ -75,8 +75,20 @@ LLAMA_CASES: dict[str, tuple[Callable[[Gguf], None], str]] = {
     "no architecture": (without("general.architecture"), r"the architecture is \(\)"),
     "an architecture that is a number": (with_key("general.architecture", uint32(1)), r"\('uint32', 1\)"),
     "RoPE scaled": (
+        own("rope.scaling.attn_factor", float32(4)),
+        "'llama.rope.scaling.attn_factor' of type float32; .*only",
+    ),
+    "RoPE scaled by half of the keys": (
         own("rope.scaling.factor", float32(4)),
-        "'llama.rope.scaling.factor' of type float32; .*only",
+        "rope.scaling.type is None; expected linear",
+    ),
+    "RoPE scaled another way": (
+        own("rope.scaling.type", text("yarn")),
+        "rope.scaling.type is 'yarn'; expected linear",
+    ),
+    "divisors of RoPE of another number": (
+        with_tensor("rope_freqs.weight", (7,)),
+        r"rope_freqs.weight is \[7\]; expected \[8\]",
     ),
     "a file of several": (
         with_key("split.count", (2, b"\2\0")),

@@ -25,7 +25,7 @@ _BYTE_LEVEL = Path(__file__).parents[1] / "fixtures/checkpoints/qwen2-siglip-mlp
 _BYTE_LEVEL_FILES = ("vocab.json", "merges.txt", "added_tokens.json")
 _BYTE_LEVEL_SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 _VOCABULARY = {True: 453, False: 450}  # tokens of the two
-_SENTENCEPIECE = ("llama", "gemma", "openelm")
+_SENTENCEPIECE = ("llama", "gemma", "gemma2", "openelm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def random_model(config: ModelConfig, seed: int) -> TinyLlava:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
-            zero_centred = config.language.architecture == "gemma" and name.startswith("language_model.")
+            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith("language_model.")
             wide = 0.15 if parameter.ndim < 2 else 1.2 * parameter[0].numel() ** -0.5
             parameter.copy_(float(not zero_centred) + 0.2 * noise if is_scale else wide * noise)
     return model
@@ -171,7 +171,17 @@ def _llama(rng: random.Random) -> Values:
     }
     if rng.random() < 0.4:
         values["head_dim"] = rng.choice([16, 24, 40])
-    return values
+    return values | rng.choice([{}, _linear(rng), _llama3(rng)])
+
+
+def _linear(rng: random.Random) -> Values:
+    return {"rope_scaling": {rng.choice(["type", "rope_type"]): "linear", "factor": rng.choice([2, 2.5, 4.0])}}
+
+
+def _llama3(rng: random.Random) -> Values:
+    bands = {"low_freq_factor": 1.0, "high_freq_factor": rng.choice([4.0, 8])}
+    original = {"original_max_position_embeddings": rng.choice([32, 128])}
+    return {"rope_scaling": {"rope_type": "llama3", "factor": rng.choice([8.0, 32.0]), **bands, **original}}
 
 
 def _qwen2(rng: random.Random) -> Values:
@@ -181,12 +191,13 @@ def _qwen2(rng: random.Random) -> Values:
         "rms_norm_eps": rng.choice([1e-6, 1e-5]),
         "tie_word_embeddings": rng.random() < 0.5,
         **rng.choice([{}, {"use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1}]),
+        **rng.choice([{}, {}, _linear(rng)]),
     }
 
 
 def _qwen3(rng: random.Random) -> Values:
     return {
-        **_qwen2(rng),
+        **{key: value for key, value in _qwen2(rng).items() if key != "rope_scaling"},
         "head_dim": rng.choice([16, 32, 40]),
         "hidden_size": rng.choice([48, 64, 90]),  # whatever the heads
         **rng.choice([{}, {"layer_types": ["full_attention"], "sliding_window": None}]),
@@ -201,6 +212,42 @@ def _gemma(rng: random.Random) -> Values:
         "head_dim": rng.choice([16, 32, 40]),
         "vocab_size": _vocabulary(rng, False),
         "rms_norm_eps": rng.choice([1e-6, 1e-5]),
+    }
+
+
+def _gemma2(rng: random.Random) -> Values:
+    head_dim = rng.choice([16, 32, 40])
+    return {
+        **{key: value for key, value in _attention(rng).items() if key != "hidden_act"},
+        **rng.choice([{}, {"hidden_act": "gelu"}]),  # which nobody reads
+        "head_dim": head_dim,
+        "query_pre_attn_scalar": head_dim,
+        "sliding_window": rng.choice([7, 16, 64]),
+        "attn_logit_softcapping": rng.choice([2.0, 50.0]),
+        "final_logit_softcapping": rng.choice([3.0, 30.0]),
+        "vocab_size": _vocabulary(rng, False),
+        "rms_norm_eps": rng.choice([1e-6, 1e-5]),
+    }
+
+
+def _smollm3(rng: random.Random) -> Values:
+    values = {key: value for key, value in _qwen2(rng).items() if "window" not in key}
+    layers = rng.choice([3, 4, 5, 8])  # the fourth and the eighth have no RoPE
+    listed = {"no_rope_layers": [int((layer + 1) % 4 != 0) for layer in range(layers)]}
+    ids = {"bos_token_id": None, "eos_token_id": 450}
+    return {**values, **ids, "num_hidden_layers": layers, **rng.choice([{}, listed])}
+
+
+def _phi3(rng: random.Random) -> Values:
+    return {
+        **_attention(rng, even=8),
+        "vocab_size": _vocabulary(rng, True),
+        "rms_norm_eps": rng.choice([1e-6, 1e-5]),
+        "partial_rotary_factor": rng.choice([0.5, 0.75, 1.0]),
+        "tie_word_embeddings": rng.random() < 0.3,
+        "sliding_window": rng.choice([None, 512]),
+        "eos_token_id": 450,
+        "bos_token_id": 450,
     }
 
 
@@ -251,6 +298,9 @@ TEXTS = {
     "qwen2": _qwen2,
     "qwen3": _qwen3,
     "gemma": _gemma,
+    "gemma2": _gemma2,
+    "smollm3": _smollm3,
+    "phi3": _phi3,
     "phi": _phi,
     "stablelm": _stablelm,
     "openelm": _openelm,

@@ -117,6 +117,11 @@ class LanguageConfig:
         """What every row that comes in, text or picture, is multiplied by."""
         return math.sqrt(self.hidden_size) if self.family.scales_rows else 1.0
 
+    @property
+    def rope_scaling(self) -> Mapping[str, Any] | None:
+        """How RoPE is stretched, as `rope.read_rope_scaling` gives it."""
+        return self.values.get("rope_scaling")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -17,10 +17,14 @@ class Part:
     Attributes:
         defaults: of its config class; a key that is neither here nor listed below is refused.
         only: values of which we, or llama.cpp's graph, compute one only; another one is refused.
+        rope_kinds: of stretched RoPE that are computed; others are refused.
+        by_layer: lists with one entry for each layer -> what they must repeat.
     """
 
     defaults: Mapping[str, Any]
     only: Mapping[str, Any] = field(default_factory=dict)
+    rope_kinds: tuple[str, ...] = ()
+    by_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: {"layer_types": ("full_attention",)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,9 @@ class Family(Part):
         float16_gelu: llama.cpp computes its GELU from a table of float16 values.
         scales_rows: every row that comes in is multiplied by sqrt(hidden), a picture's too.
         layers_differ: its layers have heads and widths of their own, so the file has lists of them.
+        window_ends_context: llama.cpp computes full attention in the place of `sliding_window`, which is the
+            same up to as many positions; the context ends there.
+        keys: of its GGUF file beside those of every family -> type; numbers above 0.
         tensors: of its GGUF file -> sizes of the dimensions by name, outermost first; `blk.` is each layer's.
         more_tensors: groups of further ones, each whole or not there at all.
     """
@@ -54,6 +61,8 @@ class Family(Part):
     float16_gelu: bool = False
     scales_rows: bool = False
     layers_differ: bool = False
+    window_ends_context: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str]
     more_tensors: tuple[Mapping[str, str], ...] = ()
 
@@ -94,7 +103,8 @@ _LLAMA_LIKE: dict[str, Any] = {
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
-# Sizes: vocab, hidden, inner (of the feed-forward), head; queries, keys, fused: all heads of these together.
+ROPE_DIVISORS = "rope_freqs.weight"  # of Llama 3's stretched RoPE; no tensor of a checkpoint gives it
+# Sizes: vocab, hidden, inner (of the feed-forward), both (gate and up), head, pairs (half a head); queries, keys, fused: all heads of these together.
 _HEAD = {"output.weight": "vocab hidden"}
 _QKV_BIAS = {"blk.attn_q.bias": "queries", "blk.attn_k.bias": "keys", "blk.attn_v.bias": "keys"}
 _QKVO_BIAS = {**_QKV_BIAS, "blk.attn_output.bias": "hidden"}
@@ -134,10 +144,11 @@ FAMILIES = {
             "eos_token_id": 2,
         },
         only={"hidden_act": "silu"},
+        rope_kinds=("linear", "llama3"),
         template="llama",
         llamacpp="llama",
         tensors=_LLAMA_TENSORS,
-        more_tensors=(_HEAD, _QKVO_BIAS),
+        more_tensors=(_HEAD, _QKVO_BIAS, {ROPE_DIVISORS: "pairs"}),
     ),
     "qwen2": Family(
         defaults={
@@ -153,6 +164,7 @@ FAMILIES = {
             "eos_token_id": None,
         },
         only={"hidden_act": "silu", "use_sliding_window": False},
+        rope_kinds=("linear",),
         template="qwen2_base",
         template_by_eos={"<|im_end|>": "qwen2_instruct"},
         llamacpp="qwen2",
@@ -207,6 +219,108 @@ FAMILIES = {
         float16_gelu=True,
         scales_rows=True,
         tensors=_LLAMA_TENSORS,
+    ),
+    "gemma2": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 256000,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "hidden_act": "gelu_pytorch_tanh",  # never read by transformers
+            "hidden_activation": "gelu_pytorch_tanh",
+            "max_position_embeddings": 8192,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "query_pre_attn_scalar": 256,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "tie_word_embeddings": True,
+            "bos_token_id": 2,
+            "eos_token_id": 1,
+        },
+        only={"attention_bias": False, "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh"},
+        by_layer={"layer_types": ("sliding_attention", "full_attention")},
+        template="gemma",  # ours: upstream has none
+        llamacpp="gemma2",
+        float16_gelu=True,
+        scales_rows=True,
+        keys={
+            "attention.sliding_window": "uint32",
+            "attn_logit_softcapping": "float32",
+            "final_logit_softcapping": "float32",
+        },
+        tensors={
+            **_LLAMA_TENSORS,
+            "blk.post_attention_norm.weight": "hidden",
+            "blk.post_ffw_norm.weight": "hidden",
+        },
+    ),
+    "smollm3": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 128256,
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "rope_theta": 2000000.0,
+            "max_position_embeddings": 32768,
+            "rms_norm_eps": 1e-6,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "no_rope_layer_interval": 4,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+            "bos_token_id": 128000,
+            "eos_token_id": 128001,
+        },
+        only={
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "mlp_bias": False,
+            "no_rope_layer_interval": 4,
+            "use_sliding_window": False,
+        },
+        rope_kinds=("linear",),
+        by_layer={"layer_types": ("full_attention",), "no_rope_layers": (1, 1, 1, 0)},
+        template="qwen2_instruct",  # ours: upstream has none
+        llamacpp="smollm3",
+        tensors=_LLAMA_TENSORS,
+        more_tensors=(_HEAD,),
+    ),
+    "phi3": Family(
+        defaults={
+            **_LLAMA_LIKE,
+            "vocab_size": 32064,
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_key_value_heads": None,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "partial_rotary_factor": 1.0,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": None,
+            "bos_token_id": 1,
+            "eos_token_id": 32000,
+        },
+        only={"hidden_act": "silu"},
+        template="phi",  # ours: upstream has none, and the end of a text is Phi's
+        llamacpp="phi3",
+        window_ends_context=True,
+        tensors={
+            **_COMMON,
+            "blk.attn_qkv.weight": "fused hidden",
+            "blk.ffn_norm.weight": "hidden",
+            "blk.ffn_up.weight": "both hidden",
+            "blk.ffn_down.weight": "hidden inner",
+        },
+        more_tensors=(_HEAD,),
     ),
     "phi": Family(
         defaults={
@@ -312,11 +426,11 @@ VISION_ACTIVATIONS = (
 )
 # Keys that would change what is computed, and the reason that the refusal gives.
 REFUSED_KEYS = {
-    "rope_scaling": "stretched RoPE positions are not supported",
     "quantization_config": "weights quantized already are not supported: give the original checkpoint",
     "use_swiglu_ffn": "DINOv2's SwiGLU feed-forward (its giant size) is not supported",
     "num_register_tokens": "register tokens are not supported",
-    "layer_types": "attention over a sliding window is not supported",
+    "layer_types": "llama.cpp has no such order of full attention and sliding windows for this family",
+    "no_rope_layers": "llama.cpp leaves RoPE out of every fourth layer of SmolLM3, and of no other",
     "num_channels": "pictures have three channels",
     "qkv_bias": "DINOv2 without biases on q, k and v is not supported",
 }
@@ -327,7 +441,7 @@ BOOKKEEPING_KEYS = frozenset(
         *("model_name_or_path2", "model_type", "torch_dtype", "transformers_version"),
         *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
         *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
-        *("use_cache", "vision_use_head"),
+        *("use_cache", "vision_use_head", "cache_implementation"),
         # drop-out, and windows that `use_sliding_window: false` switches off
         *("embd_pdrop", "resid_pdrop", "hidden_dropout", "sliding_window", "max_window_layers"),
         # DINOv2: start values, drop-out, and what only its backbone class uses
@@ -347,6 +461,4 @@ NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "qkv_bias": (True,),
     "use_mask_token": (True,),  # of DINOv2: only its pre-training uses the token
     "rotary_scaling_factor": (1.0,),  # StableLM, before it came to transformers
-    "rope_scaling": (None, {}, {"type": "default"}, {"rope_type": "default"}),
-    "layer_types": (None, []),  # also any number of "full_attention"
 }

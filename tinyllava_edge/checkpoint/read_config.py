@@ -156,6 +156,8 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     values = resolved_part(raw, "text_config", FAMILIES, path)
     family = values["architecture"]
     common = _openelm_sizes(values, path) if FAMILIES[family].layers_differ else _common_sizes(values)
+    if FAMILIES[family].window_ends_context and values["sliding_window"] is not None:
+        common["max_position_embeddings"] = min(common["max_position_embeddings"], values["sliding_window"])
     config = LanguageConfig(
         architecture=family,
         vocab_size=values["vocab_size"],

@@ -8,6 +8,7 @@ from typing import Any
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 from .families import BOOKKEEPING_KEYS, NEUTRAL_VALUES, REFUSED_KEYS, Part
+from .rope import read_rope_scaling
 
 MAX_SIZE = 1 << 24  # of anything: what is larger is a lie, or meant to exhaust the memory
 MAX_LAYERS = 1 << 10
@@ -35,7 +36,9 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
             f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
         )
     defaults = parts[family].defaults
-    values = {**defaults, **_known_values(diff, set(defaults), f"{path}: {key}")}
+    where = f"{path}: {key}"
+    values = {**defaults, **_known_values(diff, parts[family], where)}
+    rope_scaling = read_rope_scaling(diff, parts[family].rope_kinds, where)
     for name, wanted in parts[family].only.items():
         if values[name] != wanted:
             raise UnsupportedModelError(
@@ -47,19 +50,22 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
             raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
         if isinstance(defaults[name], float) and value is not None:
             values[name] = float(value)  # transformers 5 takes no whole number there
+    if rope_scaling is not None:
+        values["rope_scaling"] = rope_scaling
     values["architecture"] = family
     return values
 
 
-def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str, Any]:
+def _known_values(diff: dict[str, Any], part: Part, where: str) -> dict[str, Any]:
     """The keys of a diff that the family has; one that might change the maths is refused."""
+    known = part.defaults.keys()
     values = {name: value for name, value in diff.items() if name in known}
     for name, value in diff.items():
+        if name == "rope_scaling" and isinstance(value, dict):
+            continue  # `read_rope_scaling` does
         if name == "rope_parameters" and isinstance(value, dict):  # transformers >= 5
-            if value.get("rope_type", "default") != "default":
-                raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: RoPE scaling is unsupported.")
             values.update({k: v for k, v in value.items() if k in known})
-        elif name not in known | BOOKKEEPING_KEYS and not _is_neutral(name, value):
+        elif name not in known | BOOKKEEPING_KEYS and not _is_neutral(name, value, part):
             reason = REFUSED_KEYS.get(
                 name,
                 "it is not known, so the model might be computed wrongly. Remove the key if it has no effect",
@@ -68,10 +74,11 @@ def _known_values(diff: dict[str, Any], known: set[str], where: str) -> dict[str
     return values
 
 
-def _is_neutral(name: str, value: Any) -> bool:
+def _is_neutral(name: str, value: Any, part: Part) -> bool:
     """Whether a key that no family knows changes nothing."""
-    if name == "layer_types" and isinstance(value, list):
-        value = [kind for kind in value if kind != "full_attention"]
+    if name in part.by_layer and isinstance(value, list):
+        repeated = part.by_layer[name]
+        return all(kind == repeated[layer % len(repeated)] for layer, kind in enumerate(value))
     return value in NEUTRAL_VALUES[name] if name in NEUTRAL_VALUES else not value
 
 

@@ -47,6 +47,7 @@ def _from_transformers(config: LanguageConfig, **changed: Any) -> nn.Module:
     values = {key: value for key, value in config.values.items() if key not in _NOT_FOR_TRANSFORMERS}
     if int(transformers.__version__.split(".")[0]) >= 5:
         rope = {key: values.pop(key) for key in _ROPE_KEYS if key in values}
+        rope |= values.pop("rope_scaling", {})
         values["rope_parameters"] = {"rope_type": "default", **rope}
     # A padding row would be zeroed in the embedding; upstream has none.
     values |= {**changed, "pad_token_id": None}
@@ -56,7 +57,7 @@ def _from_transformers(config: LanguageConfig, **changed: Any) -> nn.Module:
 
 
 def _gemma(config: LanguageConfig) -> nn.Module:
-    """Gemma as transformers 4 has it: all of `inputs_embeds` is scaled inside, picture rows too.
+    """Gemma and Gemma-2 as transformers 4 has them: all of `inputs_embeds` is scaled inside, picture rows too.
 
     transformers 5 scales in the embedding instead, where picture rows do not pass. The tanh variant of GELU
     is computed whatever hidden_act says (docs/sources/tinyllava.md#gemmas-activation).
@@ -76,4 +77,4 @@ def _gemma(config: LanguageConfig) -> nn.Module:
 
 
 # Families that transformers lacks, or computes in another way than upstream does.
-_OWN: dict[str, Callable[[LanguageConfig], nn.Module]] = {"gemma": _gemma, "openelm": OpenElm}
+_OWN: dict[str, Callable[[LanguageConfig], nn.Module]] = {"gemma": _gemma, "gemma2": _gemma, "openelm": OpenElm}

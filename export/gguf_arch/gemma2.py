@@ -1,0 +1,39 @@
+"""Gemma-2: Gemma with norms behind attention and feed-forward too, soft caps, and a window in every other layer.
+
+Names and keys: llama.cpp, src/models/gemma2.cpp (LLM_ARCH_GEMMA2). Which layers have the window, and by what
+the queries are scaled, are no keys of the file (docs/sources/language_models.md#gemma-2).
+"""
+
+from collections.abc import Mapping
+
+from tinyllava_edge.checkpoint.config import LanguageConfig
+from tinyllava_edge.errors import UnsupportedModelError
+
+from .base import GgufArchitecture, TensorRule
+from .decoder import standard_metadata, standard_tensors
+from .gemma import plus_one_norms
+
+_LAYERS_OF_27B = 46  # by which llama.cpp tells the one size with another scale
+
+
+def _metadata(config: LanguageConfig) -> dict[str, int | float | str]:
+    is_27b = config.num_hidden_layers == _LAYERS_OF_27B
+    scaled_by = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
+    if config.values["query_pre_attn_scalar"] != scaled_by:
+        raise UnsupportedModelError(
+            f"text_config.query_pre_attn_scalar is {config.values['query_pre_attn_scalar']}; llama.cpp's gemma2 "
+            f"graph computes only {scaled_by} with these sizes."
+        )
+    return {
+        **standard_metadata(config),
+        "attention.sliding_window": config.values["sliding_window"],
+        "attn_logit_softcapping": config.values["attn_logit_softcapping"],
+        "final_logit_softcapping": config.values["final_logit_softcapping"],
+    }
+
+
+def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
+    return plus_one_norms(standard_tensors(config, post_norms=True))
+
+
+ARCHITECTURE = GgufArchitecture(metadata=_metadata, tensors=_tensors)

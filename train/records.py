@@ -114,12 +114,14 @@ def refuse_bad(bad: Sequence[BadRecord], data: Data, left_out: AbstractSet[str])
     Raises:
         DataError: counts them and shows the first.
     """
+    first = bad == data.bad and len(data) > _FIRST_LOOK
     bad = [record for record in bad if not left_out or data[record.index].sha256 not in left_out]
     if not bad:
         return
+    of = f"the first {_FIRST_LOOK} records" if first else f"{len(data)} records"
     shown = "; ".join(f"record {r.index} (id {r.id}): {r.reason.rstrip('.')}" for r in bad[:_LISTED])
     raise DataError(
-        f"{data.file}: {len(bad)} bad of {len(data)} records ({say_kinds(count_kinds(bad))}): {shown}"
+        f"{data.file}: {len(bad)} bad of {of} ({say_kinds(count_kinds(bad))}): {shown}"
         f"{'; ...' if bad[_LISTED:] else ''}. train --check lists them all. Mend them, or leave them out "
         "with --skip-bad."
     )

@@ -114,22 +114,13 @@ def _find_rows(file: BufferedReader, path: Path) -> tuple[Offsets, Offsets]:
         return _list_rows(file, path, start + 1)
     if first == b"{":
         starts, ends = _line_rows(file, start)
-        if fault := _fault_of_all(file, starts[:3], ends[:3]):
-            raise DataError(f"{path}: {_EXPECTED}; its first line is {fault}")
+        file.seek(starts[0])
+        try:
+            parse_row(file.read(ends[0] - starts[0]))
+        except RecordError as error:
+            raise DataError(f"{path}: {_EXPECTED}; its first line is {error}") from None
         return starts, ends
     raise DataError(f"{path}: {_EXPECTED}; found {'nothing' if not first else 'another beginning'}.")
-
-
-def _fault_of_all(file: BufferedReader, starts: Offsets, ends: Offsets) -> str:
-    """Why the first of some rows is not JSON, where none of them is: so another form looks."""
-    faults = []
-    for start, end in zip(starts, ends, strict=True):
-        file.seek(start)
-        try:
-            parse_row(file.read(end - start))
-        except RecordError as error:
-            faults.append(str(error))
-    return faults[0] if len(faults) == len(starts) else ""
 
 
 def _line_rows(file: BufferedReader, start: int) -> tuple[Offsets, Offsets]:

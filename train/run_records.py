@@ -59,16 +59,14 @@ def open_records(
         DataError: no record is left.
     """
     copy = work / RECORDS_FILE
-    if not copy.exists():
+    if is_new := not copy.exists():
         _begin(work, data, bad)
-        begun = data.reading(data.rows.copied_to(copy))
-    else:
-        begun = data.reading(Rows(copy))
+    begun = data.reading(data.rows.copied_to(copy) if is_new else Rows(copy))
     mend(work / LEFT_OUT_FILE)
     left_out = LeftOut(work / LEFT_OUT_FILE, skip=skip)
     places: Sequence[int | None] = range(len(begun))
     number_at: Mapping[int | None, int] | None = None
-    if not filecmp.cmp(copy, data.file, shallow=False):
+    if not is_new and not filecmp.cmp(copy, data.file, shallow=False):
         note(f"{data.file}: changed since the run was begun; its records are compared")
         places = _match(begun, data, _may_differ(begun, left_out, look))
         for number, place in enumerate(places):

@@ -64,6 +64,8 @@ TEMPLATES = {
         Template(name="gemma", end="<eos>"),
         Template(name="qwen2_base", end="<|endoftext|>"),
         Template(name="qwen2_instruct", end="<|im_end|>"),
+        Template(name="llama3", end="<|end_of_text|>"),
+        Template(name="llama3_instruct", end="<|eot_id|>"),
         # Stage 1 of training: the picture and its caption, no question.
         Template(name="pretrain", system="", question=IMAGE_MARKER, answer="{answer}", end="\n"),
     )

@@ -79,7 +79,7 @@ class CheckpointReference:
 
     def stop_ids(self) -> set[int]:
         """Ids that end an answer."""
-        return self.tokenizer.stop_ids(self.config.template, self.config.language.eos_token_id)
+        return self.tokenizer.stop_ids(self.config.template, self.config.language.eos_token_ids)
 
     @_remembered
     def pixels(self, picture: int) -> Floats:

@@ -30,6 +30,8 @@ ENDS = {
     "gemma": "<eos>",
     "qwen2_base": "<|endoftext|>",
     "qwen2_instruct": "<|im_end|>",
+    "llama3": "<|end_of_text|>",
+    "llama3_instruct": "<|eot_id|>",
 }
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
@@ -106,9 +108,9 @@ class UpstreamTokenizer:
         start = [] if self.bos_id is None else [self.bos_id]
         return [*start, *head, IMAGE_ID, *whole[len(head) :]]
 
-    def stop_ids(self, template: str, config_eos: int | None) -> set[int]:
+    def stop_ids(self, template: str, config_eos: Sequence[int]) -> set[int]:
         """Ids that end an answer: the tokenizer's EOS, config.json's, and the template's end string."""
-        found = {self.eos_id, config_eos, self._ids.get(ENDS[template])}
+        found = {self.eos_id, *config_eos, self._ids.get(ENDS[template])}
         return {token for token in found if token is not None}
 
 

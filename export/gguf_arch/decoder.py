@@ -46,7 +46,12 @@ def standard_metadata(config: LanguageConfig) -> dict[str, int | float | str]:
 
 
 def standard_tensors(
-    config: LanguageConfig, *, bias: str = "", norm_bias: bool = False, qk_norm: bool = False, post_norms: bool = False
+    config: LanguageConfig,
+    *,
+    bias: str = "",
+    norm_bias: bool = False,
+    qk_norm: bool = False,
+    post_norms: bool = False,
 ) -> Mapping[str, TensorRule]:
     """Rules of a decoder of Llama's layers: norm, attention, norm, gated feed-forward.
 

@@ -1,4 +1,4 @@
-"""Gemma-2: Gemma with norms behind attention and feed-forward too, soft caps, and a window in every other layer.
+"""Gemma-2: Gemma normed behind attention and feed-forward too, soft caps and a window in half its layers.
 
 Names and keys: llama.cpp, src/models/gemma2.cpp (LLM_ARCH_GEMMA2). Which layers have the window, and by what
 the queries are scaled, are no keys of the file (docs/sources/language_models.md#gemma-2).
@@ -21,8 +21,8 @@ def _metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     scaled_by = config.hidden_size // config.num_attention_heads if is_27b else config.head_dim
     if config.values["query_pre_attn_scalar"] != scaled_by:
         raise UnsupportedModelError(
-            f"text_config.query_pre_attn_scalar is {config.values['query_pre_attn_scalar']}; llama.cpp's gemma2 "
-            f"graph computes only {scaled_by} with these sizes."
+            f"text_config.query_pre_attn_scalar is {config.values['query_pre_attn_scalar']}; llama.cpp's "
+            f"gemma2 graph computes only {scaled_by} with these sizes."
         )
     return {
         **standard_metadata(config),

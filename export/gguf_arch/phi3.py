@@ -1,7 +1,7 @@
-"""Phi-3 and Phi-4: Llama's layer with q, k and v in one matrix, gate and up in another, as llama.cpp wants them.
+"""Phi-3 and Phi-4: Llama's layer with q, k and v in one matrix, gate and up in another, there as here.
 
-Names and keys: llama.cpp, src/models/phi3.cpp (LLM_ARCH_PHI3). `attention.sliding_window` is not written: that
-graph ignores it (docs/sources/language_models.md#phi-3).
+Names and keys: llama.cpp, src/models/phi3.cpp (LLM_ARCH_PHI3). `attention.sliding_window` is not written:
+that graph ignores it (docs/sources/language_models.md#phi-3).
 """
 
 from collections.abc import Mapping

@@ -76,7 +76,7 @@ LLAMA_CASES: dict[str, tuple[Callable[[Gguf], None], str]] = {
     "an architecture that is a number": (with_key("general.architecture", uint32(1)), r"\('uint32', 1\)"),
     "RoPE scaled": (
         own("rope.scaling.attn_factor", float32(4)),
-        "'llama.rope.scaling.attn_factor' of type float32; .*only",
+        "attn_factor' of type float32; .*only",
     ),
     "RoPE scaled by half of the keys": (
         own("rope.scaling.factor", float32(4)),

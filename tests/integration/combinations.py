@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import sentencepiece_model_pb2
 
 from tests.integration.layouts import LAYOUTS, LEGACY_FAMILIES, write_config, write_weights
 from tests.tiny import TOKENIZER_FOLDER
@@ -124,7 +125,9 @@ def random_model(config: ModelConfig, seed: int) -> TinyLlava:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
-            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith("language_model.")
+            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith(
+                "language_model."
+            )
             wide = 0.15 if parameter.ndim < 2 else 1.2 * parameter[0].numel() ** -0.5
             parameter.copy_(float(not zero_centred) + 0.2 * noise if is_scale else wide * noise)
     return model
@@ -135,9 +138,21 @@ def write_tokenizer(checkpoint: Path, family: str) -> None:
     if family in _SENTENCEPIECE:
         for path in TOKENIZER_FOLDER.iterdir():
             shutil.copy(path, checkpoint / path.name)
+        if family.startswith("gemma"):
+            _rename_end(checkpoint, "<eos>")
         return
     for name in (*_BYTE_LEVEL_FILES, *_BYTE_LEVEL_SETTINGS):
         shutil.copy(_BYTE_LEVEL / name, checkpoint / name)
+
+
+def _rename_end(checkpoint: Path, end: str) -> None:
+    """Gemma ends its answers with a token of another name."""
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
+    proto.ParseFromString((checkpoint / "tokenizer.model").read_bytes())
+    next(piece for piece in proto.pieces if piece.piece == "</s>").piece = end
+    (checkpoint / "tokenizer.model").write_bytes(proto.SerializeToString())
+    for path in checkpoint.glob("*token*.json"):
+        path.write_text(path.read_text().replace("</s>", end))
 
 
 def _vocabulary(rng: random.Random, byte_level: bool) -> int:
@@ -175,7 +190,9 @@ def _llama(rng: random.Random) -> Values:
 
 
 def _linear(rng: random.Random) -> Values:
-    return {"rope_scaling": {rng.choice(["type", "rope_type"]): "linear", "factor": rng.choice([2, 2.5, 4.0])}}
+    return {
+        "rope_scaling": {rng.choice(["type", "rope_type"]): "linear", "factor": rng.choice([2, 2.5, 4.0])}
+    }
 
 
 def _llama3(rng: random.Random) -> Values:

@@ -103,7 +103,7 @@ class LanguageConfig:
     rope_theta: float
     tie_word_embeddings: bool
     bos_token_id: int | None
-    eos_token_id: int | None
+    eos_token_ids: tuple[int, ...]  # each of them ends an answer; Llama 3's instruct models have three
     name_or_path: str = ""
     values: Mapping[str, Any] = field(default_factory=dict, repr=False)
 

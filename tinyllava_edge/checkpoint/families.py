@@ -24,7 +24,9 @@ class Part:
     defaults: Mapping[str, Any]
     only: Mapping[str, Any] = field(default_factory=dict)
     rope_kinds: tuple[str, ...] = ()
-    by_layer: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: {"layer_types": ("full_attention",)})
+    by_layer: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=lambda: {"layer_types": ("full_attention",)}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,8 @@ _LLAMA_LIKE: dict[str, Any] = {
     "tie_word_embeddings": False,
 }
 ROPE_DIVISORS = "rope_freqs.weight"  # of Llama 3's stretched RoPE; no tensor of a checkpoint gives it
-# Sizes: vocab, hidden, inner (of the feed-forward), both (gate and up), head, pairs (half a head); queries, keys, fused: all heads of these together.
+# Sizes: vocab, hidden, inner (of the feed-forward), both (gate and up), head, pairs (half a head); queries,
+# keys, fused: all heads of these together.
 _HEAD = {"output.weight": "vocab hidden"}
 _QKV_BIAS = {"blk.attn_q.bias": "queries", "blk.attn_k.bias": "keys", "blk.attn_v.bias": "keys"}
 _QKVO_BIAS = {**_QKV_BIAS, "blk.attn_output.bias": "hidden"}
@@ -146,6 +149,7 @@ FAMILIES = {
         only={"hidden_act": "silu"},
         rope_kinds=("linear", "llama3"),
         template="llama",
+        template_by_eos={"<|end_of_text|>": "llama3", "<|eot_id|>": "llama3_instruct"},  # ours
         llamacpp="llama",
         tensors=_LLAMA_TENSORS,
         more_tensors=(_HEAD, _QKVO_BIAS, {ROPE_DIVISORS: "pairs"}),
@@ -290,6 +294,7 @@ FAMILIES = {
         rope_kinds=("linear",),
         by_layer={"layer_types": ("full_attention",), "no_rope_layers": (1, 1, 1, 0)},
         template="qwen2_instruct",  # ours: upstream has none
+        template_by_eos={"<|end_of_text|>": "llama3"},
         llamacpp="smollm3",
         tensors=_LLAMA_TENSORS,
         more_tensors=(_HEAD,),

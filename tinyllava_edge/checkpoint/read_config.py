@@ -154,7 +154,7 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     """The language model of a whole config.json."""
     values = resolved_part(raw, "text_config", FAMILIES, path)
-    family = values["architecture"]
+    family, eos = values["architecture"], values["eos_token_id"]
     common = _openelm_sizes(values, path) if FAMILIES[family].layers_differ else _common_sizes(values)
     if FAMILIES[family].window_ends_context and values["sliding_window"] is not None:
         common["max_position_embeddings"] = min(common["max_position_embeddings"], values["sliding_window"])
@@ -163,7 +163,7 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
         vocab_size=values["vocab_size"],
         tie_word_embeddings=values["tie_word_embeddings"],
         bos_token_id=values["bos_token_id"],
-        eos_token_id=values["eos_token_id"],
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
         name_or_path=str(raw.get("tokenizer_name_or_path") or raw.get("llm_model_name_or_path") or ""),
         values=values,
         **common,
@@ -177,10 +177,9 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
             f"{path}: text_config.partial_rotary_factor gives RoPE {config.rotary_dim} of a head's "
             f"{config.head_dim} values; it turns pairs, at least one and at most the whole head."
         )
-    if config.eos_token_id is not None and config.eos_token_id >= config.vocab_size:
+    if max(config.eos_token_ids, default=0) >= config.vocab_size:
         raise CheckpointError(
-            f"{path}: text_config.eos_token_id {config.eos_token_id} is no row of a vocabulary of "
-            f"{config.vocab_size}."
+            f"{path}: text_config.eos_token_id {eos} is no row of a vocabulary of {config.vocab_size}."
         )
     return config
 

@@ -87,12 +87,12 @@ def _is_possible(name: str, value: Any, default: Any) -> bool:
     is_token_id = name.endswith("_token_id")
     if value is None:
         return default is None or is_token_id
-    if isinstance(default, bool | str):
-        return type(value) is type(default)
+    if name == "eos_token_id" and isinstance(value, list):
+        return bool(value) and all(type(one) is int and 0 <= one <= MAX_SIZE for one in value)
+    if isinstance(default, bool | str) or name == "hidden_activation":
+        return type(value) is (str if default is None else type(default))
     if isinstance(default, list):
         return isinstance(value, list) and all(type(v) in (int, float) and 0 < v <= MAX_SIZE for v in value)
-    if name == "hidden_activation":
-        return isinstance(value, str)
     if isinstance(default, float):
         return type(value) in (int, float) and 0 < value <= 1e12
     most = MAX_LAYERS if name.endswith("_layers") else MAX_SIZE

@@ -82,7 +82,7 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     template = template_named(config.template)
     directory = tokenizer_directory(checkpoint)
     tokenizer = read_tokenizer(directory)
-    eos_id = tokenizer.eos_id if tokenizer.eos_id is not None else config.language.eos_token_id
+    eos_id = next(iter(config.language.eos_token_ids), None) if tokenizer.eos_id is None else tokenizer.eos_id
     if eos_id is None:
         raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
     opened = open_tokenizer(tokenizer.tokenizer_json, f"{directory}: the tokenizer", CheckpointError)
@@ -93,14 +93,14 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
             f"{template.name!r} ({config.template_reason}) ends an answer: the model would not stop. Give "
             "--template, or the files of the tokenizer that the checkpoint was trained with."
         )
-    stops = {eos_id, config.language.eos_token_id, end_id} - {None}
+    stops = {eos_id, *config.language.eos_token_ids, end_id}
     return Assets(
         preprocessing=_preprocessing(checkpoint),
         tokenizer=tokenizer,
         template=template,
         bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
         eos_id=eos_id,
-        stop_ids=tuple(sorted(cast("set[int]", stops))),
+        stop_ids=tuple(sorted(stops)),
         largest_id=max(opened.get_vocab().values()),
         rows=config.language.vocab_size,
     )

@@ -57,7 +57,7 @@ def _from_transformers(config: LanguageConfig, **changed: Any) -> nn.Module:
 
 
 def _gemma(config: LanguageConfig) -> nn.Module:
-    """Gemma and Gemma-2 as transformers 4 has them: all of `inputs_embeds` is scaled inside, picture rows too.
+    """Both Gemmas as transformers 4 has them: all of `inputs_embeds` is scaled inside, picture rows too.
 
     transformers 5 scales in the embedding instead, where picture rows do not pass. The tanh variant of GELU
     is computed whatever hidden_act says (docs/sources/tinyllava.md#gemmas-activation).
@@ -77,4 +77,8 @@ def _gemma(config: LanguageConfig) -> nn.Module:
 
 
 # Families that transformers lacks, or computes in another way than upstream does.
-_OWN: dict[str, Callable[[LanguageConfig], nn.Module]] = {"gemma": _gemma, "gemma2": _gemma, "openelm": OpenElm}
+_OWN: dict[str, Callable[[LanguageConfig], nn.Module]] = {
+    "gemma": _gemma,
+    "gemma2": _gemma,
+    "openelm": OpenElm,
+}

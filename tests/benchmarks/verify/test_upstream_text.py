@@ -36,8 +36,8 @@ def test_special_text_becomes_the_special_token() -> None:
 
 def test_the_end_string_and_eos_stop_an_answer() -> None:
     tokenizer = UpstreamTokenizer(TINY_TOKENIZER)
-    assert tokenizer.stop_ids("llama", 2) == {2}
-    assert tokenizer.stop_ids("phi", 7) == {2, 7}  # phi's end is not in this vocabulary
+    assert tokenizer.stop_ids("llama", (2,)) == {2}
+    assert tokenizer.stop_ids("phi", (7,)) == {2, 7}  # phi's end is not in this vocabulary
 
 
 def test_a_byte_level_tokenizer_is_read_by_transformers(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_byte_level_tokenizer_is_read_by_transformers(tmp_path: Path) -> None:
         -200,
         *tokenizer.encode(" is").ids,
     ]
-    assert upstream.stop_ids("phi", None) == {tokenizer.token_to_id("<|endoftext|>")}
+    assert upstream.stop_ids("phi", ()) == {tokenizer.token_to_id("<|endoftext|>")}
 
 
 def test_there_are_over_two_hundred_different_conversations() -> None:

@@ -60,7 +60,7 @@ def test_a_diff_is_filled_from_the_defaults_of_its_family(tmp_path: Path) -> Non
     language, vision = config.language, config.vision
     assert (language.vocab_size, language.num_attention_heads, language.head_dim) == (32000, 32, 64)
     assert (language.rope_theta, language.max_position_embeddings, language.norm_eps) == (10000.0, 2048, 1e-5)
-    assert (language.bos_token_id, language.eos_token_id, language.tie_word_embeddings) == (1, 2, False)
+    assert (language.bos_token_id, language.eos_token_ids, language.tie_word_embeddings) == (1, (2,), False)
     assert (vision.layer_norm_eps, vision.hidden_act) == (1e-6, "gelu_pytorch_tanh")
     assert (vision.num_tokens, vision.num_used_layers) == (728, 26)  # docs/sources/tinyllava.md#vision-towers
     assert (config.template, config.image_aspect_ratio, config.dtype) == ("llama", "square", "float16")
@@ -83,8 +83,8 @@ def test_the_defaults_are_those_of_transformers(tmp_path: Path) -> None:
         "num_attention_heads",
     ):
         assert getattr(config.language, name) == getattr(llama, name)
-    for name in ("bos_token_id", "eos_token_id"):
-        assert getattr(config.language, name) == getattr(llama, name)
+    assert config.language.bos_token_id == llama.bos_token_id
+    assert config.language.eos_token_ids == (llama.eos_token_id,)
     assert (config.language.num_key_value_heads, config.language.norm_eps) == (32, llama.rms_norm_eps)
     for name in (
         "hidden_size",

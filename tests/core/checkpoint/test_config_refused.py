@@ -117,7 +117,9 @@ def test_a_size_that_lies_is_refused(tmp_path: Path, key: str, value: Any) -> No
         ("text_config.attention_bias", 1),
         ("text_config.eos_token_id", -1),
         ("text_config.eos_token_id", 450),
-        ("text_config.eos_token_id", [2, 3]),
+        ("text_config.eos_token_id", [2, 450]),
+        ("text_config.eos_token_id", [2, "3"]),
+        ("text_config.eos_token_id", []),
         ("text_config.hidden_size", 66),
         ("text_config.num_attention_heads", 3),
         ("text_config.num_key_value_heads", 3),
@@ -167,13 +169,28 @@ def test_a_value_that_cannot_be_is_refused(tmp_path: Path, key: str, value: Any)
         ("qwen3", "rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
         ("qwen3", "layer_types", ["full_attention", "sliding_attention"]),
         ("qwen2", "rope_scaling", {"type": "dynamic", "factor": 2.0}),
+        ("qwen2", "rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
+        ("phi3", "rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}),
+        ("phi3", "rope_scaling", {"type": "su", "short_factor": [1.0], "long_factor": [2.0]}),
+        ("phi3", "hidden_act", "gelu"),
+        ("gemma2", "layer_types", ["full_attention", "sliding_attention"]),
+        ("gemma2", "hidden_activation", "gelu"),
+        ("gemma2", "attn_logit_softcapping", None),
+        ("gemma2", "final_logit_softcapping", None),
+        ("gemma2", "sliding_window", None),
+        ("gemma2", "use_bidirectional_attention", True),
+        ("gemma2", "tie_word_embeddings", False),
+        ("smollm3", "no_rope_layers", [1, 1, 0, 1]),
+        ("smollm3", "no_rope_layer_interval", 3),
+        ("smollm3", "use_sliding_window", True),
+        ("smollm3", "mlp_bias", True),
     ],
 )
 def test_a_variety_that_a_family_has_and_we_do_not_is_refused(
     tmp_path: Path, family: str, key: str, value: Any
 ) -> None:
     config = tiny_config()
-    del config["text_config"]["rms_norm_eps"]
+    del config["text_config"]["rms_norm_eps"], config["text_config"]["tie_word_embeddings"]
     config["text_config"] |= {"model_type": family, key: value}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"config.json: text_config\.{key}"):

@@ -125,7 +125,12 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         own = [v for key, v in headers.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
         part["parameters"] = sum(prod(header.shape) for header in own) if headers else None
         part["dtype"] = ", ".join(sorted({header.dtype for header in own}))
-    facts = {"kind": "checkpoint", "path": str(checkpoint), "layout": layout or "?", "parts": parts}
+    facts: dict[str, Any] = {
+        "kind": "checkpoint",
+        "path": str(checkpoint),
+        "layout": layout or "?",
+        "parts": parts,
+    }
     facts["parameters"] = sum(part["parameters"] or 0 for part in parts.values())
     if config is not None:
         facts |= _config_facts(checkpoint, config, parts, missing)

@@ -18,7 +18,7 @@ from tinyllava_edge.machine_files import HERE
 from .doctor_board import board_lines, board_problems
 from .doctor_cuda import cuda_lines, cuda_problems, gpu_fault
 from .doctor_gpu import TENSORRT_PACKAGES, GpuReport, examine_gpu, gpu_lines, gpu_of_tree, gpu_problems
-from .llamacpp_build import CPU_BUILD, build_fault, lacks_cuda
+from .llamacpp_build import CPU_BUILD, build_fault, lacks_cuda, load_mend
 from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 from .trt.binding import TARGETS
 
@@ -179,7 +179,10 @@ def _import_fault(entry: Entry, machine: Machine) -> tuple[str, str] | None:
             import_module(entry.package)
     except Exception as error:  # native libraries raise many types
         failure = " ".join(str(error).split()) or type(error).__name__
-        return f"{entry.package} does not load ({failure})", install_line(entry.extra, again=True)
+        mend = install_line(entry.extra, again=True)
+        if entry.package == "llama_cpp":
+            mend = load_mend(failure)
+        return f"{entry.package} does not load ({failure})", mend
     return None
 
 

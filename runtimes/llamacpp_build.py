@@ -7,6 +7,7 @@ code 2 and one line where the build does not suit.
 """
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ _ARM = {"NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT
 INSTRUCTIONS = {"AVX512": "avx512f", **_ARM, **{name: name.lower() for name in _SAME.split()}}
 _ASK = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
 CPU_BUILD = "llama.cpp: CPU build, a GPU is there"
+_CUDA_LIBRARY = re.compile(r"lib(cuda|cudart|cublas|cublasLt)\.so[.\d]*")
 _TIMEOUT = 60  # seconds
 
 
@@ -49,6 +51,19 @@ def lacks_cuda() -> bool:
         return False
     answer, status = system_info()
     return status == 0 and "CUDA : " not in answer
+
+
+def load_mend(message: str) -> str:
+    """What to do where the library does not load, by what the loader said."""
+    missing = _CUDA_LIBRARY.search(message)
+    if missing is None:
+        return f"Install it again: {llamacpp_line()}"
+    name = missing[0]
+    place = "NVIDIA's driver brings it: install that"
+    if not name.startswith("libcuda."):
+        place = "put its folder (/usr/local/cuda-*/lib64) on LD_LIBRARY_PATH, or install that library of CUDA"
+    cpu = f"{shlex.quote(sys.executable)} -m tinyllava_edge.install --cpu --fresh"
+    return f"It is a CUDA build, and {name} is not found: {place}. A build without the GPU: {cpu}"
 
 
 @cache

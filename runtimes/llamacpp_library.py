@@ -11,8 +11,8 @@ from functools import cache
 from typing import Any
 
 from tinyllava_edge.errors import BackendError
-from tinyllava_edge.install import llamacpp_line
 
+from .llamacpp_build import load_mend
 from .threads import limit_openmp_spin
 
 _GPU_SM = re.compile(rb"compute capability (\d+\.\d)")
@@ -87,10 +87,7 @@ def load_library() -> Library:
     try:
         import llama_cpp  # here and not above: its OpenMP reads the environment when it is loaded
     except (ImportError, OSError, RuntimeError) as error:
-        mend = f"Install it again: {llamacpp_line()}"
-        if "libcuda.so" in str(error):
-            mend = "It is a CUDA build, and libcuda is the driver's: see tinyllava-edge doctor."
-        raise BackendError(f"llama-cpp-python does not load ({error}). {mend}") from None
+        raise BackendError(f"llama-cpp-python does not load ({error}). {load_mend(str(error))}") from None
     log = Log(llama_cpp)
     log.attach()
     llama_cpp.llama_backend_init()

@@ -78,7 +78,7 @@ def test_a_signal_is_not_lost_where_it_cannot_be_raised(tmp_path: Path, how: str
 def test_a_signal_to_the_whole_group_ends_all_of_it(tmp_path: Path) -> None:
     command = [sys.executable, "-c", WORKING, str(tmp_path / "out"), ""]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, process_group=0
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, start_new_session=True
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()

@@ -22,10 +22,13 @@ windows_rules.apply()
 
 import tinyllava_edge
 imported, lacking = [], {}
-for module in pkgutil.walk_packages(tinyllava_edge.__path__, "tinyllava_edge."):
-    name = module.name
-    if name.split(".")[1] in ("export", "train", "model", "__main__"):
-        continue
+def names(package):
+    for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+        if module.name.split(".")[1] not in ("export", "train", "model", "__main__"):
+            yield module.name
+            if module.ispkg:
+                yield from names(importlib.import_module(module.name))
+for name in names(tinyllava_edge):
     try:
         importlib.import_module(name)
         imported.append(name)

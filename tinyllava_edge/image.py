@@ -226,13 +226,24 @@ def preprocess(image: Image.Image, how: Preprocessing) -> npt.NDArray[np.float32
     if how.aspect == "pad":
         image = _resize_padded(image, how)
     else:
-        image = image.resize(_resized_size(image, how), resample=Image.Resampling(how.resample))
+        image = _resize(image, _resized_size(image, how), Image.Resampling(how.resample))
     if how.crop is not None:
         left, top = (image.width - how.crop) // 2, (image.height - how.crop) // 2
         image = image.crop((left, top, left + how.crop, top + how.crop))
     pixels = np.asarray(image)  # [h, w, 3] uint8
     table = _value_table(how)
     return np.stack([table[channel][pixels[:, :, channel]] for channel in range(3)])
+
+
+def _resize(image: Image.Image, size: tuple[int, int], filter_: Image.Resampling) -> Image.Image:
+    """Rows and columns in the order of Pillow 13, whichever is installed: each is rounded to bytes.
+
+    Before 13 rows always came first (docs/sources/tinyllava.md#order-of-passes).
+    """
+    shrinks = image.height - size[1]
+    columns_first = shrinks > max(0, 2 * (image.width - size[0]))
+    between = (image.width, size[1]) if columns_first else (size[0], image.height)
+    return image.resize(between, resample=filter_).resize(size, resample=filter_)
 
 
 def _resized_size(image: Image.Image, how: Preprocessing) -> tuple[int, int]:

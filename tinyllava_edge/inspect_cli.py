@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from tinyllava_edge import console
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, PARTS
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, PARTS, other_whole_files
 from tinyllava_edge.checkpoint.names import NANO, bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS
@@ -123,12 +123,19 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         parts = {name: {"architecture": kind} for name, kind in config.architectures.items()}
     for name, part in parts.items():
         own = [v for key, v in headers.items() if key.startswith(f"{name}.") and not key.endswith(BUFFERS)]
-        part["parameters"] = sum(prod(header.shape) for header in own) if own else None
+        part["parameters"] = sum(prod(header.shape) for header in own) if headers else None
         part["dtype"] = ", ".join(sorted({header.dtype for header in own}))
-    facts = {"kind": "checkpoint", "path": str(checkpoint), "layout": layout or "?", "parts": parts}
+    facts: dict[str, Any] = {
+        "kind": "checkpoint",
+        "path": str(checkpoint),
+        "layout": layout or "?",
+        "parts": parts,
+    }
     facts["parameters"] = sum(part["parameters"] or 0 for part in parts.values())
     if config is not None:
         facts |= _config_facts(checkpoint, config, parts, missing)
+    if others := other_whole_files(checkpoint.path):
+        facts["not_read"] = f"{', '.join(others)}: the layout's own file comes first, as for transformers"
     facts["checked"] = _check(checkpoint) if not missing else "no: something is missing"
     return {**facts, "missing": missing}
 
@@ -152,7 +159,7 @@ def _config_facts(
 
     assets = _or_missing(missing, lambda: read_assets(checkpoint))
     image_size = assets.preprocessing.image_size if assets else config.vision.image_size
-    sized = all(part["parameters"] for part in parts.values())
+    sized = all(part["parameters"] is not None for part in parts.values())
     return {
         "tokens_per_picture": config.num_picture_tokens(image_size),
         "image_size": image_size,

@@ -7,7 +7,7 @@ in pieces around `<image>`, each piece on its own. No language model's own chat 
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
 
@@ -44,6 +44,16 @@ class Template:
                 parts.append(self.answer.replace("{answer}", answer))
                 parts.append(self.end if end is None else end)
         return "".join(parts)
+
+    def with_system(self, text: str) -> "Template":
+        """This template with another system text.
+
+        Raises:
+            PromptError: it has no place for one.
+        """
+        if self.system != _SYSTEM:
+            raise PromptError(f"template {self.name!r} has no place for a system text.")
+        return replace(self, system=f"{text} ")
 
 
 TEMPLATES = {

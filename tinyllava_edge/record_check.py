@@ -25,8 +25,9 @@ from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
 
 MISSING, DAMAGED, OTHER = "missing picture", "damaged picture", "bad record"
-_VERSION = 1  # of what is remembered; counted up whenever a check finds more than it did
+_VERSION = 2  # of what is remembered; counted up whenever a check finds more than it did
 _REMEMBERED = 100  # reports
+_PRINTED = 200  # records of one kind; the others are counted, and in --json
 _MAX_WORKERS = 8  # each holds one picture, some 300 MB at the limit of 40 megapixels
 _AHEAD = 64  # records handed to the workers before the first of them is done
 _LINE_EVERY_S = 10.0
@@ -71,6 +72,7 @@ class CheckReport:
 class CheckKey(NamedTuple):
     """What a report is remembered by."""
 
+    of_file: str  # the data's path and size, and the facts: known without reading them
     sha256: str
     newest_ns: int  # last change of a picture
 
@@ -85,7 +87,7 @@ def check_records(
     records: Sequence[Record],
     check: Check[Record],
     *,
-    ids: Sequence[str],
+    name: Callable[[int], str],
     key: CheckKey | None = None,
 ) -> CheckReport:
     """Look at every record once, on several threads, with progress on stderr; or remember what was found.
@@ -96,7 +98,7 @@ def check_records(
         file: where the records are from, for the report.
         records: what `check` gets, one at a time.
         check: see `Check`.
-        ids: names of the records.
+        name: of the record at a place, asked for where something is found.
         key: from `check_key`; None neither looks for an earlier report nor keeps this one.
     """
     if key is not None:
@@ -104,17 +106,19 @@ def check_records(
             return known
         age_ns = time.time_ns() - key.newest_ns
         time.sleep(max(0, min(SETTLED_AFTER_NS, SETTLED_AFTER_NS - age_ns)) / 1e9)
-    bad, noted = [], []
+    bad, noted, shown = [], [], _text(file)
     found = closing(_in_parallel(check, records))
     with found as outcomes, _progress(f"check {file.name}", len(records)) as advance:
         for index, outcome in outcomes:
-            of_it = partial(BadRecord, file=_text(file), index=index, id=_text(ids[index]))
+            advance()
+            if not outcome:
+                continue
+            of_it = partial(BadRecord, file=shown, index=index, id=_text(name(index)))
             if isinstance(outcome, TinyLlavaEdgeError):
                 bad.append(of_it(kind=getattr(outcome, "kind", OTHER), reason=_text(outcome)))
             else:
                 noted += [of_it(kind=kind, reason=_text(reason)) for kind, reason in outcome]
-            advance()
-    report = CheckReport(file=_text(file), records=len(records), bad=tuple(bad), noted=tuple(noted))
+    report = CheckReport(file=shown, records=len(records), bad=tuple(bad), noted=tuple(noted))
     if key is not None:
         _remember(key, report)
     return report
@@ -164,7 +168,7 @@ def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
         yield advance
 
 
-def check_key(file: Path, pictures: Iterable[Path | None], facts: Mapping[str, Any]) -> CheckKey:
+def check_key(file: Path, pictures: Iterable[Path | str | None], facts: Mapping[str, Any]) -> CheckKey:
     """Hash of the data file, of the facts, and of what the pictures are: path, size, mtime and ctime of each.
 
     A picture that is mended, or damaged, is another. Its change within one tick of the file system's clock
@@ -189,17 +193,31 @@ def check_key(file: Path, pictures: Iterable[Path | None], facts: Mapping[str, A
         except (OSError, ValueError):
             state = "-"
         digest.update(f"{os.path.abspath(path)}\0{state}\n".encode(errors="surrogatepass"))
-    return CheckKey(digest.hexdigest(), newest)
+    return CheckKey(_of_file(file, facts), digest.hexdigest(), newest)
+
+
+def has_report(file: Path, facts: Mapping[str, Any]) -> bool:
+    """Whether an earlier look at this file may be remembered; only then is its key worth making."""
+    return any(_folder().glob(f"{_of_file(file, facts)}-*.json"))
+
+
+def _of_file(file: Path, facts: Mapping[str, Any]) -> str:
+    start = [_VERSION, os.path.realpath(file), os.stat(file).st_size, facts]
+    return hashlib.sha256(json.dumps(start, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _folder() -> Path:
     return cache_folder() / "checks"
 
 
+def _path(key: CheckKey) -> Path:
+    return _folder() / f"{key.of_file}-{key.sha256}.json"
+
+
 def read_report(key: CheckKey) -> CheckReport | None:
     """The remembered report; None where there is none, or it is damaged or open to others."""
     try:
-        with (_folder() / f"{key.sha256}.json").open(encoding="utf-8") as file:
+        with _path(key).open(encoding="utf-8") as file:
             if not is_private(os.fstat(file.fileno())):
                 return None
             raw = json.load(file)
@@ -213,7 +231,7 @@ def _remember(key: CheckKey, report: CheckReport) -> None:
     """Keep it beside the newest others; where that fails, the next start checks again."""
     with suppress(OSError):
         _folder().mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_json(_folder() / f"{key.sha256}.json", asdict(report), mode=0o600)
+        write_json(_path(key), asdict(report), mode=0o600)
         reports = sorted(_folder().glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
         for old in reports[:-_REMEMBERED]:
             old.unlink(missing_ok=True)
@@ -236,9 +254,16 @@ def print_report(report: CheckReport, *, as_json: bool) -> None:
         print_json({**asdict(report), "counts": counts})
         return
     what = [f"{report.records} records checked{' before, unchanged' if report.cached else ''}"]
-    for name, found in (("bad", report.bad), ("to note", report.noted)):
-        what.append(f"{len(found)} {name}" + (f" ({say_kinds(count_kinds(found))})" if found else ""))
+    for name, records in (("bad", report.bad), ("to note", report.noted)):
+        what.append(f"{len(records)} {name}" + (f" ({say_kinds(count_kinds(records))})" if records else ""))
     lines = [f"{report.file}: {', '.join(what)}"]
+    found: Counter[str] = Counter()
     for record in (*report.bad, *report.noted):
+        found[record.kind] += 1
+        if found[record.kind] > _PRINTED:
+            continue
         lines.append(f"{record.file}: record {record.index} (id {record.id}): {record.kind}: {record.reason}")
+    for kind, number in found.items():
+        if number > _PRINTED:
+            lines.append(f"{report.file}: {number - _PRINTED:,} more of {kind}: --json lists them")
     sys.stdout.write("".join(printable(" ".join(line.split())) + "\n" for line in lines))

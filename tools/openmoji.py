@@ -20,7 +20,7 @@ from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
-from tinyllava_edge.train.data import read_list
+from tinyllava_edge.train.rows import Rows, parse_row
 
 _ARTIST = "openmoji"
 _RECORD = "pictures.json"
@@ -117,7 +117,7 @@ def main(
 ) -> None:
     """Draw the OpenMoji pictures that questions name; print one line of JSON."""
     check_output(out, force=force, mark=pictures_mark, sources=(*questions, compare))
-    records = [record for path in questions for record in read_list(path)]
+    records = [parse_row(row) for path in questions for row in Rows(path)]
     names = list(dict.fromkeys(str(record["image"]) for record in records if isinstance(record, dict)))
     write_pictures(names, out, force=force)
     print_json({"pictures": len(names)} if compare is None else compare_pictures(names, out, compare))

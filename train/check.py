@@ -1,13 +1,16 @@
 """`train --check`: every record is looked at as training will, before any of it is trained on."""
 
+import json
+import os
+import re
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import RecordError
 from tinyllava_edge.picture_check import PictureCheck
 from tinyllava_edge.record_check import (
     BadRecord,
@@ -15,17 +18,20 @@ from tinyllava_edge.record_check import (
     CheckReport,
     check_key,
     check_records,
+    has_report,
     read_report,
 )
 from tinyllava_edge.work_places import temporary_place
 
 from .assemble import describe
-from .data import Conversation, record_id
+from .conversations import BadRow, Conversation
 from .options import FinetuneOptions
 from .records import Data, read_data
 from .samples import Samples, open_samples, open_source
 
 CUT = "cut"
+_STRING = rb'"(?:[^"\\]|\\.)*"'
+_PICTURE = re.compile(rb'"images?"\s*:\s*(%b|\[(?:[^"\]]|%b)*\])' % (_STRING, _STRING))
 
 
 def check_data(options: FinetuneOptions) -> CheckReport:
@@ -40,20 +46,21 @@ def check_data(options: FinetuneOptions) -> CheckReport:
         samples = open_samples(source, options)
     return check_records(
         data.file,
-        data.conversations,
+        data,
         Looker(samples),
-        ids=[record_id(record, index) for index, record in enumerate(data.records)],
+        name=lambda index: data[index].id,
         key=_key(data, samples),
     )
 
 
 def known_bad(data: Data, samples: Samples, options: FinetuneOptions) -> Sequence[BadRecord]:
     """What a check of these data with this model found; a note and what is seen at once if there was none."""
-    report = read_report(_key(data, samples))
-    if report is not None:
-        return report.bad
+    if has_report(data.file, _facts(data, samples)):
+        report = read_report(_key(data, samples))
+        if report is not None:
+            return report.bad
     note(f"the data were not checked: a bad record shows when it is met. To check: {_command(options)}")
-    return data.bad()
+    return data.bad
 
 
 class Looker:
@@ -62,21 +69,24 @@ class Looker:
     def __init__(self, samples: Samples) -> None:
         self._samples, self._open = samples, PictureCheck(samples.reader.how)
 
-    def __call__(self, record: Conversation | RecordError) -> Sequence[tuple[str, str]]:
-        """What is cut of it.
+    def __call__(self, record: Conversation | BadRow) -> Sequence[tuple[str, str]]:
+        """What is to be known of it, as what is cut.
 
         Raises:
             RecordError: it is bad.
         """
-        if isinstance(record, RecordError):
-            raise record
+        if isinstance(record, BadRow):
+            raise record.fault
         limit = self._samples.limit
         positions = self._samples.encode(record).positions
-        if record.picture is not None:
-            self._open(record.picture)
+        for picture in record.pictures:
+            self._open(picture)
         if positions <= limit:
-            return []
-        return [(CUT, f"{positions} positions, the model takes {limit}: the last {positions - limit} go.")]
+            return record.notes
+        return [
+            *record.notes,
+            (CUT, f"{positions} positions, the model takes {limit}: the last {positions - limit} go."),
+        ]
 
 
 def _command(options: FinetuneOptions) -> str:
@@ -93,9 +103,21 @@ def _command(options: FinetuneOptions) -> str:
 
 
 def _key(data: Data, samples: Samples) -> CheckKey:
-    found = (data.conversation(index) for index in range(len(data.records)))
-    facts = {"command": "train", "images": str(data.images.absolute()), **samples.facts}
-    return check_key(data.file, (c.picture for c in found if c is not None), facts)
+    return check_key(data.file, _pictures(data), _facts(data, samples))
+
+
+def _facts(data: Data, samples: Samples) -> Mapping[str, Any]:
+    return {"command": "train", "images": str(data.images.absolute()), **samples.facts}
+
+
+def _pictures(data: Data) -> Iterator[str]:
+    """Paths of all that a record calls a picture, without the time that parsing takes."""
+    for row in data.rows:
+        for found in _PICTURE.findall(row):
+            with suppress(ValueError, TypeError):
+                value = json.loads(found)
+                for path in [value] if isinstance(value, str) else value:
+                    yield os.path.join(data.images, path)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ def finetune(
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     data = read_data(options)
     if not skip_bad:
-        refuse_bad(data.bad(), data, left_out_before(out) if resume else set())
+        refuse_bad(data.bad, data, left_out_before(out) if resume else set())
     with held_run(out), _source_in_place(options):
         return _finetune(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
 
@@ -157,7 +157,7 @@ def _finetune(
         _write(model, directory, source, facts, work / LOG_FILE)
     empty(work)  # `held_run` removes it
     if left_out.counts:
-        note(f"left out: {say_kinds(left_out.counts)} of {len(data.records)} records")
+        note(f"left out: {say_kinds(left_out.counts)} of {len(data)} records")
     return _outcome(out, resumed_at)
 
 

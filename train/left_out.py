@@ -9,7 +9,7 @@ from tinyllava_edge.atomic_files import write_bytes
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import RecordError, UsageError
 
-from .data import Conversation
+from .conversations import Located
 from .run import LEFT_OUT_FILE, work_directory
 
 _SAID = 10  # that are said when they are met; the end counts them all
@@ -66,22 +66,22 @@ class LeftOut:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
-    def meet(self, number: int, conversation: Conversation, fault: RecordError) -> None:
+    def meet(self, number: int, record: Located, fault: RecordError) -> None:
         """Leave a record out.
 
         Raises:
             RecordError: bad records are not to be left out; the message names the ways on.
         """
         why = "met" if self._skip else "stopped"
-        self.add(number, conversation.id, fault.kind, conversation.sha256, why)
+        self.add(number, record.id, fault.kind, record.sha256, why)
         if not self._skip:
             raise RecordError(
                 fault.kind,
-                f"{conversation.where}: {fault} Mend it or drop it from the file, and repeat the command "
+                f"{record.where}: {fault} Mend it or drop it from the file, and repeat the command "
                 "with --resume; or leave bad records out: --resume --skip-bad.",
             )
         if len(self._lines) <= _SAID:
-            note(f"left out: {conversation.where}: {fault}")
+            note(f"left out: {record.where}: {fault}")
 
     def _keep(self, line: dict[str, Any]) -> None:
         self.met[line["number"]] = line["kind"]

@@ -4,26 +4,48 @@ A record's number is its place in the file when the run began; the order of the 
 numbers. A resumed run knows its records by the hash of each: a bad one may be mended or gone, no other.
 """
 
-import json
-from collections.abc import Callable, Sequence
+import filecmp
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.console import note
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.record_check import BadRecord
 
-from .data import Conversation, canonical, parse_record, record_id, sha256_of
+from .conversations import BadRow, Conversation
 from .left_out import LeftOut, mend
 from .records import Data
+from .rows import Rows
 from .run import LEFT_OUT_FILE, RECORDS_FILE
 
-Look = Callable[[Conversation], object]  # raises RecordError where it is bad
+Look = Callable[[Conversation | BadRow], object]  # raises RecordError where it is bad
+
+
+class Numbered(Mapping[int, Conversation | BadRow | None]):
+    """The records of a run by number, each read when it is asked for; None where there is none any more."""
+
+    def __init__(self, data: Data, places: Sequence[int | None], left_out: LeftOut) -> None:
+        self._data, self._places, self._left_out = data, places, left_out
+        self._numbers = [number for number in range(len(places)) if number not in left_out.before]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._numbers)
+
+    def __getitem__(self, number: int) -> Conversation | BadRow | None:
+        place = self._places[number]
+        return None if place is None or number in self._left_out else self._data[place]
 
 
 def open_records(
     work: Path, data: Data, bad: Sequence[BadRecord], look: Look, *, skip: bool
-) -> tuple[dict[int, Conversation | None], LeftOut]:
+) -> tuple[Numbered, LeftOut]:
     """The conversations of a run by number, None where there is none any more, and what is left out.
+
+    They are read from the run's own copy of the data: the file may be edited meanwhile. Only a resumed run
+    whose data have been mended reads those.
 
     Args:
         work: the run's directory.
@@ -36,57 +58,61 @@ def open_records(
         UsageError: the run was begun with other data; the message names the record.
         DataError: no record is left.
     """
-    if not (work / RECORDS_FILE).exists():
+    copy = work / RECORDS_FILE
+    if is_new := not copy.exists():
         _begin(work, data, bad)
-    numbered = (work / RECORDS_FILE).read_text(encoding="utf-8").splitlines()
+    begun = data.reading(data.rows.copied_to(copy) if is_new else Rows(copy))
     mend(work / LEFT_OUT_FILE)
     left_out = LeftOut(work / LEFT_OUT_FILE, skip=skip)
-
-    def may_differ(number: int) -> bool:
-        if number not in left_out.met:
-            try:
-                look(parse_record(json.loads(numbered[number]), number, data.file, data.images))
-            except RecordError as fault:
-                left_out.met[number] = fault.kind
-        return number in left_out.met
-
-    places = _match(numbered, data, may_differ)
-    for number, place in enumerate(places):
-        if place is None and number not in left_out:
-            id_ = record_id(json.loads(numbered[number]), number)
-            left_out.add(number, id_, left_out.met[number], sha256_of(numbered[number]))
-    number_at = {place: number for number, place in enumerate(places)}
+    places: Sequence[int | None] = range(len(begun))
+    number_at: Mapping[int | None, int] | None = None
+    if not is_new and not filecmp.cmp(copy, data.file, shallow=False):
+        note(f"{data.file}: changed since the run was begun; its records are compared")
+        places = _match(begun, data, _may_differ(begun, left_out, look))
+        for number, place in enumerate(places):
+            if place is None and number not in left_out:
+                gone = begun[number]
+                left_out.add(number, gone.id, left_out.met[number], gone.sha256)
+        number_at = {place: number for number, place in enumerate(places)}
+        begun = data
     for record in bad:
-        if (number := number_at[record.index]) not in left_out:
-            left_out.add(number, record.id, record.kind, data.sha256(record.index))
-    conversations = {
-        number: None if number in left_out or place is None else data.conversation(place)
-        for number, place in enumerate(places)
-        if number not in left_out.before
-    }
-    return conversations, left_out
+        number = record.index if number_at is None else number_at[record.index]
+        if number not in left_out:
+            left_out.add(number, record.id, record.kind, data[record.index].sha256)
+    return Numbered(begun, places, left_out), left_out
 
 
 def _begin(work: Path, data: Data, bad: Sequence[BadRecord]) -> None:
-    """Write down what the run is begun with, last of all the records."""
+    """Write down what the run is begun without; its records come last."""
     if any(work.glob("step-*")):
         raise UsageError(f"{work}: begun by an earlier version of this program. Begin anew with --force.")
-    if len(bad) == len(data.records):
+    if len(bad) == len(data):
         raise DataError(f"{data.file}: no record is left, all {len(bad)} are bad. train --check lists them.")
     (work / LEFT_OUT_FILE).unlink(missing_ok=True)  # of a start that was killed
     left_out = LeftOut(work / LEFT_OUT_FILE)
     for record in bad:
-        left_out.add(record.index, record.id, record.kind, data.sha256(record.index), "before")
-    write_bytes(work / RECORDS_FILE, "".join(canonical(r) + "\n" for r in data.records).encode())
+        left_out.add(record.index, record.id, record.kind, data[record.index].sha256, "before")
 
 
-def _match(numbered: Sequence[str], data: Data, may_differ: Callable[[int], bool]) -> list[int | None]:
-    """The place in the file of each numbered record; None where it is gone.
+def _may_differ(begun: Data, left_out: LeftOut, look: Look) -> Callable[[int], bool]:
+    def may_differ(number: int) -> bool:
+        if number not in left_out.met:
+            try:
+                look(begun[number])
+            except RecordError as fault:
+                left_out.met[number] = fault.kind
+        return number in left_out.met
+
+    return may_differ
+
+
+def _match(begun: Data, data: Data, may_differ: Callable[[int], bool]) -> list[int | None]:
+    """The place in the file of each record that the run was begun with; None where it is gone.
 
     Raises:
         UsageError: one is gone, changed or new that may not be.
     """
-    known, found = [sha256_of(line) for line in numbered], data.hashes
+    known, found = begun.hashes, data.hashes
     places: list[int | None] = []
     place = 0
     while (number := len(places)) < len(known):
@@ -95,8 +121,8 @@ def _match(numbered: Sequence[str], data: Data, may_differ: Callable[[int], bool
             place += 1
             continue
         if not may_differ(number):
-            id_ = record_id(json.loads(numbered[number]), number)
-            raise _other_data(data, f"its record {number} (id {id_}) is gone or changed, and was not bad")
+            what = f"its record {number} (id {begun[number].id}) is gone or changed, and was not bad"
+            raise _other_data(data, what)
         following = number + 1  # the first that the record at hand may be, if those before it are gone
         if place < len(found):
             while following < len(known) and known[following] != found[place] and may_differ(following):
@@ -107,8 +133,7 @@ def _match(numbered: Sequence[str], data: Data, may_differ: Callable[[int], bool
             places.append(place)
             place += 1
     if place < len(found):
-        new = f"record {place} (id {record_id(data.records[place], place)}) is new"
-        raise _other_data(data, new)
+        raise _other_data(data, f"record {place} (id {data[place].id}) is new")
     return places
 
 

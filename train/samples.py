@@ -16,7 +16,8 @@ from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 
-from .data import Batch, Conversation, PictureReader, encode_conversation, sha256_of, splice_labels
+from .conversations import SYSTEM, BadRow, Conversation, sha256_of
+from .data import Batch, PictureReader, encode_conversation, splice_labels
 from .left_out import LeftOut
 from .options import FinetuneOptions
 
@@ -28,7 +29,7 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     labels: list[int]
-    positions: int  # the picture's counted
+    positions: int  # the pictures' counted
 
 
 @dataclass(kw_only=True)
@@ -40,14 +41,14 @@ class Samples:
 
     Attributes:
         conversations: by number; None where there is none any more.
-        limit: positions that are left of a conversation, its picture's `num_tokens` counted.
+        limit: positions that are left of a conversation, `num_tokens` of each picture counted.
         num_tokens: positions of one picture.
         seed: of the order.
         left_out: numbers of records that are not used.
         facts: what decides whether a record is bad, as JSON.
     """
 
-    conversations: Mapping[int, Conversation | None]
+    conversations: Mapping[int, Conversation | BadRow | None]
     tokenizer: TextTokenizer
     template: Template
     reader: PictureReader
@@ -79,7 +80,7 @@ class Samples:
             chosen = list(islice(self._usable(order[end:] + order[:start]), 1))
         if not chosen:
             raise DataError("no record is left to train on: all of them are bad.")
-        pictures = [pixels for _, pixels in chosen if pixels is not None]
+        pictures = [picture for _, pixels in chosen for picture in pixels]
         return Batch(
             ids=[encoded.ids for encoded, _ in chosen],
             labels=[encoded.labels for encoded, _ in chosen],
@@ -90,10 +91,17 @@ class Samples:
         """Token ids and labels of a conversation.
 
         Raises:
-            RecordError: its text is no text, or none of its answers is within the limit.
+            RecordError: its text is no text, the template has no place for its system text, or none of its
+                answers is within the limit.
         """
+        template = self.template
         try:
-            ids, labels = encode_conversation(self.tokenizer, self.template, conversation.turns)
+            if conversation.system:
+                template = template.with_system(conversation.system)
+        except PromptError as error:
+            raise RecordError(SYSTEM, f"has a system text, and {error}") from None
+        try:
+            ids, labels = encode_conversation(self.tokenizer, template, conversation.turns)
         except PromptError as error:
             raise RecordError(TEXT, str(error)) from None
         spliced = splice_labels(ids, labels, self.num_tokens)
@@ -105,16 +113,17 @@ class Samples:
             )
         return Encoded(ids, labels, len(spliced))
 
-    def _usable(self, numbers: Iterable[int]) -> Iterator[tuple[Encoded, torch.Tensor | None]]:
+    def _usable(self, numbers: Iterable[int]) -> Iterator[tuple[Encoded, list[torch.Tensor]]]:
         """Encoded conversations and their pixels, without those that are left out."""
         for number in numbers:
             conversation = self.conversations[number]
             if conversation is None or number in self.left_out:
                 continue
             try:
+                if isinstance(conversation, BadRow):
+                    raise conversation.fault
                 encoded = self.encode(conversation)
-                picture = conversation.picture
-                pixels = None if picture is None else self.reader.read(picture)
+                pixels = [self.reader.read(picture) for picture in conversation.pictures]
             except RecordError as fault:
                 self.left_out.meet(number, conversation, fault)
             else:

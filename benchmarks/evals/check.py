@@ -56,7 +56,7 @@ class Looked:
             return ()
 
         ids = [str(r[0].id) if isinstance(r, tuple) and r else "?" for r in self.records]
-        return check_records(self.file, self.records, look, ids=ids, key=self.key())
+        return check_records(self.file, self.records, look, name=ids.__getitem__, key=self.key())
 
     def _check_length(self, tokenizer: TextTokenizer, question: Question) -> None:
         manifest = self.bundle.manifest

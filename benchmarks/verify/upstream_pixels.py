@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image
 
 from tinyllava_edge.checkpoint.config import ModelConfig
@@ -71,8 +73,23 @@ class ReferenceProcessor:
         """[h, w, 3] uint8 -> [3, image_size, image_size] float32."""
         if self._pad:
             upright = _expand_to_square(upright, self._processor.image_mean)
-        batch = self._processor(Image.fromarray(upright), return_tensors="np")["pixel_values"]
+        with patch.object(Image.Image, "resize", _resize_as_pillow_13):
+            batch = self._processor(Image.fromarray(upright), return_tensors="np")["pixel_values"]
         return np.asarray(batch[0], dtype=np.float32)
+
+
+_RESIZE = Image.Image.resize
+
+
+def _resize_as_pillow_13(
+    image: Image.Image, size: tuple[int, int], resample: int | None = None, **others: Any
+) -> Image.Image:
+    """In the order of passes that `preprocess` has: docs/sources/tinyllava.md#order-of-passes."""
+    if int(PIL.__version__.split(".")[0]) < 13 and not any(others.values()):
+        width, height = image.size
+        if height - size[1] > max(0, 2 * (width - size[0])):
+            image = _RESIZE(image, (width, size[1]), resample)
+    return _RESIZE(image, size, resample, **others)
 
 
 def _processor_class(raw: Mapping[str, Any]) -> Any:

@@ -54,6 +54,13 @@ def test_a_checkpoint_is_shown_without_torch_and_what_is_missing_is_listed(
         assert facts["parts"]["connector"] == {"architecture": "mlp2x_gelu", "parameters": None, "dtype": ""}
 
 
+def test_a_file_beside_the_one_that_is_read_is_shown(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "c")
+    assert "not_read" not in inspect_checkpoint(Checkpoint(folder))
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert inspect_checkpoint(Checkpoint(folder))["not_read"].startswith("model.safetensors.index.json:")
+
+
 def test_memory_is_counted_from_the_sizes(tmp_path: Path) -> None:
     facts = inspect_checkpoint(
         Checkpoint(write_tiny_checkpoint(tmp_path / "c", layers=2, kv_heads=2, heads=4, hidden=64))

@@ -53,8 +53,8 @@ def test_a_product_costs_what_summing_one_by_one_does(monkeypatch: pytest.Monkey
 def test_a_patch_embedding_costs_what_summing_one_by_one_does() -> None:
     pixels = RANDOM.uniform(-1, 1, (1, 3, 64, 64)).astype(np.float32)
     kernel = RANDOM.standard_normal((32, 3, 16, 16), dtype=np.float32)
-    strides = {"kernel_shape": [16, 16], "strides": [16, 16]}
-    node = helper.make_node("Conv", ["pixels", "weight"], ["embeddings"], "patches", **strides)
+    ends = ["pixels", "weight"], ["embeddings"], "patches"
+    node = helper.make_node("Conv", *ends, kernel_shape=[16, 16], strides=[16, 16])
     found = evaluate_rounded(float16_graph(node, kernel, ([1, 3, 64, 64], [1, 32, 4, 4])), pixels)
     patches = pixels.reshape(3, 4, 16, 4, 16).transpose(1, 3, 0, 2, 4).reshape(16, -1)
     weight = kernel.reshape(32, -1).T

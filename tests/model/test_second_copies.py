@@ -1,6 +1,7 @@
 """A parameter that is in a checkpoint twice: equal ones pass, different ones are refused, both named."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,8 +113,11 @@ def test_the_file_that_transformers_takes_first_is_read_and_named(
     copies: Copies, load: Callable[[Checkpoint], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, unread = copies(tmp_path / "other", 0.125)
+    for place in (*tmp_path.glob(f"other/*{read}"), *tmp_path.glob("other/*.index.json")):
+        os.utime(place, (1, 1))
     load(Checkpoint(tmp_path / "other", allow_pickle=True))
     (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("; it is the newer one")
     assert f"{read} is read, which transformers takes first" in line
     assert f"{unread} is not, and differs: in '{NORM}'" in line
 

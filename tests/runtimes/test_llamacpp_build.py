@@ -8,7 +8,7 @@ import pytest
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.install import llamacpp_line
 from tinyllava_edge.runtimes import doctor, llamacpp_build
-from tinyllava_edge.runtimes.llamacpp_build import build_fault
+from tinyllava_edge.runtimes.llamacpp_build import build_fault, load_mend
 
 XEON = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_BF16 = 1 | AMX_INT8 = 1 | OPENMP = 1 |"
 
@@ -73,3 +73,17 @@ def test_a_cuda_build_is_told_from_one_for_the_cpu(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(llamacpp_build, "has_nvidia_gpu", lambda: True)
     _install(tmp_path, monkeypatch, f"def llama_print_system_info(): return {ORIN.encode()!r}")
     assert not llamacpp_build.lacks_cuda()
+
+
+@pytest.mark.parametrize(
+    ("said", "mend"),
+    [  # as a genuine CUDA build said it here, and one that links the driver
+        ("libcublas.so.13: cannot open shared object file", "libcublas.so.13 is not found: put its folder"),
+        ("libcuda.so.1: cannot open shared object file", "libcuda.so.1 is not found: NVIDIA's driver brings"),
+        ("undefined symbol: ggml_abort", "Install it again: "),
+    ],
+)
+def test_what_a_build_that_does_not_load_lacks_is_named(said: str, mend: str) -> None:
+    found = load_mend(f"Failed to load shared library 'libllama.so': {said}")
+    assert mend in found
+    assert ("install --cpu --fresh" in found) == ("cuda" in said or "cublas" in said)

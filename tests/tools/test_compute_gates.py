@@ -31,7 +31,7 @@ def test_sums_in_float16_are_numpys_one_by_one() -> None:
     a, b = torch.randn(5, 96, generator=SEED), torch.randn(96, 7, generator=SEED)
     total = np.zeros((5, 7), dtype=np.float16)
     for column, row in zip(a.numpy().astype(np.float16).T, b.numpy().astype(np.float16), strict=True):
-        total = (total + np.float32(column)[:, None] * np.float32(row)).astype(np.float16)
+        total = (total + column.astype(np.float32)[:, None] * row.astype(np.float32)).astype(np.float16)
     np.testing.assert_array_equal(in_float16(1)(a, b).numpy(), total.astype(np.float32))
 
 

@@ -72,8 +72,9 @@ def test_an_export_holds_neither_the_language_model_nor_a_third_copy_of_the_towe
         "deep", DEEP, TOKENIZER_FOLDER.parent, tmp_path, vision="fp32,fp16", language="f16,q8_0"
     )
     peaks = found["peak_anonymous_bytes"]
-    whole = 4 * 136_817_152  # bytes of the language model in float32
-    assert found["files"]["language f16"] > whole / 2
+    # Bytes of the language model in float32; PyPI's CUDA build of torch holds 133 MB more than the CPU's.
+    whole = 4 * 136_817_152 + (140 * MEGABYTE if torch.version.cuda else 0)
+    assert found["files"]["language f16"] > 2 * 136_817_152
     assert 200 * MEGABYTE < peaks["reference"] < whole  # torch and everything else included
     assert 200 * MEGABYTE < peaks["language"] < whole
     tower_twice = found["bound_bytes"]["vision"] - 1500 * MEGABYTE

@@ -39,7 +39,7 @@ def options(source: Path, tmp_path: Path) -> FinetuneOptions:
         ("What? \ud800", "A.", None),
     ):
         records.append(_record(f"r{len(records)}", question, answer, image))
-    records += [{"id": "r16", "conversations": [{"from": "user", "value": "Hi"}] * 2}, 7]
+    records += [{"id": "r16", "conversations": [{"from": "narrator", "value": "Hi"}] * 2}, 7]
     (tmp_path / "data.json").write_text(json.dumps(records))
     return own_options(tmp_path, source)
 
@@ -84,7 +84,11 @@ def test_a_start_says_what_was_not_checked_and_refuses_what_was_found(
     capsys.readouterr()
     assert {r.index for r in known_bad(data, samples, options)} == set(KINDS)
     assert not capsys.readouterr().err
-    keep = [record for index, record in enumerate(data.records) if index not in KINDS or index in (10, 13)]
+    keep = [
+        record
+        for index, record in enumerate(found.record for found in data)
+        if index not in KINDS or index in (10, 13)
+    ]
     options.data.write_text(json.dumps(keep))
     check_data(options)
     with pytest.raises(DataError, match=r"2 bad of 13 records \(1 x damaged picture, 1 x no answer left\)"):
@@ -93,7 +97,7 @@ def test_a_start_says_what_was_not_checked_and_refuses_what_was_found(
 
 
 def test_captions_need_pictures(options: FinetuneOptions) -> None:
-    options.data.write_text(json.dumps(read_data(options).records[:5]))
+    options.data.write_text(json.dumps([found.record for found in read_data(options)][:5]))
     changes: dict[str, Any] = {"template": "pretrain", "tune": parse_tune("connector")}
     report = check_data(own_options(options.images, options.source, **changes))
     assert {r.index: r.kind for r in report.bad} == {0: "no picture", 3: "no picture"}
@@ -134,7 +138,7 @@ def test_the_command_lists_all_and_ends_with_1_where_something_is_bad(
     assert code == 1
     assert json.loads(printed)["cached"]
     assert {r["index"]: r["kind"] for r in json.loads(printed)["bad"]} == KINDS
-    options.data.write_text(json.dumps(read_data(options).records[:10]))
+    options.data.write_text(json.dumps([found.record for found in read_data(options)][:10]))
     assert check()[0] == 0
     options.data.write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):

@@ -16,7 +16,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import UPSTREAM_PREFIXES
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
-from tinyllava_edge.model.checkpoint import iter_tensors
+from tinyllava_edge.model.checkpoint import iter_readers, iter_tensors
 from tinyllava_edge.model.lora import Adapter
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes.model import open_bundle
@@ -64,7 +64,7 @@ def test_lora_changes_the_linear_layers_but_the_head_and_the_whole_connector(
 def test_the_kept_adapter_over_the_source_is_the_merged_model(folder: Path, lora: Path) -> None:
     """Through the reader of upstream's LoRA directories, which does not use PEFT."""
     adapter = Adapter.read(lora / "adapter", UPSTREAM_PREFIXES, "language_model")
-    merged = dict(adapter.merge(iter_tensors(Checkpoint(folder / "source"), part="language_model")))
+    merged = dict(adapter.merge(iter_readers(Checkpoint(folder / "source"), part="language_model")))
     for name, tensor in iter_tensors(Checkpoint(lora), part="language_model"):
         torch.testing.assert_close(tensor, merged[name](), rtol=0, atol=1e-6)
 

@@ -14,7 +14,8 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import place_markers, template_named
-from tinyllava_edge.train.data import PictureReader, encode_conversation, parse_record, splice_labels
+from tinyllava_edge.train.conversations import parse_record
+from tinyllava_edge.train.data import PictureReader, encode_conversation, splice_labels
 from tinyllava_edge.train.loop import conversation_loss
 from tinyllava_edge.train.samples import Samples
 

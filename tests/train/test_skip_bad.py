@@ -17,12 +17,13 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.train import loop
 from tinyllava_edge.train.check import check_data
-from tinyllava_edge.train.data import Conversation, read_lines
+from tinyllava_edge.train.conversations import BadRow, Conversation
+from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.left_out import LeftOut, mend
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.records import read_data
-from tinyllava_edge.train.run_records import open_records
+from tinyllava_edge.train.run_records import Numbered, open_records
 from tinyllava_edge.train.samples import open_samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -169,7 +170,7 @@ def test_batches_do_not_depend_on_when_a_record_turns_out_to_be_bad(source: Path
 
     def batches(left_out: LeftOut) -> list[list[list[int]]]:
         samples = open_samples(Checkpoint(source), options)
-        samples.conversations = {n: data.conversation(n) for n in range(10)}
+        samples.conversations = {n: data[n] for n in range(10)}
         samples.left_out = left_out
         return [samples.batch(step).ids for step in range(30)]
 
@@ -181,7 +182,7 @@ def test_batches_do_not_depend_on_when_a_record_turns_out_to_be_bad(source: Path
     assert met.counts == {"damaged picture": len(numbers)}
     assert {len(ids) for ids in found} == {1, 2}
     samples = open_samples(Checkpoint(source), options)
-    samples.conversations, samples.left_out = {number: data.conversation(number) for number in numbers}, known
+    samples.conversations, samples.left_out = {number: data[number] for number in numbers}, known
     with pytest.raises(DataError, match="no record is left"):
         samples.batch(0)
 
@@ -204,10 +205,10 @@ REFUSED = [
 ]
 
 
-def _open(work: Path, source: Path, ids: str, bad: str = "79") -> dict[int, Conversation | None]:
+def _open(work: Path, source: Path, ids: str, bad: str = "79") -> Numbered:
     """Open the records of a run whose bad ones are known by looking at them."""
 
-    def look(conversation: Conversation) -> None:
+    def look(conversation: Conversation | BadRow) -> None:
         if conversation.id in bad:
             raise RecordError("damaged picture", "damaged")
 

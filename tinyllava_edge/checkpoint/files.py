@@ -30,6 +30,13 @@ def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = No
     return llava_config(raw, path) if is_llava(raw) else raw
 
 
+def is_model(folder: Path) -> bool:
+    """Whether a directory's config.json is of a whole model, not of a language model or tower alone."""
+    path = folder / "config.json"
+    raw = read_json_object(path) if lexists(path) else {}
+    return raw.get("model_type") == "tinyllava" or is_legacy(raw) or is_llava(raw)
+
+
 def is_legacy(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
     return str(raw.get("model_type")) in LEGACY_FAMILIES

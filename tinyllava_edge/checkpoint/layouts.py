@@ -4,6 +4,7 @@ Source: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
 import re
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 
 from tinyllava_edge.errors import CheckpointError, MissingFileError
@@ -45,30 +46,36 @@ _BASE_KEYS = ("base_model_name_or_path", "llm_model_name_or_path", "_name_or_pat
 
 def whole_file(path: Path) -> Path | None:
     """The file that holds, or lists, all weights of a directory."""
-    return next((path / name for name in WHOLE if (path / name).exists()), None)
+    return next((path / name for name in WHOLE if lexists(path / name)), None)
+
+
+def other_whole_files(path: Path) -> list[str]:
+    """Names of further files of a whole model, which are not read."""
+    found = [name for name in WHOLE if lexists(path / name)]
+    return found if has_all_parts(path) else found[1:]
 
 
 def has_all_parts(path: Path) -> bool:
     """Whether there is a pickle of each part in its sub-directory."""
-    return all((path / part / PICKLE_FILE).exists() for part in PARTS)
+    return all(lexists(path / part / PICKLE_FILE) for part in PARTS)
 
 
 def adapter_file(path: Path) -> Path:
     """The weights of an adapter; PEFT takes the safetensors first."""
     first, second = path / ADAPTER_WEIGHTS, path / ADAPTER_PICKLE
-    return second if second.exists() and not first.exists() else first
+    return second if lexists(second) and not lexists(first) else first
 
 
 def is_adapter(path: Path) -> bool:
     """Whether a directory has an adapter in it."""
-    return (path / ADAPTER_CONFIG).exists() or adapter_file(path).exists()
+    return lexists(path / ADAPTER_CONFIG) or lexists(adapter_file(path))
 
 
 def base_names(path: Path) -> list[str]:
     """What an adapter's directory says of its base."""
     found = []
     for name in (ADAPTER_CONFIG, "config.json"):
-        values = read_json_object(path / name) if (path / name).exists() else {}
+        values = read_json_object(path / name) if lexists(path / name) else {}
         found += [str(values[key]) for key in _BASE_KEYS if values.get(key)]
     return list(dict.fromkeys(found))
 
@@ -94,7 +101,9 @@ def listed_shards(index: Path) -> dict[Path, set[str]]:
 def check_is_there(path: Path) -> Path:
     """Refuse a file of weights that is missing or a pointer; opening a pipe would wait for ever."""
     if not path.is_file():
-        raise MissingFileError(f"{path}: missing. Download or copy the checkpoint again.")
+        absent = "no regular file" if lexists(path) else "missing"
+        error = CheckpointError if lexists(path) else MissingFileError
+        raise error(f"{path}: {absent}. Download or copy the checkpoint again.")
     with path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:  # a clone without Git LFS
             raise CheckpointError(f"{path}: a pointer of Git LFS, not the file. Run `git lfs pull` there.")

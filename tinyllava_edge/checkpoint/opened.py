@@ -19,6 +19,7 @@ from .files import (
     as_factory_config,
     is_legacy,
     is_llava,
+    is_model,
     parse_json_object,
     read_small_file,
 )
@@ -133,7 +134,7 @@ class Checkpoint:
             return None
         names = [*base_names(self.path), ""]
         for folder in dict.fromkeys(folder for name in names for folder in self.folders(name)[1:]):
-            if has_all_parts(folder) or whole_file(folder) is not None:
+            if has_all_parts(folder) or (whole_file(folder) is not None and is_model(folder)):
                 return Checkpoint(folder, sources=self.sources, allow_pickle=self.allow_pickle)
         return None
 

@@ -6,6 +6,7 @@ table.
 """
 
 from dataclasses import dataclass
+from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -114,7 +115,7 @@ def tokenizer_directory(checkpoint: Checkpoint) -> Path:
     name = checkpoint.config.language.name_or_path
     candidates = checkpoint.folders(name)
     for candidate in candidates:
-        if any((candidate / file).exists() for file in TOKENIZER_FILES):
+        if any(lexists(candidate / file) for file in TOKENIZER_FILES):
             _say_folder(checkpoint, name, candidate)
             return candidate
     raise MissingFileError(

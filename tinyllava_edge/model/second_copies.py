@@ -143,8 +143,11 @@ def _tensors(path: Path) -> Named:
 
 @cache
 def _note_second(read: Path, path: Path, key: str) -> None:
-    newer = ", and is newer," if path.stat().st_mtime > read.stat().st_mtime else ", and"
-    note(f"{read} is read, which transformers takes first; {path} is not{newer} differs: in {key!r} for one")
+    newer = "; it is the newer one" if path.stat().st_mtime > read.stat().st_mtime else ""
+    note(
+        f"{read} is read, which transformers takes first; {path} is not, and differs: in {key!r} for one"
+        f"{newer}"
+    )
 
 
 @cache

@@ -21,7 +21,8 @@ from torch import nn
 from tinyllava_edge.atomic_files import reserve
 from tinyllava_edge.checkpoint.opened import Checkpoint
 
-from .checkpoint import TensorReader, iter_readers
+from .checkpoint import iter_readers
+from .tensor_files import TensorReader
 from .vlm import TinyLlava, canonical_parameters, checked_tensors
 
 ALIGNMENT = 16  # float32 values: 64 bytes, as torch aligns a tensor of its own

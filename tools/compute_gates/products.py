@@ -53,7 +53,8 @@ def in_float16(step: int) -> Product:
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         total = torch.zeros(*a.shape[:-1], b.shape[-1])
-        pieces = zip(float16(a).split(step, dim=-1), float16(b).split(step, dim=-2), strict=True)
+        low_a, low_b = float16(a), float16(b)
+        pieces = zip(torch.split(low_a, step, dim=-1), torch.split(low_b, step, dim=-2), strict=True)
         for left, right in pieces:
             total = float16(total + left @ right)
         return total
@@ -64,13 +65,15 @@ def in_float16(step: int) -> Product:
 def with_q8_activations(block: int) -> Product:
     """Activations in 8 bits with one float16 scale a block (block_q8_1), weights as they are."""
 
-    def product(a: Tensor, b: Tensor) -> Tensor:
+    def product(a: Any, b: Tensor) -> Tensor:
         if a.shape[-1] % block:
-            return a @ b
+            plain: Tensor = a @ b
+            return plain
         blocks = a.unflatten(-1, (-1, block))
         largest = blocks.abs().amax(dim=-1, keepdim=True)
         codes = torch.round(blocks * (127 / largest).nan_to_num(posinf=0))
-        return (codes * float16(largest / 127)).flatten(-2) @ b
+        activations: Tensor = (codes * float16(largest / 127)).flatten(-2)
+        return activations @ b
 
     return product
 
@@ -125,11 +128,11 @@ def stored_values(parameters: Sequence[tuple[str, Tensor]], kind: str) -> dict[s
     }
 
 
-class Products(TorchDispatchMode):
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within it, every matrix product is computed by an emulation; all else stays float32."""
 
     def __init__(self, emulation: Emulation) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         linear, attention = emulation.linear, emulation.attention
         self._replaced: dict[Any, Callable[..., Tensor]] = {
             _aten.mm.default: linear,
@@ -141,10 +144,10 @@ class Products(TorchDispatchMode):
 
     def __enter__(self) -> Any:
         self._plain.__enter__()
-        return super().__enter__()
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._plain.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

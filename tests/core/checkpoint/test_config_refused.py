@@ -280,4 +280,5 @@ def test_any_value_of_a_legacy_config_is_one_or_the_other_too(
     except CheckpointError as error:
         assert "config.json" in str(error)  # noqa: PT017 - both outcomes are right
     else:
-        assert config.vision.num_tokens == 16  # upstream keeps every token here
+        sides = config.vision.image_size // config.vision.patch_size
+        assert config.vision.num_tokens == sides**2  # upstream keeps every token here

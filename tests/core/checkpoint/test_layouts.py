@@ -152,6 +152,8 @@ def test_the_base_is_found_under_the_end_of_the_trainers_path(checkpoint: Path, 
     config = ADAPTER_CONFIG | {"base_model_name_or_path": "/home/trainer/runs/pretrained"}
     (checkpoint / "adapter_config.json").write_text(json.dumps(config))
     shutil.copytree(whole, checkpoint.parent / "sources/pretrained")
+    language = shutil.copytree(whole, checkpoint.parent / "sources/runs/pretrained")
+    (language / "config.json").write_text('{"model_type": "llama"}')  # a language model is no base
     opened = Checkpoint(checkpoint, sources=checkpoint.parent / "sources")
     assert opened.base is not None
     assert opened.base.path == checkpoint.parent / "sources/pretrained"

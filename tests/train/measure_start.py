@@ -22,9 +22,9 @@ PICTURES = 1000
 
 
 def write_rows(folder: Path, count: int = ROWS) -> list[Path]:
-    """The same records as a list and as lines, 1.6 kB each, and their pictures."""
+    """The same records as a list and as lines, as large as there, and their pictures."""
     words = 'a \\"small\\" red valve is open on the left, near caf\\u00e9 {3} [4]\\n' * 2
-    turns = [{"from": ("human", "gpt")[index % 2], "value": "TEXT"} for index in range(12)]
+    turns = [{"from": ("human", "gpt")[index % 2], "value": "TEXT"} for index in range(10)]
     turns[0]["value"] = "<image>\\nTEXT"
     talk = json.dumps(turns).replace("\\\\n", "\\n").replace("TEXT", words)
     for index in range(PICTURES):

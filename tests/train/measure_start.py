@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 
@@ -58,12 +59,11 @@ def measure_start(data: Path) -> dict[str, Any]:
             time.sleep(0.01)
 
     peak = [0]
-    finetune.optimise = optimise
     source = write_small_checkpoint(data.parent / f"{data.name}.ck")
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
     before, began, processor = peak[0], time.monotonic(), time.process_time()
-    with suppress(FirstStepError):
+    with suppress(FirstStepError), patch.object(finetune, "optimise", optimise):
         finetune.finetune(data.parent / f"{data.name}.out", own_options(data.parent, source, data=data))
     return {
         "file": data.name,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.own_data import own_options, write_own_data
+from tests.train.own_data import own_options, write_messages, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.model.vlm import load_model
@@ -35,14 +35,8 @@ def _samples(options: FinetuneOptions) -> Samples:
 
 def test_lines_of_messages_give_the_batches_of_the_list(source: Path, tmp_path: Path) -> None:
     options = own_options(tmp_path, source)
-    old = json.loads(write_own_data(tmp_path).read_text())
-    lines = []
-    for record in old:
-        said = [(m["from"].replace("human", "user"), m["value"]) for m in record.pop("conversations")]
-        record["messages"] = [{"role": role, "content": text} for role, text in said]
-        lines.append(json.dumps(record))
-    (tmp_path / "data.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
-    one, other = _samples(options), _samples(own_options(tmp_path, source, data=tmp_path / "data.jsonl"))
+    lines = write_messages(write_own_data(tmp_path))
+    one, other = _samples(options), _samples(own_options(tmp_path, source, data=lines))
     for step in range(4):
         expected, found = one.batch(step), other.batch(step)
         assert (found.ids, found.labels) == (expected.ids, expected.labels)

@@ -129,10 +129,8 @@ def _finetune(
     torch.manual_seed(options.seed)
     adapted = _choose_trained(model, options)
     work = open_run(out, facts, resume=resume, force=force)
-    samples.conversations, samples.left_out = open_records(
-        work, data, bad if skip_bad else (), Looker(samples), skip=skip_bad
-    )
-    left_out = samples.left_out
+    records, left_out = open_records(work, data, bad if skip_bad else (), Looker(samples), skip=skip_bad)
+    samples.conversations, samples.left_out = records, left_out
     if left_out.counts:
         note(f"left out from the start: {say_kinds(left_out.counts)}")
     note(f"log and snapshots while it runs: {work}")
@@ -150,7 +148,7 @@ def _finetune(
             merge_error = merge_lora(model, adapted, first)
         facts |= {
             "data": options.data.name,
-            "data_sha256": data_sha256(data.hashes, left_out.hashes),
+            "data_sha256": data_sha256(records.data.hashes, left_out.hashes),
             "left_out": left_out.records,
             "merge_error": merge_error,
         }

@@ -64,8 +64,9 @@ def read_message(message: Mapping[str, Any], where: str) -> Message:
                 MALFORMED, f"{where} has {weight!r}: {found!r:.20}; all answers are learned alike."
             )
     key, content = one_of(message, ("value", "content"), f"{where} ")
+    pictures: list[str | None] = []
     if isinstance(content, str):
-        text, pictures = content, []
+        text = content
     elif isinstance(content, list) and key == "content":
         text, pictures = _parts(content, where)
     else:
@@ -80,7 +81,8 @@ def read_message(message: Mapping[str, Any], where: str) -> Message:
 
 def _parts(parts: Sequence[Any], where: str) -> tuple[str, list[str | None]]:
     """The text and the pictures of a content in parts: one text, and pictures before it, or one behind it."""
-    text, pictures, behind = "", [], 0
+    text, behind = "", 0
+    pictures: list[str | None] = []
     for part in parts:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in ("text", "image") or not isinstance(part, Mapping):

@@ -196,11 +196,12 @@ class _ListScan:
             self._depth = int(depth[-1])
         if len(end := np.flatnonzero(depth == 0)):
             self.ended, marks, kinds, depth = True, *(of[: end[0] + 1] for of in (marks, kinds, depth))
-        return marks[(depth == 0) | ((depth == 1) & (kinds == _COMMA))]
+        found: Offsets = marks[(depth == 0) | ((depth == 1) & (kinds == _COMMA))]
+        return found
 
     def _quotes(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         """Which bytes are quotes that no backslash escapes: not behind an odd number of them."""
-        quotes = block == _QUOTE
+        quotes: npt.NDArray[np.bool_] = block == _QUOTE
         slashes = np.flatnonzero(block == _BACKSLASH)
         if self._escaped and not (len(slashes) and slashes[0] == 0):
             quotes[0] = False

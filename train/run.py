@@ -22,10 +22,12 @@ from tinyllava_edge.work_places import LOCK_FILE, clear_dead, empty, held, is_un
 
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
-RECORDS_FILE, LEFT_OUT_FILE = "records.copy", "left_out.jsonl"
+LEFT_OUT_FILE = "left_out.jsonl"
+RECORDS_FILE, NOW_FILE = "records.copy", "records.now.copy"  # the data: at first, and once mended
 # Of a run's directory, with what a killed process leaves.
 _OF_A_RUN = re.compile(
-    rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|records\.copy(\.new)?|\.run\.[\w-]+\.json"
+    rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
+    r"|records(\.now)?\.copy(\.new)?"
     r"|\.(records|left_out)\.[\w-]+\.jsonl|(\.?step-\d{8}(\.tmp-\w+)?)"
 )
 

@@ -16,16 +16,20 @@ from .conversations import BadRow, Conversation
 from .left_out import LeftOut, mend
 from .records import Data
 from .rows import Rows
-from .run import LEFT_OUT_FILE, RECORDS_FILE
+from .run import LEFT_OUT_FILE, NOW_FILE, RECORDS_FILE
 
 Look = Callable[[Conversation | BadRow], object]  # raises RecordError where it is bad
 
 
 class Numbered(Mapping[int, Conversation | BadRow | None]):
-    """The records of a run by number, each read when it is asked for; None where there is none any more."""
+    """The records of a run by number, each read when it is asked for; None where there is none any more.
+
+    Attributes:
+        data: what they are read from.
+    """
 
     def __init__(self, data: Data, places: Sequence[int | None], left_out: LeftOut) -> None:
-        self._data, self._places, self._left_out = data, places, left_out
+        self.data, self._places, self._left_out = data, places, left_out
         self._numbers = [number for number in range(len(places)) if number not in left_out.before]
 
     def __len__(self) -> int:
@@ -36,7 +40,7 @@ class Numbered(Mapping[int, Conversation | BadRow | None]):
 
     def __getitem__(self, number: int) -> Conversation | BadRow | None:
         place = self._places[number]
-        return None if place is None or number in self._left_out else self._data[place]
+        return None if place is None or number in self._left_out else self.data[place]
 
 
 def open_records(
@@ -44,8 +48,7 @@ def open_records(
 ) -> tuple[Numbered, LeftOut]:
     """The conversations of a run by number, None where there is none any more, and what is left out.
 
-    They are read from the run's own copy of the data: the file may be edited meanwhile. Only a resumed run
-    whose data have been mended reads those.
+    They are read from the run's own copy of the data: the file may be edited meanwhile.
 
     Args:
         work: the run's directory.
@@ -74,7 +77,7 @@ def open_records(
                 gone = begun[number]
                 left_out.add(number, gone.id, left_out.met[number], gone.sha256)
         number_at = {place: number for number, place in enumerate(places)}
-        begun = data
+        begun = data.reading(data.rows.copied_to(work / NOW_FILE))
     for record in bad:
         number = record.index if number_at is None else number_at[record.index]
         if number not in left_out:

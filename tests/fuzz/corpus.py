@@ -28,7 +28,7 @@ from tests.benchmarks.evals.test_public_sets import write_pope
 from tests.integration.combinations import random_model
 from tests.integration.layouts import write_config, write_weights
 from tests.runtimes.bundles import llama_tokenizer, picture, write_bundle
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
+from tests.train.own_data import own_options, write_messages, write_own_data, write_small_checkpoint
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.manifest import digest_of
@@ -159,7 +159,7 @@ def _write_training(tree: Path) -> None:
     from tinyllava_edge.train.finetune import finetune
 
     (tree / "data").mkdir(parents=True)
-    write_own_data(tree / "data", count=6)
+    write_messages(write_own_data(tree / "data", count=6))
     source = write_small_checkpoint(tree / "ck")
     write: Any = loop.TrainingLog.write
 

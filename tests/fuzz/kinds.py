@@ -114,6 +114,8 @@ CHECKPOINTS = {
 }
 TRAINING = {
     "training data": Kind("train", "data/data.json", json_damaged, readers.read_training),
+    "training lines": Kind("train", "data/data.jsonl", each_line(json_damaged), readers.read_training_lines),
+    "training list": Kind("train", "data/data.json", bytes_damaged, readers.read_training),
     "training picture": Kind("train", "data/1.png", bytes_damaged, readers.read_training),
     "run facts": Kind("train", "out.work/run.json", json_damaged, f"{_TRAIN} --resume"),
     "run log": Kind("train", "out.work/training_log.jsonl", each_line(json_damaged), f"{_TRAIN} --resume"),

@@ -67,6 +67,16 @@ def read_training(tree: Path) -> None:
     finetune(tree / "new", own_options(tree / "data", tree / "ck", batch_size=2, save_every=0))
 
 
+def read_training_lines(tree: Path) -> None:
+    """The same of a record a line, without those that are bad."""
+    from tinyllava_edge.train.finetune import finetune
+
+    options = own_options(
+        tree / "data", tree / "ck", data=tree / "data" / "data.jsonl", batch_size=2, save_every=0
+    )
+    finetune(tree / "new", options, skip_bad=True)
+
+
 def resume_resealed(tree: Path) -> None:
     """Go on from a snapshot whose seal is right."""
     from tinyllava_edge.train.finetune import finetune

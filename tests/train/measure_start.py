@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from PIL import Image
 
@@ -22,9 +23,9 @@ PICTURES = 1000
 
 
 def write_rows(folder: Path, count: int = ROWS) -> list[Path]:
-    """The same records as a list and as lines, 1.6 kB each, and their pictures."""
+    """The same records as a list and as lines, as large as there, and their pictures."""
     words = 'a \\"small\\" red valve is open on the left, near caf\\u00e9 {3} [4]\\n' * 2
-    turns = [{"from": ("human", "gpt")[index % 2], "value": "TEXT"} for index in range(12)]
+    turns = [{"from": ("human", "gpt")[index % 2], "value": "TEXT"} for index in range(10)]
     turns[0]["value"] = "<image>\\nTEXT"
     talk = json.dumps(turns).replace("\\\\n", "\\n").replace("TEXT", words)
     for index in range(PICTURES):
@@ -58,12 +59,11 @@ def measure_start(data: Path) -> dict[str, Any]:
             time.sleep(0.01)
 
     peak = [0]
-    finetune.optimise = optimise
     source = write_small_checkpoint(data.parent / f"{data.name}.ck")
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
     before, began, processor = peak[0], time.monotonic(), time.process_time()
-    with suppress(FirstStepError):
+    with suppress(FirstStepError), patch.object(finetune, "optimise", optimise):
         finetune.finetune(data.parent / f"{data.name}.out", own_options(data.parent, source, data=data))
     return {
         "file": data.name,

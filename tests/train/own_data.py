@@ -31,6 +31,22 @@ def write_own_data(folder: Path, *, count: int = 10) -> Path:
     return folder / "data.json"
 
 
+def write_messages(data: Path) -> Path:
+    """Write the same as JSON lines of messages: text and picture in parts, a mark at the beginning."""
+    lines = []
+    for record in json.loads(data.read_text()):
+        messages = []
+        for message in record.pop("conversations"):
+            text = message["value"].removeprefix("<image>\n")
+            parts = [{"type": "image"}] * (text != message["value"]) + [{"type": "text", "text": text}]
+            role = {"human": "user", "gpt": "assistant"}[message["from"]]
+            messages.append({"role": role, "content": parts})
+        lines.append(json.dumps({**record, "messages": messages}))
+    path = data.with_suffix(".jsonl")
+    path.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    return path
+
+
 def write_small_checkpoint(directory: Path) -> Path:
     """A checkpoint with narrow layers, so that most of a step is not arithmetic."""
     return write_tiny_checkpoint(

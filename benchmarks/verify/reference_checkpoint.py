@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import CheckpointError, guarded
+from tinyllava_edge.errors import CheckpointError, ContextOverflowError, guarded
 from tinyllava_edge.metrics import top1_margin
 
 from .reference import Continuation, GreedyAnswer, PromptCase, TextCase, Turns
@@ -180,7 +180,13 @@ class CheckpointReference:
         ids: list[int] = []
         chosen_from: list[torch.Tensor] = []
         cache = DynamicCache()
-        room = self.config.language.max_position_embeddings - rows.shape[1]
+        holds = self.config.language.max_position_embeddings
+        room = holds - rows.shape[1]
+        if room < 1:
+            raise ContextOverflowError(
+                f"prompt {prompt.name} has {rows.shape[1]} positions, and the model was made for {holds}: "
+                "no answer can follow it, so none can be compared. Is max_position_embeddings right?"
+            )
         with torch.no_grad():
             for _ in range(min(num_tokens or self.num_tokens, room)):
                 chosen_from.append(continued_logits(self._language, rows, cache)[0, -1])

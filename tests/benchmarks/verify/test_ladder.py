@@ -24,7 +24,7 @@ from tinyllava_edge.benchmarks.verify.stage_language import check_language
 from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import BackendError, UsageError
+from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.runtimes.base import BackendOptions
@@ -182,6 +182,14 @@ def test_rows_of_text_stored_in_float16_are_held_against_the_rounded_ones(
     splice = splice_of(odd_width.bundle, odd_width.reference, language)
     assert (splice.status, splice.detail) == ("passed", "5 prompts, token_embd F16"), splice
     assert {check.metric: check.value for check in splice.checks}["text_snr_db"] == math.inf
+
+
+def test_a_prompt_that_fills_the_context_is_one_line(odd_width: Honest) -> None:
+    reference = CheckpointReference(Checkpoint(odd_width.checkpoint), num_tokens=4)
+    language = replace(reference.config.language, max_position_embeddings=3)
+    reference.config = replace(reference.config, language=language)
+    with pytest.raises(ContextOverflowError, match=r"has [0-9]+ positions, and the model was made for 3"):
+        reference.greedy(reference.prompts[0])
 
 
 def test_a_row_of_text_that_is_not_the_rounded_one_is_seen(

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.errors import DataError, RecordError
+from tinyllava_edge.full_disk import full_disk_named
 from tinyllava_edge.user_files import open_user_file
 
 MALFORMED = "malformed record"
@@ -59,11 +60,16 @@ class Rows:
         """The same rows of a copy of the file.
 
         It is not synced: the system does that long before a run is worth going on with.
+
+        Raises:
+            DataError: the file has changed.
+            DiskFullError: there is no room.
         """
         new = path.with_name(f"{path.name}.new")
-        shutil.copyfile(self.path, new)
-        self._opened().close()
-        os.replace(new, path)
+        with full_disk_named(new, lambda: self._state[1]):
+            shutil.copyfile(self.path, new)
+            self._opened().close()
+            os.replace(new, path)
         rows = Rows.__new__(Rows)
         rows.path, rows._starts, rows._ends = path, self._starts, self._ends
         with open_user_file(path, error=DataError) as file:

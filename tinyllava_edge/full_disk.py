@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from tinyllava_edge.process import STREAMS
 
 NOT_KNOWN = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)  # by the file system, or the kernel
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 _NO_ROOM = 1 << 16  # bytes: libraries that hide the system's error fail with less than this
 
 
@@ -60,17 +62,19 @@ def full_disk_named(path: Path, needed: Callable[[], int] = lambda: 1) -> Iterat
     except Exception as error:
         if getattr(error, "filename", None) in STREAMS:
             raise
-        known = getattr(error, "errno", None) in _FULL or "No space left on device" in str(error)
+        said = _OS_ERROR.search(str(error))  # of a library that is no Python
+        number = int(said[1]) if said else getattr(error, "errno", None)
+        known = number in _FULL or "No space left on device" in str(error)
         temporary = Path(tempfile.gettempdir())
         full = next((place for place in (path, temporary) if free_bytes(place) < _NO_ROOM), None)
         is_vague = isinstance(error, (OSError, RuntimeError, ExportError)) and not getattr(error, "errno", 0)
         if known or (full and is_vague):
             raise _disk_full(full or path, needed()) from error
         named = getattr(error, "filename", None) or isinstance(error, (TinyLlavaEdgeError, ConnectionError))
-        if isinstance(error, OSError) and not named:
+        if (isinstance(error, OSError) or said) and not named:
+            what = os.strerror(int(said[1])) if said else getattr(error, "strerror", None) or error
             raise OutputError(
-                f"{path}: {error.strerror or error}, while it was written. Look at its disk and quota, or "
-                "choose another place."
+                f"{path}: {what}, while it was written. Look at its disk and quota, or choose another place."
             ) from error
         raise
 

@@ -13,6 +13,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.parity_files import read_parity
+from tinyllava_edge.runtimes.trt.binding import TARGETS
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
@@ -75,12 +76,17 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
 
 
 def settle_runtime(name: str, bundle: Bundle) -> Candidate:
-    """What a name means for a bundle, for "auto" what `build` chose here; else as `choose_runtime` does.
+    """What a name means for a bundle: for "auto", and for its own runtime, what `build` chose here.
 
-    For commands that compare: where it then does not open, they say so, and compare nothing else.
+    Else as `choose_runtime` does. For commands that compare: where it then does not open, they say so, and
+    compare nothing else. An engine is there for one variant only, which is then the one that is meant.
     """
-    built = _built_here(bundle) if name == "auto" else None
-    return built or Candidate(choose_runtime(name), None, "")
+    runtime = choose_runtime(name)
+    has_engines = RUNTIMES[runtime][0] in TARGETS
+    built = _built_here(bundle) if name == "auto" or has_engines else None
+    if built is not None and name in ("auto", built.runtime):
+        return built
+    return Candidate(runtime, None, "")
 
 
 def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
@@ -88,15 +94,20 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
 
     What `build` chose is always tried: where it cannot be opened any more, that is to be said.
     """
-    found = list(_built(bundle, options))
-    why_last = "no NVIDIA GPU is here"
+    try:
+        found, unusable = list(_built(bundle, options)), ""
+    except BackendError as error:  # the engine cache is not to be trusted; the rest needs none
+        found, unusable = [], f"{error} "
+    why_last = f"{unusable}no NVIDIA GPU is here"
     if has_nvidia_gpu():
         parity = _cuda_parity(bundle)
-        why_last = "the CPU is what is left"
-        if parity is not None and not parity["passed"]:
-            why_last = f"{CUDA_RUNTIME} failed verify ({parity.get('verdict', 'it did not pass')})"
+        why_last = f"{unusable}the CPU is what is left"
+        failed = "" if parity is None or parity["passed"] else str(parity.get("verdict", "it did not pass"))
+        if failed and _is_before_language(parity):
+            why_last = f"{unusable}{CUDA_RUNTIME} failed verify ({failed})"
         elif is_complete(CUDA_RUNTIME):
-            found.append(Candidate(CUDA_RUNTIME, None, _why_cuda(bundle, is_verified=parity is not None)))
+            why = _why_cuda(bundle, is_verified=parity is not None)
+            found.append(Candidate(CUDA_RUNTIME, None, f"{unusable}{why}{failed and f'; verify: {failed}'}"))
     # torch is for who gives it a checkpoint, where the pair that reads the bundle is not installed.
     last = choose_runtime("auto") if options.checkpoint else CPU_RUNTIME
     found.append(Candidate(last, None, why_last))
@@ -127,6 +138,12 @@ def _cuda_parity(bundle: Bundle) -> dict[str, Any] | None:
     with suppress(BundleError):  # a damaged file is no word against the GPU; `verify` and `bench` name it
         return read_parity(bundle, CUDA_RUNTIME)
     return None
+
+
+def _is_before_language(parity: dict[str, Any] | None) -> bool:
+    """Whether what failed is the vision side, which another runtime would compute otherwise."""
+    first = (parity or {}).get("first_failure") or {}
+    return first.get("stage") in (None, "tower", "connector")
 
 
 def _built_here(bundle: Bundle) -> Candidate | None:

@@ -14,7 +14,7 @@ if [ "$$found" != "$python" ]; then
 fi
 # The board's TensorRT is a package of its system, so the environment sees those, too.
 python3 -m venv --system-site-packages .venv
-export PIP_FIND_LINKS="$$PWD/wheels" PIP_DISABLE_PIP_VERSION_CHECK=1
+export PIP_FIND_LINKS=wheels PIP_DISABLE_PIP_VERSION_CHECK=1
 if ls wheels/llama_cpp_python-* > /dev/null 2>&1; then export PIP_NO_INDEX=1; fi
 .venv/bin/python -m pip install --no-deps -r requirements.txt wheels/tinyllava_edge-*.whl
 .venv/bin/python -m tinyllava_edge.install "$llama_cpp"

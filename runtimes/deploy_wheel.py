@@ -56,6 +56,8 @@ def _files() -> Iterator[tuple[str, bytes]]:
 
 
 def _metadata(installed: Distribution, info: str) -> Iterator[tuple[str, bytes]]:
-    for name in ("METADATA", "entry_points.txt"):
-        yield f"{info}/{name}", (installed.read_text(name) or "").encode()
+    # A checkout has an .egg-info beside it, which is found first there, and calls its metadata PKG-INFO.
+    metadata = installed.read_text("METADATA") or installed.read_text("PKG-INFO") or ""
+    yield f"{info}/METADATA", metadata.encode()
+    yield f"{info}/entry_points.txt", (installed.read_text("entry_points.txt") or "").encode()
     yield f"{info}/WHEEL", _WHEEL.encode()

@@ -59,9 +59,10 @@ def board_problems(
     elif board.clocks_held is False:
         yield "clocks follow the load: for figures that can be compared, sudo jetson_clocks"
     if not board.rails:
+        joules = "are tegrastats' own" if board.tegrastats else "stay unknown"
         yield (
-            "no power rail can be read (/sys/bus/i2c/drivers/ina3221), so joules stay unknown: in a "
-            "container -v /sys:/sys:ro, else as root"
+            f"no power rail can be read (/sys/bus/i2c/drivers/ina3221), so joules {joules}: in a container "
+            "-v /sys:/sys:ro, else as root"
         )
     if board.tegrastats is None:
         line = apt_install(("nvidia-l4t-tools",), root)

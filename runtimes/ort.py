@@ -32,7 +32,6 @@ CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 PROVIDERS = [CPU]
 # Every option that changes memory, speed or numbers, none left to a default that differs between versions.
 CUDA_OPTIONS = {
-    "device_id": "0",
     "arena_extend_strategy": "kSameAsRequested",  # a vision graph asks once; no doubling
     "cudnn_conv_algo_search": "HEURISTIC",  # one convolution, for which a long search at the start is no gain
     "use_tf32": "0",  # float32 is float32
@@ -55,7 +54,7 @@ def open_vision(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
 
 
 def open_vision_cuda(bundle: Bundle, options: BackendOptions) -> "OnnxVision":
-    """Open a bundle's ONNX variant on the first CUDA GPU; raises as `open_vision`, and without CUDA."""
+    """Open a bundle's ONNX variant on a CUDA GPU; raises as `open_vision`, and without CUDA."""
     return _open(OnnxCudaVision, "onnxruntime-cuda", bundle, options)
 
 
@@ -69,6 +68,7 @@ def _open(kind: "type[OnnxVision]", name: str, bundle: Bundle, options: BackendO
         bundle.manifest.vision,
         name=f"{name} {variant.name}",
         threads=options.threads,
+        number=options.device,
         memory_limit_bytes=max(_CUDA_MEMORY_LEAST, _CUDA_MEMORY_SHARE * bundle.variant_bytes(variant)),
     )
 
@@ -89,6 +89,7 @@ class OnnxVision:
         spec: what the manifest says of it.
         name: for people.
         threads: see `thread_budget`.
+        number: of the GPU, where it is one.
         memory_limit_bytes: of the session's memory on a GPU.
     """
 
@@ -99,9 +100,11 @@ class OnnxVision:
         *,
         name: str,
         threads: int | None = None,
+        number: int = 0,
         memory_limit_bytes: int = _CUDA_MEMORY_LEAST,
     ) -> None:
         self.name = name
+        self._number = number
         self._memory_limit_bytes = memory_limit_bytes
         self._image_size = spec.image_size
         self._output_shape = (spec.num_tokens, spec.hidden_size)
@@ -161,7 +164,7 @@ class OnnxVision:
 
 
 class OnnxCudaVision(OnnxVision):
-    """A session on the first CUDA GPU, with its output bound to `device` and copied once."""
+    """A session on a CUDA GPU, with its output bound to `device` and copied once."""
 
     device = "cuda"
 
@@ -170,13 +173,13 @@ class OnnxCudaVision(OnnxVision):
         if hasattr(onnxruntime, "preload_dlls"):  # finds CUDA and cuDNN of pip; says what it misses
             with redirect_stdout(StringIO()):
                 onnxruntime.preload_dlls()
-        limit = str(self._memory_limit_bytes)
-        return [(CUDA, {**CUDA_OPTIONS, "gpu_mem_limit": limit}), CPU]  # the CPU for the nodes of shapes
+        own = {"device_id": str(self._number), "gpu_mem_limit": str(self._memory_limit_bytes)}
+        return [(CUDA, {**CUDA_OPTIONS, **own}), CPU]  # the CPU for the nodes of shapes
 
     def _run(self, pixels: npt.NDArray[np.float32]) -> Any:
         binding = self._session.io_binding()
         binding.bind_cpu_input(PIXELS, np.ascontiguousarray(pixels))
-        binding.bind_output(EMBEDDINGS, self.device)
+        binding.bind_output(EMBEDDINGS, self.device, self._number)
         self._session.run_with_iobinding(binding)
         return binding.copy_outputs_to_cpu()[0]
 

@@ -10,15 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 7848,
+    "tinyllava_edge": 7852,
     "tinyllava_edge/checkpoint": 2225,
     "tinyllava_edge/model": 2195,
     "export": 2938,
-    "runtimes": 4120,
-    "runtimes/trt": 3746,
-    "train": 2563,
-    "benchmarks/verify": 3195,
-    "benchmarks/bench": 2915,
+    "runtimes": 4143,
+    "runtimes/trt": 3761,
+    "train": 2566,
+    "benchmarks/verify": 3203,
+    "benchmarks/bench": 2920,
     "benchmarks/evals": 2469,
     "benchmarks/hardware": 1337,
 }

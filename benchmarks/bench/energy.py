@@ -10,11 +10,16 @@ Record = dict[str, Any]
 
 
 def energy_of(samples: Sequence[Record]) -> Record | None:
-    """Joules of an answer (medians): of each rail, and of the whole; None where power was not read."""
+    """Joules of an answer (medians): of each rail, and of the whole; None where power was not read.
+
+    A rail that misses a reading takes its answer out: a sum of fewer rails is no smaller consumption.
+    """
     measured = [sample["joules"] for sample in samples if "joules" in sample]
     if not measured:
         return None
-    rails = {name: median(joules[name] for joules in measured) for name in measured[0]}
+    most = max(measured, key=len)
+    measured = [joules for joules in measured if joules.keys() == most.keys()]
+    rails = {name: median(joules[name] for joules in measured) for name in most}
     whole = median(whole_of(joules)[1] for joules in measured)
     generated = samples[0]["generated_tokens"]
     return {

@@ -73,8 +73,8 @@ def _why_none(board: str | None, model: str | None, cell: Record) -> str:
         return f"this machine is none of those with registered figures ({known})"
     if model is None:
         return "no figures are registered for this model"
-    if cell["language"] != "q4_k_m":
-        return "figures are registered for q4_k_m"
+    if not cell["runtime"].startswith("tensorrt") or (cell["vision"], cell["language"]) != ("fp16", "q4_k_m"):
+        return "figures are registered for vision fp16 by TensorRT, and language q4_k_m"
     return ""
 
 

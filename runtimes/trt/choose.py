@@ -168,7 +168,9 @@ class DeviceBuild:
     def _try(self, runtime: str, name: str) -> Step:
         """Compare a variant on a runtime; its engine is built where there is none."""
         if runtime != self.runtime:
-            backend = vision_opener(RUNTIMES[runtime][0])(self.bundle, BackendOptions(vision=name))
+            backend = vision_opener(RUNTIMES[runtime][0])(
+                self.bundle, BackendOptions(vision=name, device=self.options.device)
+            )
             with closing(backend):
                 return _step(runtime, name, *judge(measure_parity(self.bundle, backend.encode), name))
         precision_of(name)  # one without gates is not built
@@ -181,10 +183,11 @@ class DeviceBuild:
         return _step(runtime, name, record.status, reason, record.parity, equal)
 
     def _take(self, step: Step) -> Step:
-        """An engine that misses a gate and answers alike, where nothing better is there."""
+        """An engine that misses a gate and answers alike, where nothing better is there or was wanted."""
         record = self.cache.record(self.key(step.vision).digest)
         self.cache.update(record.model_copy(update={"status": "answers equal", "reason": step.reason}))
-        reason = f"nothing better is there, and it is not verified: {step.reason}"
+        why = "it was asked for by name" if self._is_asked_for else "nothing better is there"
+        reason = f"{why}, and it is not verified: {step.reason}"
         return step.model_copy(update={"outcome": "chosen", "reason": reason})
 
     def _checked(self, name: str, key: EngineKey) -> EngineRecord:

@@ -27,6 +27,9 @@ def cudart_places() -> Iterator[str]:
     yield from (name for name in known if not any(Path(path).name.startswith(name) for path in loaded))
     spec = importlib.util.find_spec("nvidia")
     packages = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    if os.name == "nt":  # its loader looks neither in packages nor on the path
+        yield from _below_windows(known, packages)
+        return
     roots = sorted(Path("/usr/local").glob("cuda*"), reverse=True)
     target = "aarch64-linux" if platform.machine() == "aarch64" else "x86_64-linux"
     places = (
@@ -40,6 +43,15 @@ def cudart_places() -> Iterator[str]:
         for path in filter(Path.exists, paths):
             there.setdefault(path.resolve(), str(path))
         yield from there.values()
+
+
+def _below_windows(names: list[str], packages: list[Path]) -> Iterator[str]:
+    toolkit = os.environ.get("CUDA_PATH")
+    folders = [Path(toolkit) / "bin", Path(toolkit) / "bin" / "x64"] if toolkit else []
+    folders += [Path(place) for place in os.environ.get("PATH", "").split(os.pathsep) if place]
+    for name in names:
+        yield from (str(found) for package in packages for found in package.glob(f"**/{name}"))
+        yield from (str(folder / name) for folder in folders if (folder / name).is_file())
 
 
 def _loaded() -> tuple[str, ...]:

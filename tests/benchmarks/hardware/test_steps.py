@@ -180,7 +180,13 @@ def bench_record(parameters: int, language: str = "q4_k_m") -> dict[str, Any]:
     warm = {
         "stages_ms": {"vision": 80.0, "prefill": 100.0}, "first_token_ms": 195.0, "tokens_per_second": 60.0,
     }  # fmt: skip
-    cell = {"model": "m", "runtime": "tensorrt+llamacpp", "language": language, "warm": warm}
+    cell: dict[str, Any] = {
+        "model": "m",
+        "runtime": "tensorrt+llamacpp",
+        "vision": "fp16",
+        "language": language,
+    }
+    cell["warm"] = warm
     cells = [
         {**cell, "name": name, "device_peak_bytes": 1_550_000_000, "energy": None}
         for name in ("a", "a again")

@@ -18,6 +18,7 @@ from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass
 from .faults import FAULTS, Fault
 
 COMPUTE_CLASSES: tuple[ComputeClass, ...] = (FLOAT32_CPU, "tf32 GPU", "fp16-accumulating GPU")
+EACH_CLASS = [c if c == FLOAT32_CPU else pytest.param(c, marks=pytest.mark.long) for c in COMPUTE_CLASSES]
 Rows = list[tuple[str, str, str, str]]
 
 
@@ -44,7 +45,7 @@ def computed_as(compute: ComputeClass, fault: Fault, monkeypatch: pytest.MonkeyP
     return replace(fault, language="f16") if is_moved else fault
 
 
-@pytest.mark.parametrize("compute", COMPUTE_CLASSES)
+@pytest.mark.parametrize("compute", EACH_CLASS)
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: str(fault.name))
 def test_a_fault_is_caught_at_its_stage_with_its_cause(
     fault: Fault,
@@ -68,7 +69,7 @@ def test_a_fault_is_caught_at_its_stage_with_its_cause(
     table.append((f"{fault.name}, {compute}", first.stage, measured(report), first.cause))
 
 
-@pytest.mark.parametrize("compute", COMPUTE_CLASSES)
+@pytest.mark.parametrize("compute", EACH_CLASS)
 @pytest.mark.parametrize("fault", [f for f in FAULTS if f.stored_stage], ids=lambda fault: str(fault.name))
 def test_the_stored_tensors_alone_show_it_too(
     fault: Fault, compute: ComputeClass, honest: Honest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -544,7 +544,7 @@ class TestAnswers:
         choice = device(bundle).choose("fp16")
         assert choice.engine is not None
         assert choice.steps[-1].outcome == "chosen"
-        assert choice.steps[-1].reason.startswith("nothing better is there, and it is not verified: ")
+        assert choice.steps[-1].reason.startswith("it was asked for by name, and it is not verified: ")
         record = EngineCache().record(choice.engine)
         assert record.status == "answers equal"
         with open_bundle(bundle, runtime="auto", threads=1) as model:

@@ -11,15 +11,15 @@ ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
     "tinyllava_edge": 7852,
-    "tinyllava_edge/checkpoint": 2225,
-    "tinyllava_edge/model": 2195,
+    "tinyllava_edge/checkpoint": 2265,
+    "tinyllava_edge/model": 2235,
     "export": 2938,
     "runtimes": 4143,
     "runtimes/trt": 3761,
     "train": 2566,
     "benchmarks/verify": 3203,
     "benchmarks/bench": 2920,
-    "benchmarks/evals": 2469,
+    "benchmarks/evals": 2509,
     "benchmarks/hardware": 1337,
 }
 FROM_THE_CHECKOUT = {"tools": 1602, "examples": 1420}
@@ -58,5 +58,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 35_551
-    assert sum(ROOMS.values()) <= 38_573
+    assert sum(INSTALLED.values()) <= 35_909
+    assert sum(ROOMS.values()) <= 38_931

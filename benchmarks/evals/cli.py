@@ -149,9 +149,10 @@ def evaluate(
         "variants": results,
     }
     if not json:
-        if run.is_scored:
+        is_scored = results[0]["rule"] is not None
+        if is_scored:
             _print(results, benchmark)
-        intervals = "" if asked.benchmark or not run.is_scored else "; 95 % intervals over pictures"
+        intervals = "" if asked.benchmark or not is_scored else "; 95 % intervals over pictures"
         note(f"{len(run.kept)} questions about {summary['images']} pictures{intervals}")
         _say_rule(summary)
     run.name_failures()

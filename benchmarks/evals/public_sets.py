@@ -100,8 +100,8 @@ def read_public_set(name: str, folder: Path, limit: int) -> tuple[Path, list[Rec
 
 def sampled(questions: Sequence[Question], limit: int) -> list[int]:
     """Positions of all questions about `limit` pictures, the same ones each time; of all for 0."""
-    pictures = sorted({str(question.image) for question in questions})
+    pictures = sorted({question.picture_key for question in questions})
     if 0 < limit < len(pictures):
         pictures = random.Random(0).sample(pictures, limit)
     kept = set(pictures)
-    return [index for index, question in enumerate(questions) if str(question.image) in kept]
+    return [index for index, question in enumerate(questions) if question.picture_key in kept]

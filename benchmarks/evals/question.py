@@ -49,6 +49,11 @@ class Question:
         return (list(self.answers) if len(self.answers) > 1 else self.answers[0]) if self.answers else None
 
     @property
+    def picture_key(self) -> str:
+        """What tells its picture from others: rows of a table may share one."""
+        return self.image.sha256 if isinstance(self.image, TablePicture) else str(self.image)
+
+    @property
     def asked(self) -> str:
         """The question by itself, as two files about it share it: without the lines around and below it."""
         lines = [line for line in self.text.split("\n") if not line.startswith("Reference OCR token:")]

@@ -121,7 +121,7 @@ def _vqa(whole: Mapping[str, Any], records: Sequence[Any], path: Path) -> Questi
             return {"answers": said, "id": record["question_id"], "type": record.get("answer_type", "all")}
 
         return QuestionFile(records=_each(records, answers, "question_id and answers"), rule="vqav2")
-    kind = str(whole.get("data_subtype", "val2014"))
+    kind = str(whole.get("data_subtype", "val2014")).replace("test-dev", "test")  # whose pictures they are
 
     def named(record: Mapping[str, Any]) -> dict[str, Any]:
         return {"image": record.get("image", f"COCO_{kind}_{int(record['image_id']):012d}.jpg")}

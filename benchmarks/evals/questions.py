@@ -79,6 +79,8 @@ def _ruled(record: Record, rule: Rule) -> Record:
         return record
     ruled = []
     for question in record:
+        if rule.name == "mmbench" and not (question.options and str(question.id).isdecimal()):
+            return DataError("it has no options by letter, or an id that is no whole number (rule mmbench).")
         try:
             answers = rule.read(question.answers) if question.answers else ()
         except ValueError as error:

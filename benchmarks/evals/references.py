@@ -30,10 +30,15 @@ class References:
     _unclear: set[tuple[str, ...]] = field(default_factory=set)
 
     def add(self, question: Question, *, by_id: bool) -> None:
-        """Take what a record expects; two that differ under one key make it worthless."""
+        """Take what a record expects; two that differ under one key make it worthless.
+
+        Of TextVQA's, as for its own scorer, the last counts.
+        """
         for key in ((str(question.id),),) if by_id else _keys(question):
             said = (question.answers, question.type)
-            if self._known.setdefault(key, said)[0] != question.answers:
+            if self.rule == "textvqa":
+                self._known[key] = said
+            elif self._known.setdefault(key, said)[0] != question.answers:
                 self._unclear.add(key)
 
     def answered(self, question: Question) -> Question:
@@ -49,7 +54,9 @@ class References:
                 own = question.type != "all"
                 return replace(question, answers=answers, type=question.type if own else type_)
         names = ", ".join(path.name for path in self.files[:3]) + ", ..." * bool(self.files[3:])
-        raise DataError(f"question {question.id} is not in the annotation files: {names}.")
+        keys = {*_keys(question), (id_, question.asked), (id_,)}
+        what = "has answers that differ" if keys & self._unclear else "is not"
+        raise DataError(f"question {question.id} {what} in the annotation files: {names}.")
 
 
 def _keys(question: Question) -> list[tuple[str, ...]]:

@@ -140,7 +140,8 @@ def summarize(
 
 
 def _clusters(questions: Sequence[Question], indices: Iterable[int]) -> list[str]:
-    return [str(questions[index].image or questions[index].id) for index in indices]
+    asked = (questions[index] for index in indices)
+    return [question.picture_key if question.image else str(question.id) for question in asked]
 
 
 def _score(right: Array, clusters: Sequence[str]) -> Score:

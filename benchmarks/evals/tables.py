@@ -51,18 +51,19 @@ def read_table(path: Path, text: str) -> dict[str, Any]:
     """
     csv.field_size_limit(_MOST_CELL)
     try:
-        header, *rows = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter="\t")
+        header, *rows = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter="\t")
     except csv.Error as error:
         raise DataError(f"{path}: no table with tabs ({error}).") from None
     header = [name.strip() for name in header]
-    cells = [dict(zip(header, row, strict=False)) for row in rows if row]
+    rows = [row for row in rows if row]
+    cells = [dict(zip(header, row, strict=False)) for row in rows]
     encoded = {row.get("index", ""): row.get("image", "") for row in cells}
     chosen = [letter for letter in LETTERS if letter in header]
     records: list[Any] = []
-    for number, row in enumerate(cells, 1):
+    for number, (found, row) in enumerate(zip(rows, cells, strict=True), 1):
         try:
-            if len(row) != len(header):
-                raise DataError(f"{len(row)} columns, expected {len(header)}: {', '.join(header)}.")
+            if len(found) != len(header):
+                raise DataError(f"{len(found)} columns, expected {len(header)}: {', '.join(header)}.")
             records.append(_row(row, chosen, encoded, f"{path}: row {number}"))
         except DataError as error:
             records.append(error)

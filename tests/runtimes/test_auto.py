@@ -1,5 +1,6 @@
 """What `auto` takes where nothing was built, and says; with engines: tests/runtimes/trt/test_choose.py."""
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tinyllava_edge.parity_files import parity_path, write_parity
 from tinyllava_edge.runtimes import auto, registry
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.model import open_bundle
+from tinyllava_edge.runtimes.trt.cache import engine_folder
 
 CPU, CUDA = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
 
@@ -125,3 +127,37 @@ def test_a_missing_package_is_named_and_torch_is_not_in_its_place(
         open_bundle(bundle)
     names = [one.runtime for one in auto.candidates(bundle, BackendOptions(checkpoint=Path("somewhere")))]
     assert names == ["torch" if find_spec("torch") else CPU]
+
+
+def test_a_language_model_that_failed_is_no_reason_to_leave_the_gpu(
+    bundle: Bundle, opens: set[str], with_gpu: None
+) -> None:
+    opens |= {CPU, CUDA}
+    failed = {"passed": False, "verdict": "q4 differs", "first_failure": {"stage": "teacher_forced"}}
+    write_parity(bundle, CUDA, failed)
+    with open_bundle(bundle, threads=1) as model:
+        assert model.runtime == CUDA
+        assert model.runtime_reason.endswith("; verify: q4 differs")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no modes here")
+def test_an_engine_cache_that_is_not_to_be_trusted_ends_nothing(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(auto, "has_nvidia_gpu", lambda: False)
+    engine_folder().mkdir(parents=True)
+    engine_folder().chmod(0o755)
+    with open_bundle(bundle, threads=1) as model:
+        assert model.runtime == CPU
+        assert "chmod 700" in model.runtime_reason
+
+
+def test_a_runtime_of_engines_means_the_variant_that_has_one(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = auto.Candidate("tensorrt+llamacpp", "fp16", "chosen by build here")
+    monkeypatch.setattr(auto, "_built_here", lambda bundle: built)
+    assert auto.settle_runtime("tensorrt+llamacpp", bundle) == auto.settle_runtime("auto", bundle) == built
+    for other in ("tensorrt-rtx+llamacpp", CUDA, CPU):
+        assert auto.settle_runtime(other, bundle) == auto.Candidate(other, None, "")

@@ -94,10 +94,10 @@ def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
     """
     snapshot = _download(text, (*CHECKPOINT_FILES, *(PICKLES if allow_pickle else ())))
     if not any(any(snapshot.path.glob(pattern)) for pattern in ("*.safetensors", *PICKLES)):
-        raise CheckpointError(
-            f"{snapshot.name}: holds no .safetensors. Weights in .bin files are pickles, which are "
-            "downloaded only with --allow-pickle."
-        )
+        pickles = "Weights in .bin files are pickles, which are downloaded only with --allow-pickle."
+        if allow_pickle:
+            pickles = "Nor are there .bin files of a whole model, of its parts or of an adapter."
+        raise CheckpointError(f"{snapshot.name}: holds no .safetensors. {pickles}")
     return snapshot
 
 

@@ -15,6 +15,7 @@ from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.checkpoint.layouts import (
     ADAPTER,
     ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
     FOLDERS,
     LEGACY,
     LORA,
@@ -76,6 +77,9 @@ def check_other_files(
         )
     ours: Mapping[str, torch.Tensor] = {}
     for path, part in _other_files(checkpoint).items():
+        if path.name == ADAPTER_PICKLE:
+            note(f"{path} is not read: {adapter_file(checkpoint.path)} counts, as for PEFT")
+            continue
         if path.suffix == ".bin" and not checkpoint.allow_pickle:
             _note_unread(path, checkpoint.weight_files[0])
             continue

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LEGACY, LORA
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
@@ -134,10 +134,14 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     """Which of two was trained, nobody can see: docs/sources/tinyllava.md#a-head-beside-a-tied-embedding."""
     first, *others = same.values()
     if others and not torch.equal(first, others[0]):
+        keep = ""
+        if checkpoint.config.language.family.only.get("tie_word_embeddings") is not True:
+            key = "tie_word_embeddings" if checkpoint.layout == LEGACY else "text_config.tie_word_embeddings"
+            keep = f"Write false in {key} to keep the head, as transformers 5 does, or r"
         raise CheckpointError(
             f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
-            f"{' and '.join(map(repr, same))} differ. Write false there to keep the head, as transformers 5 "
-            "does, or remove the head from the file, which TinyLLaVA Factory's loader drops in silence."
+            f"{' and '.join(map(repr, same))} differ. {keep or 'R'}emove the head from the file, which "
+            "TinyLLaVA Factory's loader drops in silence."
         )
 
 

@@ -14,6 +14,7 @@ from tests.benchmarks.bench.boards import (
     write_files,
 )
 from tinyllava_edge.benchmarks.bench.device_memory import CARD, SHARED, watched_device
+from tinyllava_edge.benchmarks.bench.energy import energy_of
 from tinyllava_edge.benchmarks.bench.environment import machine_card
 from tinyllava_edge.benchmarks.bench.power import PowerWatch, find_power, includes, watched_power, whole_of
 from tinyllava_edge.benchmarks.bench.state import read_clocks, read_temperatures
@@ -168,3 +169,11 @@ def test_a_card_counts_what_the_process_holds_or_what_was_added(
 def test_without_a_gpu_nothing_is_watched(tmp_path: Path) -> None:
     with watched_device(tmp_path) as watch:
         assert watch is None
+
+
+def test_an_answer_without_a_rail_that_others_have_is_left_out() -> None:
+    samples = [{"joules": {"VDD_IN": 4.0, "VDD_SOC": 1.0}, "generated_tokens": 2}]
+    samples += [{"joules": {"VDD_SOC": 3.0}, "generated_tokens": 2}]
+    found = energy_of(samples[::-1])
+    assert found is not None
+    assert (found["answers"], found["rails_j"], found["whole_j"]) == (1, {"VDD_IN": 4.0, "VDD_SOC": 1.0}, 4.0)

@@ -164,20 +164,42 @@ def test_mmbenchs_table_is_asked_as_llava_asks(tmp_path: Path) -> None:
 
 def test_faults_of_a_table_are_those_of_its_rows(tmp_path: Path) -> None:
     head = "index\timage\tquestion\tA\tB\tanswer\n"
-    rows = ["0\t!!\tWhat?\tx\ty\tA", "1\t9\tWhat?\tx\ty\tA", "2\tZm9v\tWhat?", "x\tZm9v\tWhat?\tx\ty\tA"]
+    rows = [
+        "0\tZm9v\tWhat?\tx\ty\tA\tB",
+        "0\t!!\tWhat?\tx\ty\tA",
+        "1\t9\tWhat?\tx\ty\tA",
+        "2\tZm9v\tWhat?",
+        "x\tZm9v\tWhat?\tx\ty\tA",
+    ]
     found = read(tmp_path, head + "\n".join([*rows, "3\tZm9v\tWhat?\tx\ty\tno"]), "q.tsv")
     for fault, said in zip(
         found,
-        ["no base64", "image is 9", "3 columns, expected 6", "index is 'x'", "a choice's letter"],
+        [
+            "7 columns, expected 6",
+            "no base64",
+            "image is 9",
+            "3 columns, expected 6",
+            "index is 'x'",
+            "a choice's letter",
+        ],
         strict=True,
     ):
         assert said in str(fault)
+
+
+def test_a_table_whose_first_column_has_no_name_is_not_shifted(tmp_path: Path) -> None:
+    (found,) = questions(
+        tmp_path, f"\tindex\timage\tquestion\tanswer\n0\t7\t{encoded('red')}\tWhat?\tred", "q.tsv"
+    )
+    assert (found.id, found.text, found.answers) == (7, "What?", ("red",))
 
 
 def test_the_public_sets_own_objects_are_read(tmp_path: Path) -> None:
     vqa = {"data_subtype": "val2014", "questions": [{"image_id": 42, "question": "Q?", "question_id": 420}]}
     (found,) = questions(tmp_path, json.dumps(vqa))
     assert (found.id, found.picture, found.rule) == (420, "COCO_val2014_000000000042.jpg", "vqav2")
+    (found,) = questions(tmp_path, json.dumps({**vqa, "data_subtype": "test-dev2015"}))
+    assert found.picture == "COCO_test2015_000000000042.jpg"
     textvqa = {"data": [{"image_id": "ab", "question_id": 1, "question": "Q?", "answers": ["a"] * 10}]}
     (found,) = questions(tmp_path, json.dumps(textvqa))
     assert (found.picture, found.answers, found.rule) == ("ab.jpg", ("a",) * 10, "textvqa")

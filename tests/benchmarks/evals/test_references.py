@@ -60,10 +60,22 @@ def test_answers_that_differ_under_one_key_are_no_answer(tmp_path: Path) -> None
         {"question_id": 2, "answer": "x"},
     ]
     first, (second,) = answered(tmp_path, both)
-    assert isinstance(first, DataError)
+    assert "question 1 has answers that differ in the annotation files: r0.json." in str(first)
     assert second.answers == ("x",)
     (first,), _ = answered(tmp_path, both[:1], both[2:])  # of several files
     assert first.answers == ("yes",)
+
+
+def test_of_two_records_of_textvqa_the_last_counts_as_for_its_scorer(tmp_path: Path) -> None:
+    two = [{"image_id": "n1", "question": "Is it red?", "answers": [said] * 10} for said in ("no", "yes")]
+    (first,), _ = answered(tmp_path, {"data": two})
+    assert set(first.answers) == {"yes"}
+
+
+def test_mmbenchs_rule_wants_options_and_numbers(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps({**ASKED[0], "answer": "B"}))
+    (fault,) = read_records(tmp_path / "q.jsonl", tmp_path, rule="mmbench")
+    assert "no options by letter" in str(fault)
 
 
 def test_scienceqas_problems_give_the_letter(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
-from tinyllava_edge.prompt import Template, TextTokenizer, template_named
+from tinyllava_edge.prompt import Template, TextTokenizer, template_fault, template_named
 from tinyllava_edge.tokenizer_file import open_tokenizer
 
 from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
@@ -87,13 +87,13 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
     opened = open_tokenizer(tokenizer.tokenizer_json, f"{directory}: the tokenizer", CheckpointError)
     end_id = opened.token_to_id(template.end)
-    if end_id is None:
+    if end_id is None and template_fault(template) is None:  # one that only trains stops nothing
         raise CheckpointError(
             f"{directory}: the tokenizer has no token {template.end!r}, with which template "
             f"{template.name!r} ({config.template_reason}) ends an answer: the model would not stop. Give "
             "--template, or the files of the tokenizer that the checkpoint was trained with."
         )
-    stops = {eos_id, *config.language.eos_token_ids, end_id}
+    stops = {eos_id, *config.language.eos_token_ids, eos_id if end_id is None else end_id}
     return Assets(
         preprocessing=_preprocessing(checkpoint),
         tokenizer=tokenizer,

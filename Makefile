@@ -91,7 +91,8 @@ python:
 test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
-# What the suite leaves out for its time: every planted fault under the gates of every compute class.
+# What the suite leaves out for its time: every planted fault under the gates of every compute class, nano through the
+# rule of "verified", families that the golden checkpoints walk.
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long
 

@@ -73,7 +73,7 @@ def both_of(checkpoint: Path, folder: Path, languages: tuple[str, ...]) -> Both:
     return Both(checkpoint, Bundle.open(folder / "bundle"), reference, trial)
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("nano", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["tiny", pytest.param("nano", marks=pytest.mark.long)])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
     folder = tmp_path_factory.mktemp("same")
     if request.param == "nano":

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import MissingExtraError, UsageError
-from tinyllava_edge.memory import return_freed_memory
+from tinyllava_edge.memory import return_holes
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -142,7 +142,7 @@ def open_backends(
     vision_name, language_name = RUNTIMES[runtime]
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
     vision = open_vision(bundle, options)
-    return_freed_memory()  # what it was read from: as much as the weights again
+    return_holes()  # what it was read from: as much as the weights again
     try:
         language = open_language(bundle, options)
         try:

@@ -105,9 +105,14 @@ def return_large_blocks() -> None:
 
 
 def return_freed_memory() -> None:
-    """Collect garbage, and give back to the system what was freed; glibc keeps it, malloc_trim(3)."""
+    """Collect garbage, and give back what was freed."""
     gc.collect()
-    with suppress(AttributeError, OSError, TypeError):
+    return_holes()
+
+
+def return_holes() -> None:
+    """Give back to the system what was freed; glibc keeps it, malloc_trim(3)."""
+    with suppress(AttributeError, OSError, TypeError):  # another C library; Windows' CDLL(None)
         ctypes.CDLL(None).malloc_trim(0)
 
 

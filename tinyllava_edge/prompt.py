@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import PromptError, UsageError, guarded
-from tinyllava_edge.memory import return_freed_memory
+from tinyllava_edge.memory import return_holes
 from tinyllava_edge.tokenizer_file import open_tokenizer
 
 _FILE = "tokenizer.json"
@@ -164,7 +164,7 @@ class TextTokenizer:
     def __init__(self, tokenizer_json: str, *, bos_id: int | None, checked: bool = False) -> None:
         self.bos_id = bos_id
         self._exact = open_tokenizer(tokenizer_json, _FILE, PromptError, checked=checked)
-        return_freed_memory()  # reading 150,000 tokens leaves 80 MB of holes
+        return_holes()  # reading 150,000 tokens leaves 80 MB of holes
         self._json = tokenizer_json
         self._plain: dict[str, tuple[Tokenizer, dict[int, int], str]] = {}
 
@@ -228,7 +228,7 @@ class TextTokenizer:
             del data
             tokenizer = open_tokenizer(renamed, _FILE, PromptError, checked=True)
             del renamed
-            return_freed_memory()
+            return_holes()
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             # An end that is no token of this vocabulary is text for everybody.

@@ -136,7 +136,7 @@ def test_one_gpu_of_several_is_taken_by_its_number(on_gpu: Any) -> None:
 
 
 def test_a_model_that_fits_nowhere_is_the_error_of_the_last_try(on_gpu: Any) -> None:
-    with pytest.raises(NoMemoryError, match=r"KV cache alone is .* MiB: a smaller --context and --kv-type"):
+    with pytest.raises(NoMemoryError, match=r"KV cache alone is .* MiB: a smaller --context take less"):
         on_gpu(context_fits=-1)
 
 

@@ -94,25 +94,31 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
 
     What `build` chose is always tried: where it cannot be opened any more, that is to be said.
     """
+    found: list[Candidate] = []
+    unusable = ""
     try:
-        found, unusable = list(_built(bundle, options)), ""
+        found += _built(bundle, options)
     except BackendError as error:  # the engine cache is not to be trusted; the rest needs none
-        found, unusable = [], f"{error} "
-    why_last = f"{unusable}no NVIDIA GPU is here"
+        unusable = f"{error} "
+    why_last = "no NVIDIA GPU is here"
     if has_nvidia_gpu():
         parity = _cuda_parity(bundle)
-        why_last = f"{unusable}the CPU is what is left"
+        why_last = "the CPU is what is left"
         failed = "" if parity is None or parity["passed"] else str(parity.get("verdict", "it did not pass"))
         if failed and _is_before_language(parity):
-            why_last = f"{unusable}{CUDA_RUNTIME} failed verify ({failed})"
+            why_last = f"{CUDA_RUNTIME} failed verify ({failed})"
         elif is_complete(CUDA_RUNTIME):
             why = _why_cuda(bundle, is_verified=parity is not None)
-            found.append(Candidate(CUDA_RUNTIME, None, f"{unusable}{why}{failed and f'; verify: {failed}'}"))
+            found.append(Candidate(CUDA_RUNTIME, None, f"{why}{failed and f'; verify: {failed}'}"))
     # torch is for who gives it a checkpoint, where the pair that reads the bundle is not installed.
     last = choose_runtime("auto") if options.checkpoint else CPU_RUNTIME
     found.append(Candidate(last, None, why_last))
-    names = [candidate.runtime for candidate in found]
-    return [candidate for number, candidate in enumerate(found) if candidate.runtime not in names[:number]]
+    first = {candidate.runtime: candidate for candidate in reversed(found)}  # of two of a runtime
+    return [
+        candidate._replace(reason=f"{unusable}{candidate.reason}")
+        for candidate in found
+        if first[candidate.runtime] is candidate
+    ]
 
 
 def _built(bundle: Bundle, options: BackendOptions) -> Iterator[Candidate]:

@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.errors import BackendError, UsageError
+from tinyllava_edge.llamacpp_memory import KV_BYTES
 
 # One stretch of the context: token ids [n] int32, or embeddings [n, hidden] float32.
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
-KV_TYPES = ("f16", "f32", "q8_0")
+KV_TYPES = tuple(KV_BYTES)
 FLASH_ATTENTION = ("auto", "on", "off")
 _LEAST = {"context_length": 1, "threads": 1, "gpu_layers": 0, "main_gpu": 0, "device": 0}
 

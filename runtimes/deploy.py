@@ -28,7 +28,7 @@ QUESTION = "What is this?"
 RECORD, KIND = "deploy.json", "tinyllava-edge deploy"
 _MAX_TOKENS = 32
 _SOURCE = LLAMA_CPP.split("==", maxsplit=1)[0]
-_GLIBC = {"3.10": "2_35", "3.12": "2_39"}  # of the JetPack with that Python, as tools/locks.py resolves for
+GLIBC = {"3.10": "2_35", "3.12": "2_39"}  # of the JetPack with that Python
 # What compiles llama-cpp-python; the last two by markers of Python 3.10, which pip reads for the running one.
 _BUILD = ("scikit-build-core>=0.9.2", "cmake", "ninja", "packaging", "pathspec", "exceptiongroup", "tomli")
 
@@ -153,7 +153,7 @@ def download_packages(work: Path, python: str) -> None:
     Raises:
         BackendError: pip cannot; with its last line.
     """
-    glibc = int(_GLIBC[python].split("_")[1])
+    glibc = int(GLIBC[python].split("_")[1])
     platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(glibc, 16, -1)] + ["manylinux2014_aarch64"]
     words = [word for name in platforms for word in ("--platform", name)]
     words += ["--only-binary", ":all:", "--python-version", python, "--implementation", "cp"]

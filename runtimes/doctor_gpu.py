@@ -1,6 +1,5 @@
 """The GPU's part of `doctor`: device, driver, libraries and engine cache."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from tinyllava_edge.device import Machine, read_driver
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.full_disk import free_bytes
 from tinyllava_edge.installed import find_in_packages, installed_version
 from tinyllava_edge.runtimes.trt.binding import TARGETS, open_tensorrt
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
@@ -118,7 +118,7 @@ def read_cache() -> CacheState:
     """The engine cache as it is; it is not made where there is none."""
     folder = engine_folder()
     if not folder.is_dir():
-        return CacheState(folder=str(folder), free_bytes=_free_bytes(folder))
+        return CacheState(folder=str(folder), free_bytes=free_bytes(folder))
     try:
         found = list(EngineCache().records())
     except BackendError as error:
@@ -135,13 +135,8 @@ def read_cache() -> CacheState:
         libraries=tuple(sorted({f"{r.key.board.library} {r.key.board.library_version}" for r in records})),
         damaged=len(found) - len(records),
         nbytes=sum(path.stat().st_size for path in folder.glob("*.plan")),
-        free_bytes=_free_bytes(folder),
+        free_bytes=free_bytes(folder),
     )
-
-
-def _free_bytes(folder: Path) -> int:
-    """On the disk that a folder is on, or will be."""
-    return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
 
 
 def gpu_lines(report: GpuReport) -> Iterator[str]:

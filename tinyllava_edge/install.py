@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-from tinyllava_edge.device import Machine, has_nvidia_gpu, read_machine
+from tinyllava_edge.device import Machine, ask_nvidia_smi, has_nvidia_gpu, read_machine
 from tinyllava_edge.installed import is_distribution
 from tinyllava_edge.jetson import TEGRAS, read_jetson
 from tinyllava_edge.machine_files import HERE, shown
@@ -168,15 +168,7 @@ def _compute_capabilities(root: Path) -> str:
 
 
 def _nvidia_smi(root: Path, *options: str) -> str:
-    if root != HERE:
-        return ""
-    try:
-        result = subprocess.run(
-            ["nvidia-smi", *options], capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return result.stdout
+    return ask_nvidia_smi(*options) if root == HERE else ""
 
 
 def _has_header(root: Path, nvcc: str | None, name: str) -> bool:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllava_edge.machine_files import HERE, field_of, first_match, read_file
+from tinyllava_edge.machine_files import HERE, first_match, read_file, read_meminfo
 
 # L4T release -> JetPack, and the TensorRT of its apt packages, None where no source says it.
 # Source: docs/sources/tensorrt.md#jetpack-releases.
@@ -63,7 +63,6 @@ def read_jetson(root: Path = HERE) -> Jetson | None:
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", release)
     l4t = f"{found[1]}.{found[2]}" if found else None
     jetpack, tensorrt = JETPACKS.get(l4t or "", (None, None))
-    cma = field_of(read_file(root / "proc/meminfo"), "CmaTotal").split()
     # The entry of the module alone, behind the one that names the carrier too.
     module = first_match(r"(?:^|\0)nvidia,(p\d{4}-\d{4})(?=[^+\0]*(?:\0|$))", compatible)
     return Jetson(
@@ -73,7 +72,7 @@ def read_jetson(root: Path = HERE) -> Jetson | None:
         power_mode=_power_mode(root),
         module=module,
         tensorrt=tensorrt,
-        cma_bytes=int(cma[0]) << 10 if cma else None,
+        cma_bytes=read_meminfo(root, "CmaTotal"),
         chip=first_match(r"nvidia,(tegra\w+)", compatible),
     )
 
@@ -83,5 +82,10 @@ def _power_mode(root: Path) -> str | None:
     current = first_match(r"pmode:0*(\d+)", read_file(root / "var/lib/nvpmodel/status"))
     if current is None:
         return None
-    pattern = rf"< *POWER_MODEL +ID={current} +NAME=(\S+) *>"
-    return first_match(pattern, read_file(root / "etc/nvpmodel.conf")) or f"id {current}"
+    return read_power_modes(root).get(current, f"id {current}")
+
+
+def read_power_modes(root: Path = HERE) -> dict[str, str]:
+    """Names of this board's power modes by their ids; none where it has no table of them."""
+    table = read_file(root / "etc/nvpmodel.conf")
+    return dict(re.findall(r"< *POWER_MODEL +ID=(\d+) +NAME=(\S+) *>", table))

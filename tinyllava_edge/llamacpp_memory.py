@@ -7,7 +7,8 @@ from tinyllava_edge.manifest import LanguageSpec
 
 BATCH = 512  # rows of one llama.cpp call, which sizes its working memory by them
 OUTPUT_ROWS = 64  # rows whose logits are kept at once: 512 of a vocabulary of 150,000 would be 297 MiB
-KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}  # of a value of the cache
+KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "f32": 4.0}  # type of the cache -> bytes of a value
+DEFAULT_KV_TYPE = "f16"
 # Types whose matrices llama.cpp's CPU build lays out anew, beside the file (ggml/src/ggml-cpu/repack.cpp).
 _REPACKED = {
     "x86_64": {"Q4_0": 8, "Q4_K": 8, "IQ4_NL": 8},

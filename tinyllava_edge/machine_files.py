@@ -17,10 +17,21 @@ def read_file(path: Path) -> str:
         return ""
 
 
+def read_text(path: Path) -> str | None:
+    """The same without blanks around it; None where there is nothing."""
+    return read_file(path).strip() or None
+
+
 def read_number(path: Path) -> int | None:
-    """A file's number, as the kernel writes frequencies; None where there is none."""
+    """A file's number, as the kernel writes frequencies and degrees; None where there is none."""
     text = read_file(path).strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if re.fullmatch(r"-?\d{1,20}", text) else None
+
+
+def read_meminfo(root: Path, name: str) -> int | None:
+    """Bytes of a line of proc_meminfo(5); None where the kernel does not say."""
+    kib = first_match(rf"(?m)^{name}:\s*(\d+) kB", read_file(root / "proc/meminfo"))
+    return int(kib) << 10 if kib else None
 
 
 def field_of(text: str, name: str) -> str:

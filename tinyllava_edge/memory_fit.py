@@ -1,14 +1,14 @@
 """Whether a bundle fits a device, and what of it would."""
 
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 from tinyllava_edge.boards import BOARDS
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.device import has_nvidia_gpu, read_machine
+from tinyllava_edge.device import ask_nvidia_smi, has_nvidia_gpu, read_machine
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.jetson import read_jetson
 from tinyllava_edge.llamacpp_memory import KV_BYTES, suits_cache
@@ -97,48 +97,42 @@ def _this_machine() -> Target:
 
 def _card_free_bytes() -> int | None:
     """Free memory of the first card; None where its driver does not say."""
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-        return int(result.stdout.split()[0]) << 20
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
+    said = ask_nvidia_smi("--query-gpu=memory.free", "--format=csv,noheader,nounits").split()
+    return int(said[0]) << 20 if said and said[0].isdigit() else None
 
 
 def smaller_settings(bundle: Bundle, asked: Setting) -> list[Setting]:
     """One change each that takes less: the cache, the language, the vision, the context."""
     spec = bundle.manifest.language
-    halves = (asked.context_length >> times for times in range(1, asked.context_length.bit_length()))
-    contexts = [length for length in halves if length >= LEAST_CONTEXT]
     return [
         *(replace(asked, kv_type=kind) for kind in KV_BYTES if suits_cache(spec, kind)),
         *(replace(asked, language=name) for name in _names(bundle, "language")),
         *(replace(asked, vision=name) for name in _names(bundle, "vision")),
-        *(replace(asked, context_length=length) for length in contexts),
+        *(replace(asked, context_length=length) for length in _shorter(asked.context_length)),
     ]
 
 
 def best_setting(bundle: Bundle, target: Target, asked: Setting) -> Setting | None:
     """The most precise variants that fit, with as much context as was asked for, else less; None if none."""
-    for setting in _candidates(bundle, asked, gpu=target.gpu):
-        if target.fits(target.plan(bundle, setting)):
-            return setting
-    return None
+    candidates = _candidates(bundle, asked, gpu=target.gpu)
+    return next((each for each in candidates if target.fits(target.plan(bundle, each))), None)
 
 
 def _candidates(bundle: Bundle, asked: Setting, *, gpu: bool) -> Iterator[Setting]:
     """Best first; on a GPU fp32 comes last for vision, as only narrow types have fused attention there."""
     visions = sorted(_names(bundle, "vision"), key=lambda name: gpu and name == "fp32")
-    length = asked.context_length
+    lengths = [asked.context_length, *_shorter(asked.context_length)]
     caches = [asked.kv_type]
     if asked.kv_type != "q8_0" and suits_cache(bundle.manifest.language, "q8_0"):
         caches.append("q8_0")
-    while length >= min(LEAST_CONTEXT, asked.context_length):
-        for kind in caches:
-            for language in _names(bundle, "language"):
-                for vision in visions:
-                    yield Setting(vision=vision, language=language, kv_type=kind, context_length=length)
-        length //= 2
+    for length, kind, language, vision in product(lengths, caches, _names(bundle, "language"), visions):
+        yield Setting(vision=vision, language=language, kv_type=kind, context_length=length)
+
+
+def _shorter(length: int) -> list[int]:
+    """Half of it, a quarter, and so on."""
+    halves = (length >> times for times in range(1, length.bit_length()))
+    return [half for half in halves if half >= LEAST_CONTEXT]
 
 
 def _names(bundle: Bundle, part: str) -> list[str]:
@@ -177,17 +171,8 @@ def fit_facts(bundle: Bundle, target: Target, asked: Setting) -> dict[str, Any]:
 
 def _change(asked: Setting, other: Setting) -> str:
     """The one option that differs."""
-    flags = {
-        "vision": "--vision",
-        "language": "--language",
-        "kv_type": "--kv-type",
-        "context_length": "--context",
-    }
-    return next(
-        f"{flag} {getattr(other, name)}"
-        for name, flag in flags.items()
-        if getattr(asked, name) != getattr(other, name)
-    )
+    pairs = zip(asked.flags(), other.flags(), strict=True)
+    return next(flag for before, flag in pairs if flag != before)
 
 
 def verdict(facts: dict[str, Any]) -> str:

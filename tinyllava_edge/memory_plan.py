@@ -16,6 +16,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.gguf_header import GgufHeader, read_gguf_header
 from tinyllava_edge.llamacpp_memory import (
     BATCH,
+    DEFAULT_KV_TYPE,
     KV_BYTES,
     OUTPUT_ROWS,
     by_layer,
@@ -52,12 +53,14 @@ class Setting:
     kv_type: str
     context_length: int
 
+    def flags(self) -> tuple[str, ...]:
+        """As a command has them, one for each field."""
+        names = ("vision", "language", "kv-type", "context")
+        return tuple(f"--{name} {value}" for name, value in zip(names, vars(self).values(), strict=True))
+
     def options(self) -> str:
-        """As a command has it."""
-        return (
-            f"--vision {self.vision} --language {self.language} --kv-type {self.kv_type} "
-            f"--context {self.context_length}"
-        )
+        """The same in one text."""
+        return " ".join(self.flags())
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def chosen_setting(
         UsageError: no such type of cache, one that does not suit the model, or a context that is too long.
     """
     spec = bundle.manifest.language
-    kv_type = kv_type or "f16"
+    kv_type = kv_type or DEFAULT_KV_TYPE
     if kv_type not in KV_BYTES:
         raise UsageError(f"kv_type is {kv_type!r}; known: {', '.join(KV_BYTES)}.")
     if not suits_cache(spec, kv_type):

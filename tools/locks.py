@@ -11,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tinyllava_edge.runtimes.deploy import GLIBC
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "runtimes" / "locks"  # installed: `deploy` takes them
-BOARDS = {"3.10": ("JetPack 6", "2_35"), "3.12": ("JetPack 7", "2_39")}  # Python -> board, its glibc
+BOARDS = {"3.10": ("JetPack 6", GLIBC["3.10"]), "3.12": ("JetPack 7", GLIBC["3.12"])}
 SOURCE = "llama-cpp-python"
 
 

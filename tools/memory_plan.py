@@ -16,12 +16,13 @@ from typing import Annotated, Any
 
 import typer
 
+import tools
 from tinyllava_edge.atomic_files import write_bytes, write_json
 from tinyllava_edge.benchmarks.bench.environment import machine_card
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, stdout
-from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
+from tinyllava_edge.errors import BackendError
 from tinyllava_edge.llamacpp_memory import KV_BYTES, suits_cache
 from tinyllava_edge.memory_plan import MIB, Setting, chosen_setting, plan_memory
 
@@ -143,8 +144,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TinyLlavaEdgeError as error:
-        note(str(error))
-        sys.exit(2)
+    tools.run(main)

@@ -19,11 +19,12 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+import tools
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.benchmarks.bench.environment import machine_card
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, stdout
-from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.model.checkpoint import tensor_facts
 
 from .random_checkpoint import SHAPES, Shape, write_random_checkpoint
@@ -119,8 +120,4 @@ def _print_table(exports: list[Record]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TinyLlavaEdgeError as error:
-        note(str(error))
-        sys.exit(2)
+    tools.run(main)

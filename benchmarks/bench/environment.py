@@ -11,10 +11,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.device import read_machine
+from tinyllava_edge.device import ask_nvidia_smi, read_machine
+from tinyllava_edge.machine_files import first_match, read_file, read_meminfo, read_text
 from tinyllava_edge.runtimes import doctor
 
-from .kernel_files import find_text, read_text
 from .power import power_card
 from .state import read_clocks, read_temperatures
 
@@ -44,7 +44,7 @@ def machine_card(root: Path = Path("/")) -> dict[str, Any]:
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         **asdict(read_machine(root)),
-        "distribution": find_text(root, "etc/os-release", r'^PRETTY_NAME="?(.*?)"?$'),
+        "distribution": first_match(r'(?m)^PRETTY_NAME="?(.*?)"?$', read_file(root / "etc/os-release")),
         "virtualization": _output("systemd-detect-virt", codes=(0, 1)),
         "cpu_settings": _cpu_settings(root),
         "memory_settings": _memory_settings(root),
@@ -76,34 +76,36 @@ def source_state() -> dict[str, Any] | None:
 def _cpu_settings(root: Path) -> dict[str, Any]:
     """What decides how fast the cores run; names of files below sys/devices/system/cpu."""
     cpu = "sys/devices/system/cpu"
-    no_turbo, boost = read_text(root, f"{cpu}/intel_pstate/no_turbo"), read_text(root, f"{cpu}/cpufreq/boost")
+    no_turbo, boost = (
+        read_text(root / f"{cpu}/intel_pstate/no_turbo"),
+        read_text(root / f"{cpu}/cpufreq/boost"),
+    )
     return {
-        "microcode": find_text(root, "proc/cpuinfo", r"^microcode\s*:\s*(\S+)"),
-        "frequency_governor": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_governor"),
-        "frequency_driver": read_text(root, f"{cpu}/cpu0/cpufreq/scaling_driver"),
-        "min_khz": read_text(root, f"{cpu}/cpu0/cpufreq/cpuinfo_min_freq"),
-        "max_khz": read_text(root, f"{cpu}/cpu0/cpufreq/cpuinfo_max_freq"),
+        "microcode": first_match(r"(?m)^microcode\s*:\s*(\S+)", read_file(root / "proc/cpuinfo")),
+        "frequency_governor": read_text(root / f"{cpu}/cpu0/cpufreq/scaling_governor"),
+        "frequency_driver": read_text(root / f"{cpu}/cpu0/cpufreq/scaling_driver"),
+        "min_khz": read_text(root / f"{cpu}/cpu0/cpufreq/cpuinfo_min_freq"),
+        "max_khz": read_text(root / f"{cpu}/cpu0/cpufreq/cpuinfo_max_freq"),
         "turbo": no_turbo == "0" if no_turbo is not None else boost == "1" if boost is not None else None,
-        "smt": read_text(root, f"{cpu}/smt/active"),
-        "numa_nodes": read_text(root, "sys/devices/system/node/online"),
+        "smt": read_text(root / f"{cpu}/smt/active"),
+        "numa_nodes": read_text(root / "sys/devices/system/node/online"),
     }
 
 
 def _memory_settings(root: Path) -> dict[str, Any]:
-    swap_kib = find_text(root, "proc/meminfo", r"^SwapTotal:\s*(\d+)")
     return {
-        "swap_bytes": int(swap_kib) << 10 if swap_kib else None,
-        "transparent_hugepage": find_text(root, "sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
+        "swap_bytes": read_meminfo(root, "SwapTotal"),
+        "transparent_hugepage": first_match(
+            r"(?m)\[(\w+)\]", read_file(root / "sys/kernel/mm/transparent_hugepage/enabled")
+        ),
     }
 
 
 def _gpu_settings() -> list[dict[str, str]] | None:
     """What nvidia-smi says of each GPU, or None where there is none."""
-    text = _output("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader")
-    if not text:
-        return None
-    rows = [[value.strip() for value in line.split(",")] for line in text.splitlines()]
-    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows]
+    said = ask_nvidia_smi(f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader").strip()
+    rows = [[value.strip() for value in line.split(",")] for line in said.splitlines()]
+    return [dict(zip(_GPU_FIELDS, row, strict=False)) for row in rows] or None
 
 
 def _output(*command: str, codes: tuple[int, ...] = (0,)) -> str | None:

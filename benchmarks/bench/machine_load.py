@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .kernel_files import find_text, read_text
+from tinyllava_edge.machine_files import first_match, read_file, read_text
+
 from .state import read_temperatures
 
 MOST_STOLEN = 0.05  # of the processors' time, given to others by the hypervisor
@@ -43,11 +44,11 @@ def read_cpu_times(processes: Iterable[int] = (), root: Path = Path("/")) -> Cpu
         processes: ids of those whose time is not others'; this process is always one of them.
         root: where `proc` is; tests have their own.
     """
-    fields = (read_text(root, "proc/stat") or "").split("\n")[0].split()[1:]
+    fields = (read_text(root / "proc/stat") or "").split("\n")[0].split()[1:]
     if len(fields) <= _STOLEN:
         return None
     tick = 1 / os.sysconf("SC_CLK_TCK")
-    waiting_us = find_text(root, "proc/pressure/cpu", r"^some .*total=(\d+)")
+    waiting_us = first_match(r"(?m)^some .*total=(\d+)", read_file(root / "proc/pressure/cpu"))
     return CpuTimes(
         at_s=time.monotonic(),
         busy_s=sum(int(fields[index]) for index in _BUSY) * tick,
@@ -91,11 +92,11 @@ def watch(seconds: float = 1.0) -> dict[str, Any]:
 
 def core_mhz(root: Path = Path("/")) -> list[float] | None:
     """What each core runs at now, or None where the kernel does not say."""
-    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root, "proc/cpuinfo") or "", flags=re.MULTILINE)
+    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)", read_text(root / "proc/cpuinfo") or "", flags=re.MULTILINE)
     if found:
         return [float(value) for value in found]
     folder = root / "sys/devices/system/cpu"
-    texts = [read_text(path, "cpufreq/scaling_cur_freq") for path in sorted(folder.glob("cpu[0-9]*"))]
+    texts = [read_text(path / "cpufreq/scaling_cur_freq") for path in sorted(folder.glob("cpu[0-9]*"))]
     return [int(text) / 1000 for text in texts if text] or None
 
 
@@ -112,7 +113,7 @@ def busy_line(marks: dict[str, Any]) -> str | None:
 
 def _process_ticks(root: Path, process: str) -> int:
     """User and system time of a process; 0 where it has ended."""
-    text = read_text(root, f"proc/{process}/stat")
+    text = read_text(root / f"proc/{process}/stat")
     fields = (text or "").rpartition(")")[2].split()  # behind the name, which may have spaces
     return int(fields[11]) + int(fields[12]) if len(fields) > 12 else 0
 

@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from tinyllava_edge.board_state import power_rails
+from tinyllava_edge.machine_files import read_number
 
 from .nvml import open_nvml
 from .sampling import Sampler, polled
@@ -46,7 +49,7 @@ def find_power(root: Path = Path("/")) -> PowerSource:
     Args:
         root: where `sys` is; tests have their own.
     """
-    rails = _ina3221_rails(root)
+    rails = power_rails(root)
     if rails and (readable := read_rails(rails)):
         return PowerSource("ina3221", tuple(readable), lambda: _polled("ina3221", lambda: read_rails(rails)))
     if program := shutil.which("tegrastats"):
@@ -56,29 +59,14 @@ def find_power(root: Path = Path("/")) -> PowerSource:
     return PowerSource(DENIED if rails else ABSENT)
 
 
-def read_rails(rails: dict[str, Path]) -> Watts:
-    """Watts of each channel of an INA3221, from its mV and mA; without those that do not tell."""
+def read_rails(rails: dict[str, tuple[Path, ...]]) -> Watts:
+    """Watts of each rail of `power_rails`; without those that do not tell."""
     found = {}
-    for name, path in rails.items():
-        with suppress(OSError, ValueError):
-            millivolts = int(path.read_text())
-            milliamperes = int(path.with_name(path.name.replace("in", "curr", 1)).read_text())
+    for name, files in rails.items():
+        millivolts, milliamperes = map(read_number, files)
+        if millivolts is not None and milliamperes is not None:
             found[name] = millivolts * milliamperes / 1e6
     return found
-
-
-def _ina3221_rails(root: Path) -> dict[str, Path]:
-    """Voltage file of each channel that has a name and is connected."""
-    rails = {}
-    for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        with suppress(OSError):
-            if not (chip / "name").read_text().startswith("ina3221"):
-                continue
-            for number in (1, 2, 3):  # further ones are shunt voltages
-                label = chip / f"in{number}_label"
-                if label.exists() and (name := label.read_text().strip()) != "NC":
-                    rails[name] = chip / f"in{number}_input"
-    return rails
 
 
 def _polled(name: str, read: Callable[[], Watts]) -> Sampler[Watts]:

@@ -1,13 +1,10 @@
 """Clocks and temperatures of this machine, from files of the kernel; what they do not tell is None."""
 
-import re
 from pathlib import Path
 from typing import Any
 
-from .kernel_files import read_text
-
-# Orin: 17000000.gpu, ga10b; Thor: gpu-gpc-0, gpu-nvd-0; Xavier: gv11b (docs/sources/measuring.md#tegrastats).
-_GPU = re.compile(r"gpu|ga10b|gv11b")
+from tinyllava_edge.board_state import gpu_clocks
+from tinyllava_edge.machine_files import read_number, read_text
 
 
 def read_temperatures(root: Path = Path("/")) -> dict[str, float | None]:
@@ -16,9 +13,9 @@ def read_temperatures(root: Path = Path("/")) -> dict[str, float | None]:
     for zone in sorted(
         (root / "sys/class/thermal").glob("thermal_zone*"), key=lambda path: (len(path.name), path)
     ):
-        if (name := read_text(zone, "type")) is None:
+        if (name := read_text(zone / "type")) is None:
             continue
-        millidegrees = _integer(zone, "temp")
+        millidegrees = read_number(zone / "temp")
         off = millidegrees is None or millidegrees <= -256_000
         found[name.removesuffix("-thermal")] = None if millidegrees is None or off else millidegrees / 1000
     return found
@@ -30,15 +27,14 @@ def read_clocks(root: Path = Path("/")) -> dict[str, Any]:
     Equal bounds are clocks that were locked, as `jetson_clocks` does.
     """
     policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
-    devices = [path for path in sorted((root / "sys/class/devfreq").glob("*")) if _GPU.search(path.name)]
     return {
         "cores": [
             {
-                "cpus": read_text(policy, "related_cpus"),
+                "cpus": read_text(policy / "related_cpus"),
                 "mhz": _mhz(policy, "scaling_cur_freq", 1e3),
                 "min_mhz": _mhz(policy, "scaling_min_freq", 1e3),
                 "max_mhz": _mhz(policy, "scaling_max_freq", 1e3),
-                "governor": read_text(policy, "scaling_governor"),
+                "governor": read_text(policy / "scaling_governor"),
             }
             for policy in policies
         ],
@@ -48,18 +44,13 @@ def read_clocks(root: Path = Path("/")) -> dict[str, Any]:
                 "mhz": _mhz(device, "cur_freq", 1e6),
                 "min_mhz": _mhz(device, "min_freq", 1e6),
                 "max_mhz": _mhz(device, "max_freq", 1e6),
-                "governor": read_text(device, "governor"),
+                "governor": read_text(device / "governor"),
             }
-            for device in devices
+            for device in gpu_clocks(root)
         ],
     }
 
 
 def _mhz(folder: Path, name: str, per_mhz: float) -> float | None:
-    value = _integer(folder, name)
+    value = read_number(folder / name)
     return None if value is None else value / per_mhz
-
-
-def _integer(folder: Path, name: str) -> int | None:
-    text = read_text(folder, name)
-    return int(text) if text is not None and re.fullmatch(r"-?\d{1,12}", text) else None

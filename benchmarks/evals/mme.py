@@ -28,7 +28,7 @@ def score_mme(questions: Sequence[Question], answers: Sequence[str | None]) -> d
     right: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for question, answer in zip(questions, answers, strict=True):
         hit = answer is not None and parse_answer(answer) == question.answers[0].lower()
-        right[question.type][str(question.image)].append(hit)
+        right[question.type][question.picture_key].append(hit)
     found = {category: _category(list(pictures.values())) for category, pictures in right.items()}
     sums = {
         name: sum(found[category]["score"] for category in whole)

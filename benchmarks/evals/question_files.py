@@ -107,8 +107,7 @@ def _each(
         try:
             found.append({**record, **change(record)})
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-            keys = () if isinstance(record, DataError) else map(str, record)
-            found.append(DataError(f"expected {needs}, found {', '.join(keys) or 'nothing'}."))
+            found.append(DataError(f"expected {needs}, found {', '.join(map(str, record)) or 'nothing'}."))
     return found
 
 

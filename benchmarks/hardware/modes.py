@@ -1,21 +1,16 @@
 """Power modes of a Jetson by their names: ids differ by board and release."""
 
-import re
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.jetson import read_jetson
+from tinyllava_edge.jetson import read_jetson, read_power_modes
 
 CURRENT = ""  # the mode that is set
 
 
 def read_modes(root: Path = Path("/")) -> dict[str, str]:
-    """Names and ids of this board's power modes; none where it has no table of them."""
-    try:
-        text = (root / "etc/nvpmodel.conf").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    return {name: number for number, name in re.findall(r"< *POWER_MODEL +ID=(\d+) +NAME=(\S+) *>", text)}
+    """Ids of this board's power modes by their names."""
+    return {name: number for number, name in read_power_modes(root).items()}
 
 
 def chosen_modes(wanted: tuple[str, ...], root: Path = Path("/")) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ from typing import Any
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME, RUNTIMES, runtime_entries
 
 from .modes import chosen_modes, restore_mode, set_mode
 from .peers import peer_steps
 from .probes import CHECKOUT, PROBES, REQUIRABLE, REQUIRE
 from .steps import Step
 
-BASELINE = "onnxruntime+llamacpp"
-GPU_RUNTIMES = ("tensorrt+llamacpp", "tensorrt-rtx+llamacpp", "onnxruntime-cuda+llamacpp")
+GPU_RUNTIMES = tuple(name for name in RUNTIMES if any(entry.needs_gpu for entry in runtime_entries(name)))
 _OURS = (sys.executable, "-m", "tinyllava_edge")
 
 
@@ -36,7 +36,7 @@ class Wish:
 def usable_runtimes(report: dict[str, Any] | None) -> tuple[str, ...]:
     """Those of ours that `doctor --json` calls usable here; the one without a GPU first, to compare with."""
     states = {state["name"]: state["usable"] for state in (report or {}).get("runtimes", ())}
-    return tuple(name for name in (BASELINE, *GPU_RUNTIMES) if states.get(name))
+    return tuple(name for name in (CPU_RUNTIME, *GPU_RUNTIMES) if states.get(name))
 
 
 def first_step() -> Step:
@@ -93,7 +93,7 @@ def _bundle_steps(bundle: str, wish: Wish, runtimes: tuple[str, ...], folder: Pa
             name=f"verify-{name}-{runtime}",
             commands=((*_OURS, "verify", bundle, "--runtime", runtime, "--json"),),
             minutes=60,
-            has_run=runtime == BASELINE,
+            has_run=runtime == CPU_RUNTIME,
         )
     for mode in chosen_modes(wish.modes):
         words = ("--runtimes", ",".join(runtimes), "--runs", str(wish.runs), "--tokens", str(wish.tokens))
@@ -111,7 +111,7 @@ def _bundle_steps(bundle: str, wish: Wish, runtimes: tuple[str, ...], folder: Pa
         module = (sys.executable, "-m", "tinyllava_edge.benchmarks.hardware.soak")
         yield Step(
             name=f"soak-{name}",
-            commands=((*module, bundle, (on_gpu or (BASELINE,))[0], str(wish.soak_minutes)),),
+            commands=((*module, bundle, (on_gpu or (CPU_RUNTIME,))[0], str(wish.soak_minutes)),),
             minutes=wish.soak_minutes + 15,
             has_run=not on_gpu,
         )

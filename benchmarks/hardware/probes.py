@@ -27,7 +27,7 @@ def _onnxruntime_cuda() -> str:
     return "" if has_cuda else "the installed onnxruntime has no CUDA"
 
 
-# The first five are those of TINYLLAVA_EDGE_REQUIRE, as tests/conftest.py has them.
+# The first five are those of TINYLLAVA_EDGE_REQUIRE; tests/conftest.py skips by them.
 PROBES: dict[str, Callable[[], str]] = {
     "cuda": lambda: "" if has_nvidia_gpu() else "no NVIDIA GPU is here",
     "jetson": lambda: "" if read_jetson() else "this is no Jetson",

@@ -1,12 +1,12 @@
 """What a build takes of disk and memory, reckoned before minutes go into it."""
 
-import re
 from pathlib import Path
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine
 from tinyllava_edge.errors import EngineMemoryError
+from tinyllava_edge.machine_files import read_meminfo
 
 from .builder import default_workspace_bytes
 
@@ -67,10 +67,4 @@ def check_memory(
 def _available_bytes(root: Path) -> int | None:
     """Free main memory and swap."""
     memory = read_machine(root).memory
-    if memory is None:
-        return None
-    try:
-        found = re.search(r"(?m)^SwapFree:\s+(\d+) kB", (root / "proc/meminfo").read_text(encoding="utf-8"))
-    except OSError:
-        found = None
-    return memory.available_bytes + (int(found[1]) << 10 if found else 0)
+    return None if memory is None else memory.available_bytes + (read_meminfo(root, "SwapFree") or 0)

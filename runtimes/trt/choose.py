@@ -26,7 +26,7 @@ from tinyllava_edge.gates import precision_of
 from tinyllava_edge.precisions import PRECISIONS
 from tinyllava_edge.reference_tensors import read_reference_tensors
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME, CUDA_RUNTIME, RUNTIMES, vision_opener
 
 from .budget import check_memory, least_engine_bytes
 from .builder import OnProgress
@@ -41,7 +41,6 @@ from .record import Choice, EngineKey, EngineRecord, Step, new_record
 # Variants that an engine is tried from, in this order; int8_fp16 where it is asked for, never by itself.
 ENGINE_VARIANTS = ("fp16", "bf16", "fp32")
 CUDA_VARIANTS = tuple(name for name in ENGINE_VARIANTS if "cuda" in PRECISIONS[name].runs_on)
-CPU_RUNTIME, CUDA_RUNTIME = "onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp"
 
 
 class DeviceBuild:

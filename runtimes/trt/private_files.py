@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tinyllava_edge.cache import is_private
 from tinyllava_edge.errors import NoEngineError
-
-_READ_FLAGS = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+from tinyllava_edge.verified_files import open_real
 
 
 @contextmanager
@@ -20,13 +19,11 @@ def open_private(path: Path) -> Iterator[int]:
         NoEngineError: it is not there, or not so.
     """
     try:
-        handle = os.open(path, _READ_FLAGS)
+        file = open_real(path)
     except OSError as error:
         raise NoEngineError(f"{path.name}: {(error.strerror or 'cannot be read').lower()}") from None
-    try:
-        status = os.fstat(handle)
+    with file:
+        status = os.fstat(file.fileno())
         if not (stat.S_ISREG(status.st_mode) and is_private(status)):
             raise NoEngineError(f"{path.name} is not private to you")
-        yield handle
-    finally:
-        os.close(handle)
+        yield file.fileno()

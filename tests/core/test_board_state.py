@@ -8,7 +8,7 @@ from tests.core.test_device import write_tree
 from tinyllava_edge.board_state import BoardState, Clock, read_board_state
 
 GPU = "sys/class/devfreq/{}/{}_freq"
-RAILS = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
+RAILS = "sys/class/hwmon/hwmon1"
 
 
 def frequencies(name: str, now: int, least: int, most: int) -> dict[str, str]:
@@ -42,6 +42,7 @@ def test_a_rail_needs_its_numbers_and_a_name(tmp_path: Path) -> None:
     files = {
         f"{RAILS}/in{n}_label": text for n, text in enumerate(("VDD_IN\n", "NC\n", "VDD_SOC\n"), start=1)
     }
+    files[f"{RAILS}/name"] = "ina3221\n"
     files |= {f"{RAILS}/{kind}{n}_input": "1\n" for n in (1, 2) for kind in ("in", "curr")}
     assert read_board_state(write_tree(tmp_path, files)).rails == ("VDD_IN",)
 

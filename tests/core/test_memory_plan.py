@@ -15,6 +15,7 @@ from tinyllava_edge.llamacpp_memory import KV_BYTES, kv_bytes, scratch_bytes, su
 from tinyllava_edge.manifest import LanguageSpec
 from tinyllava_edge.memory_plan import MIB, chosen_setting, plan_memory
 from tinyllava_edge.onnx_shapes import read_activations
+from tinyllava_edge.runtimes import llamacpp
 from tinyllava_edge.runtimes.base import KV_TYPES
 
 # hidden, inner, heads, KV heads, head size, vocabulary, gated, layers
@@ -121,4 +122,4 @@ def test_shapes_are_those_of_values_with_a_row_for_each_picture(tmp_path: Path) 
 
 
 def test_the_runtime_has_the_types_of_cache_that_are_planned() -> None:
-    assert {*KV_TYPES} == {*KV_BYTES}
+    assert {*KV_TYPES} == {*KV_BYTES} == {*llamacpp._KV_TYPES}

@@ -74,8 +74,8 @@ def clocks(gpu: str, gpu_hz: tuple[int, int, int], cpu_khz: tuple[int, int, int]
 
 
 def rails(*names: str) -> Files:
-    folder = "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
-    return {
+    folder = "sys/class/hwmon/hwmon1"
+    return {f"{folder}/name": "ina3221\n"} | {
         f"{folder}/{file}": text
         for number, name in enumerate(names, start=1)
         for file, text in (

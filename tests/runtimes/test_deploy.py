@@ -70,9 +70,7 @@ def test_the_script_refuses_another_python(folder: Path) -> None:
 
 
 def test_the_wheel_holds_what_setuptools_would_put_in(tmp_path: Path) -> None:
-    if (
-        find_spec("setuptools") is None
-    ):  # an import would replace distutils for good
+    if find_spec("setuptools") is None:  # an import would replace distutils for good
         pytest.skip("needs setuptools")
     source, built = tmp_path / "source", tmp_path / "built"  # setuptools leaves things in the source
     left_out = shutil.ignore_patterns(".*", "build", "demo-out", "*.egg-info", "tests", "docs", "shared")

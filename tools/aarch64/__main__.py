@@ -19,8 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
+import tools
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.errors import BackendError, UsageError
 
 CHECKOUT = Path(__file__).parents[2]
 PICTURES = ("docs/pictures/emoji.webp", "docs/pictures/cat.jpg", "export/pictures/wide.png")
@@ -194,8 +195,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TinyLlavaEdgeError as error:
-        note(str(error))
-        sys.exit(2)
+    tools.run(main)

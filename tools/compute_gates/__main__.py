@@ -8,7 +8,6 @@ checkpoint, quantized ones against torch float32 with the file's values (stage d
 """
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +16,12 @@ import numpy as np
 import torch
 import typer
 
+import tools
 from tinyllava_edge.atomic_files import write_bytes
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.checkpoint.names import checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, top1_agreement
 
 from .products import EMULATIONS, Emulation, Products, stored_values
@@ -128,8 +127,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except TinyLlavaEdgeError as error:
-        note(str(error))
-        sys.exit(2)
+    tools.run(main)

@@ -11,7 +11,7 @@ import torch
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import DataError, PromptError, RecordError
+from tinyllava_edge.errors import DataError, PromptError, RecordError, UnsupportedModelError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
@@ -148,6 +148,10 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
     with torch.device("meta"), torch.no_grad():  # a resampler's positions are not the tower's
         num_tokens = TinyLlava(config).encode(torch.zeros(1, 3, size, size)).shape[1]
     template = template_named(options.template or config.template)
+    if assets.template.picture != template.picture:  # no config.json of TinyLLaVA Factory can say it
+        raise UnsupportedModelError(
+            f"{source.config_path}: mm_use_im_start_end: tokens around a picture are read, but not trained."
+        )
     return Samples(
         conversations={},
         tokenizer=assets.text_tokenizer(),

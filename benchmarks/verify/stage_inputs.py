@@ -4,6 +4,7 @@ Computed from the bundle's files with the code every runtime uses (`prompt.py`, 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from tinyllava_edge import image, prompt
 from tinyllava_edge.bounds import at_most
 from tinyllava_edge.bundle import TOKENIZER_FILE, PromptSpec
-from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 
 from .ladder import Ladder, StageResult, judge
 from .reference import TextCase
@@ -80,7 +81,7 @@ def special_tokens(tokenizer_json: str) -> dict[str, int]:
 
 
 def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], spec: PromptSpec) -> bool:
-    """Whether typed text gave no special id: BOS and the template's ends of answers are the only ones.
+    """Whether typed text gave no special id: BOS and the template's own are the only ones.
 
     Where no special token's text was typed, ids are upstream's. The unknown token stands for any character
     that has none, so it may appear.
@@ -89,8 +90,14 @@ def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], sp
     if not any(text in typed for text in specials):
         return tuple(ids) == case.ids
     expected = [] if spec.bos_id is None else [spec.bos_id]
-    if spec.template.end in specials:
-        expected += [specials[spec.template.end]] * sum(answer is not None for _, answer in case.turns)
+    own = spec.template.render(
+        [
+            (IMAGE_MARKER if IMAGE_MARKER in question else "", None if answer is None else "")
+            for question, answer in case.turns
+        ]
+    )
+    pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True))
+    expected += [specials[text] for text in re.findall(pattern, own)] if specials else []
     counted = {token for text, token in specials.items() if text != "<unk>"}
     return [token for token in ids if token in counted] == expected
 

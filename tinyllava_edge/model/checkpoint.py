@@ -9,14 +9,11 @@ from functools import partial
 
 import torch
 
-from tinyllava_edge.checkpoint.families import FAMILIES
-from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LEGACY, LORA, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LORA, PARTS, PICKLE_FILE
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
 from tinyllava_edge.checkpoint.tensor_names import (
-    PREFIXES,
     UPSTREAM_PREFIXES,
+    Prefixes,
     canonical_name,
     canonical_name_in_folder,
 )
@@ -25,7 +22,8 @@ from .lora import Adapter
 from .second_copies import check_other_files, check_same
 from .tensor_files import TensorReader, opened_tensors, read_pickle, tensor_files
 
-# TinyLLaVABench's loader cuts these to the tokenizer's length.
+# Loaders of LLaVA's code line cut these to the tokenizer's length.
+_HEAD_BIAS = "language_model.lm_head.bias"
 _ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
@@ -33,8 +31,8 @@ def iter_tensors(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
     """Yield (canonical name, tensor in its stored dtype), one at a time.
 
     A LoRA adapter is merged on the way; a merged tensor is float32. Any other is a view of the file, whose
-    pages the system reads when they are used, and may forget again. The vocabulary of a legacy checkpoint
-    is cut to its tokenizer's length, as its own loader does.
+    pages the system reads when they are used, and may forget again. The vocabulary of a checkpoint of
+    LLaVA's code line is cut to its tokenizer's length, as its own loader does.
 
     Args:
         checkpoint: whose tensors.
@@ -62,26 +60,26 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
         adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part, checkpoint.allow_pickle)
         yield from adapter.merge(iter_readers(checkpoint.base, part=part))
     else:
-        yield from _from_whole_file(checkpoint, part)
+        yield from _from_pieces(checkpoint, part)
 
 
-def _from_whole_file(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
-    rows = tokenizer_length(checkpoint.path) if checkpoint.layout == LEGACY else None
-    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+def _from_pieces(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
+    rows = checkpoint.rows
     seen: dict[str, tuple[str, torch.Tensor]] = {}
-    for path in tensor_files(checkpoint.file_of(""), checkpoint.allow_pickle):
-        with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
-            for key in keys:
-                name = canonical_name(key, prefixes, path)
-                if part is None or name.startswith(f"{part}."):
-                    tensor = read(key)
-                    where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
-                    if first is not tensor:
-                        check_same(where, first, f"{key!r} of {path}", tensor)
-                        continue
-                    yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
-    if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
-        yield "language_model.lm_head.bias", partial(torch.zeros, length)
+    for piece in checkpoint.pieces:
+        for path in tensor_files(piece.whole, checkpoint.allow_pickle):
+            with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
+                for key in keys:
+                    name = piece.name(key, path)
+                    if name is not None and (part is None or name.startswith(f"{part}.")):
+                        tensor = read(key)
+                        where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
+                        if first is not tensor:
+                            check_same(where, first, f"{key!r} of {path}", tensor)
+                            continue
+                        yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
+    if part in (None, "language_model") and _HEAD_BIAS not in seen and _lacks_head_bias(checkpoint):
+        yield _HEAD_BIAS, partial(torch.zeros, checkpoint.config.language.vocab_size)
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -92,7 +90,9 @@ def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str
 
 def check_second_copies(checkpoint: Checkpoint) -> None:
     """Compare what is read with every other file of the checkpoint; errors as `check_other_files`."""
-    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+    prefixes: Prefixes = UPSTREAM_PREFIXES
+    if checkpoint.layout not in (FOLDERS, LORA, ADAPTER):
+        prefixes = checkpoint.pieces[0].prefixes
 
     def name_of(key: str) -> str | None:
         known = prefixes if key.startswith(tuple(prefixes)) else UPSTREAM_PREFIXES
@@ -107,13 +107,10 @@ def check_second_copies(checkpoint: Checkpoint) -> None:
     check_other_files(checkpoint, name_of, tensors)
 
 
-def _missing_head_bias(checkpoint: Checkpoint, rows: int | None) -> int:
-    """Length of the head's bias, which TinyLLaVABench's Phi does not have, and Phi elsewhere has; else 0."""
-    raw = checkpoint.raw_config
-    if checkpoint.layout != LEGACY or LEGACY_FAMILIES[raw["model_type"]] != "phi":
-        return 0
-    stored = int(raw.get("vocab_size", FAMILIES["phi"].defaults["vocab_size"]))
-    return stored if rows is None else min(rows, stored)
+def _lacks_head_bias(checkpoint: Checkpoint) -> bool:
+    """Whether its code makes Phi's head without the bias that Phi elsewhere has."""
+    line = checkpoint.line
+    return line is not None and line.family == "phi" and not line.head_bias
 
 
 def _from_folders(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LEGACY, LORA
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
@@ -136,7 +136,7 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     if others and not torch.equal(first, others[0]):
         keep = ""
         if checkpoint.config.language.family.only.get("tie_word_embeddings") is not True:
-            key = "tie_word_embeddings" if checkpoint.layout == LEGACY else "text_config.tie_word_embeddings"
+            key = "tie_word_embeddings" if checkpoint.line else "text_config.tie_word_embeddings"
             keep = f"Write false in {key} to keep the head, as transformers 5 does, or r"
         raise CheckpointError(
             f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
@@ -158,7 +158,7 @@ def _check_shapes(
         if shape != expected.get(name, shape):
             raise CheckpointError(
                 f"{where}: tensor {name!r} has shape {list(shape)}, {checkpoint.config_path} asks for "
-                f"{list(expected[name])}{_size_key(name)}."
+                f"{list(expected[name])}{_size_key(name, checkpoint)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
@@ -168,10 +168,13 @@ def _check_shapes(
         )
 
 
-def _size_key(name: str) -> str:
+def _size_key(name: str, checkpoint: Checkpoint) -> str:
     """Which keys of config.json the shape of a tensor comes from, of those that are often wrong."""
     if name.endswith(("position_embedding.weight", "position_embeddings")):
-        return " (vision_config.image_size and patch_size)"
+        owner = f"{checkpoint.config.vision.name_or_path}'s " if checkpoint.line else "vision_config."
+        return f" ({owner}image_size and patch_size)"
+    if name.startswith("connector.") and checkpoint.line:
+        return " (mm_projector_type, mm_hidden_size and hidden_size)"
     if name.startswith("connector."):
         return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
     return ""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
+from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.assets import Assets, read_assets
@@ -27,7 +28,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Of one fixture: how many prompts have other text, ids or greedy answers, and the largest differences."""
+    """How many prompts of a fixture have other text, ids or greedy answers, and the largest differences."""
 
     wrong_prompts: int
     wrong_ids: int
@@ -88,15 +89,19 @@ class Fixture:
         logits = {case: self._logits(made[case][1], shown[case]) for case in cases}
         wrong_greedy = 0
         for case in cases:
-            answer = list(self._greedy(made[case][1], shown[case]))
-            wrong_greedy += answer != self.arrays[f"prompt/{case}/greedy_ids_no_eos"].tolist()
-        pictures = range(len(files))
+            given = self.arrays[f"prompt/{case}/input_ids"].tolist()  # Bunny's generate was given no picture
+            expected = self.arrays[f"prompt/{case}/greedy_ids_no_eos"].tolist()[
+                -8:
+            ]  # LLaVA's has BOS in front
+            pictures = shown[case] if IMAGE_TOKEN_ID in given else shown[case][:0]
+            wrong_greedy += list(self._greedy(given, pictures)) != expected
+        numbers = range(len(files))
         return Errors(
             wrong_prompts=sum(made[case][0] != self.golden["prompts"][case]["prompt"] for case in cases),
             wrong_ids=sum(made[case][1] != self.golden_ids(case) for case in cases),
-            pixels=max(_largest(pixels[k], self.arrays[f"image{k}/pixel_values"]) for k in pictures),
-            tower=max(_largest(tower[k].numpy(), self.arrays[f"image{k}/vision"]) for k in pictures),
-            connector=max(_largest(rows[k].numpy(), self.arrays[f"image{k}/connector"]) for k in pictures),
+            pixels=max(_largest(pixels[k], self.arrays[f"image{k}/pixel_values"]) for k in numbers),
+            tower=max(_largest(tower[k].numpy(), self.arrays[f"image{k}/vision"]) for k in numbers),
+            connector=max(_largest(rows[k].numpy(), self.arrays[f"image{k}/connector"]) for k in numbers),
             logits=max(_largest(logits[case], self._golden_logits(case)) for case in cases),
             wrong_greedy=wrong_greedy,
         )

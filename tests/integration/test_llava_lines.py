@@ -1,4 +1,4 @@
-"""Checkpoints that the code of LLaVA, Bunny and the others wrote, against what that code computed with them."""
+"""Checkpoints that the code of LLaVA, Bunny and others wrote, against what it computed with them."""
 
 import pytest
 

@@ -1,0 +1,53 @@
+"""`python -m tests.integration.write_lines_table`: stages of each checkpoint line against upstream."""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+
+from .checkpoint_lines import NAMES, Errors, Fixture
+
+PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "checkpoint_lines.md"
+_HEAD = """# Checkpoint lines, stage by stage
+
+Each row is a tiny checkpoint that upstream's own model classes wrote and computed with, at the commit named
+([how](../../tests/fixtures/lines/README.md)). Prompts, ids and greedy answers are counted where they differ;
+pixels, tower, connector and logits are the largest difference of any value, float32 here and there.
+
+    python -m tests.integration.write_lines_table
+
+{versions}
+
+| checkpoint | upstream | layout | prompt | ids | pixels | tower | connector | logits | greedy |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def row(fixture: Fixture, errors: Errors) -> str:
+    """One line of the table."""
+    cases = len(fixture.golden["prompts"])
+    repository, _, commit = fixture.golden["upstream"].partition("@")
+    counted = (f"{n} of {cases} wrong" for n in (errors.wrong_prompts, errors.wrong_ids))
+    values = (f"{value:.1e}" if value else "0" for value in (errors.pixels, errors.tower))
+    more = (f"{value:.1e}" if value else "0" for value in (errors.connector, errors.logits))
+    cells = (
+        *(f"`{fixture.name}`", f"{repository} `{commit[:7]}`", fixture.checkpoint.layout),
+        *(*counted, *values, *more, f"{errors.wrong_greedy} of {cases} wrong"),
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def write_page(path: Path = PAGE) -> None:
+    """Measure every fixture and write the page."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}."
+    text = _HEAD.format(versions=versions)
+    for name in NAMES:
+        sys.stderr.write(f"{name}\n")
+        fixture = Fixture(name)
+        text += row(fixture, fixture.measure())
+    path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

@@ -7,7 +7,7 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,23 @@ class LanguageBackend(Protocol):
 
     def close(self) -> None:
         """Free what the backend holds; calling it twice is harmless, any other use is a BackendError."""
+        ...
+
+
+@runtime_checkable
+class KeepsState(Protocol):
+    """A language backend whose context can be given away and put back, in another process too."""
+
+    def save_state(self) -> bytes:
+        """Everything that the context holds; what is put back computes on with the same bits."""
+        ...
+
+    def load_state(self, state: bytes, positions: int) -> None:
+        """Put a saved context in the place of this one, cut at `positions`, of which there must be as many.
+
+        Raises:
+            BackendError: it cannot be put back; the context is empty then.
+        """
         ...
 
 

@@ -70,6 +70,12 @@ class Settings:
         typer.Option(help="llama.cpp's: auto, on or off.", show_default="what the KV type has"),
     ] = None
     device: Annotated[int, typer.Option(help="Number of the GPU for the vision engine.", min=0)] = 0
+    store_mb: Annotated[
+        int,
+        typer.Option(
+            help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
+        ),
+    ] = 0
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

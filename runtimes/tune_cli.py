@@ -1,19 +1,12 @@
 """The command `tinyllava-edge tune`."""
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, print_json, stdout
-from tinyllava_edge.presets import BOUND, PRESETS, READS, Pair, choose_pair, no_pair, pairs
-from tinyllava_edge.tuned import NUM_TOKENS, Tuned, write_tuned
 
 from .cli_options import BundleArgument, JsonOption
-from .registry import RUNTIMES, is_complete, runtime_entries
 
 
 def tune(
@@ -25,6 +18,12 @@ def tune(
 
     What each preset then means in bytes, accuracy and time goes to stdout.
     """
+    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.checkpoint.names import bundle_path
+    from tinyllava_edge.presets import BOUND
+    from tinyllava_edge.tuned import write_tuned
+
+    from .preset_table import preset_rows, preset_table
     from .tune import tune as measure
 
     opened = Bundle.open(bundle_path(bundle))
@@ -34,51 +33,8 @@ def tune(
     if json:
         print_json({**tuned.model_dump(), "path": str(path), "presets": rows})
         return
-    stdout.print(_table(rows))
+    stdout.print(preset_table(rows))
     bound = " and ".join(
         f"{gate.metric} {'<=' if gate.kind == 'max' else '>='} {gate.limit:g}" for gate in BOUND
     )
     note(f"balanced is within {bound} of the checkpoint; kept in {path}")
-
-
-def preset_rows(bundle: Bundle, tuned: Tuned | None) -> list[dict[str, Any]]:
-    """What each preset means for a bundle on this machine's CPU."""
-    found = [
-        pair
-        for runtime, backends in RUNTIMES.items()
-        if all(backend in READS for backend in backends)
-        if is_complete(runtime) and not any(entry.needs_gpu for entry in runtime_entries(runtime))
-        for pair in pairs(bundle, runtime, backends, tuned)
-    ]
-    return [{"preset": preset, **_row(preset, found)} for preset in PRESETS]
-
-
-def _row(preset: str, found: list[Pair]) -> dict[str, Any]:
-    pair = choose_pair(preset, found)
-    taken = pair or next(iter(found), None)
-    if taken is None:
-        return {"why": "no verified variant is read here"}
-    return {
-        **{key: value for key, value in asdict(taken).items() if key not in ("vision", "language", "passed")},
-        "vision": taken.vision.name,
-        "language": taken.language.name,
-        "why": no_pair(preset, found) if pair is None else "",
-    }
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in ("preset", "vision", "language", "MB", "KL", "top-1", f"ms, {NUM_TOKENS} tokens"):
-        table.add_column(column, justify="left" if column in ("preset", "vision", "language") else "right")
-    for row in rows:
-        kld, top1, took = (row.get(key) for key in ("mean_kld", "top1_agreement", "request_ms"))
-        table.add_row(
-            row["preset"],
-            row.get("vision", "-"),
-            row.get("language", "-"),
-            f"{row.get('size_bytes', 0) / 1e6:.1f}",
-            "?" if kld is None else f"{kld:.2g}",
-            "?" if top1 is None else f"{top1:.3f}",
-            "?" if took is None else f"{took:.0f}",
-        )
-    return table

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
-from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
+from tinyllava_edge.presets import DEFAULT_PRESET, READS, Pair, choose_pair, no_pair, pairs
 from tinyllava_edge.runtimes.trt.binding import TARGETS
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
+from tinyllava_edge.tuned import Tuned, read_tuned
 
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .registry import (
@@ -25,6 +27,7 @@ from .registry import (
     choose_runtime,
     is_complete,
     open_backends,
+    runtime_entries,
 )
 
 
@@ -60,7 +63,7 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
     tried = candidates(bundle, options) if name == "auto" else [Candidate(choose_runtime(name), None, "")]
     failed: list[str] = []
     for number, (runtime, vision, reason) in enumerate(tried, start=1):
-        chosen = replace(options, vision=options.vision or vision)
+        chosen, variants = _with_preset(runtime, bundle, replace(options, vision=options.vision or vision))
         try:
             pair = open_backends(runtime, bundle, chosen)
         except BackendError as error:
@@ -71,8 +74,55 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
                 raise BackendError("; ".join(failed)) from None
         else:
             notes = [getattr(backend, "note", "") for backend in pair]
-            return Opened(runtime, *pair, "; ".join(filter(None, [*failed, reason, *notes])))
+            return Opened(runtime, *pair, "; ".join(filter(None, [*failed, reason, variants, *notes])))
     raise AssertionError("there is always a candidate")
+
+
+def _with_preset(runtime: str, bundle: Bundle, options: BackendOptions) -> tuple[BackendOptions, str]:
+    """The options with variants and settings that were left open, and what to say of them."""
+    preset = options.preset or DEFAULT_PRESET
+    if not all(backend in READS for backend in RUNTIMES[runtime]):
+        if options.preset:
+            raise UsageError(f"runtime {runtime} has no variants to choose from. Leave --preset out.")
+        return options, ""
+    tuned = read_tuned(bundle)
+    found = _open_pairs(runtime, bundle, options, tuned)
+    if tuned is not None and options.gpu_layers is None:
+        threads = options.threads or tuned.threads
+        attention = options.flash_attention or (None if options.kv_type else tuned.flash_attention)
+        options = replace(options, threads=threads, flash_attention=attention)
+    if len(found) < 2:
+        return options, ""
+    pair = choose_pair(preset, found)
+    if pair is None:
+        return options, no_pair(preset, found)
+    said = f"preset {preset}: {pair.label}"
+    return replace(options, vision=pair.vision.name, language=pair.language.name), said
+
+
+def _open_pairs(runtime: str, bundle: Bundle, options: BackendOptions, tuned: Tuned | None) -> list[Pair]:
+    """Pairs of variants that a runtime reads, of those that the user left open."""
+    return [
+        pair
+        for pair in pairs(bundle, runtime, RUNTIMES[runtime], tuned)
+        if options.vision in (None, pair.vision.name) and options.language in (None, pair.language.name)
+    ]
+
+
+def _cpu_runtime(bundle: Bundle, options: BackendOptions) -> str:
+    """The runtime of the CPU whose pair of variants is the preset's, where `tune` measured all of them."""
+    tuned = read_tuned(bundle)
+    preset = options.preset or DEFAULT_PRESET
+    found = [
+        pair
+        for runtime, backends in RUNTIMES.items()
+        if all(backend in READS for backend in backends)
+        if is_complete(runtime) and not any(entry.needs_gpu for entry in runtime_entries(runtime))
+        for pair in _open_pairs(runtime, bundle, options, tuned)
+        if pair.request_ms is not None
+    ]
+    pair = choose_pair(preset, found)
+    return CPU_RUNTIME if pair is None else pair.runtime
 
 
 def settle_runtime(name: str, bundle: Bundle) -> Candidate:
@@ -111,7 +161,7 @@ def candidates(bundle: Bundle, options: BackendOptions) -> list[Candidate]:
             why = _why_cuda(bundle, is_verified=parity is not None)
             found.append(Candidate(CUDA_RUNTIME, None, f"{why}{failed and f'; verify: {failed}'}"))
     # torch is for who gives it a checkpoint, where the pair that reads the bundle is not installed.
-    last = choose_runtime("auto") if options.checkpoint else CPU_RUNTIME
+    last = choose_runtime("auto") if options.checkpoint else _cpu_runtime(bundle, options)
     found.append(Candidate(last, None, why_last))
     first = {candidate.runtime: candidate for candidate in reversed(found)}  # of two of a runtime
     return [

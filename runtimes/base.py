@@ -7,7 +7,7 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.llamacpp_memory import KV_BYTES
+from tinyllava_edge.presets import PRESETS
 
 # One stretch of the context: token ids [n] int32, or embeddings [n, hidden] float32.
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
@@ -90,13 +91,31 @@ class LanguageBackend(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsState(Protocol):
+    """A language backend whose context can be given away and put back, in another process too."""
+
+    def save_state(self) -> bytes:
+        """Everything that the context holds; what is put back computes on with the same bits."""
+        ...
+
+    def load_state(self, state: bytes, positions: int) -> None:
+        """Put a saved context in the place of this one, cut at `positions`, of which there must be as many.
+
+        Raises:
+            BackendError: it cannot be put back; the context is empty then.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
     """What a user may ask of a backend when it is opened.
 
     Attributes:
-        vision: name of the vision variant, or None for the most precise verified one.
+        vision: name of the vision variant, or None for what the preset takes.
         language: name of the language variant, likewise.
+        preset: a name of `presets.PRESETS` for the variants that are not named; None for "balanced".
         kv_type: type of the KV cache, one of `KV_TYPES`, or None for the runtime's own; a runtime that has
             only one refuses the others.
         context_length: positions of the context, or None for `LanguageSpec.default_context_length`.
@@ -114,6 +133,7 @@ class BackendOptions:
 
     vision: str | None = None
     language: str | None = None
+    preset: str | None = None
     kv_type: str | None = None
     context_length: int | None = None
     threads: int | None = None
@@ -127,7 +147,8 @@ class BackendOptions:
 
     def __post_init__(self) -> None:
         """Refuse values no runtime has: a UsageError with the option, its value and what is allowed."""
-        for name, known in (("kv_type", KV_TYPES), ("flash_attention", FLASH_ATTENTION)):
+        choices = (("kv_type", KV_TYPES), ("flash_attention", FLASH_ATTENTION), ("preset", tuple(PRESETS)))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in (None, *known):
                 raise UsageError(f"{name} is {value!r}; known: {', '.join(known)}.")

@@ -162,7 +162,8 @@ def _open(
     how = settings.how()
     opened = Bundle.open(bundle_path(bundle))
     images: list[Picture] = [open_picture(path) for path in pictures]
-    model = open_bundle(opened, runtime=settings.runtime, **vars(settings.read(BackendOptions)))
+    options = vars(settings.read(BackendOptions))
+    model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""
     note(f"vision: {model.vision.name}; language: {model.language.name}{why}")
     if "llamacpp" in model.runtime and lacks_cuda():

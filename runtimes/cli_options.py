@@ -36,7 +36,7 @@ AllowPickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
-_MOST_PRECISE = "the most precise verified one"
+_BY_PRESET = "what the preset takes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,14 @@ class Settings:
             "torch, scripted, or auto: what build chose here, else a GPU, else the CPU.",
         ),
     ] = DEFAULT_RUNTIME
-    vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_MOST_PRECISE)] = None
-    language: Annotated[str | None, typer.Option(help="Language variant.", show_default=_MOST_PRECISE)] = None
+    vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_BY_PRESET)] = None
+    language: Annotated[str | None, typer.Option(help="Language variant.", show_default=_BY_PRESET)] = None
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="exact, balanced, fast or small, for variants that are not named.", show_default="balanced"
+        ),
+    ] = None
     kv_type: Annotated[
         str | None,
         typer.Option(help="Type of the KV cache: f16, f32 or q8_0.", show_default="the runtime's own"),
@@ -70,6 +76,12 @@ class Settings:
         typer.Option(help="llama.cpp's: auto, on or off.", show_default="what the KV type has"),
     ] = None
     device: Annotated[int, typer.Option(help="Number of the GPU for the vision engine.", min=0)] = 0
+    store_mb: Annotated[
+        int,
+        typer.Option(
+            help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
+        ),
+    ] = 0
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

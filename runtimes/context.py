@@ -13,7 +13,10 @@ from operator import eq
 import numpy as np
 import numpy.typing as npt
 
-from .base import LanguageBackend, Segment
+from tinyllava_edge.errors import BackendError
+
+from .base import KeepsState, LanguageBackend, Segment
+from .store import PictureStore, key_of
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,31 @@ def segments(elements: Sequence[Element]) -> Iterator[Segment]:
             yield from (element.rows for element in neighbours if isinstance(element, PictureRows))
 
 
+def _end_of_pictures(elements: Sequence[Element]) -> int:
+    """Elements up to the last picture, 0 where there is none."""
+    return max(
+        (end for end, each in enumerate(elements, start=1) if isinstance(each, PictureRows)), default=0
+    )
+
+
+def _key(elements: Sequence[Element]) -> bytes:
+    return key_of([each.key if isinstance(each, PictureRows) else each for each in elements])
+
+
 class Context:
     """The elements a language backend has evaluated.
 
     When an evaluation fails or is interrupted, the backend may hold a part of it: the record is emptied, and
     the next prefill starts from nothing.
+
+    Args:
+        language: evaluates; nobody else uses its context.
+        store: where what a picture becomes outlives the process.
     """
 
-    def __init__(self, language: LanguageBackend) -> None:
+    def __init__(self, language: LanguageBackend, store: PictureStore | None = None) -> None:
         self._language = language
+        self._store = store if isinstance(language, KeepsState) else None
         self._elements: list[Element] = []
         self._position = 0
 
@@ -63,15 +82,39 @@ class Context:
             Positions that were there already and were not evaluated again.
         """
         common = sum(takewhile(bool, map(eq, self._elements, prompt[:-1])))  # the last one gives the logits
+        self._elements = []
+        if stored := self._put_back(prompt, common):
+            common = stored
+        else:
+            self._language.truncate(count_positions(prompt[:common]))
         kept = list(prompt[:common])
         reused = count_positions(kept)
-        self._elements = []
-        self._language.truncate(reused)
         self._elements, self._position = kept, reused
         for element_segment in segments(prompt[common:]):
             self._evaluate(element_segment)
         self._elements = list(prompt)
         return reused
+
+    def keep(self) -> None:
+        """Keep what the context holds up to its last picture, where there is a store that lacks it."""
+        beginning = self._elements[: _end_of_pictures(self._elements)]
+        if self._store is None or not beginning or self._store.has("context", key := _key(beginning)):
+            return
+        assert isinstance(self._language, KeepsState)
+        self._store.keep("context", key, self._language.save_state())
+
+    def _put_back(self, prompt: Sequence[Element], common: int) -> int:
+        """Elements that were put back from the store, 0 where the context has as many or nothing was kept."""
+        end = _end_of_pictures(prompt[:-1])
+        state = self._store.read("context", _key(prompt[:end])) if self._store and end > common else None
+        if state is None:
+            return 0
+        assert isinstance(self._language, KeepsState)
+        try:
+            self._language.load_state(state, count_positions(prompt[:end]))
+        except BackendError:  # of a longer context than this one, say: it is computed
+            return 0
+        return end
 
     def append(self, token: int) -> None:
         """Evaluate one generated token."""

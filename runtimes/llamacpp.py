@@ -138,6 +138,31 @@ class LlamaCppLanguage:
         self._position = position
         self._has_logits = False
 
+    def save_state(self) -> bytes:
+        """See `KeepsState`."""
+        check_open(self.name, self._context is not None)
+        size = self._library.llama_state_seq_get_size(self._context, 0)
+        state = (ctypes.c_uint8 * size)()
+        written = self._library.llama_state_seq_get_data(self._context, state, size, 0)
+        return bytes(memoryview(state)[:written])
+
+    def load_state(self, state: bytes, positions: int) -> None:
+        """See `KeepsState`."""
+        check_open(self.name, self._context is not None)
+        self.truncate(0)
+        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        read = self._library.llama_state_seq_set_data(self._context, buffer, len(state), 0)
+        held = self._library.llama_memory_seq_pos_max(self._memory, 0) + 1
+        if read != len(state) or not 0 < positions <= held:
+            self.truncate(0)
+            raise BackendError(
+                f"{self.name}: a saved context cannot be put back: {read} of {len(state)} bytes were read, "
+                f"{held} positions for at least {positions}.{self._log.said()}"
+            )
+        self._position = held
+        self.truncate(positions)
+        self._has_logits = False
+
     def close(self) -> None:
         """See `LanguageBackend`."""
         self._context = self._model = None

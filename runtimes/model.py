@@ -30,6 +30,7 @@ from .chat import Chat
 from .context import Context, Element, count_positions
 from .pictures import PictureEncoder, as_pictures
 from .registry import DEFAULT_RUNTIME
+from .store import PictureStore, open_store
 from .stream import Run, Stream
 from .timings import Finish, Stopwatch, Timings
 
@@ -43,6 +44,7 @@ def open_bundle(
     runtime: str = DEFAULT_RUNTIME,
     checkpoint: str | Path | None = None,
     sources: str | Path | None = None,
+    store_mb: int = 0,
     **options: Any,
 ) -> "Model":
     """Open a bundle to ask it; used in a `with` statement, it is closed at the end.
@@ -53,6 +55,8 @@ def open_bundle(
             what `tinyllava-edge build` chose here, else a GPU, else the CPU; `Model.runtime_reason` says why.
         checkpoint: where the weights are, or "nano", for runtime "torch".
         sources: where the configs are that the checkpoint only names, likewise.
+        store_mb: keep what pictures become on disk, up to so many megabytes (10^6 bytes) for all bundles, so
+            that a later process answers about a known picture at once; 0 keeps nothing. `store.py`.
         options: the other fields of `BackendOptions`: `vision`, `language`, `kv_type`, `context_length`,
             `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
 
@@ -66,10 +70,13 @@ def open_bundle(
         sources=None if sources is None else Path(sources),
         **options,
     )
+    if store_mb < 0:
+        raise UsageError(f"store_mb is {store_mb}; it must be 0, which keeps nothing, or more.")
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
     opened = open_runtime(runtime, bundle, asked)
     try:
-        model = Model(bundle, opened.vision, opened.language)
+        store = open_store(bundle, opened, asked, store_mb * 10**6)
+        model = Model(bundle, opened.vision, opened.language, store)
     except BaseException:
         opened.vision.close()
         opened.language.close()
@@ -98,7 +105,13 @@ class Model:
         last_timings: of the last answer that gave a token, or None.
     """
 
-    def __init__(self, bundle: Bundle, vision: VisionBackend, language: LanguageBackend) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        vision: VisionBackend,
+        language: LanguageBackend,
+        store: PictureStore | None = None,
+    ) -> None:
         manifest = bundle.manifest
         self.access = Access()
         self.bundle = bundle
@@ -111,8 +124,9 @@ class Model:
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
         tokenizer_json = bundle.read_text(TOKENIZER_FILE)
         self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
-        self._encoder = PictureEncoder(vision, manifest.vision)
-        self._context = Context(language)
+        self._store = store
+        self._encoder = PictureEncoder(vision, manifest.vision, store)
+        self._context = Context(language, store)
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None
@@ -151,8 +165,8 @@ class Model:
         """Begin a new conversation with nothing computed, as after opening."""
         self.reset()
         with self.access.call():
-            self._encoder = PictureEncoder(self.vision, self.bundle.manifest.vision)
-            self._context = Context(self.language)
+            self._encoder = PictureEncoder(self.vision, self.bundle.manifest.vision, self._store)
+            self._context = Context(self.language, self._store)
 
     def answer(
         self,
@@ -341,6 +355,7 @@ class Model:
             run.finish = yield from self._decode(first, run)
             if rest := run.text.finish():
                 yield rest
+            self._context.keep()
         except (GeneratorExit, KeyboardInterrupt):
             run.on_end(run)
             raise

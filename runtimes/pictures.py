@@ -14,6 +14,7 @@ from tinyllava_edge.image import Picture, open_picture, preprocess
 
 from .base import VisionBackend
 from .context import PictureRows
+from .store import PictureStore
 from .timings import Stopwatch
 
 CACHE_BYTES = 256 << 20  # about 35 pictures of Phi-2 with SigLIP, 728 x 2560
@@ -30,12 +31,14 @@ class PictureEncoder:
     """Preprocesses and encodes pictures; the least recently used embeddings are forgotten first.
 
     A picture is known by the hash of its pixels and the vision backend's name (which has the variant), so the
-    same picture under two names, or sent again in a later turn, is encoded once.
+    same picture under two names, or sent again in a later turn, is encoded once; with a store, once for all
+    processes.
     """
 
-    def __init__(self, vision: VisionBackend, spec: VisionSpec) -> None:
+    def __init__(self, vision: VisionBackend, spec: VisionSpec, store: PictureStore | None = None) -> None:
         self._vision = vision
         self._spec = spec
+        self._store = store
         self._cache_bytes = CACHE_BYTES
         self._cache: OrderedDict[bytes, PictureRows] = OrderedDict()
 
@@ -57,9 +60,20 @@ class PictureEncoder:
         key = digest.digest()
         known = self._cache.pop(key, None)
         if known is None:
-            known = PictureRows(key, np.ascontiguousarray(self._vision.encode(pixels[None])[0]))
+            known = PictureRows(key, self._stored(key, pixels))
         self._cache[key] = known  # now the most recently used
         used = sum(picture.rows.nbytes for picture in self._cache.values())
         while len(self._cache) > 1 and used > self._cache_bytes:
             used -= self._cache.popitem(last=False)[1].rows.nbytes
         return known
+
+    def _stored(self, key: bytes, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Rows [tokens, hidden] from the store, or computed and then kept there."""
+        shape = (self._spec.num_tokens, self._spec.hidden_size)
+        kept = self._store.read("rows", key) if self._store else None
+        if kept is not None and len(kept) == 4 * shape[0] * shape[1]:
+            return np.frombuffer(kept, dtype=np.float32).reshape(shape)
+        rows = np.ascontiguousarray(self._vision.encode(pixels[None])[0])
+        if self._store:
+            self._store.keep("rows", key, rows.tobytes())
+        return rows

@@ -36,6 +36,11 @@ COMMANDS = {
     ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "tune": (
+        "tinyllava_edge.runtimes.tune_cli",
+        "tune",
+        "Measure a bundle on this machine, for the fastest variants and settings.",
+    ),
     "eval": (
         "tinyllava_edge.benchmarks.evals.cli",
         "evaluate",

@@ -86,7 +86,7 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Tokeni
 
 def chat_template(template: Template) -> str:
     """The template as Jinja, for llama.cpp's own programs; ours never read it."""
-    before, after = template.question.split("{question}")
+    before, after = template.question.replace("{picture}", "").split("{question}")
     answer_before, answer_after = template.answer.split("{answer}")
     text = {name: json.dumps(value) for name, value in {
         "system": template.system,
@@ -94,15 +94,20 @@ def chat_template(template: Template) -> str:
         "after": after,
         "answer_before": answer_before,
         "answer_after": answer_after + template.end,
+        "between": template.between,
     }.items()}  # fmt: skip
-    return (
+    system = (
         "{% if messages and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}"
         f"{{% else %}}{{{{ {text['system']} }}}}{{% endif %}}"
+    )
+    between = f"{{% if not loop.last %}}{{{{ {text['between']} }}}}{{% endif %}}"
+    return (
+        f"{system if template.system else ''}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         f"{{{{ {text['before']} + message['content'] }}}}"
         "{% elif message['role'] == 'assistant' %}"
         f"{{{{ {text['after']} + {text['answer_before']} + message['content'] + {text['answer_after']} }}}}"
-        "{% endif %}{% endfor %}"
+        f"{between if template.between else ''}{{% endif %}}{{% endfor %}}"
         f"{{% if add_generation_prompt %}}{{{{ {text['after']} }}}}{{% endif %}}"
     )
 

@@ -6,7 +6,7 @@ in pieces around `<image>`, each piece on its own. No language model's own chat 
 
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tokenizers import Tokenizer
@@ -25,25 +25,47 @@ _SYSTEM = (
 )
 
 
+EOS = ""  # as the end of a template: whatever the tokenizer's EOS token is
+
+
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The text around questions and answers. `{question}` and `{answer}` are replaced, nothing else is."""
+    """The text around questions and answers. `{question}`, `{answer}` and `{picture}` are replaced alone.
+
+    Attributes:
+        picture: what stands in the place of `{picture}` for each picture of a question, its marker in it; ""
+            where a marker is a part of the question, as in TinyLLaVA's templates.
+        between: text between the end of an answer and the next question.
+        starts_with_bos: prompts start with the tokenizer's BOS token where it has one.
+    """
 
     name: str
     system: str = _SYSTEM
     question: str = "USER: {question} ASSISTANT:"
     answer: str = " {answer}"
     end: str
+    picture: str = ""
+    between: str = ""
+    starts_with_bos: bool = True
 
     def render(self, turns: Sequence[Turn], *, end: str | None = None) -> str:
         """The prompt string; `end` stands in for the end-of-turn string."""
         parts = [self.system]
-        for question, answer in turns:
-            parts.append(self.question.replace("{question}", question))
+        for number, (question, answer) in enumerate(turns):
+            parts.append(self.between if number else "")
+            parts.append(self._asked(question))
             if answer is not None:
                 parts.append(self.answer.replace("{answer}", answer))
                 parts.append(self.end if end is None else end)
         return "".join(parts)
+
+    def _asked(self, question: str) -> str:
+        if not self.picture:
+            return self.question.replace("{question}", question)
+        text, pictures = question, 0
+        while text.startswith(IMAGE_MARKER):
+            text, pictures = text.removeprefix(IMAGE_MARKER).removeprefix("\n"), pictures + 1
+        return self.question.replace("{picture}", self.picture * pictures).replace("{question}", text)
 
     def with_system(self, text: str) -> "Template":
         """This template with another system text.
@@ -67,6 +89,28 @@ TEMPLATES = {
         # Ours: docs/sources/language_models.md#templates-of-families-that-upstream-lacks
         Template(name="llama3", end="<|end_of_text|>"),
         Template(name="llama3_instruct", end="<|eot_id|>"),
+        # nanoVLM's: docs/sources/nanovlm.md#prompt
+        Template(
+            name="nanovlm_question",
+            system="",
+            question="{picture}Question: {question} Answer:",
+            answer="{answer}",
+            end=EOS,
+            picture=IMAGE_MARKER,
+        ),
+        *(
+            Template(
+                name=f"nanovlm_chat{name}",
+                system="",
+                question="<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n",
+                answer="{answer}",
+                end="<|im_end|>",
+                picture=f"{before}{IMAGE_MARKER}",
+                between="\n",
+                starts_with_bos=False,
+            )
+            for name, before in (("", ""), ("_row", "<row_1_col_1>"), ("_global", "<|global_image|>"))
+        ),
         # Stage 1 of training: the picture and its caption, no question.
         Template(name="pretrain", system="", question=IMAGE_MARKER, answer="{answer}", end="\n"),
     )
@@ -90,8 +134,11 @@ def template_fault(template: Template) -> str | None:
         return f"template {template.name!r} needs '{{question}}' and '{{answer}}' once each"
     if not template.end:
         return f"template {template.name!r} has no end of turn"
-    if IMAGE_MARKER in template.system + template.question + template.answer + template.end:
+    if IMAGE_MARKER in "".join((template.system, template.question, template.answer, template.end)):
         return f"template {template.name!r} has a picture marker of its own"
+    places = (template.question.count("{picture}"), template.picture.count(IMAGE_MARKER))
+    if places != (1, 1) and template.picture:
+        return f"template {template.name!r} has a text for pictures, but not one place and one marker for it"
     return None
 
 
@@ -115,16 +162,20 @@ def check_turns(turns: Sequence[Turn]) -> None:
             raise UsageError(f"the answer {where} None: it is asked for, found {type(answer).__name__}.")
 
 
-def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:
+def place_markers(
+    turns: Sequence[Turn], num_pictures: int | None = None, template: Template | None = None
+) -> list[Turn]:
     """Put every `<image>` marker where the model expects it.
 
     A question's marker moves to its front, `<image>` and a line feed before the stripped text; several in one
     question collapse to one (upstream). Only where there are several pictures does a question keep several
-    markers, in place. One picture without any marker goes in front of the first question.
+    markers, in place. One picture without any marker goes in front of the first question. Where the template
+    has a place for pictures, all of a question's go there, and the text stays as it is.
 
     Args:
         turns: questions and answers.
         num_pictures: pictures given, or None to follow upstream without counting.
+        template: of the prompt; None for TinyLLaVA's.
 
     Raises:
         PromptError: the markers do not fit the number of pictures.
@@ -132,11 +183,13 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
     keep_several = num_pictures is not None and num_pictures > 1
     markers = sum(question.count(IMAGE_MARKER) for question, _ in turns)
     if num_pictures == 1 and markers == 0 and turns:
-        turns = [(f"{IMAGE_MARKER}{turns[0][0]}", turns[0][1]), *turns[1:]]
+        turns = [(f"{IMAGE_MARKER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
     placed: list[Turn] = []
     for question, answer in turns:
         count = question.count(IMAGE_MARKER)
-        if count == 1 or (count > 1 and not keep_several):
+        if template is not None and template.picture and count:
+            question = _in_front(question, count if keep_several else 1)
+        elif count == 1 or (count > 1 and not keep_several):
             text = question.replace(IMAGE_MARKER, "").strip()
             question = f"{IMAGE_MARKER}\n{text}" if text else IMAGE_MARKER
         placed.append((question, answer))
@@ -147,6 +200,13 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
             "write one marker for each picture."
         )
     return placed
+
+
+def _in_front(question: str, count: int) -> str:
+    """Markers, a line feed, and the text without the markers (and a line feed behind those in front)."""
+    while question.startswith(IMAGE_MARKER):
+        question = question.removeprefix(IMAGE_MARKER).removeprefix("\n")
+    return f"{IMAGE_MARKER * count}\n{question.replace(IMAGE_MARKER, '')}"
 
 
 class TextTokenizer:
@@ -166,7 +226,7 @@ class TextTokenizer:
         self._exact = open_tokenizer(tokenizer_json, _FILE, PromptError, checked=checked)
         return_holes()  # reading 150,000 tokens leaves 80 MB of holes
         self._json = tokenizer_json
-        self._plain: dict[str, tuple[Tokenizer, dict[int, int], str]] = {}
+        self._plain: dict[Template, tuple[Tokenizer, dict[int, int], Template]] = {}
 
     def encode(self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True) -> list[int]:
         """Ids of a conversation whose markers are placed, -200 standing for each picture.
@@ -182,8 +242,8 @@ class TextTokenizer:
         """
         if honour_special:
             return self._join(self._exact, {}, template.render(turns))
-        plain, to_original, end = self._plain_tokenizer(template.end)
-        return self._join(plain, to_original, template.render(turns, end=end))
+        plain, to_original, stand_in = self._plain_tokenizer(template)
+        return self._join(plain, to_original, stand_in.render(turns))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
@@ -208,21 +268,20 @@ class TextTokenizer:
             ids.extend(to_original.get(token, token) for token in _encode(tokenizer, piece))
         return ids
 
-    def _plain_tokenizer(self, end: str) -> tuple[Tokenizer, dict[int, int], str]:
-        """A tokenizer to which every special token is unknown, its ids' originals, and a stand-in for `end`.
+    def _plain_tokenizer(self, template: Template) -> tuple[Tokenizer, dict[int, int], Template]:
+        """A tokenizer to which every special token is unknown, its ids' originals, and the template for it.
 
         Renaming the special tokens, rather than switching them off, leaves everything that happens around
         them (prefix spaces, splits) as it is.
         """
-        if end not in self._plain:
+        if template not in self._plain:
             data = json.loads(self._json)
             originals: dict[str, int] = {}
-            private_end = _private_text()
+            renamed_to: dict[str, str] = {}
             for token in data["added_tokens"]:
-                if token["content"] == end:
-                    token["content"] = private_end
-                elif token["special"]:
-                    token["content"] = _private_text()
+                if token["content"] == template.end or token["special"]:
+                    text = renamed_to[token["content"]] = _private_text()
+                    token["content"] = text
                 originals[token["content"]] = token["id"]
             renamed = json.dumps(data)
             del data
@@ -232,9 +291,16 @@ class TextTokenizer:
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
             # An end that is no token of this vocabulary is text for everybody.
-            stand_in = private_end if private_end in originals else end
-            self._plain[end] = (tokenizer, to_original, stand_in)
-        return self._plain[end]
+            self._plain[template] = (tokenizer, to_original, _respelled(template, renamed_to))
+        return self._plain[template]
+
+
+def _respelled(template: Template, renamed: Mapping[str, str]) -> Template:
+    """The template with its special tokens under other names; TinyLLaVA's have none but their end."""
+    texts = {name: getattr(template, name) for name in ("question", "picture", "between")}
+    for token in sorted(renamed, key=len, reverse=True) if template.picture else ():
+        texts = {name: text.replace(token, renamed[token]) for name, text in texts.items()}
+    return replace(template, end=renamed.get(template.end, template.end), **texts)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

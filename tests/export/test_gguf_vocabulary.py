@@ -208,7 +208,6 @@ def test_the_chat_template_renders_what_the_prompt_is(name: str) -> None:
     assert jinja.render(messages=[one, two, three], add_generation_prompt=True) == template.render(turns)
     assert jinja.render(messages=[one, two]) == template.render(turns[:1])
     system = {"role": "system", "content": "Be brief."}
-    assert (
-        jinja.render(messages=[system, three], add_generation_prompt=True)
-        == "Be brief. USER: Why? ASSISTANT:"
-    )
+    asked = jinja.render(messages=[system, three], add_generation_prompt=True)
+    # Where there is no place for a system text, it is left out.
+    assert asked == ("Be brief. USER: Why? ASSISTANT:" if template.system else template.render(turns[1:]))

@@ -11,6 +11,7 @@ from typing import Any
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFileError, guarded
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
+from .nanovlm import is_nanovlm, nanovlm_config
 from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
 from .source_names import names_under_sources, say_taken
 
@@ -27,6 +28,8 @@ def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = No
     """
     if is_legacy(raw):
         return _legacy_config(raw, path, sources)
+    if is_nanovlm(raw):
+        return nanovlm_config(raw, path)
     return llava_config(raw, path) if is_llava(raw) else raw
 
 
@@ -34,7 +37,7 @@ def is_model(folder: Path) -> bool:
     """Whether a directory's config.json is of a whole model, not of a language model or tower alone."""
     path = folder / "config.json"
     raw = read_json_object(path) if lexists(path) else {}
-    return raw.get("model_type") == "tinyllava" or is_legacy(raw) or is_llava(raw)
+    return raw.get("model_type") == "tinyllava" or is_legacy(raw) or is_llava(raw) or is_nanovlm(raw)
 
 
 def is_legacy(raw: Mapping[str, Any]) -> bool:

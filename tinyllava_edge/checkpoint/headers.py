@@ -10,7 +10,8 @@ from typing import IO, Any, NamedTuple
 
 from tinyllava_edge.errors import CheckpointError, MissingFileError, guarded
 
-from .layouts import ADAPTER, FOLDERS, LORA, PARTS, PICKLE_FILE, check_is_there
+from .layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE, check_is_there
+from .nanovlm import names_in_file
 from .opened import Checkpoint
 from .tensor_names import PREFIXES, UPSTREAM_PREFIXES, canonical_name, canonical_name_in_folder
 
@@ -67,8 +68,20 @@ def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
         return found
     prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
     for path in checkpoint.weight_files:
+        if checkpoint.layout == NANOVLM:
+            found |= _nanovlm_headers(checkpoint, path)
+            continue
         for key, header in _file_headers(checkpoint, path).items():
             found[canonical_name(key, prefixes, path)] = header
+    return found
+
+
+def _nanovlm_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
+    headers = _file_headers(checkpoint, path)
+    found = {}
+    for key, names in names_in_file(headers, checkpoint.config.language.tie_word_embeddings, path).items():
+        rows, *rest = headers[key].shape
+        found |= dict.fromkeys(names, Header((rows // len(names), *rest), headers[key].dtype))
     return found
 
 

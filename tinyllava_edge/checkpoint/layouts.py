@@ -29,6 +29,7 @@ LORA = "LoRA adapter over three sub-directories"
 ADAPTER = "LoRA adapter over another checkpoint"
 LEGACY = "TinyLLaVABench (legacy)"
 LLAVA = "transformers LlavaForConditionalGeneration"
+NANOVLM = "nanoVLM"
 
 # Files of a whole model; transformers takes the first that is there.
 WHOLE = {

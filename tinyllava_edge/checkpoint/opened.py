@@ -30,6 +30,7 @@ from .layouts import (
     LEGACY,
     LLAVA,
     LORA,
+    NANOVLM,
     PARTS,
     PICKLE_FILE,
     WHOLE,
@@ -42,6 +43,7 @@ from .layouts import (
     no_weights,
     whole_file,
 )
+from .nanovlm import is_nanovlm
 from .read_config import model_config
 from .source_names import names_under_sources
 
@@ -120,6 +122,8 @@ class Checkpoint:
         if has_all_parts(path):
             return LORA if (path / ADAPTER_CONFIG).exists() else FOLDERS
         if (whole := whole_file(path)) is not None:
+            if is_nanovlm(self.raw_config):
+                return NANOVLM
             if is_legacy(self.raw_config) or is_llava(self.raw_config):
                 return LEGACY if is_legacy(self.raw_config) else LLAVA
             return WHOLE[whole.name]

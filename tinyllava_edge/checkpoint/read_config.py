@@ -45,7 +45,9 @@ def model_config(
         )
     vision = vision_config(raw, path)
     language = language_config(raw, path)
-    name, reason = (template, "given by --template") if template else _inferred_template(directory, language)
+    name, reason = raw.get("prompt_template") or _inferred_template(directory, language)
+    if template:
+        name, reason = template, "given by --template"
     max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
@@ -71,6 +73,8 @@ def model_config(
         template=name,
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
+        processor=raw.get("image_processor"),
+        extra_tokens=tuple(raw.get("extra_special_tokens", ())),
     )
 
 
@@ -101,6 +105,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or "").removeprefix("mof:"),
+        final_norm=raw.get("vision_feature_norm", False),
         has_head=raw["vision_config"].get("vision_use_head", True) is not False,
     )
     if config.select_strategy not in ("patch", "cls_patch"):
@@ -145,6 +150,7 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
     known = {item.name for item in fields(BertSizes)}
     return ConnectorConfig(
         type=str(raw.get("connector_type")),
+        factor=raw.get("pixel_shuffle_factor", 1),
         num_queries=whole_number(raw, "num_queries", 128, path),
         num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),

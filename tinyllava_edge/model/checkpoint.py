@@ -11,7 +11,8 @@ import torch
 
 from tinyllava_edge.checkpoint.families import FAMILIES
 from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LEGACY, LORA, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LEGACY, LORA, NANOVLM, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.nanovlm import names_in_file
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
 from tinyllava_edge.checkpoint.tensor_names import (
@@ -71,7 +72,12 @@ def _from_whole_file(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple
     seen: dict[str, tuple[str, torch.Tensor]] = {}
     for path in tensor_files(checkpoint.file_of(""), checkpoint.allow_pickle):
         with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
+            tied = checkpoint.layout == NANOVLM and checkpoint.config.language.tie_word_embeddings
+            several = names_in_file(keys, tied, path) if checkpoint.layout == NANOVLM else {}
             for key in keys:
+                if checkpoint.layout == NANOVLM:
+                    yield from _pieces(several[key], partial(read, key), part)
+                    continue
                 name = canonical_name(key, prefixes, path)
                 if part is None or name.startswith(f"{part}."):
                     tensor = read(key)
@@ -82,6 +88,19 @@ def _from_whole_file(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple
                     yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
     if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
         yield "language_model.lm_head.bias", partial(torch.zeros, length)
+
+
+def _pieces(
+    names: tuple[str, ...], read: TensorReader, part: str | None
+) -> Iterator[tuple[str, TensorReader]]:
+    """What a tensor of nanoVLM's holds: q, k and v one behind the other, or positions of one picture."""
+    if part is not None and not names[0].startswith(f"{part}."):
+        return
+    tensor = read()
+    if names[0].endswith(".position_embedding.weight"):
+        tensor = tensor.flatten(0, -2)
+    for name, piece in zip(names, tensor.chunk(len(names)), strict=False):
+        yield name, piece.detach
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LEGACY, LORA
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LEGACY, LORA, NANOVLM
+from tinyllava_edge.checkpoint.nanovlm import stored_name
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
@@ -152,29 +153,39 @@ def _check_shapes(
         where = checkpoint.file_of(name)
         if name not in expected and not _is_harmless(name, checkpoint.config):
             raise CheckpointError(
-                f"{where}: tensor {name!r} is left over: the model that {checkpoint.config_path} describes "
-                "has no such part. Is it of another model?"
+                f"{where}: tensor {_stored_name(checkpoint, name)!r} is left over: the model that "
+                f"{checkpoint.config_path} describes has no such part. Is it of another model?"
             )
         if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{where}: tensor {name!r} has shape {list(shape)}, {checkpoint.config_path} asks for "
-                f"{list(expected[name])}{_size_key(name)}."
+                f"{where}: tensor {_stored_name(checkpoint, name)!r} has shape {list(shape)}, "
+                f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(checkpoint, name)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
+        names = sorted({_stored_name(checkpoint, name) for name in missing})
         raise CheckpointError(
-            f"{checkpoint.file_of(min(missing))}: {len(missing)} tensors are missing, the first is "
-            f"{min(missing)!r}."
+            f"{checkpoint.file_of(min(missing))}: {len(names)} tensors are missing, the first is "
+            f"{names[0]!r}."
         )
 
 
-def _size_key(name: str) -> str:
+def _stored_name(checkpoint: Checkpoint, name: str) -> str:
+    """What the checkpoint's file calls a tensor, where it has names of its own."""
+    return stored_name(name) if checkpoint.layout == NANOVLM else name
+
+
+def _size_key(checkpoint: Checkpoint, name: str) -> str:
     """Which keys of config.json the shape of a tensor comes from, of those that are often wrong."""
-    if name.endswith(("position_embedding.weight", "position_embeddings")):
+    positions = name.endswith(("position_embedding.weight", "position_embeddings"))
+    if not positions and not name.startswith("connector."):
+        return ""
+    if checkpoint.layout == NANOVLM:
+        keys = "vit_img_size and vit_patch_size"
+        return f" ({keys if positions else 'mp_pixel_shuffle_factor, vit_hidden_dim and lm_hidden_dim'})"
+    if positions:
         return " (vision_config.image_size and patch_size)"
-    if name.startswith("connector."):
-        return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
-    return ""
+    return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
 
 
 def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:

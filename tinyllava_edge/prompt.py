@@ -33,9 +33,8 @@ class Template:
     """The text around questions and answers. `{question}`, `{answer}` and `{picture}` are replaced alone.
 
     Attributes:
-        picture: what stands in the place of `{picture}` for each picture of a question, its marker in it; ""
-            where a marker is a part of the question, as in TinyLLaVA's templates.
-        between: text between the end of an answer and the next question.
+        between: in front of every question but the first.
+        picture: what stands for a picture in a question, or in the place that the template has for them.
         starts_with_bos: prompts start with the tokenizer's BOS token where it has one.
     """
 
@@ -44,8 +43,8 @@ class Template:
     question: str = "USER: {question} ASSISTANT:"
     answer: str = " {answer}"
     end: str
-    picture: str = ""
     between: str = ""
+    picture: str = IMAGE_MARKER
     starts_with_bos: bool = True
 
     def render(self, turns: Sequence[Turn], *, end: str | None = None) -> str:
@@ -59,9 +58,14 @@ class Template:
                 parts.append(self.end if end is None else end)
         return "".join(parts)
 
+    @property
+    def has_place(self) -> bool:
+        """Whether pictures have a place of their own, before the text of their question."""
+        return "{picture}" in self.question
+
     def _asked(self, question: str) -> str:
-        if not self.picture:
-            return self.question.replace("{question}", question)
+        if not self.has_place:
+            return self.question.replace("{question}", question.replace(IMAGE_MARKER, self.picture))
         text, pictures = question, 0
         while text.startswith(IMAGE_MARKER):
             text, pictures = text.removeprefix(IMAGE_MARKER).removeprefix("\n"), pictures + 1
@@ -96,7 +100,6 @@ TEMPLATES = {
             question="{picture}Question: {question} Answer:",
             answer="{answer}",
             end=EOS,
-            picture=IMAGE_MARKER,
         ),
         *(
             Template(
@@ -136,9 +139,8 @@ def template_fault(template: Template) -> str | None:
         return f"template {template.name!r} has no end of turn"
     if IMAGE_MARKER in "".join((template.system, template.question, template.answer, template.end)):
         return f"template {template.name!r} has a picture marker of its own"
-    places = (template.question.count("{picture}"), template.picture.count(IMAGE_MARKER))
-    if places != (1, 1) and template.picture:
-        return f"template {template.name!r} has a text for pictures, but not one place and one marker for it"
+    if template.question.count("{picture}") > 1 or template.picture.count(IMAGE_MARKER) != 1:
+        return f"template {template.name!r} has more or less than one place for a picture"
     return None
 
 
@@ -187,7 +189,7 @@ def place_markers(
     placed: list[Turn] = []
     for question, answer in turns:
         count = question.count(IMAGE_MARKER)
-        if template is not None and template.picture and count:
+        if template is not None and template.has_place and count:
             question = _in_front(question, count if keep_several else 1)
         elif count == 1 or (count > 1 and not keep_several):
             text = question.replace(IMAGE_MARKER, "").strip()
@@ -298,7 +300,7 @@ class TextTokenizer:
 def _respelled(template: Template, renamed: Mapping[str, str]) -> Template:
     """The template with its special tokens under other names; TinyLLaVA's have none but their end."""
     texts = {name: getattr(template, name) for name in ("question", "picture", "between")}
-    for token in sorted(renamed, key=len, reverse=True) if template.picture else ():
+    for token in sorted(renamed, key=len, reverse=True) if template.has_place else ():
         texts = {name: text.replace(token, renamed[token]) for name, text in texts.items()}
     return replace(template, end=renamed.get(template.end, template.end), **texts)
 

@@ -5,6 +5,7 @@ Read are the versions, and the settings, with which one picture is one tile. Sou
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
@@ -13,6 +14,7 @@ from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
 from .values import MAX_LAYERS, MAX_SIZE
 
+OWN = "nanovlm"  # key of the config in TinyLLaVA Factory's words
 PIXEL_SHUFFLE = "pixel_shuffle"  # the connector's type
 _VISION = {
     "vit_hidden_dim": "hidden_size",
@@ -59,13 +61,30 @@ _BEFORE_PICTURE = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class NanoVlm:
+    """What such a checkpoint says that TinyLLaVA Factory has no key for; no JSON file can hold one.
+
+    Attributes:
+        factor: of the pixel shuffle.
+        template: name of the prompt template, and why it is that one.
+        extra_tokens: special tokens that upstream's loader puts behind the tokenizer's own.
+        processor: how pictures are prepared, in the words of a `preprocessor_config.json`.
+    """
+
+    factor: int
+    template: tuple[str, str]
+    extra_tokens: tuple[str, ...]
+    processor: Mapping[str, Any]
+
+
 def is_nanovlm(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is nanoVLM's, which has no model_type: docs/sources/nanovlm.md#files."""
     return "model_type" not in raw and "vit_hidden_dim" in raw and "lm_hidden_dim" in raw
 
 
 def nanovlm_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A nanoVLM `config.json` as TinyLLaVA Factory would write it, and words of our own for what that lacks.
+    """A nanoVLM `config.json` as TinyLLaVA Factory would write it, and a `NanoVlm` for what that lacks.
 
     Raises:
         CheckpointError: a value is missing or cannot be, or two do not fit together.
@@ -91,7 +110,7 @@ def nanovlm_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
     tied = raw.get("lm_tie_weights", True)
     if not isinstance(tied, bool):
         raise CheckpointError(f"{path}: lm_tie_weights = {shown(tied)} is not a possible value.")
-    template, reason = _template(raw, path)
+    _template(raw, path)  # tiles are said before sizes that follow from them
     _check_fit(raw, values, path)
     side = values["vit_img_size"]
     return {
@@ -110,19 +129,20 @@ def nanovlm_config(raw: Mapping[str, Any], path: Path) -> dict[str, Any]:
         },
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "cls_patch",
-        "vision_feature_norm": True,  # docs/sources/nanovlm.md#tower
         "connector_type": PIXEL_SHUFFLE,
-        "pixel_shuffle_factor": values["mp_pixel_shuffle_factor"],
         "vision_model_name_or_path": str(raw.get("vit_model_type", "")),
         "tokenizer_name_or_path": str(raw.get("lm_tokenizer", "")),
-        "extra_special_tokens": list(_extra_tokens(raw, path).values()),
-        "prompt_template": (template, reason),
-        "image_processor": {
-            "size": {"height": side, "width": side},
-            "resample": 3 if "max_img_size" in raw else 2,  # docs/sources/nanovlm.md#pixels
-            "image_mean": [0.0] * 3,  # no Normalize follows ToTensor
-            "image_std": [1.0] * 3,
-        },
+        OWN: NanoVlm(
+            factor=values["mp_pixel_shuffle_factor"],
+            template=_template(raw, path),
+            extra_tokens=tuple(_extra_tokens(raw, path).values()),
+            processor={
+                "size": {"height": side, "width": side},
+                "resample": 3 if "max_img_size" in raw else 2,  # docs/sources/nanovlm.md#pixels
+                "image_mean": [0.0] * 3,  # no Normalize follows ToTensor
+                "image_std": [1.0] * 3,
+            },
+        ),
     }
 
 
@@ -217,8 +237,8 @@ def _extra_tokens(raw: Mapping[str, Any], path: Path) -> dict[str, str]:
 _EMBEDDING, _HEAD = "decoder.token_embedding.weight", "decoder.head.weight"
 _TOWER = "vision_tower.vision_model."
 _LAYERS = "language_model.model.layers.N."
-# Starts of upstream's names -> ours, N any layer (docs/sources/nanovlm.md#tensors). One that is there several times holds them one behind the
-# other in its first dimension.
+# Starts of upstream's names -> ours, N any layer (docs/sources/nanovlm.md#tensors). One that is there several
+# times holds them one behind the other in its first dimension.
 _NAMES = (
     ("vision_encoder.patch_embedding.conv.", f"{_TOWER}embeddings.patch_embedding."),
     ("vision_encoder.patch_embedding.position_embedding", f"{_TOWER}embeddings.position_embedding.weight"),

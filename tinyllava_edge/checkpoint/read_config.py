@@ -16,6 +16,7 @@ from tinyllava_edge.errors import CheckpointError, MissingFileError, Unsupported
 from .config import SIDECAR_FILE, BertSizes, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
 from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS
 from .files import named_config, read_json_object
+from .nanovlm import OWN, NanoVlm
 from .source_names import public_name
 from .values import MAX_SIZE, resolved_part, whole_number
 
@@ -45,7 +46,8 @@ def model_config(
         )
     vision = vision_config(raw, path)
     language = language_config(raw, path)
-    name, reason = raw.get("prompt_template") or _inferred_template(directory, language)
+    own = _nanovlm(raw)
+    name, reason = own.template if own else _inferred_template(directory, language)
     if template:
         name, reason = template, "given by --template"
     max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
@@ -73,8 +75,8 @@ def model_config(
         template=name,
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
-        processor=raw.get("image_processor"),
-        extra_tokens=tuple(raw.get("extra_special_tokens", ())),
+        processor=own.processor if own else None,
+        extra_tokens=own.extra_tokens if own else (),
     )
 
 
@@ -95,6 +97,11 @@ def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, 
     return family.template, f"inferred from the language model's family {name!r}"
 
 
+def _nanovlm(raw: Mapping[str, Any]) -> NanoVlm | None:
+    own = raw.get(OWN)
+    return own if isinstance(own, NanoVlm) else None
+
+
 def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     """The vision tower of a whole config.json."""
     values = resolved_part(raw, "vision_config", TOWERS, path)
@@ -105,7 +112,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or "").removeprefix("mof:"),
-        final_norm=raw.get("vision_feature_norm", False),
+        final_norm=_nanovlm(raw) is not None,  # docs/sources/nanovlm.md#tower
         has_head=raw["vision_config"].get("vision_use_head", True) is not False,
     )
     if config.select_strategy not in ("patch", "cls_patch"):
@@ -146,11 +153,12 @@ def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> V
 
 def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> ConnectorConfig:
     """The connector of a whole config.json; Q-Former's sizes from `sources` where they are there."""
+    own = _nanovlm(raw)
     bert = named_config("google-bert/bert-base-uncased", sources) or {}
     known = {item.name for item in fields(BertSizes)}
     return ConnectorConfig(
         type=str(raw.get("connector_type")),
-        factor=raw.get("pixel_shuffle_factor", 1),
+        factor=own.factor if own else 1,
         num_queries=whole_number(raw, "num_queries", 128, path),
         num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),

@@ -88,26 +88,31 @@ def chat_template(template: Template) -> str:
     """The template as Jinja, for llama.cpp's own programs; ours never read it."""
     before, after = template.question.replace("{picture}", "").split("{question}")
     answer_before, answer_after = template.answer.split("{answer}")
+    system_before, system_after = template.frame or ("", " ")
     text = {name: json.dumps(value) for name, value in {
+        "system_before": system_before,
+        "system_after": system_after,
+        "between": template.between,
         "system": template.system,
         "before": before,
         "after": after,
         "answer_before": answer_before,
         "answer_after": answer_after + template.end,
-        "between": template.between,
     }.items()}  # fmt: skip
-    system = (
-        "{% if messages and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + ' ' }}"
+    between = f"{{% if not loop.last %}}{{{{ {text['between']} }}}}{{% endif %}}" if template.between else ""
+    head = (
+        "{% if messages and messages[0]['role'] == 'system' %}"
+        f"{{{{ {text['system_before']} + messages[0]['content'] + {text['system_after']} }}}}"
         f"{{% else %}}{{{{ {text['system']} }}}}{{% endif %}}"
     )
-    between = f"{{% if not loop.last %}}{{{{ {text['between']} }}}}{{% endif %}}"
     return (
-        f"{system if template.system else ''}"
+        f"{'' if template.has_place else head}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         f"{{{{ {text['before']} + message['content'] }}}}"
         "{% elif message['role'] == 'assistant' %}"
         f"{{{{ {text['after']} + {text['answer_before']} + message['content'] + {text['answer_after']} }}}}"
-        f"{between if template.between else ''}{{% endif %}}{{% endfor %}}"
+        f"{between}"
+        "{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {text['after']} }}}}{{% endif %}}"
     )
 

@@ -1,10 +1,12 @@
 """A conversation -> the prompt string -> token ids, as upstream makes them.
 
-Source: docs/sources/tinyllava.md#prompt-templates and docs/sources/tinyllava.md#token-ids. Text is tokenised
-in pieces around `<image>`, each piece on its own. No language model's own chat template is ever used.
+Source: docs/sources/tinyllava.md#prompt-templates, docs/sources/tinyllava.md#token-ids and
+docs/sources/llava_line.md#prompts. Text is tokenised in pieces around `<image>`, each piece on its
+own. No language model's own chat template is ever used.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +25,27 @@ _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions. "
 )
+_LLAMA3_HEAD = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+_LLAMA3_TURN = (
+    "<|start_header_id|>user<|end_header_id|>\n\n{question}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n"
+)
+_LLAMA2_SYSTEM = (
+    "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual "
+    "content that the user provides, and assist the user with a variety of tasks using natural language."
+    "\n<</SYS>>\n\n"
+)
+_CHATML_HEAD = "<|im_start|>system\n"
+_CHATML_LINES = "\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+# What stands around a system text; the last is upstream's, where nothing but a space does.
+_FRAMES = (
+    (_LLAMA3_HEAD, "<|eot_id|>"),
+    (_CHATML_HEAD, "<|im_end|>"),
+    ("<|system|>\n", "<|end|>"),
+    ("[INST] <<SYS>>\n", "\n<</SYS>>\n\n"),
+    ("", " "),
+)
+_MARK = re.compile(r"<\|[^|<>]+\|>|</?s>|<eos>|<im_(?:start|end)>|<row_\d_col_\d>")
 
 
 EOS = ""  # as the end of a template: whatever the tokenizer's EOS token is
@@ -30,11 +53,11 @@ EOS = ""  # as the end of a template: whatever the tokenizer's EOS token is
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The text around questions and answers. `{question}`, `{answer}` and `{picture}` are replaced alone.
+    """The text around questions and answers. `{question}`, `{answer}` and `{picture}` alone are replaced.
 
     Attributes:
         between: in front of every question but the first.
-        picture: what stands for a picture in a question, or in the place that the template has for them.
+        picture: what stands for a picture in a question, or in the place that the template has for pictures.
         starts_with_bos: prompts start with the tokenizer's BOS token where it has one.
     """
 
@@ -47,15 +70,15 @@ class Template:
     picture: str = IMAGE_MARKER
     starts_with_bos: bool = True
 
-    def render(self, turns: Sequence[Turn], *, end: str | None = None) -> str:
-        """The prompt string; `end` stands in for the end-of-turn string."""
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The prompt string."""
         parts = [self.system]
         for number, (question, answer) in enumerate(turns):
             parts.append(self.between if number else "")
             parts.append(self._asked(question))
             if answer is not None:
                 parts.append(self.answer.replace("{answer}", answer))
-                parts.append(self.end if end is None else end)
+                parts.append(self.end)
         return "".join(parts)
 
     @property
@@ -77,9 +100,37 @@ class Template:
         Raises:
             PromptError: it has no place for one.
         """
-        if self.system != _SYSTEM:
+        if self.frame is None:
             raise PromptError(f"template {self.name!r} has no place for a system text.")
-        return replace(self, system=f"{text} ")
+        return replace(self, system=text.join(self.frame))
+
+    @property
+    def frame(self) -> tuple[str, str] | None:
+        """What stands around its system text; None where it has no place for one."""
+        fits = ((a, b) for a, b in _FRAMES if self.system.startswith(a) and self.system.endswith(b))
+        return next(fits, None) if self.system else None
+
+    @property
+    def marks(self) -> list[str]:
+        """The special tokens that its own text is made of, once each."""
+        parts = (self.system, self.picture, self.question, self.answer, self.end, self.between)
+        return list(dict.fromkeys(_MARK.findall("".join(parts))))
+
+    def with_marks(self, stand_ins: Mapping[str, str]) -> "Template":
+        """This template with other text in the place of its special tokens."""
+
+        def put(text: str) -> str:
+            return _MARK.sub(lambda match: stand_ins.get(match[0], match[0]), text)
+
+        return replace(
+            self,
+            system=put(self.system),
+            question=put(self.question),
+            answer=put(self.answer),
+            between=put(self.between),
+            picture=put(self.picture),
+            end=stand_ins.get(self.end, self.end),
+        )
 
 
 TEMPLATES = {
@@ -108,24 +159,85 @@ TEMPLATES = {
                 question="<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n",
                 answer="{answer}",
                 end="<|im_end|>",
-                picture=f"{before}{IMAGE_MARKER}",
                 between="\n",
+                picture=f"{before}{IMAGE_MARKER}",
                 starts_with_bos=False,
             )
             for name, before in (("", ""), ("_row", "<row_1_col_1>"), ("_global", "<|global_image|>"))
         ),
         # Stage 1 of training: the picture and its caption, no question.
         Template(name="pretrain", system="", question=IMAGE_MARKER, answer="{answer}", end="\n"),
+        # Of LLaVA's code line: docs/sources/llava_line.md#prompts and #templates-by-name
+        Template(name="v1", end="</s>"),
+        Template(name="llava_v1", system=_SYSTEM.replace("user", "human"), end="</s>"),
+        Template(name="bunny", end="<|endoftext|>"),
+        Template(name="plain", system="", question="{question}\n", answer="{answer}", end="\n"),
+        Template(
+            name="chatml_direct",
+            system=f"{_CHATML_HEAD}Answer the questions.<|im_end|>",
+            question="<|im_start|>user\n{question}<|im_end|><|im_start|>assistant\n",
+            answer="{answer}",
+            end="<|im_end|>",
+        ),
+        *(
+            Template(
+                name=name,
+                system=f"{_CHATML_HEAD}{system}<|im_end|>",
+                question=_CHATML_LINES,
+                answer="{answer}",
+                end="<|im_end|>",
+            )
+            for name, system in (
+                ("qwen_1_5", "You are a helpful assistant."),
+                ("qwen_2", "You are a helpful assistant."),
+                ("qwen_2_5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+            )
+        ),
+        Template(
+            name="phi3_instruct",
+            system="<|system|>\nYou are a helpful AI assistant.<|end|>",
+            question="\n<|user|>\n{question}<|end|>\n<|assistant|>\n",
+            answer="{answer}",
+            end="<|end|>",
+        ),
+        Template(
+            name="llava_llama_2",
+            system=_LLAMA2_SYSTEM,
+            question="{question} [/INST]",
+            answer=" {answer} ",
+            end="</s>",
+            between="<s>[INST] ",
+        ),
+        Template(
+            name="llava_pp_llama3",
+            system=f"{_LLAMA3_HEAD}{_SYSTEM.strip()}<|eot_id|>",
+            question=_LLAMA3_TURN,
+            answer="{answer}",
+            end="<|eot_id|>",
+        ),
     )
 }
 
 
+# Names that LLaVA's code line has for the same text: docs/sources/llava_line.md#templates-by-name
+ALIASES = {
+    "vicuna_v1": "v1",
+    "minicpm": "v1",
+    "mistral_direct": "chatml_direct",
+    "phi3": "bunny",
+    "phi-2_v0": "phi",
+    "stablelm": "phi",
+    "qwen": "phi",
+}
+
+
 def template_named(name: str) -> Template:
-    """Look a template up by its exact name.
+    """Look a template up by its exact name, or by another name that its text has upstream.
 
     Raises:
         PromptError: there is none; the message lists the names.
     """
+    name = ALIASES.get(name, name)
     if name not in TEMPLATES:
         raise PromptError(f"template {name!r} is not known. Known: {', '.join(TEMPLATES)}.")
     return TEMPLATES[name]
@@ -137,10 +249,11 @@ def template_fault(template: Template) -> str | None:
         return f"template {template.name!r} needs '{{question}}' and '{{answer}}' once each"
     if not template.end:
         return f"template {template.name!r} has no end of turn"
-    if IMAGE_MARKER in "".join((template.system, template.question, template.answer, template.end)):
+    around = template.system + template.question + template.answer + template.end + template.between
+    if IMAGE_MARKER in around or template.picture.count(IMAGE_MARKER) != 1:
         return f"template {template.name!r} has a picture marker of its own"
-    if template.question.count("{picture}") > 1 or template.picture.count(IMAGE_MARKER) != 1:
-        return f"template {template.name!r} has more or less than one place for a picture"
+    if template.question.count("{picture}") > 1:
+        return f"template {template.name!r} has two places for pictures"
     return None
 
 
@@ -177,7 +290,7 @@ def place_markers(
     Args:
         turns: questions and answers.
         num_pictures: pictures given, or None to follow upstream without counting.
-        template: of the prompt; None for TinyLLaVA's.
+        template: of the prompt; None for one that has no such place.
 
     Raises:
         PromptError: the markers do not fit the number of pictures.
@@ -209,6 +322,18 @@ def _in_front(question: str, count: int) -> str:
     while question.startswith(IMAGE_MARKER):
         question = question.removeprefix(IMAGE_MARKER).removeprefix("\n")
     return f"{IMAGE_MARKER * count}\n{question.replace(IMAGE_MARKER, '')}"
+
+
+def end_of_answer(tokenizer: Tokenizer, template: Template) -> int | None:
+    """The one id that ends an answer, None where the vocabulary has no such one.
+
+    It is a token of its own, or else what the end adds behind any text, as a line feed does.
+    """
+    found: int | None = tokenizer.token_to_id(template.end)
+    if found is None:
+        before, after = (_encode(tokenizer, text) for text in ("a", f"a{template.end}"))
+        found = after[-1] if after[:-1] == before else None
+    return found
 
 
 class TextTokenizer:
@@ -244,8 +369,8 @@ class TextTokenizer:
         """
         if honour_special:
             return self._join(self._exact, {}, template.render(turns))
-        plain, to_original, stand_in = self._plain_tokenizer(template)
-        return self._join(plain, to_original, stand_in.render(turns))
+        plain, to_original, private = self._plain_tokenizer(template)
+        return self._join(plain, to_original, private.render(turns))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
@@ -271,19 +396,21 @@ class TextTokenizer:
         return ids
 
     def _plain_tokenizer(self, template: Template) -> tuple[Tokenizer, dict[int, int], Template]:
-        """A tokenizer to which every special token is unknown, its ids' originals, and the template for it.
+        """A tokenizer to which every special token is unknown, its ids' originals, and `template` for it.
 
         Renaming the special tokens, rather than switching them off, leaves everything that happens around
-        them (prefix spaces, splits) as it is.
+        them (prefix spaces, splits) as it is. The template's own are renamed with them; one that is no token
+        of this vocabulary is text for everybody.
         """
         if template not in self._plain:
             data = json.loads(self._json)
             originals: dict[str, int] = {}
-            renamed_to: dict[str, str] = {}
+            stand_ins: dict[str, str] = {}
+            own = {*template.marks, template.end}
             for token in data["added_tokens"]:
-                if token["content"] == template.end or token["special"]:
-                    text = renamed_to[token["content"]] = _private_text()
-                    token["content"] = text
+                if token["special"] or token["content"] in own:
+                    private = _private_text()
+                    stand_ins[token["content"]], token["content"] = private, private
                 originals[token["content"]] = token["id"]
             renamed = json.dumps(data)
             del data
@@ -292,17 +419,8 @@ class TextTokenizer:
             return_holes()
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
-            # An end that is no token of this vocabulary is text for everybody.
-            self._plain[template] = (tokenizer, to_original, _respelled(template, renamed_to))
+            self._plain[template] = (tokenizer, to_original, template.with_marks(stand_ins))
         return self._plain[template]
-
-
-def _respelled(template: Template, renamed: Mapping[str, str]) -> Template:
-    """The template with its special tokens under other names; TinyLLaVA's have none but their end."""
-    texts = {name: getattr(template, name) for name in ("question", "picture", "between")}
-    for token in sorted(renamed, key=len, reverse=True) if template.has_place else ():
-        texts = {name: text.replace(token, renamed[token]) for name, text in texts.items()}
-    return replace(template, end=renamed.get(template.end, template.end), **texts)
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -154,6 +154,10 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
     with torch.device("meta"), torch.no_grad():  # a resampler's positions are not the tower's
         num_tokens = TinyLlava(config).encode(torch.zeros(1, 3, size, size)).shape[1]
     template = template_named(options.template or config.template)
+    if assets.template.picture != template.picture:  # no config.json of TinyLLaVA Factory can say it
+        raise UnsupportedModelError(
+            f"{source.config_path}: mm_use_im_start_end: tokens around a picture are read, but not trained."
+        )
     return Samples(
         conversations={},
         tokenizer=assets.text_tokenizer(),

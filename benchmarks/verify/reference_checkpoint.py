@@ -73,6 +73,8 @@ class CheckpointReference:
             self.tokenizer: UpstreamTokenizer | NanoVlmTokenizer = (
                 NanoVlmTokenizer(folder, checkpoint.raw_config) if is_nanovlm else UpstreamTokenizer(folder)
             )
+        marked = checkpoint.line is not None and checkpoint.raw_config.get("mm_use_im_start_end")
+        self._picture = f"<im_start>{IMAGE_MARKER}<im_end>" if marked else IMAGE_MARKER
         self.pictures = picture_set(vision.image_size)
         self.prompts: tuple[PromptCase, ...] = PROMPTS
         self.num_tokens = num_tokens
@@ -83,7 +85,7 @@ class CheckpointReference:
         return [self._text_case(tuple(turns)) for turns in conversations()]
 
     def _text_case(self, turns: Turns) -> TextCase:
-        prompt = self.tokenizer.prompt(self.config.template, turns)
+        prompt = self.tokenizer.prompt(self.config.template, turns, picture=self._picture)
         return TextCase(turns, prompt, tuple(self.tokenizer.encode_prompt(prompt)))
 
     def stop_ids(self) -> set[int]:

@@ -4,6 +4,7 @@ Computed from the bundle's files with the code every runtime uses (`prompt.py`, 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from tinyllava_edge import image, prompt
 from tinyllava_edge.bounds import at_most
-from tinyllava_edge.bundle import TOKENIZER_FILE
+from tinyllava_edge.bundle import TOKENIZER_FILE, PromptSpec
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 
 from .ladder import Ladder, StageResult, judge
@@ -41,8 +42,7 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
         if tuple(ids) != case.ids:
             wrong_ids.append((case, ids))
         plain = tokenizer.encode(spec.template, placed, honour_special=False)
-        expected = _own_specials(case, tokenizer, spec.template)
-        if not is_plain(case, plain, specials, expected):
+        if not is_plain(case, plain, specials, spec):
             wrong_plain.append(f"{case.turns!r:.200} gives {plain!r:.200}")
     stops = reference.stop_ids()
     stop_difference = set() if stops is None else stops ^ set(spec.stop_ids)
@@ -80,18 +80,8 @@ def special_tokens(tokenizer_json: str) -> dict[str, int]:
     return {token["content"]: token["id"] for token in added if token["special"]}
 
 
-def _own_specials(case: TextCase, tokenizer: prompt.TextTokenizer, template: prompt.Template) -> list[int]:
-    """Ids of the same conversation with nothing typed, of which the special ones are the prompt's own."""
-    markers = [IMAGE_MARKER * question.count(IMAGE_MARKER) for question, _ in case.turns]
-    answers = [None if answer is None else "" for _, answer in case.turns]
-    silent = list(zip(markers, answers, strict=True))
-    return tokenizer.encode(template, prompt.place_markers(silent, case.num_pictures, template))
-
-
-def is_plain(
-    case: TextCase, ids: Sequence[int], specials: Mapping[str, int], expected: Sequence[int]
-) -> bool:
-    """Whether typed text gave no special id: those of the prompt itself (`expected`) are the only ones.
+def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], spec: PromptSpec) -> bool:
+    """Whether typed text gave no special id: BOS and the template's own are the only ones.
 
     Where no special token's text was typed, ids are upstream's. The unknown token stands for any character
     that has none, so it may appear.
@@ -99,8 +89,17 @@ def is_plain(
     typed = "".join(text or "" for turn in case.turns for text in turn)
     if not any(text in typed for text in specials):
         return tuple(ids) == case.ids
+    expected = [] if spec.bos_id is None else [spec.bos_id]
+    own = spec.template.render(
+        [
+            (IMAGE_MARKER if IMAGE_MARKER in question else "", None if answer is None else "")
+            for question, answer in case.turns
+        ]
+    )
+    pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True))
+    expected += [specials[text] for text in re.findall(pattern, own)] if specials else []
     counted = {token for text, token in specials.items() if text != "<unk>"}
-    return [token for token in ids if token in counted] == [token for token in expected if token in counted]
+    return [token for token in ids if token in counted] == expected
 
 
 def _first_difference(found: Sequence[object], expected: Sequence[object]) -> int:

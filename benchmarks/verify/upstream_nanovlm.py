@@ -48,13 +48,13 @@ class NanoVlmTokenizer:
         self.scores: list[float] | None = None
         self.merges: list[str] | None = merges_in(directory)
 
-    def prompt(self, template: str, turns: Sequence[Turn]) -> str:
+    def prompt(self, template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
         """The prompt of a conversation, `<image>` in the place of a picture's image tokens.
 
         Of several turns without a chat template, and of pictures in later turns, upstream has no prompt: ours
         put one turn behind the other, and a picture in front of its question.
         """
-        del template  # config.json says it
+        del template, picture  # config.json says both
         asked = [(_picture(question, self._before()), _without_marker(question), a) for question, a in turns]
         if not self._chat:
             eos = self._tokenizer.eos_token

@@ -1,6 +1,7 @@
 """Prompts and token ids as upstream makes them, written again so that `prompt.py` is not its own judge.
 
-Sources: docs/sources/tinyllava.md#prompt-templates and docs/sources/tinyllava.md#token-ids.
+Sources: docs/sources/tinyllava.md#prompt-templates, docs/sources/tinyllava.md#token-ids and, for LLaVA's
+code line, docs/sources/llava_line.md#prompts.
 SentencePiece vocabularies are read by the sentencepiece library itself, the way transformers' slow
 LlamaTokenizer (`legacy=False`) does it; byte-level BPE by transformers.
 Checked against the golden ids of the original code in tests/benchmarks/verify/test_upstream_text.py.
@@ -9,6 +10,7 @@ Checked against the golden ids of the original code in tests/benchmarks/verify/t
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +37,116 @@ ENDS = {
 }
 _SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user's questions. "
+    "detailed, and polite answers to the user's questions."
 )
+_CHATML = ("<|im_start|>user\n", "<|im_start|>assistant\n")
 
 
-def upstream_prompt(template: str, turns: Sequence[Turn]) -> str:
-    """The prompt of a conversation with at most one picture for each question."""
-    prompt = _SYSTEM
+@dataclass(frozen=True)
+class _Conversation:
+    """One of LLaVA's: its style, system text, roles and separators."""
+
+    style: str
+    system: str
+    roles: tuple[str, str]
+    sep: str
+    sep2: str = ""
+
+    @property
+    def end(self) -> str:
+        """What ends an answer, a line feed behind a token aside."""
+        return (self.sep2 or self.sep).rstrip("\n") or self.sep
+
+
+_LLAVA = {
+    "v1": _Conversation("two", _SYSTEM, ("USER", "ASSISTANT"), " ", "</s>"),
+    "llava_v1": _Conversation("two", _SYSTEM.replace("user", "human"), ("USER", "ASSISTANT"), " ", "</s>"),
+    "bunny": _Conversation("two", _SYSTEM, ("USER", "ASSISTANT"), " ", "<|endoftext|>"),
+    "plain": _Conversation("plain", "", ("", ""), "\n"),
+    "chatml_direct": _Conversation("mpt", "<|im_start|>system\nAnswer the questions.", _CHATML, "<|im_end|>"),
+    "qwen_1_5": _Conversation(
+        "chatml",
+        "<|im_start|>system\nYou are a helpful assistant.",
+        ("<|im_start|>user", "<|im_start|>assistant"),
+        "<|im_end|>",
+    ),
+    "qwen_2": _Conversation(
+        "mpt", "<|im_start|>system\nYou are a helpful assistant.", _CHATML, "<|im_end|>\n"
+    ),
+    "qwen_2_5": _Conversation(
+        "chatml",
+        "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+        ("<|im_start|>user", "<|im_start|>assistant"),
+        "<|im_end|>",
+    ),
+    "phi3_instruct": _Conversation(
+        "mpt",
+        "<|system|>\nYou are a helpful AI assistant.",
+        ("\n<|user|>\n", "\n<|assistant|>\n"),
+        "<|end|>",
+    ),
+    "llava_pp_llama3": _Conversation(
+        "mpt",
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" + _SYSTEM,
+        (
+            "<|start_header_id|>user<|end_header_id|>\n\n",
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        "<|eot_id|>",
+    ),
+    "llava_llama_2": _Conversation(
+        "llama_2",
+        "You are a helpful language and vision assistant. You are able to understand the visual content that "
+        "the user provides, and assist the user with a variety of tasks using natural language.",
+        ("USER", "ASSISTANT"),
+        "<s>",
+        "</s>",
+    ),
+}
+ENDS |= {name: conversation.end for name, conversation in _LLAVA.items()}
+
+
+def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
+    """The prompt of a conversation with at most one picture for each question.
+
+    `picture` is what stands for one where it is not `<image>` alone (`mm_use_im_start_end`).
+    """
+    messages: list[str | None] = []
     for question, answer in turns:
         if IMAGE in question:  # to the front, whatever the place and number
             text = question.replace(IMAGE, "").strip()
             question = f"{IMAGE}\n{text}" if text else IMAGE
-        prompt += "USER: " + question + " ASSISTANT:"
+        messages += [question.replace(IMAGE, picture), answer]
+    if template in _LLAVA:
+        return _llava_prompt(_LLAVA[template], messages)
+    prompt = f"{_SYSTEM} "
+    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+        prompt += f"USER: {question} ASSISTANT:"
         if answer is not None:
             prompt += " " + answer + ENDS[template]
+    return prompt
+
+
+def _llava_prompt(template: _Conversation, messages: Sequence[str | None]) -> str:
+    """`Conversation.get_prompt`; an empty message counts as given, which upstream takes for a missing one."""
+    line = "\n" if template.style == "chatml" else ""
+    seps = [template.sep, template.sep2 or template.sep]
+    prompt = template.system + template.sep + line
+    if template.style in ("plain", "llama_2"):
+        prompt = ""
+    for number, message in enumerate(messages):
+        role = template.roles[number % 2]
+        if template.style == "two":
+            prompt += role + (":" if message is None else f": {message}{seps[number % 2]}")
+        elif template.style in ("mpt", "chatml"):
+            prompt += role + line + ("" if message is None else message + template.sep + line)
+        elif message is not None and template.style == "plain":
+            prompt += message + seps[number % 2]
+        elif message is not None and number % 2:
+            prompt += " " + message + " " + template.sep2
+        elif message is not None:
+            system = f"<<SYS>>\n{template.system}\n<</SYS>>\n\n" if number == 0 else ""
+            prompt += ("" if number == 0 else template.sep) + f"[INST] {system}{message} [/INST]"
     return prompt
 
 
@@ -92,9 +190,9 @@ class UpstreamTokenizer:
             self._ids = {piece: index for index, piece in enumerate(self.pieces)}
             self.scores, self.merges = None, merges_in(directory)
 
-    def prompt(self, template: str, turns: Sequence[Turn]) -> str:
-        """The prompt of a conversation with at most one picture for each question."""
-        return upstream_prompt(template, turns)
+    def prompt(self, template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
+        """As `upstream_prompt`."""
+        return upstream_prompt(template, turns, picture=picture)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a prompt, each piece around `<image>` on its own, -200 in the place of each picture."""
@@ -114,7 +212,10 @@ class UpstreamTokenizer:
 
     def stop_ids(self, template: str, config_eos: Sequence[int]) -> set[int]:
         """Ids that end an answer: the tokenizer's EOS, config.json's, and the template's end string."""
-        found = {self.eos_id, *config_eos, self._ids.get(ENDS[template])}
+        end = ENDS[template]
+        found = {self.eos_id, *config_eos, self._ids.get(end)}
+        if end == "\n":  # of `plain`; no special token, but what a line feed is behind a text
+            found.add(self._encode(f"caption{end}")[-1])
         return {token for token in found if token is not None}
 
 

@@ -6,6 +6,7 @@ import math
 import random
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def _write_frame(work: Path, recipe: Recipe, records: Sequence[Mapping[str, Any]
     _write_json(work / "config.json", recipe.config)
     shutil.copyfile(checkpoint_path(NANO) / PROCESSOR_FILE, work / PROCESSOR_FILE)
     chat = template_named(recipe.stages[-1].template)
-    rendered = [chat.render(place_markers([dialogue(record)], 1), end=IMAGE_MARKER) for record in records]
+    cut = replace(chat, end=IMAGE_MARKER)
+    rendered = [cut.render(place_markers([dialogue(record)], 1)) for record in records]
     texts = [text for prompt in rendered for text in prompt.split(IMAGE_MARKER)]
     write_tokenizer(texts, work, vocab_size=recipe.config["vocab_size"])
 

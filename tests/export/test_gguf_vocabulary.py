@@ -208,6 +208,24 @@ def test_the_chat_template_renders_what_the_prompt_is(name: str) -> None:
     assert jinja.render(messages=[one, two, three], add_generation_prompt=True) == template.render(turns)
     assert jinja.render(messages=[one, two]) == template.render(turns[:1])
     system = {"role": "system", "content": "Be brief."}
-    asked = jinja.render(messages=[system, three], add_generation_prompt=True)
-    # Where there is no place for a system text, it is left out.
-    assert asked == ("Be brief. USER: Why? ASSISTANT:" if template.system else template.render(turns[1:]))
+    told = {
+        "chatml_direct": "<|im_start|>system\nBe brief.<|im_end|><|im_start|>user\nWhy?<|im_end|>"
+        "<|im_start|>assistant\n",
+        **dict.fromkeys(
+            ("qwen_1_5", "qwen_2", "qwen_2_5"),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+        "phi3_instruct": "<|system|>\nBe brief.<|end|>\n<|user|>\nWhy?<|end|>\n<|assistant|>\n",
+        "llava_llama_2": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nWhy? [/INST]",
+        "llava_pp_llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+        "Be brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        "plain": "Be brief. Why?\n",
+        # No place for a system text: it is left out.
+        **{name: template.render(turns[1:]) for name in TEMPLATES if name.startswith("nanovlm")},
+    }.get(name, "Be brief. USER: Why? ASSISTANT:")
+    assert jinja.render(messages=[system, three], add_generation_prompt=True) == told
+    if template.frame:
+        assert template.with_system("Be brief.").render([("Why?", None)]) == told

@@ -11,8 +11,9 @@ from typing import Any
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFileError, guarded
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
+from .llava_line import Line, line_config, line_of, tower_config, tower_name
 from .nanovlm import is_nanovlm, nanovlm_config
-from .other_layouts import LEGACY_FAMILIES, factory_config, llava_config
+from .other_layouts import llava_config
 from .source_names import names_under_sources, say_taken
 
 _PIXEL_KEYS = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor", "do_center_crop")
@@ -20,14 +21,18 @@ PROCESSOR_FILE = "preprocessor_config.json"
 NESTED_PROCESSOR = "processor_config.json"  # of transformers 5: the same under the key `image_processor`
 
 
-def as_factory_config(raw: dict[str, Any], path: Path, sources: Path | None = None) -> dict[str, Any]:
+def as_factory_config(
+    raw: dict[str, Any], path: Path, sources: Path | None = None, rows: int | None = None
+) -> dict[str, Any]:
     """What is in a `config.json`, as TinyLLaVA Factory would write it, whatever layout the checkpoint has.
 
+    `rows` are those of the vocabulary that a loader of LLaVA's code line keeps at most.
+
     Raises:
-        CheckpointError: the config of a TinyLLaVABench checkpoint's tower is missing or not JSON.
+        CheckpointError: the config of the tower of such a checkpoint is missing or not JSON.
     """
-    if is_legacy(raw):
-        return _legacy_config(raw, path, sources)
+    if (line := line_of(raw)) is not None:
+        return _line_config(raw, line, path, sources, rows)
     if is_nanovlm(raw):
         return nanovlm_config(raw, path)
     return llava_config(raw, path) if is_llava(raw) else raw
@@ -37,30 +42,29 @@ def is_model(folder: Path) -> bool:
     """Whether a directory's config.json is of a whole model, not of a language model or tower alone."""
     path = folder / "config.json"
     raw = read_json_object(path) if lexists(path) else {}
-    return raw.get("model_type") == "tinyllava" or is_legacy(raw) or is_llava(raw) or is_nanovlm(raw)
-
-
-def is_legacy(raw: Mapping[str, Any]) -> bool:
-    """Whether a config.json is of TinyLLaVABench, the code before TinyLLaVA Factory."""
-    return str(raw.get("model_type")) in LEGACY_FAMILIES
+    known = raw.get("model_type") == "tinyllava" or is_llava(raw) or is_nanovlm(raw)
+    return known or line_of(raw) is not None
 
 
 def is_llava(raw: Mapping[str, Any]) -> bool:
     """Whether a config.json is of transformers' own LlavaForConditionalGeneration."""
-    return raw.get("model_type") == "llava"
+    return raw.get("model_type") == "llava" and line_of(raw) is None
 
 
-def _legacy_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> dict[str, Any]:
-    """The tower's config lies beside its weights, or in the repository that `mm_vision_tower` names."""
+def _line_config(
+    raw: Mapping[str, Any], line: Line, path: Path, sources: Path | None, rows: int | None
+) -> dict[str, Any]:
+    """The tower's config is inside, beside its weights, or in the repository that `mm_vision_tower` names."""
     beside = path.parent / "vision_tower" / "config.json"
-    name = str(raw.get("mm_vision_tower") or "")
-    vision = read_json_object(beside) if lexists(beside) else named_config(name, sources)
+    name = tower_name(raw)
+    found = read_json_object(beside) if lexists(beside) else named_config(name, sources)
+    vision = tower_config(raw, found)
     if vision is None:
         raise MissingFileError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
-    rows, tokens = raw.get("vocab_size"), tokenizer_length(path.parent)
-    if type(rows) is int and tokens is not None:  # its loader cuts embedding and head to the tokenizer
-        raw = {**raw, "vocab_size": min(rows, tokens)}
-    return factory_config(raw, vision, path)
+    stored = raw.get("vocab_size")
+    if type(stored) is int and rows is not None:
+        raw = {**raw, "vocab_size": min(stored, rows)}
+    return line_config(raw, line, vision, path)
 
 
 def tokenizer_length(directory: Path) -> int | None:
@@ -75,6 +79,8 @@ def tokenizer_length(directory: Path) -> int | None:
         count = _count_pieces(model)
     elif vocabulary.is_file():
         count = len(read_json_object(vocabulary))
+    elif (whole := directory / "tokenizer.json").is_file():
+        return _count_tokens(whole)
     else:
         return None
     settings = directory / "tokenizer_config.json"
@@ -83,12 +89,19 @@ def tokenizer_length(directory: Path) -> int | None:
     return count + sum(1 for index in added if index >= count)
 
 
+def _count_tokens(path: Path) -> int:
+    values = read_json_object(path)
+    with guarded(path, CheckpointError):
+        added = {token["content"] for token in values["added_tokens"]}
+        return len(added | {*values["model"]["vocab"]})
+
+
 def _count_pieces(path: Path) -> int:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError:
         raise MissingExtraError(
-            f"{path}: a checkpoint of TinyLLaVABench needs the package sentencepiece: "
+            f"{path}: a checkpoint of LLaVA's code line needs the package sentencepiece: "
             "pip install sentencepiece."
         ) from None
     with guarded(path, CheckpointError):

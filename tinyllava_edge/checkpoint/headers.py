@@ -1,52 +1,14 @@
-"""Names, shapes and dtypes in files of tensors, without torch and without a weight being read."""
+"""Names, shapes and dtypes of a whole checkpoint, without torch and without a weight being read."""
 
-import json
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
-from tinyllava_edge.errors import CheckpointError, MissingFileError, guarded
+from tinyllava_edge.errors import MissingFileError
 
+from .file_headers import Header, file_headers
 from .layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE, check_is_there
 from .nanovlm import names_in_file
 from .opened import Checkpoint
-from .tensor_names import PREFIXES, UPSTREAM_PREFIXES, canonical_name, canonical_name_in_folder
-
-MAX_HEADER = 100 << 20  # bytes; what the safetensors package takes
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I8": "int8",
-    "U8": "uint8",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "BOOL": "bool",
-}
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "BoolStorage": "bool",
-}
-
-
-class Header(NamedTuple):
-    """Of one tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
+from .tensor_names import canonical_name, canonical_name_in_folder
 
 
 def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
@@ -66,13 +28,14 @@ def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
             for key, header in _file_headers(checkpoint, path).items():
                 found[canonical_name_in_folder(key, part, checkpoint.layout, path)] = header
         return found
-    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
-    for path in checkpoint.weight_files:
-        if checkpoint.layout == NANOVLM:
-            found |= _nanovlm_headers(checkpoint, path)
-            continue
-        for key, header in _file_headers(checkpoint, path).items():
-            found[canonical_name(key, prefixes, path)] = header
+    for piece in checkpoint.pieces:
+        for path in piece.files:
+            if checkpoint.layout == NANOVLM:
+                found |= _nanovlm_headers(checkpoint, path)
+                continue
+            for key, header in _file_headers(checkpoint, path).items():
+                if (name := canonical_name(key, piece.prefixes, path)) is not None:
+                    found[name] = header
     return found
 
 
@@ -87,70 +50,6 @@ def _nanovlm_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
 
 def _file_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
     check_is_there(path)
-    if path.suffix != ".bin":
-        return _safetensors_headers(path)
-    if not checkpoint.allow_pickle:
+    if path.suffix == ".bin" and not checkpoint.allow_pickle:
         raise MissingFileError(f"{path}: a pickle of {path.stat().st_size:,} bytes: --allow-pickle reads it.")
-    return _pickle_headers(path)
-
-
-def _safetensors_headers(path: Path) -> dict[str, Header]:
-    with guarded(path, CheckpointError), path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(MAX_HEADER, path.stat().st_size - 8):
-            raise CheckpointError(f"{path}: damaged safetensors file (its header is cut). Copy it again.")
-        values = json.loads(file.read(length))
-        values.pop("__metadata__", None)
-        end = max((int(value["data_offsets"][1]) for value in values.values()), default=0)
-        if 8 + length + end != path.stat().st_size:
-            raise CheckpointError(
-                f"{path}: damaged safetensors file: {path.stat().st_size:,} bytes, its header says "
-                f"{8 + length + end:,}. Copy or download it again."
-            )
-        return {
-            key: Header(tuple(map(int, value["shape"])), _DTYPES.get(value["dtype"], value["dtype"].lower()))
-            for key, value in values.items()
-        }
-
-
-def _pickle_headers(path: Path) -> dict[str, Header]:
-    """Of a file of `torch.save`; the pickle in it may name nothing but tensors, and runs no code."""
-    with guarded(path, CheckpointError):
-        if not zipfile.is_zipfile(path):
-            raise MissingFileError(f"{path}: is of torch before 1.6, or cut short; only torch can tell.")
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            if archive.getinfo(name).file_size > MAX_HEADER:
-                raise CheckpointError(f"{path}: damaged: {name} is larger than any list of tensors.")
-            with archive.open(name) as file:
-                values = _HeaderUnpickler(file).load()
-    if not isinstance(values, dict) or not all(isinstance(value, Header) for value in values.values()):
-        raise CheckpointError(f"{path}: expected a dictionary of names and tensors.")
-    return {str(key): value for key, value in values.items()}
-
-
-class _HeaderUnpickler(pickle.Unpickler):
-    """Makes a `Header` of each tensor; what names anything else is refused."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self._known: dict[tuple[str, str], Callable[..., Any] | str] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-            **{("torch", name): dtype for name, dtype in _STORAGES.items()},
-        }
-
-    def find_class(self, module: str, name: str) -> Any:
-        """One of the few names that a file of tensors has."""
-        if (module, name) not in self._known:
-            raise pickle.UnpicklingError(f"it holds more than tensors: {module}.{name}")
-        return self._known[module, name]
-
-    def persistent_load(self, key: Any) -> str:
-        """The dtype of a storage, which is all that is wanted of it."""
-        return str(key[1])
-
-
-def _tensor(dtype: str, offset: int, shape: tuple[int, ...], *_: Any) -> Header:
-    return Header(tuple(map(int, shape)), dtype)
+    return file_headers(path)

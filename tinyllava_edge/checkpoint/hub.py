@@ -13,7 +13,8 @@ from pathlib import Path
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import CheckpointError
 
-from .files import is_legacy, read_json_object
+from .files import read_json_object
+from .llava_line import line_of
 from .source_names import hub_name
 
 HUB = "hub"  # of --sources: ask the hub for what config.json names
@@ -30,7 +31,7 @@ CHECKPOINT_FILES = (
     "vision_tower/config.json",
 )
 PICKLES = (
-    *("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin"),
+    *("pytorch_model.bin", "pytorch_model-*.bin", "adapter_model.bin", "mm_projector.bin"),
     "vision_tower/pytorch_model.bin",
     "connector/pytorch_model.bin",
     "language_model/pytorch_model.bin",
@@ -38,7 +39,7 @@ PICKLES = (
 # Keys of config.json that name other repositories.
 _NAMING_KEYS = (
     *("llm_model_name_or_path", "tokenizer_name_or_path", "vision_model_name_or_path"),
-    *("vision_model_name_or_path2", "mm_vision_tower", "lm_tokenizer"),
+    *("vision_model_name_or_path2", "mm_vision_tower", "mm_image_tower", "lm_tokenizer"),
 )
 _BERT = "google-bert/bert-base-uncased"
 
@@ -104,7 +105,7 @@ def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
 def named_repositories(checkpoint: Path) -> list[str]:
     """The repositories that a checkpoint's config.json names."""
     raw = read_json_object(checkpoint / "config.json")
-    keys = [*_NAMING_KEYS, *(["_name_or_path"] if is_legacy(raw) else [])]  # elsewhere a training's output
+    keys = [*_NAMING_KEYS, *(["_name_or_path"] if line_of(raw) else [])]  # elsewhere a training's output
     names = [hub_name(str(raw.get(key) or "").removeprefix("mof:")) for key in keys]
     if raw.get("connector_type") == "qformer":
         names.append(_BERT)

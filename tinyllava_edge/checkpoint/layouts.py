@@ -16,6 +16,7 @@ FLAT_INDEX = "model.safetensors.index.json"
 PARTS = ("vision_tower", "connector", "language_model")
 PICKLE_FILE = "pytorch_model.bin"  # of a whole model, or in each part's sub-directory
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+PROJECTOR_FILE = "mm_projector.bin"  # what LLaVA's pretraining leaves: a connector alone
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
@@ -28,6 +29,8 @@ FOLDERS = "three sub-directories"  # docs/sources/tinyllava.md#three-sub-directo
 LORA = "LoRA adapter over three sub-directories"
 ADAPTER = "LoRA adapter over another checkpoint"
 LEGACY = "TinyLLaVABench (legacy)"
+LINE = "LLaVA's code line"  # docs/sources/llava_line.md
+PROJECTOR = "mm_projector.bin over a language model"
 LLAVA = "transformers LlavaForConditionalGeneration"
 NANOVLM = "nanoVLM"
 
@@ -132,7 +135,8 @@ def no_weights(path: Path) -> MissingFileError:
     else:
         text = (
             f"{path}: holds no weights. Expected {FLAT_FILE} or {PICKLE_FILE}, or {FLAT_INDEX} or "
-            f"{PICKLE_INDEX} with its shards, or sub-directories {', '.join(PARTS)} with {PICKLE_FILE}."
+            f"{PICKLE_INDEX} with its shards, {PROJECTOR_FILE} of a pretraining by LLaVA's code, or "
+            f"sub-directories {', '.join(PARTS)} with {PICKLE_FILE}."
         )
     return MissingFileError(text)
 

@@ -11,41 +11,46 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 from tinyllava_edge.verified_files import sha256_of_file
 
 from .config import ModelConfig
 from .files import (
     as_factory_config,
-    is_legacy,
     is_llava,
     is_model,
     parse_json_object,
     read_small_file,
+    tokenizer_length,
 )
 from .layouts import (
     ADAPTER,
     ADAPTER_CONFIG,
     FOLDERS,
     LEGACY,
+    LINE,
     LLAVA,
     LORA,
     NANOVLM,
     PARTS,
     PICKLE_FILE,
+    PROJECTOR,
+    PROJECTOR_FILE,
     WHOLE,
     adapter_file,
     base_names,
     check_is_there,
     has_all_parts,
     is_adapter,
-    listed_shards,
     no_weights,
     whole_file,
 )
+from .llava_line import Line, line_of
 from .nanovlm import is_nanovlm
+from .pieces import Piece, line_pieces
 from .read_config import model_config
 from .source_names import names_under_sources
+from .tensor_names import LLAVA_PREFIXES, UPSTREAM_PREFIXES
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,23 @@ class Checkpoint:
     @cached_property
     def factory_config(self) -> dict[str, Any]:
         """`config.json` as TinyLLaVA Factory would write it."""
-        return as_factory_config(self.raw_config, self.config_path, self.sources)
+        return as_factory_config(self.raw_config, self.config_path, self.sources, self.rows)
+
+    @cached_property
+    def line(self) -> Line | None:
+        """The code base of LLaVA's line that it is of."""
+        return line_of(self.raw_config)
+
+    @cached_property
+    def rows(self) -> int | None:
+        """Rows of the vocabulary that a loader of LLaVA's code line keeps at most: the tokenizer's length."""
+        if self.line is None or not self.line.cuts_rows:
+            return None
+        for folder in self.folders(str(self.raw_config.get("_name_or_path") or "")):
+            if (length := tokenizer_length(folder)) is not None:
+                added = self.line.patch_tokens  # unless the tokenizer has them: then no row is behind it
+                return length + added if self.raw_config.get("mm_use_im_patch_token", True) else length
+        return None
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -110,7 +131,11 @@ class Checkpoint:
             UnsupportedModelError: a part is not supported; the message lists what is.
         """
         return model_config(
-            self.factory_config, self.config_path.parent, template=self.template, sources=self.sources
+            self.factory_config,
+            self.config_path.parent,
+            template=self.template,
+            sources=self.sources,
+            line=self.line,
         )
 
     @cached_property
@@ -122,11 +147,19 @@ class Checkpoint:
         if has_all_parts(path):
             return LORA if (path / ADAPTER_CONFIG).exists() else FOLDERS
         if (whole := whole_file(path)) is not None:
+            if self.line is not None:
+                return LEGACY if self.line.code == "TinyLLaVABench" else LINE
             if is_nanovlm(self.raw_config):
                 return NANOVLM
-            if is_legacy(self.raw_config) or is_llava(self.raw_config):
-                return LEGACY if is_legacy(self.raw_config) else LLAVA
-            return WHOLE[whole.name]
+            return LLAVA if is_llava(self.raw_config) else WHOLE[whole.name]
+        if lexists(path / "config.json") and self.line is not None:
+            if is_adapter(path):
+                raise UnsupportedModelError(
+                    f"{adapter_file(path)}: a LoRA adapter of {self.line.code} is not merged here. Merge it "
+                    "into its language model with that code's own script first."
+                )
+            if lexists(path / PROJECTOR_FILE):
+                return PROJECTOR
         if self.base is None:
             raise no_weights(path)
         return ADAPTER
@@ -151,20 +184,30 @@ class Checkpoint:
             assert self.base is not None
             files = self.base.weight_files
         else:
-            whole = self.file_of("")
-            files = list(listed_shards(whole)) if whole.suffix == ".json" else [whole]
+            files = [path for piece in self.pieces for path in piece.files]
         adapter = [adapter_file(self.path)] if self.layout in (LORA, ADAPTER) else []
         return [check_is_there(path) for path in (*files, *adapter)]
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The files of a whole model, or what stands for one, and what is read from each."""
+        if self.line is not None:
+            trims = self.factory_config["vision_config"].get("vision_use_head") is False
+            layers = self.config.vision.num_hidden_layers if trims else None
+            return line_pieces(self.path, self.raw_config, self.folders, layers)
+        whole = whole_file(self.path)
+        assert whole is not None
+        return [Piece(whole, LLAVA_PREFIXES if self.layout == LLAVA else UPSTREAM_PREFIXES)]
 
     def file_of(self, name: str) -> Path:
         """The file that a tensor of this canonical name is read from, or the index that lists it."""
         if self.layout == ADAPTER:
             assert self.base is not None
             return self.base.file_of(name)
-        whole = whole_file(self.path)
-        if self.layout in (FOLDERS, LORA) or whole is None:
+        if self.layout in (FOLDERS, LORA):
             return self.path / name.split(".")[0] / PICKLE_FILE
-        return whole
+        own = (piece.whole for piece in self.pieces if piece.part and name.startswith(f"{piece.part}."))
+        return next(own, self.pieces[0].whole)
 
     @cached_property
     def sha256(self) -> str:

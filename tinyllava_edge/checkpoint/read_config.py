@@ -14,8 +14,10 @@ from typing import Any
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
 from .config import SIDECAR_FILE, BertSizes, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
-from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS
+from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS, Family
 from .files import named_config, read_json_object
+from .layouts import PROJECTOR_FILE, whole_file
+from .llava_line import LINES, Line
 from .nanovlm import OWN, NanoVlm
 from .source_names import public_name
 from .values import MAX_SIZE, resolved_part, whole_number
@@ -24,7 +26,12 @@ _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
 
 def model_config(
-    raw: Mapping[str, Any], directory: Path, *, template: str | None = None, sources: Path | None = None
+    raw: Mapping[str, Any],
+    directory: Path,
+    *,
+    template: str | None = None,
+    sources: Path | None = None,
+    line: Line | None = None,
 ) -> ModelConfig:
     """A whole config.json, in TinyLLaVA Factory's words, and the `tinyllava_edge.json` beside it.
 
@@ -33,6 +40,7 @@ def model_config(
         directory: the checkpoint.
         template: name of the prompt template, in the place of the stored or inferred one.
         sources: where the configs are that the checkpoint only names (a MoF's second tower, Q-Former's BERT).
+        line: of LLaVA's code, that the checkpoint is of.
 
     Raises:
         CheckpointError: a file is missing or not JSON, or a value is impossible.
@@ -42,12 +50,13 @@ def model_config(
     if raw.get("model_type") != "tinyllava":
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
-            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`."
+            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
+            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
         )
     vision = vision_config(raw, path)
     language = language_config(raw, path)
     own = _nanovlm(raw)
-    name, reason = own.template if own else _inferred_template(directory, language)
+    name, reason = own.template if own else _inferred_template(directory, language, line)
     if template:
         name, reason = template, "given by --template"
     max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
@@ -80,21 +89,25 @@ def model_config(
     )
 
 
-def _inferred_template(directory: Path, language: LanguageConfig) -> tuple[str, str]:
+def _inferred_template(directory: Path, language: LanguageConfig, line: Line | None) -> tuple[str, str]:
     """Name of the prompt template, which upstream never stores, and why it is that one."""
     sidecar = directory / SIDECAR_FILE
     stored = read_json_object(sidecar).get("template") if lexists(sidecar) else None
     if stored is not None:
         return str(stored), f"stored in {SIDECAR_FILE}"
-    family, name = language.family, language.architecture
+    if line is not None and lexists(directory / PROJECTOR_FILE) and whole_file(directory) is None:
+        return "plain", f"what {line.code} pretrains a projector with"
+    name = f"the language model's family {language.architecture!r}"
+    owner: Family | Line = language.family
+    if line is not None and line.template:
+        owner, name = line, f"what {line.code} trains its {line.family} models with"
     tokenizer = directory / "tokenizer_config.json"
-    if family.template_by_eos and tokenizer.exists():
+    if owner.template_by_eos and tokenizer.exists():
         eos = read_json_object(tokenizer).get("eos_token")
         eos = str(eos.get("content") if isinstance(eos, dict) else eos)
-        if eos in family.template_by_eos:
-            reason = f"inferred from the family {name!r} and the tokenizer's EOS {eos!r}"
-            return family.template_by_eos[eos], reason
-    return family.template, f"inferred from the language model's family {name!r}"
+        if eos in owner.template_by_eos:
+            return owner.template_by_eos[eos], f"inferred from {name} and the tokenizer's EOS {eos!r}"
+    return owner.template, f"inferred from {name}"
 
 
 def _nanovlm(raw: Mapping[str, Any]) -> NanoVlm | None:

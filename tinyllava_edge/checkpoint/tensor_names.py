@@ -5,25 +5,33 @@ its own prefix. Source: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
 
-from .layouts import LEGACY, LLAVA, LORA
+from .layouts import LORA
+from .values import MAX_LAYERS
 
-# Prefix of each part in a flat file, and ours. The first that fits counts.
-UPSTREAM_PREFIXES = {
+# Prefix of each part in a file, and ours; None for what the model has not. The first that fits counts.
+Prefixes = Mapping[str, str | None]
+UPSTREAM_PREFIXES: dict[str, str] = {
     "language_model.": "language_model.",
     "vision_tower._vision_tower.": "vision_tower.",
     "connector._connector.": "connector.",
 }
-LEGACY_PREFIXES = {
+# docs/sources/llava_line.md#keys-of-the-weights
+LINE_TOWERS = ("model.vision_tower.", "model.image_tower.")
+LINE_PREFIXES: Prefixes = {
     "model.vision_tower.vision_tower.": "vision_tower.",
+    "model.vision_tower.": "vision_tower.",
+    "model.image_tower.image_tower.": "vision_tower.",
+    "model.mm_projector.image_spatial_proj.": "connector.",
     "model.mm_projector.": "connector.",
     "model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
 }
-LLAVA_PREFIXES = {
+LLAVA_PREFIXES: Prefixes = {
     "model.language_model.": "language_model.model.",
     "model.vision_tower.": "vision_tower.",
     "model.multi_modal_projector.linear_1.": "connector.0.",
@@ -35,11 +43,16 @@ LLAVA_PREFIXES = {
     "lm_head.": "language_model.lm_head.",
 }
 # transformers 5 saves SigLIP and CLIP without `vision_model.`.
-_TOWER_WITHOUT_WRAPPER = tuple(
-    f"vision_tower.{name}"
-    for name in ("embeddings.", "encoder.", "post_layernorm.", "pre_layrnorm.", "head.")
-)
-PREFIXES = {LEGACY: LEGACY_PREFIXES, LLAVA: LLAVA_PREFIXES}
+_BARE_TOWER = ("embeddings.", "encoder.", "post_layernorm.", "pre_layrnorm.", "head.")
+_TOWER_WITHOUT_WRAPPER = tuple(f"vision_tower.{name}" for name in _BARE_TOWER)
+_OF_CLIP_ALONE = ("text_model.", "visual_projection.", "text_projection.", "logit_scale", "logit_bias")
+# A tower's own repository, which has the text's side beside it.
+TOWER_PREFIXES: Prefixes = {
+    "vision_model.": "vision_tower.vision_model.",
+    **{name: f"vision_tower.{name}" for name in _BARE_TOWER},
+    **dict.fromkeys(_OF_CLIP_ALONE),
+}
+_LAYER = re.compile(r"vision_tower\.vision_model\.(?:encoder\.layers\.(\d+)|head)\.")
 
 
 # Ends of the names of values that are computed, not learned; a file may hold them or not.
@@ -47,8 +60,8 @@ BUFFERS = (".position_ids", ".rotary_emb.inv_freq")
 _ADAPTED = re.compile(r"\.(?:lora_[AB]|lora_magnitude_vector|base_layer|modules_to_save)\.")
 
 
-def canonical_name(key: str, prefixes: dict[str, str], path: Path) -> str:
-    """Our name of a tensor of a flat file.
+def canonical_name(key: str, prefixes: Prefixes, path: Path) -> str | None:
+    """Our name of a tensor of a flat file; None where it is of a part that the model has not.
 
     Raises:
         CheckpointError: it belongs to no part.
@@ -56,13 +69,21 @@ def canonical_name(key: str, prefixes: dict[str, str], path: Path) -> str:
     """
     for prefix, ours in prefixes.items():
         if key.startswith(prefix):
+            if ours is None:
+                return None
             name = ours + key[len(prefix) :]
-            if prefixes is LLAVA_PREFIXES and name.startswith(_TOWER_WITHOUT_WRAPPER):
+            if prefixes is not UPSTREAM_PREFIXES and name.startswith(_TOWER_WITHOUT_WRAPPER):
                 name = name.replace("vision_tower.", "vision_tower.vision_model.", 1)
             return _merged(name, path)
     raise CheckpointError(
         f"{path}: tensor {key!r} belongs to no part. Expected names that start with {', '.join(prefixes)}."
     )
+
+
+def layer_of_tower(name: str) -> int:
+    """The encoder layer that a tensor is of, from 0; -1 in front of them all, the largest for a head."""
+    match = _LAYER.match(name)
+    return -1 if match is None else int(match[1] or MAX_LAYERS)
 
 
 def canonical_name_in_folder(key: str, part: str, layout: str, path: Path) -> str:

@@ -10,14 +10,24 @@ from os.path import lexists  # a link that leads nowhere is not absent, but dama
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from tokenizers import Tokenizer
+
 from tinyllava_edge.checkpoint.config import VisionConfig
 from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
 from tinyllava_edge.checkpoint.layouts import NANOVLM
+from tinyllava_edge.checkpoint.llava_line import picture_of
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
-from tinyllava_edge.prompt import EOS, Template, TextTokenizer, template_fault, template_named
+from tinyllava_edge.prompt import (
+    EOS,
+    Template,
+    TextTokenizer,
+    end_of_answer,
+    template_fault,
+    template_named,
+)
 from tinyllava_edge.tokenizer_file import open_tokenizer
 
 from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
@@ -81,6 +91,7 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     """
     config = checkpoint.config
     template = template_named(config.template)
+    template = replace(template, picture=picture_of(checkpoint.raw_config) or template.picture)
     directory = tokenizer_directory(checkpoint)
     is_fast = checkpoint.layout == NANOVLM
     tokenizer = read_tokenizer(directory, fast=is_fast, extra_tokens=config.extra_tokens)
@@ -97,14 +108,9 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         )
     if template.end == EOS:
         template = replace(template, end=opened.id_to_token(eos_id))
-    end_id = opened.token_to_id(template.end)
-    if end_id is None and template_fault(template) is None:  # one that only trains stops nothing
-        raise CheckpointError(
-            f"{directory}: the tokenizer has no token {template.end!r}, with which template "
-            f"{template.name!r} ({config.template_reason}) ends an answer: the model would not stop. Give "
-            "--template, or the files of the tokenizer that the checkpoint was trained with."
-        )
-    stops = {eos_id, *config.language.eos_token_ids, eos_id if end_id is None else end_id}
+    stops = {eos_id, *config.language.eos_token_ids}
+    if template_fault(template) is None:  # one that only trains stops nothing
+        stops.add(_end_of_answer(opened, template, f"{directory}: the tokenizer", config.template_reason))
     return Assets(
         preprocessing=_preprocessing(checkpoint),
         tokenizer=tokenizer,
@@ -115,6 +121,20 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         largest_id=largest_id,
         rows=config.language.vocab_size,
     )
+
+
+def _end_of_answer(tokenizer: Tokenizer, template: Template, where: str, reason: str) -> int:
+    """The id that ends an answer, of a tokenizer that has every special token of the template."""
+    end_id = end_of_answer(tokenizer, template)
+    absent = [template.end] if end_id is None else []
+    absent += [mark for mark in template.marks if tokenizer.token_to_id(mark) is None]
+    if end_id is None or absent:
+        what = "ends an answer: the model would not stop" if end_id is None else "marks its turns"
+        raise CheckpointError(
+            f"{where} has no token {absent[0]!r}, with which template {template.name!r} ({reason}) {what}. "
+            "Give --template, or the files of the tokenizer that the checkpoint was trained with."
+        )
+    return end_id
 
 
 def tokenizer_directory(checkpoint: Checkpoint) -> Path:
@@ -177,8 +197,9 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         where, raw = f"built-in values of {public}", _at_size(PUBLIC_PROCESSORS[public], config.vision)
         if public != name or raw != PUBLIC_PROCESSORS[public]:
             say_taken(name, f"{where}, for pictures of {side} px")
-    elif not config.vision.has_head:  # TinyLLaVABench's own SigLIP class: its processor is code
-        where, raw = "TinyLLaVABench's SigLIP processor", {**_SIGLIP, "size": {"height": side, "width": side}}
+    elif checkpoint.line and checkpoint.line.siglip_processor and not config.vision.has_head:
+        where = f"{checkpoint.line.code}'s SigLIP processor"  # which is code
+        raw = {**_SIGLIP, "size": {"height": side, "width": side}}
     else:
         raise MissingFileError(
             f"no {PROCESSOR_FILE} or {NESTED_PROCESSOR} in "

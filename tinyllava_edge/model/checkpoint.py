@@ -9,15 +9,12 @@ from functools import partial
 
 import torch
 
-from tinyllava_edge.checkpoint.families import FAMILIES
-from tinyllava_edge.checkpoint.files import tokenizer_length
-from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LEGACY, LORA, NANOVLM, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE
 from tinyllava_edge.checkpoint.nanovlm import names_in_file
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.checkpoint.other_layouts import LEGACY_FAMILIES
 from tinyllava_edge.checkpoint.tensor_names import (
-    PREFIXES,
     UPSTREAM_PREFIXES,
+    Prefixes,
     canonical_name,
     canonical_name_in_folder,
 )
@@ -26,7 +23,8 @@ from .lora import Adapter
 from .second_copies import check_other_files, check_same
 from .tensor_files import TensorReader, opened_tensors, read_pickle, tensor_files
 
-# TinyLLaVABench's loader cuts these to the tokenizer's length.
+# Loaders of LLaVA's code line cut these to the tokenizer's length.
+_HEAD_BIAS = "language_model.lm_head.bias"
 _ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
@@ -34,8 +32,8 @@ def iter_tensors(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
     """Yield (canonical name, tensor in its stored dtype), one at a time.
 
     A LoRA adapter is merged on the way; a merged tensor is float32. Any other is a view of the file, whose
-    pages the system reads when they are used, and may forget again. The vocabulary of a legacy checkpoint
-    is cut to its tokenizer's length, as its own loader does.
+    pages the system reads when they are used, and may forget again. The vocabulary of a checkpoint of
+    LLaVA's code line is cut to its tokenizer's length, as its own loader does.
 
     Args:
         checkpoint: whose tensors.
@@ -62,45 +60,44 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
         assert checkpoint.base is not None
         adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part, checkpoint.allow_pickle)
         yield from adapter.merge(iter_readers(checkpoint.base, part=part))
+    elif checkpoint.layout == NANOVLM:
+        yield from _from_nanovlm(checkpoint, part)
     else:
-        yield from _from_whole_file(checkpoint, part)
+        yield from _from_pieces(checkpoint, part)
 
 
-def _from_whole_file(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
-    rows = tokenizer_length(checkpoint.path) if checkpoint.layout == LEGACY else None
-    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+def _from_pieces(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
+    rows = checkpoint.rows
     seen: dict[str, tuple[str, torch.Tensor]] = {}
+    for piece in checkpoint.pieces:
+        for path in tensor_files(piece.whole, checkpoint.allow_pickle):
+            with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
+                for key in keys:
+                    name = piece.name(key, path)
+                    if name is not None and (part is None or name.startswith(f"{part}.")):
+                        tensor = read(key)
+                        where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
+                        if first is not tensor:
+                            check_same(where, first, f"{key!r} of {path}", tensor)
+                            continue
+                        yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
+    if part in (None, "language_model") and _HEAD_BIAS not in seen and _lacks_head_bias(checkpoint):
+        yield _HEAD_BIAS, partial(torch.zeros, checkpoint.config.language.vocab_size)
+
+
+def _from_nanovlm(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
+    """Of its tensors one holds q, k and v one behind the other, and one the positions of a batch of one."""
+    tied = checkpoint.config.language.tie_word_embeddings
     for path in tensor_files(checkpoint.file_of(""), checkpoint.allow_pickle):
         with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
-            tied = checkpoint.layout == NANOVLM and checkpoint.config.language.tie_word_embeddings
-            several = names_in_file(keys, tied, path) if checkpoint.layout == NANOVLM else {}
-            for key in keys:
-                if checkpoint.layout == NANOVLM:
-                    yield from _pieces(several[key], partial(read, key), part)
+            for key, names in names_in_file(keys, tied, path).items():
+                if part is not None and not names[0].startswith(f"{part}."):
                     continue
-                name = canonical_name(key, prefixes, path)
-                if part is None or name.startswith(f"{part}."):
-                    tensor = read(key)
-                    where, first = seen.setdefault(name, (f"{key!r} of {path}", tensor))
-                    if first is not tensor:
-                        check_same(where, first, f"{key!r} of {path}", tensor)
-                        continue
-                    yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
-    if part in (None, "language_model") and (length := _missing_head_bias(checkpoint, rows)):
-        yield "language_model.lm_head.bias", partial(torch.zeros, length)
-
-
-def _pieces(
-    names: tuple[str, ...], read: TensorReader, part: str | None
-) -> Iterator[tuple[str, TensorReader]]:
-    """What a tensor of nanoVLM's holds: q, k and v one behind the other, or positions of one picture."""
-    if part is not None and not names[0].startswith(f"{part}."):
-        return
-    tensor = read()
-    if names[0].endswith(".position_embedding.weight"):
-        tensor = tensor.flatten(0, -2)
-    for name, piece in zip(names, tensor.chunk(len(names)), strict=False):
-        yield name, piece.detach
+                tensor = read(key)
+                if names[0].endswith(".position_embedding.weight"):
+                    tensor = tensor.flatten(0, -2)
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=False):
+                    yield name, piece.detach
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -111,7 +108,9 @@ def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str
 
 def check_second_copies(checkpoint: Checkpoint) -> None:
     """Compare what is read with every other file of the checkpoint; errors as `check_other_files`."""
-    prefixes = PREFIXES.get(checkpoint.layout, UPSTREAM_PREFIXES)
+    prefixes: Prefixes = UPSTREAM_PREFIXES
+    if checkpoint.layout not in (FOLDERS, LORA, ADAPTER):
+        prefixes = checkpoint.pieces[0].prefixes
 
     def name_of(key: str) -> str | None:
         known = prefixes if key.startswith(tuple(prefixes)) else UPSTREAM_PREFIXES
@@ -126,13 +125,10 @@ def check_second_copies(checkpoint: Checkpoint) -> None:
     check_other_files(checkpoint, name_of, tensors)
 
 
-def _missing_head_bias(checkpoint: Checkpoint, rows: int | None) -> int:
-    """Length of the head's bias, which TinyLLaVABench's Phi does not have, and Phi elsewhere has; else 0."""
-    raw = checkpoint.raw_config
-    if checkpoint.layout != LEGACY or LEGACY_FAMILIES[raw["model_type"]] != "phi":
-        return 0
-    stored = int(raw.get("vocab_size", FAMILIES["phi"].defaults["vocab_size"]))
-    return stored if rows is None else min(rows, stored)
+def _lacks_head_bias(checkpoint: Checkpoint) -> bool:
+    """Whether its code makes Phi's head without the bias that Phi elsewhere has."""
+    line = checkpoint.line
+    return line is not None and line.family == "phi" and not line.head_bias
 
 
 def _from_folders(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:

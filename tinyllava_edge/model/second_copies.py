@@ -17,12 +17,12 @@ from tinyllava_edge.checkpoint.layouts import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     FOLDERS,
-    LEGACY,
     LORA,
     PARTS,
     adapter_file,
     is_adapter,
 )
+from tinyllava_edge.checkpoint.llava_line import trained_tower
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS
 from tinyllava_edge.console import note
@@ -89,8 +89,8 @@ def check_other_files(
                 f"{part}.{key.removeprefix(f'_{part}.').removeprefix(f'{part}.')}" if part else name_of(key)
             )
             if name is not None and name in ours:
-                if checkpoint.layout == LEGACY:  # whose vocabulary is cut
-                    tensor = tensor[: len(ours[name])]
+                if checkpoint.line is not None:  # whose vocabulary is cut, and whose tower was rounded
+                    tensor = tensor[: len(ours[name])].to(ours[name].dtype)
                 place = checkpoint.file_of(name)
                 if part or checkpoint.layout in (FOLDERS, LORA):
                     check_same(f"{name!r} of {place}", ours[name], f"{key!r} of {path}", tensor)
@@ -129,8 +129,9 @@ def _other_files(checkpoint: Checkpoint) -> dict[Path, str]:
     """Files of weights that the layout does not read, and of which part each is; "" where of all of them."""
     root, read = checkpoint.path, set(checkpoint.weight_files)
     folders = {root: "", **{root / part: part for part in PARTS}}
-    if checkpoint.layout == LEGACY and (name := checkpoint.config.vision.name_or_path):
-        # What TinyLLaVABench itself takes the tower from.
+    name = checkpoint.config.vision.name_or_path if checkpoint.line is not None else ""
+    if name and trained_tower(checkpoint.raw_config) is None:
+        # What its code itself takes a tower from that was not trained.
         folders |= dict.fromkeys(checkpoint.folders(name)[1:2], "vision_tower")
     found = {root / "adapter_model.bin": ""}
     for folder, part in folders.items():

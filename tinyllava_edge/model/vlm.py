@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LEGACY, LORA, NANOVLM
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, NANOVLM
 from tinyllava_edge.checkpoint.nanovlm import stored_name
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
@@ -20,6 +20,10 @@ from .lora import EIGHT_BITS
 from .second_copies import check_buffer
 from .vision_tower import build_vision_tower
 
+_NANOVLM_KEYS = {
+    "position_embedding": "vit_img_size and vit_patch_size",
+    "connector.": "mp_pixel_shuffle_factor, vit_hidden_dim and lm_hidden_dim",
+}
 _HEAD = "language_model.lm_head.weight"
 
 
@@ -137,7 +141,7 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     if others and not torch.equal(first, others[0]):
         keep = ""
         if checkpoint.config.language.family.only.get("tie_word_embeddings") is not True:
-            key = "tie_word_embeddings" if checkpoint.layout == LEGACY else "text_config.tie_word_embeddings"
+            key = "tie_word_embeddings" if checkpoint.line else "text_config.tie_word_embeddings"
             keep = f"Write false in {key} to keep the head, as transformers 5 does, or r"
         raise CheckpointError(
             f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
@@ -159,7 +163,7 @@ def _check_shapes(
         if shape != expected.get(name, shape):
             raise CheckpointError(
                 f"{where}: tensor {_stored_name(checkpoint, name)!r} has shape {list(shape)}, "
-                f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(checkpoint, name)}."
+                f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(name, checkpoint)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
@@ -175,17 +179,18 @@ def _stored_name(checkpoint: Checkpoint, name: str) -> str:
     return stored_name(name) if checkpoint.layout == NANOVLM else name
 
 
-def _size_key(checkpoint: Checkpoint, name: str) -> str:
+def _size_key(name: str, checkpoint: Checkpoint) -> str:
     """Which keys of config.json the shape of a tensor comes from, of those that are often wrong."""
-    positions = name.endswith(("position_embedding.weight", "position_embeddings"))
-    if not positions and not name.startswith("connector."):
-        return ""
     if checkpoint.layout == NANOVLM:
-        keys = "vit_img_size and vit_patch_size"
-        return f" ({keys if positions else 'mp_pixel_shuffle_factor, vit_hidden_dim and lm_hidden_dim'})"
-    if positions:
-        return " (vision_config.image_size and patch_size)"
-    return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
+        return next((f" ({keys})" for part, keys in _NANOVLM_KEYS.items() if part in name), "")
+    if name.endswith(("position_embedding.weight", "position_embeddings")):
+        owner = f"{checkpoint.config.vision.name_or_path}'s " if checkpoint.line else "vision_config."
+        return f" ({owner}image_size and patch_size)"
+    if name.startswith("connector.") and checkpoint.line:
+        return " (mm_projector_type, mm_hidden_size and hidden_size)"
+    if name.startswith("connector."):
+        return " (connector_type, vision_config.hidden_size and text_config.hidden_size)"
+    return ""
 
 
 def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:

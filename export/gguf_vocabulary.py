@@ -86,7 +86,7 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Tokeni
 
 def chat_template(template: Template) -> str:
     """The template as Jinja, for llama.cpp's own programs; ours never read it."""
-    before, after = template.question.split("{question}")
+    before, after = template.question.replace("{picture}", "").split("{question}")
     answer_before, answer_after = template.answer.split("{answer}")
     system_before, system_after = template.frame or ("", " ")
     text = {name: json.dumps(value) for name, value in {
@@ -100,10 +100,13 @@ def chat_template(template: Template) -> str:
         "answer_after": answer_after + template.end,
     }.items()}  # fmt: skip
     between = f"{{% if not loop.last %}}{{{{ {text['between']} }}}}{{% endif %}}" if template.between else ""
-    return (
+    head = (
         "{% if messages and messages[0]['role'] == 'system' %}"
         f"{{{{ {text['system_before']} + messages[0]['content'] + {text['system_after']} }}}}"
         f"{{% else %}}{{{{ {text['system']} }}}}{{% endif %}}"
+    )
+    return (
+        f"{'' if template.has_place else head}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         f"{{{{ {text['before']} + message['content'] }}}}"
         "{% elif message['role'] == 'assistant' %}"

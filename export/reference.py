@@ -48,7 +48,7 @@ def write_reference(root: Path, model: TinyLlava, assets: Assets) -> ReferenceTe
     prompts: list[ReferencePrompt] = []
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for name, turns, pictures in PROMPTS:
-        placed = place_markers(turns, len(pictures))
+        placed = place_markers(turns, len(pictures), assets.template)
         ids = assets.text_tokenizer().encode(assets.template, placed)
         rows = model.splice(ids, embeddings[pictures])  # [positions, hidden]
         if len(rows) + GREEDY_TOKENS > model.config.language.max_position_embeddings:

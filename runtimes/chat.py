@@ -77,7 +77,7 @@ class Chat:
             given = as_pictures(pictures)
             check_turns([*self._turns, (question, None)])
             with stopwatch.stage("tokenize"):
-                [(placed, _)] = place_markers([(question, None)], len(given))
+                [(placed, _)] = place_markers([(question, None)], len(given), self._template)
                 prompt = self._prompt(placed, honour_special)
             return self._model.start(prompt, given, stopwatch, on_end=partial(self._keep, placed), **how)
 

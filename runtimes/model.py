@@ -286,7 +286,7 @@ class Model:
             honour_special: False takes special-token text as plain text, as `answer` does.
             num_pictures: how many there are, or None to follow upstream, which keeps one marker a question.
         """
-        placed = place_markers(turns, num_pictures)
+        placed = place_markers(turns, num_pictures, self._template)
         return self.tokenizer.encode(self._template, placed, honour_special=honour_special)
 
     def encode(self, pictures: Sequence[Picture] | Picture) -> npt.NDArray[np.float32]:

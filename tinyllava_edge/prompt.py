@@ -45,16 +45,20 @@ _FRAMES = (
     ("[INST] <<SYS>>\n", "\n<</SYS>>\n\n"),
     ("", " "),
 )
-_MARK = re.compile(r"<\|[^|<>]+\|>|</?s>|<eos>|<im_(?:start|end)>")
+_MARK = re.compile(r"<\|[^|<>]+\|>|</?s>|<eos>|<im_(?:start|end)>|<row_\d_col_\d>")
+
+
+EOS = ""  # as the end of a template: whatever the tokenizer's EOS token is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Template:
-    """The text around questions and answers. `{question}` and `{answer}` are replaced, nothing else is.
+    """The text around questions and answers. `{question}`, `{answer}` and `{picture}` alone are replaced.
 
     Attributes:
         between: in front of every question but the first.
-        picture: what stands for a picture in a question.
+        picture: what stands for a picture in a question, or in the place that the template has for pictures.
+        starts_with_bos: prompts start with the tokenizer's BOS token where it has one.
     """
 
     name: str
@@ -64,17 +68,31 @@ class Template:
     end: str
     between: str = ""
     picture: str = IMAGE_MARKER
+    starts_with_bos: bool = True
 
     def render(self, turns: Sequence[Turn]) -> str:
         """The prompt string."""
         parts = [self.system]
         for number, (question, answer) in enumerate(turns):
             parts.append(self.between if number else "")
-            parts.append(self.question.replace("{question}", question.replace(IMAGE_MARKER, self.picture)))
+            parts.append(self._asked(question))
             if answer is not None:
                 parts.append(self.answer.replace("{answer}", answer))
                 parts.append(self.end)
         return "".join(parts)
+
+    @property
+    def has_place(self) -> bool:
+        """Whether pictures have a place of their own, before the text of their question."""
+        return "{picture}" in self.question
+
+    def _asked(self, question: str) -> str:
+        if not self.has_place:
+            return self.question.replace("{question}", question.replace(IMAGE_MARKER, self.picture))
+        text, pictures = question, 0
+        while text.startswith(IMAGE_MARKER):
+            text, pictures = text.removeprefix(IMAGE_MARKER).removeprefix("\n"), pictures + 1
+        return self.question.replace("{picture}", self.picture * pictures).replace("{question}", text)
 
     def with_system(self, text: str) -> "Template":
         """This template with another system text.
@@ -126,6 +144,27 @@ TEMPLATES = {
         # Ours: docs/sources/language_models.md#templates-of-families-that-upstream-lacks
         Template(name="llama3", end="<|end_of_text|>"),
         Template(name="llama3_instruct", end="<|eot_id|>"),
+        # nanoVLM's: docs/sources/nanovlm.md#prompt
+        Template(
+            name="nanovlm_question",
+            system="",
+            question="{picture}Question: {question} Answer:",
+            answer="{answer}",
+            end=EOS,
+        ),
+        *(
+            Template(
+                name=f"nanovlm_chat{name}",
+                system="",
+                question="<|im_start|>user\n{picture}{question}<|im_end|>\n<|im_start|>assistant\n",
+                answer="{answer}",
+                end="<|im_end|>",
+                between="\n",
+                picture=f"{before}{IMAGE_MARKER}",
+                starts_with_bos=False,
+            )
+            for name, before in (("", ""), ("_row", "<row_1_col_1>"), ("_global", "<|global_image|>"))
+        ),
         # Stage 1 of training: the picture and its caption, no question.
         Template(name="pretrain", system="", question=IMAGE_MARKER, answer="{answer}", end="\n"),
         # Of LLaVA's code line: docs/sources/llava_line.md#prompts and #templates-by-name
@@ -213,6 +252,8 @@ def template_fault(template: Template) -> str | None:
     around = template.system + template.question + template.answer + template.end + template.between
     if IMAGE_MARKER in around or template.picture.count(IMAGE_MARKER) != 1:
         return f"template {template.name!r} has a picture marker of its own"
+    if template.question.count("{picture}") > 1:
+        return f"template {template.name!r} has two places for pictures"
     return None
 
 
@@ -236,16 +277,20 @@ def check_turns(turns: Sequence[Turn]) -> None:
             raise UsageError(f"the answer {where} None: it is asked for, found {type(answer).__name__}.")
 
 
-def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> list[Turn]:
+def place_markers(
+    turns: Sequence[Turn], num_pictures: int | None = None, template: Template | None = None
+) -> list[Turn]:
     """Put every `<image>` marker where the model expects it.
 
     A question's marker moves to its front, `<image>` and a line feed before the stripped text; several in one
     question collapse to one (upstream). Only where there are several pictures does a question keep several
-    markers, in place. One picture without any marker goes in front of the first question.
+    markers, in place. One picture without any marker goes in front of the first question. Where the template
+    has a place for pictures, all of a question's go there, and the text stays as it is.
 
     Args:
         turns: questions and answers.
         num_pictures: pictures given, or None to follow upstream without counting.
+        template: of the prompt; None for one that has no such place.
 
     Raises:
         PromptError: the markers do not fit the number of pictures.
@@ -253,11 +298,13 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
     keep_several = num_pictures is not None and num_pictures > 1
     markers = sum(question.count(IMAGE_MARKER) for question, _ in turns)
     if num_pictures == 1 and markers == 0 and turns:
-        turns = [(f"{IMAGE_MARKER}{turns[0][0]}", turns[0][1]), *turns[1:]]
+        turns = [(f"{IMAGE_MARKER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
     placed: list[Turn] = []
     for question, answer in turns:
         count = question.count(IMAGE_MARKER)
-        if count == 1 or (count > 1 and not keep_several):
+        if template is not None and template.has_place and count:
+            question = _in_front(question, count if keep_several else 1)
+        elif count == 1 or (count > 1 and not keep_several):
             text = question.replace(IMAGE_MARKER, "").strip()
             question = f"{IMAGE_MARKER}\n{text}" if text else IMAGE_MARKER
         placed.append((question, answer))
@@ -268,6 +315,13 @@ def place_markers(turns: Sequence[Turn], num_pictures: int | None = None) -> lis
             "write one marker for each picture."
         )
     return placed
+
+
+def _in_front(question: str, count: int) -> str:
+    """Markers, a line feed, and the text without the markers (and a line feed behind those in front)."""
+    while question.startswith(IMAGE_MARKER):
+        question = question.removeprefix(IMAGE_MARKER).removeprefix("\n")
+    return f"{IMAGE_MARKER * count}\n{question.replace(IMAGE_MARKER, '')}"
 
 
 def end_of_answer(tokenizer: Tokenizer, template: Template) -> int | None:

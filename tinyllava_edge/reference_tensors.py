@@ -172,7 +172,7 @@ def _fault(prompt: ReferencePrompt, num_pictures: int, manifest: Manifest) -> st
     language, ids = manifest.language, prompt.input_ids
     try:
         check_turns(prompt.turns)
-        place_markers(prompt.turns, len(prompt.pictures))
+        place_markers(prompt.turns, len(prompt.pictures), manifest.prompt.template)
     except (PromptError, UsageError) as error:
         return f"has turns that nobody can ask: {str(error).rstrip('.')}"
     texts = [token for token in ids if token != IMAGE_TOKEN_ID]

@@ -61,7 +61,7 @@ class Looked:
     def _check_length(self, tokenizer: TextTokenizer, question: Question) -> None:
         manifest = self.bundle.manifest
         pictures = int(question.image is not None)
-        turns = place_markers([(question.text, None)], pictures)
+        turns = place_markers([(question.text, None)], pictures, manifest.prompt.template)
         ids = tokenizer.encode(manifest.prompt.template, turns, honour_special=False)
         needed = len(ids) + pictures * (manifest.vision.num_tokens - 1) + self.max_tokens
         holds = self.context_length or manifest.language.default_context_length

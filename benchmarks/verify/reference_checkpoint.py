@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
+from tinyllava_edge.checkpoint.layouts import NANOVLM
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, ContextOverflowError, guarded
 from tinyllava_edge.metrics import top1_margin
 
 from .reference import Continuation, GreedyAnswer, PromptCase, TextCase, Turns
+from .upstream_nanovlm import NanoVlmProcessor, NanoVlmTokenizer
 from .upstream_pixels import ReferenceProcessor, picture_set
-from .upstream_text import UpstreamTokenizer, conversations, upstream_prompt
+from .upstream_text import UpstreamTokenizer, conversations
 
 if TYPE_CHECKING:
     import torch
@@ -60,10 +62,17 @@ class CheckpointReference:
         self.model: TinyLlava = load_model(checkpoint)
         self._language: Any = self.model.language_model
         vision, language = self.config.vision, self.config.language
-        self.processor = ReferenceProcessor(checkpoint.folders(vision.name_or_path), self.config)
+        is_nanovlm = checkpoint.layout == NANOVLM
+        self.processor: ReferenceProcessor | NanoVlmProcessor = (
+            NanoVlmProcessor(checkpoint.raw_config)
+            if is_nanovlm
+            else ReferenceProcessor(checkpoint.folders(vision.name_or_path), self.config)
+        )
         folder = _tokenizer_folder(checkpoint.folders(language.name_or_path))
         with guarded(f"{folder}: the tokenizer", CheckpointError):
-            self.tokenizer = UpstreamTokenizer(folder)
+            self.tokenizer: UpstreamTokenizer | NanoVlmTokenizer = (
+                NanoVlmTokenizer(folder, checkpoint.raw_config) if is_nanovlm else UpstreamTokenizer(folder)
+            )
         marked = checkpoint.line is not None and checkpoint.raw_config.get("mm_use_im_start_end")
         self._picture = f"<im_start>{IMAGE_MARKER}<im_end>" if marked else IMAGE_MARKER
         self.pictures = picture_set(vision.image_size)
@@ -76,7 +85,7 @@ class CheckpointReference:
         return [self._text_case(tuple(turns)) for turns in conversations()]
 
     def _text_case(self, turns: Turns) -> TextCase:
-        prompt = upstream_prompt(self.config.template, turns, picture=self._picture)
+        prompt = self.tokenizer.prompt(self.config.template, turns, picture=self._picture)
         return TextCase(turns, prompt, tuple(self.tokenizer.encode_prompt(prompt)))
 
     def stop_ids(self) -> set[int]:

@@ -37,7 +37,8 @@ def room_behind(bundle: Bundle, options: BackendOptions, question: str) -> int:
     """
     manifest = bundle.manifest
     tokenizer = TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=manifest.prompt.bos_id, checked=True)
-    ids = tokenizer.encode(manifest.prompt.template, place_markers(asked(question), 1))
+    template = manifest.prompt.template
+    ids = tokenizer.encode(template, place_markers(asked(question), 1, template))
     needed, available = len(ids) - 1 + manifest.vision.num_tokens, options.positions(manifest.language)
     if needed >= available:
         raise ContextOverflowError(

@@ -34,7 +34,7 @@ def check_text(ladder: Ladder) -> Iterator[StageResult]:
     wrong_plain: list[str] = []
     specials = special_tokens(tokenizer_json)
     for case in reference.texts:
-        placed = prompt.place_markers(case.turns, case.num_pictures)
+        placed = prompt.place_markers(case.turns, case.num_pictures, spec.template)
         text = spec.template.render(placed)
         if case.prompt is not None and text != case.prompt:
             wrong_prompts.append((case.prompt, text))

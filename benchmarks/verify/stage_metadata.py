@@ -12,6 +12,7 @@ from tinyllava_edge.checkpoint.config import ModelConfig
 from .ladder import Ladder, StageResult, judge
 from .reference_checkpoint import CheckpointReference
 from .stage_weights import gguf_path
+from .upstream_nanovlm import NanoVlmTokenizer
 from .upstream_text import UpstreamTokenizer
 
 _JUDGED_BY_PIXELS = ("mean", "std")  # the pixels stage says which channel, and by how much
@@ -132,7 +133,7 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
     }
 
 
-def _vocabulary(tokenizer: UpstreamTokenizer, vocab_size: int) -> dict[str, Any]:
+def _vocabulary(tokenizer: UpstreamTokenizer | NanoVlmTokenizer, vocab_size: int) -> dict[str, Any]:
     """What decides how llama.cpp's own programs tokenize."""
     facts: dict[str, Any] = {"tokenizer.ggml.add_bos_token": tokenizer.bos_id is not None}
     if tokenizer.scores is not None:

@@ -73,7 +73,7 @@ class ReferenceProcessor:
         """[h, w, 3] uint8 -> [3, image_size, image_size] float32."""
         if self._pad:
             upright = _expand_to_square(upright, self._processor.image_mean)
-        with patch.object(Image.Image, "resize", _resize_as_pillow_13):
+        with patch.object(Image.Image, "resize", resize_as_pillow_13):
             batch = self._processor(Image.fromarray(upright), return_tensors="np")["pixel_values"]
         return np.asarray(batch[0], dtype=np.float32)
 
@@ -81,7 +81,7 @@ class ReferenceProcessor:
 _RESIZE = Image.Image.resize
 
 
-def _resize_as_pillow_13(
+def resize_as_pillow_13(
     image: Image.Image, size: tuple[int, int], resample: int | None = None, **others: Any
 ) -> Image.Image:
     """In the order of passes that `preprocess` has: docs/sources/tinyllava.md#order-of-passes."""

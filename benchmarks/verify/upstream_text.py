@@ -188,7 +188,11 @@ class UpstreamTokenizer:
             self.bos_id = starts[0] if starts else None
             self.eos_id = tokenizer.eos_token_id
             self._ids = {piece: index for index, piece in enumerate(self.pieces)}
-            self.scores, self.merges = None, _merges(directory)
+            self.scores, self.merges = None, merges_in(directory)
+
+    def prompt(self, template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
+        """As `upstream_prompt`."""
+        return upstream_prompt(template, turns, picture=picture)
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Ids of a prompt, each piece around `<image>` on its own, -200 in the place of each picture."""
@@ -278,7 +282,7 @@ def _byte_level_bpe(directory: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def _merges(directory: Path) -> list[str]:
+def merges_in(directory: Path) -> list[str]:
     """Pairs of pieces, the first to be joined first."""
     if (directory / "merges.txt").exists():
         lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")

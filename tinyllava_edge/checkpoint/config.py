@@ -32,6 +32,7 @@ class VisionConfig:
     feature_layer: int = -2
     select_strategy: str = "patch"
     name_or_path: str = ""
+    final_norm: bool = False  # the tower's last norm is computed on the selected layer
     has_head: bool = True  # SigLIP's pooling head; upstream's files have it, and nothing uses it
 
     @property
@@ -70,9 +71,14 @@ class BertSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig:
-    """Connector; the sizes beside its type matter for `resampler` and `qformer` only."""
+    """Connector; the sizes beside its type matter for `resampler`, `qformer` and `pixel_shuffle` only.
+
+    Attributes:
+        factor: side of the squares of tokens that `pixel_shuffle` makes one of.
+    """
 
     type: str
+    factor: int = 1
     num_queries: int = 128
     num_layers: int = 3
     bert: BertSizes = BertSizes()
@@ -136,6 +142,8 @@ class ModelConfig:
     template: str
     template_reason: str
     dtype: str  # of the stored weights as config.json says; "" where it does not
+    processor: Mapping[str, Any] | None = None  # how pictures are prepared, where the layout alone says it
+    extra_tokens: tuple[str, ...] = ()  # special ones that its loader puts behind the tokenizer's own
 
     @property
     def architectures(self) -> dict[str, str]:
@@ -151,4 +159,4 @@ class ModelConfig:
         if self.connector.type in QUERY_CONNECTORS:
             return self.connector.num_queries
         towers = [tower for tower in (self.vision, self.second_vision) if tower is not None]
-        return sum(tower.num_tokens_at(image_size) for tower in towers)
+        return sum(tower.num_tokens_at(image_size) for tower in towers) // self.connector.factor**2

@@ -12,6 +12,7 @@ from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFil
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
 from .llava_line import Line, line_config, line_of, tower_config, tower_name
+from .nanovlm import is_nanovlm, nanovlm_config
 from .other_layouts import llava_config
 from .source_names import names_under_sources, say_taken
 
@@ -32,6 +33,8 @@ def as_factory_config(
     """
     if (line := line_of(raw)) is not None:
         return _line_config(raw, line, path, sources, rows)
+    if is_nanovlm(raw):
+        return nanovlm_config(raw, path)
     return llava_config(raw, path) if is_llava(raw) else raw
 
 
@@ -39,7 +42,8 @@ def is_model(folder: Path) -> bool:
     """Whether a directory's config.json is of a whole model, not of a language model or tower alone."""
     path = folder / "config.json"
     raw = read_json_object(path) if lexists(path) else {}
-    return raw.get("model_type") == "tinyllava" or line_of(raw) is not None or is_llava(raw)
+    known = raw.get("model_type") == "tinyllava" or is_llava(raw) or is_nanovlm(raw)
+    return known or line_of(raw) is not None
 
 
 def is_llava(raw: Mapping[str, Any]) -> bool:

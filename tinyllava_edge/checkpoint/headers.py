@@ -5,7 +5,8 @@ from pathlib import Path
 from tinyllava_edge.errors import MissingFileError
 
 from .file_headers import Header, file_headers
-from .layouts import ADAPTER, FOLDERS, LORA, PARTS, PICKLE_FILE, check_is_there
+from .layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE, check_is_there
+from .nanovlm import names_in_file
 from .opened import Checkpoint
 from .tensor_names import canonical_name, canonical_name_in_folder
 
@@ -29,9 +30,21 @@ def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
         return found
     for piece in checkpoint.pieces:
         for path in piece.files:
+            if checkpoint.layout == NANOVLM:
+                found |= _nanovlm_headers(checkpoint, path)
+                continue
             for key, header in _file_headers(checkpoint, path).items():
                 if (name := canonical_name(key, piece.prefixes, path)) is not None:
                     found[name] = header
+    return found
+
+
+def _nanovlm_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
+    headers = _file_headers(checkpoint, path)
+    found = {}
+    for key, names in names_in_file(headers, checkpoint.config.language.tie_word_embeddings, path).items():
+        rows, *rest = headers[key].shape
+        found |= dict.fromkeys(names, Header((rows // len(names), *rest), headers[key].dtype))
     return found
 
 

@@ -39,7 +39,7 @@ PICKLES = (
 # Keys of config.json that name other repositories.
 _NAMING_KEYS = (
     *("llm_model_name_or_path", "tokenizer_name_or_path", "vision_model_name_or_path"),
-    *("vision_model_name_or_path2", "mm_vision_tower", "mm_image_tower"),
+    *("vision_model_name_or_path2", "mm_vision_tower", "mm_image_tower", "lm_tokenizer"),
 )
 _BERT = "google-bert/bert-base-uncased"
 

@@ -32,6 +32,7 @@ LEGACY = "TinyLLaVABench (legacy)"
 LINE = "LLaVA's code line"  # docs/sources/llava_line.md
 PROJECTOR = "mm_projector.bin over a language model"
 LLAVA = "transformers LlavaForConditionalGeneration"
+NANOVLM = "nanoVLM"
 
 # Files of a whole model; transformers takes the first that is there.
 WHOLE = {

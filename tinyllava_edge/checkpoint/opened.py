@@ -31,6 +31,7 @@ from .layouts import (
     LINE,
     LLAVA,
     LORA,
+    NANOVLM,
     PARTS,
     PICKLE_FILE,
     PROJECTOR,
@@ -45,6 +46,7 @@ from .layouts import (
     whole_file,
 )
 from .llava_line import Line, line_of
+from .nanovlm import is_nanovlm
 from .pieces import Piece, line_pieces
 from .read_config import model_config
 from .source_names import names_under_sources
@@ -147,6 +149,8 @@ class Checkpoint:
         if (whole := whole_file(path)) is not None:
             if self.line is not None:
                 return LEGACY if self.line.code == "TinyLLaVABench" else LINE
+            if is_nanovlm(self.raw_config):
+                return NANOVLM
             return LLAVA if is_llava(self.raw_config) else WHOLE[whole.name]
         if lexists(path / "config.json") and self.line is not None:
             if is_adapter(path):

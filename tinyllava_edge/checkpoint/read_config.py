@@ -18,6 +18,7 @@ from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS, Famil
 from .files import named_config, read_json_object
 from .layouts import PROJECTOR_FILE, whole_file
 from .llava_line import LINES, Line
+from .nanovlm import OWN, NanoVlm
 from .source_names import public_name
 from .values import MAX_SIZE, resolved_part, whole_number
 
@@ -50,13 +51,14 @@ def model_config(
         raise UnsupportedModelError(
             f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
             "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
-            f"transformers' llava, and of LLaVA's code line {', '.join(LINES)}."
+            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
         )
     vision = vision_config(raw, path)
     language = language_config(raw, path)
-    name, reason = (
-        (template, "given by --template") if template else _inferred_template(directory, language, line)
-    )
+    own = _nanovlm(raw)
+    name, reason = own.template if own else _inferred_template(directory, language, line)
+    if template:
+        name, reason = template, "given by --template"
     max_length = whole_number(raw, "tokenizer_model_max_length", language.max_position_embeddings, path)
     aspect = raw.get("image_aspect_ratio", "square")
     if aspect not in ("square", "pad"):
@@ -82,6 +84,8 @@ def model_config(
         template=name,
         template_reason=reason,
         dtype=str(raw.get("dtype") or raw.get("torch_dtype") or ""),
+        processor=own.processor if own else None,
+        extra_tokens=own.extra_tokens if own else (),
     )
 
 
@@ -106,6 +110,11 @@ def _inferred_template(directory: Path, language: LanguageConfig, line: Line | N
     return owner.template, f"inferred from {name}"
 
 
+def _nanovlm(raw: Mapping[str, Any]) -> NanoVlm | None:
+    own = raw.get(OWN)
+    return own if isinstance(own, NanoVlm) else None
+
+
 def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     """The vision tower of a whole config.json."""
     values = resolved_part(raw, "vision_config", TOWERS, path)
@@ -116,6 +125,7 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
         feature_layer=whole_number(raw, "vision_feature_layer", -2, path, minimum=-MAX_SIZE),
         select_strategy=str(raw.get("vision_feature_select_strategy", "patch")),
         name_or_path=str(raw.get("vision_model_name_or_path") or "").removeprefix("mof:"),
+        final_norm=_nanovlm(raw) is not None,  # docs/sources/nanovlm.md#tower
         has_head=raw["vision_config"].get("vision_use_head", True) is not False,
     )
     if config.select_strategy not in ("patch", "cls_patch"):
@@ -156,10 +166,12 @@ def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> V
 
 def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> ConnectorConfig:
     """The connector of a whole config.json; Q-Former's sizes from `sources` where they are there."""
+    own = _nanovlm(raw)
     bert = named_config("google-bert/bert-base-uncased", sources) or {}
     known = {item.name for item in fields(BertSizes)}
     return ConnectorConfig(
         type=str(raw.get("connector_type")),
+        factor=own.factor if own else 1,
         num_queries=whole_number(raw, "num_queries", 128, path),
         num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),

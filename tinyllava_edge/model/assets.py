@@ -14,12 +14,14 @@ from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import VisionConfig
 from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
+from tinyllava_edge.checkpoint.layouts import NANOVLM
 from tinyllava_edge.checkpoint.llava_line import picture_of
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import (
+    EOS,
     Template,
     TextTokenizer,
     end_of_answer,
@@ -91,11 +93,21 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     template = template_named(config.template)
     template = replace(template, picture=picture_of(checkpoint.raw_config) or template.picture)
     directory = tokenizer_directory(checkpoint)
-    tokenizer = read_tokenizer(directory)
+    is_fast = checkpoint.layout == NANOVLM
+    tokenizer = read_tokenizer(directory, fast=is_fast, extra_tokens=config.extra_tokens)
     eos_id = next(iter(config.language.eos_token_ids), None) if tokenizer.eos_id is None else tokenizer.eos_id
     if eos_id is None:
         raise CheckpointError(f"{checkpoint}: neither tokenizer nor config.json names an EOS token.")
     opened = open_tokenizer(tokenizer.tokenizer_json, f"{directory}: the tokenizer", CheckpointError)
+    largest_id = max(opened.get_vocab().values())
+    if config.extra_tokens and largest_id >= config.language.vocab_size:
+        raise CheckpointError(
+            f"{directory}: the tokenizer has ids up to {largest_id} with vlm_extra_tokens behind its own, "
+            f"but {checkpoint.config_path} has lm_vocab_size {config.language.vocab_size}: image_token or "
+            f"others have no row. Is it the tokenizer of lm_tokenizer, {config.language.name_or_path!r}?"
+        )
+    if template.end == EOS:
+        template = replace(template, end=opened.id_to_token(eos_id))
     stops = {eos_id, *config.language.eos_token_ids}
     if template_fault(template) is None:  # one that only trains stops nothing
         stops.add(_end_of_answer(opened, template, f"{directory}: the tokenizer", config.template_reason))
@@ -103,10 +115,10 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
         preprocessing=_preprocessing(checkpoint),
         tokenizer=tokenizer,
         template=template,
-        bos_id=tokenizer.bos_id if tokenizer.adds_bos else None,
+        bos_id=tokenizer.bos_id if tokenizer.adds_bos and template.starts_with_bos else None,
         eos_id=eos_id,
         stop_ids=tuple(sorted(stops)),
-        largest_id=max(opened.get_vocab().values()),
+        largest_id=largest_id,
         rows=config.language.vocab_size,
     )
 
@@ -175,6 +187,8 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     config = checkpoint.config
     name = config.vision.name_or_path
     aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
+    if (fixed := config.processor) is not None:
+        return preprocessing_from_processor(fixed, aspect=aspect, where=str(checkpoint.config_path))
     path, side = processor_path(checkpoint), config.vision.image_size
     public = public_name(name, PUBLIC_PROCESSORS)
     if path is not None:

@@ -9,7 +9,8 @@ from functools import partial
 
 import torch
 
-from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LORA, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE
+from tinyllava_edge.checkpoint.nanovlm import names_in_file
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import (
     UPSTREAM_PREFIXES,
@@ -59,6 +60,8 @@ def iter_readers(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator
         assert checkpoint.base is not None
         adapter = Adapter.read(checkpoint.path, UPSTREAM_PREFIXES, part, checkpoint.allow_pickle)
         yield from adapter.merge(iter_readers(checkpoint.base, part=part))
+    elif checkpoint.layout == NANOVLM:
+        yield from _from_nanovlm(checkpoint, part)
     else:
         yield from _from_pieces(checkpoint, part)
 
@@ -80,6 +83,21 @@ def _from_pieces(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str
                         yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
     if part in (None, "language_model") and _HEAD_BIAS not in seen and _lacks_head_bias(checkpoint):
         yield _HEAD_BIAS, partial(torch.zeros, checkpoint.config.language.vocab_size)
+
+
+def _from_nanovlm(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
+    """Of its tensors one holds q, k and v one behind the other, and one the positions of a batch of one."""
+    tied = checkpoint.config.language.tie_word_embeddings
+    for path in tensor_files(checkpoint.file_of(""), checkpoint.allow_pickle):
+        with opened_tensors(path, checkpoint.allow_pickle) as (keys, read):
+            for key, names in names_in_file(keys, tied, path).items():
+                if part is not None and not names[0].startswith(f"{part}."):
+                    continue
+                tensor = read(key)
+                if names[0].endswith(".position_embedding.weight"):
+                    tensor = tensor.flatten(0, -2)
+                for name, piece in zip(names, tensor.chunk(len(names)), strict=False):
+                    yield name, piece.detach
 
 
 def tensor_facts(checkpoint: Checkpoint) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,6 +1,8 @@
 """The connectors, keyed by the exact `connector_type` (docs/sources/tinyllava.md#connectors)."""
 
 import re
+from collections.abc import Callable
+from math import isqrt
 
 import torch
 from torch import nn
@@ -35,16 +37,34 @@ def build_connector(config: ConnectorConfig, vision_hidden: int, language_hidden
             return nn.Linear(vision_hidden, language_hidden)
         case "mof_mlp":
             return MofMlp(vision_hidden, language_hidden)
-        case "resampler":
-            return Resampler(config, vision_hidden, language_hidden)
-        case "qformer":
-            return QFormer(config, vision_hidden, language_hidden)
+        case "resampler" | "qformer" | "pixel_shuffle" as kind:
+            return _SIZED[kind](config, vision_hidden, language_hidden)
     if mlp := _MLP.fullmatch(config.type):
         return _mlp(int(mlp[1]), vision_hidden, language_hidden)
     raise UnsupportedModelError(
         f"connector_type {config.type!r} is not supported. "
-        "Supported: identity, linear, mof_mlp, resampler, qformer, mlpNx_gelu (N = 1, 2, ...)."
+        "Supported: identity, linear, mof_mlp, resampler, qformer, pixel_shuffle, mlpNx_gelu (N = 1, 2, ...)."
     )
+
+
+class PixelShuffle(nn.Module):
+    """Each square of factor x factor tokens becomes one, row by row, and is projected without a bias.
+
+    Source: docs/sources/nanovlm.md#projector.
+    """
+
+    def __init__(self, config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> None:
+        super().__init__()
+        self.factor = config.factor
+        self.proj = nn.Linear(vision_hidden * config.factor**2, language_hidden, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[batch, side * side, vision_hidden] -> [batch, (side / factor)^2, language_hidden]."""
+        side = isqrt(features.shape[1])
+        squares = features.unflatten(1, (side // self.factor, self.factor, side // self.factor, self.factor))
+        # [batch, rows of squares, squares of a row, factor, factor, vision_hidden]
+        rows: torch.Tensor = self.proj(squares.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2))
+        return rows
 
 
 class MofMlp(nn.Module):
@@ -67,3 +87,11 @@ def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Module:
     for _ in range(depth - 1):
         layers += [nn.GELU(), nn.Linear(language_hidden, language_hidden)]
     return nn.Sequential(*layers)
+
+
+# Connectors with sizes of their own in config.json.
+_SIZED: dict[str, Callable[[ConnectorConfig, int, int], nn.Module]] = {
+    "resampler": Resampler,
+    "qformer": QFormer,
+    "pixel_shuffle": PixelShuffle,
+}

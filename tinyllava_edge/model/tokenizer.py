@@ -3,6 +3,7 @@
 Upstream loads *slow* tokenizers (`use_fast=False`); their golden ids are the oracle of what is built here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
@@ -37,19 +38,28 @@ class TokenizerAssets:
     sentencepiece_model: Path | None  # the vocabulary's source, for scores and types
 
 
-def read_tokenizer(directory: Path) -> TokenizerAssets:
+def read_tokenizer(
+    directory: Path, *, fast: bool = False, extra_tokens: Sequence[str] = ()
+) -> TokenizerAssets:
     """Read the tokenizer in a directory, from the first of `TOKENIZER_FILES` that is there.
+
+    Args:
+        directory: of its files.
+        fast: upstream loads the fast class: `tokenizer.json` comes first.
+        extra_tokens: special tokens that upstream's loader puts behind those that are there
+            (docs/sources/nanovlm.md#tokenizer).
 
     Raises:
         CheckpointError: none is there, or one is damaged.
     """
     with guarded(f"{directory}: the tokenizer", CheckpointError):
-        return _read_tokenizer(directory)
+        return _read_tokenizer(directory, fast, extra_tokens)
 
 
-def _read_tokenizer(directory: Path) -> TokenizerAssets:
+def _read_tokenizer(directory: Path, fast: bool, extra_tokens: Sequence[str]) -> TokenizerAssets:
     settings = _settings(directory)
-    kind = next((name for name in TOKENIZER_FILES if (directory / name).exists()), None)
+    order = TOKENIZER_FILES[::-1] if fast else TOKENIZER_FILES
+    kind = next((name for name in order if (directory / name).exists()), None)
     adds_bos = bool(settings.get("add_bos_token", kind == "tokenizer.model"))
     if kind == "tokenizer.model":
         tokenizer = tokenizer_from_sentencepiece(directory / kind, settings)
@@ -65,6 +75,7 @@ def _read_tokenizer(directory: Path) -> TokenizerAssets:
             "with the files of the language model's repository."
         )
     _add_extra_tokens(tokenizer, directory, settings)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in extra_tokens])
     roles = {**(_SENTENCEPIECE_ROLES if kind == "tokenizer.model" else {}), **settings}
     ids = {role: _role_id(tokenizer, roles.get(f"{role}_token")) for role in _ROLES}
     if adds_bos and ids["bos"] is None:

@@ -45,7 +45,10 @@ class VisionTower(nn.Module):
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """[batch, 3, height, width] -> [batch, num_tokens, hidden]."""
         output = self.model(pixel_values=pixels, output_hidden_states=True)
-        return self.select(output.hidden_states[self.config.feature_layer])
+        features = output.hidden_states[self.config.feature_layer]
+        if self.config.final_norm:
+            features = getattr(self.model, "vision_model", self.model).post_layernorm(features)
+        return self.select(features)
 
     def upstream_items(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters under the names that upstream's files have, whatever transformers calls them."""

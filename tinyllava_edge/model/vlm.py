@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
-from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA
+from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, NANOVLM
+from tinyllava_edge.checkpoint.nanovlm import stored_name
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
@@ -19,6 +20,10 @@ from .lora import EIGHT_BITS
 from .second_copies import check_buffer
 from .vision_tower import build_vision_tower
 
+_NANOVLM_KEYS = {
+    "position_embedding": "vit_img_size and vit_patch_size",
+    "connector.": "mp_pixel_shuffle_factor, vit_hidden_dim and lm_hidden_dim",
+}
 _HEAD = "language_model.lm_head.weight"
 
 
@@ -152,24 +157,32 @@ def _check_shapes(
         where = checkpoint.file_of(name)
         if name not in expected and not _is_harmless(name, checkpoint.config):
             raise CheckpointError(
-                f"{where}: tensor {name!r} is left over: the model that {checkpoint.config_path} describes "
-                "has no such part. Is it of another model?"
+                f"{where}: tensor {_stored_name(checkpoint, name)!r} is left over: the model that "
+                f"{checkpoint.config_path} describes has no such part. Is it of another model?"
             )
         if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{where}: tensor {name!r} has shape {list(shape)}, {checkpoint.config_path} asks for "
-                f"{list(expected[name])}{_size_key(name, checkpoint)}."
+                f"{where}: tensor {_stored_name(checkpoint, name)!r} has shape {list(shape)}, "
+                f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(name, checkpoint)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
+        names = sorted({_stored_name(checkpoint, name) for name in missing})
         raise CheckpointError(
-            f"{checkpoint.file_of(min(missing))}: {len(missing)} tensors are missing, the first is "
-            f"{min(missing)!r}."
+            f"{checkpoint.file_of(min(missing))}: {len(names)} tensors are missing, the first is "
+            f"{names[0]!r}."
         )
+
+
+def _stored_name(checkpoint: Checkpoint, name: str) -> str:
+    """What the checkpoint's file calls a tensor, where it has names of its own."""
+    return stored_name(name) if checkpoint.layout == NANOVLM else name
 
 
 def _size_key(name: str, checkpoint: Checkpoint) -> str:
     """Which keys of config.json the shape of a tensor comes from, of those that are often wrong."""
+    if checkpoint.layout == NANOVLM:
+        return next((f" ({keys})" for part, keys in _NANOVLM_KEYS.items() if part in name), "")
     if name.endswith(("position_embedding.weight", "position_embeddings")):
         owner = f"{checkpoint.config.vision.name_or_path}'s " if checkpoint.line else "vision_config."
         return f" ({owner}image_size and patch_size)"

@@ -38,7 +38,10 @@ def export(
         ),
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="Prompt template, instead of the one stored or inferred.")
+        str | None,
+        typer.Option(
+            help="Prompt template (v1, bunny, qwen_2, ...; docs/checkpoints.md), not the one stored or inferred."
+        ),
     ] = None,
     calibration: Annotated[
         Path | None,

@@ -1,7 +1,7 @@
 """How far each fixture of LLaVA's code line is from the numbers that upstream's own classes gave for it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers import DynamicCache
 
-from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
+from tests import nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.assets import Assets, read_assets
@@ -23,6 +23,7 @@ from tinyllava_edge.prompt import place_markers
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "lines"
 _IMAGES = Path(__file__).parents[1] / "fixtures" / "images"
 NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/golden.npz"))
+_OF_LLAVA_PHI = {"v0": "phi-2_v0"}  # LLaVA's own v0 is another text
 Floats = npt.NDArray[np.float32]
 
 
@@ -50,9 +51,19 @@ class Fixture:
         self.checkpoint = Checkpoint(
             folder / "model",
             sources=FIXTURES / "sources",
-            template=self.golden["template"],
+            template=_OF_LLAVA_PHI.get(self.golden["template"], self.golden["template"]),
             allow_pickle=True,
         )
+
+    @property
+    def cases(self) -> int:
+        """How many prompts there are."""
+        return len(self.golden["prompts"])
+
+    @property
+    def upstream(self) -> str:
+        """Repository and commit."""
+        return str(self.golden["upstream"])
 
     @cached_property
     def assets(self) -> Assets:
@@ -72,7 +83,7 @@ class Fixture:
         return template.render(turns), self.assets.text_tokenizer().encode(template, turns)
 
     def golden_ids(self, case: str) -> list[int]:
-        """Upstream's; Bunny's forward puts 0 in the place of -200, so not those of golden.npz."""
+        """Upstream's."""
         found: list[int] = self.golden["templates"][self.golden["template"]][case]["input_ids"]
         return found
 
@@ -86,15 +97,13 @@ class Fixture:
             tower = self.model.vision_tower(torch.from_numpy(pixels))
             rows = self.model.connector(tower)
         shown = {case: rows[self.golden["prompts"][case]["images"]] for case in cases}
-        logits = {case: self._logits(made[case][1], shown[case]) for case in cases}
+        logits = {case: next_logits(self.model, made[case][1], shown[case]) for case in cases}
+        never = self.checkpoint.config.language.eos_token_ids
         wrong_greedy = 0
         for case in cases:
-            given = self.arrays[f"prompt/{case}/input_ids"].tolist()  # Bunny's generate was given no picture
-            expected = self.arrays[f"prompt/{case}/greedy_ids_no_eos"].tolist()[
-                -8:
-            ]  # LLaVA's has BOS in front
-            pictures = shown[case] if IMAGE_TOKEN_ID in given else shown[case][:0]
-            wrong_greedy += list(self._greedy(given, pictures)) != expected
+            expected = self.arrays[f"prompt/{case}/greedy_ids_no_eos"].tolist()
+            found = list(greedy(self.model, made[case][1], shown[case], len(expected), never))
+            wrong_greedy += found != expected
         numbers = range(len(files))
         return Errors(
             wrong_prompts=sum(made[case][0] != self.golden["prompts"][case]["prompt"] for case in cases),
@@ -111,27 +120,70 @@ class Fixture:
         found: Floats = self.arrays[key if key in self.arrays else f"prompt/{case}/tail_logits"]
         return found
 
-    def _logits(self, ids: list[int], pictures: torch.Tensor) -> Floats:
-        with torch.no_grad():
-            output = self.model.language_model(inputs_embeds=self.model.splice(ids, pictures)[None])
-        found: Floats = output.logits[0].numpy()
-        return found
 
-    def _greedy(self, ids: list[int], pictures: torch.Tensor, count: int = 8) -> Iterator[int]:
-        language: Any = self.model.language_model
-        cache = DynamicCache()
-        with torch.no_grad():
-            rows = self.model.splice(ids, pictures)[None]
-            for _ in range(count):
-                logits = continued_logits(language, rows, cache)[0, -1]
-                for stop in self._never():
-                    logits[stop] = -torch.inf
-                yield (token := int(logits.argmax()))
-                rows = language.get_input_embeddings()(torch.tensor([[token]]))
+def next_logits(model: TinyLlava, ids: list[int], pictures: torch.Tensor) -> Floats:
+    """[positions, vocab] of a prompt with its pictures' rows."""
+    with torch.no_grad():
+        output = model.language_model(inputs_embeds=model.splice(ids, pictures)[None])
+    found: Floats = output.logits[0].numpy()
+    return found
 
-    def _never(self) -> tuple[int, ...]:
-        """What upstream's `min_new_tokens` keeps from being chosen."""
-        return self.checkpoint.config.language.eos_token_ids
+
+def greedy(
+    model: TinyLlava, ids: list[int], pictures: torch.Tensor, count: int, never: Sequence[int]
+) -> Iterator[int]:
+    """The most probable tokens; `never` is what upstream's `min_new_tokens` keeps from being chosen."""
+    language: Any = model.language_model
+    cache = DynamicCache()
+    with torch.no_grad():
+        rows = model.splice(ids, pictures)[None]
+        for _ in range(count):
+            logits = continued_logits(language, rows, cache)[0, -1]
+            logits[list(never)] = -torch.inf
+            yield (token := int(logits.argmax()))
+            rows = language.get_input_embeddings()(torch.tensor([[token]]))
+
+
+class NanoVlm:
+    """The same of one generation of nanoVLM."""
+
+    def __init__(self, name: str) -> None:
+        self.name = f"nanovlm/{name}"
+        self.checkpoint, self._oracle = nanovlm.opened(name), nanovlm.oracle(name)
+        self.cases = len(self._oracle.prompts)
+        facts = json.loads((nanovlm.FOLDER / name / "oracle.json").read_text(encoding="utf-8"))
+        self.upstream = str(facts.get("upstream") or facts.get("commit") or "huggingface/nanoVLM")
+
+    def measure(self) -> Errors:
+        """Every stage against upstream's."""
+        expected, assets, model = self._oracle, read_assets(self.checkpoint), load_model(self.checkpoint)
+        pixels = np.stack(
+            [preprocess(open_picture(path.read_bytes()), assets.preprocessing) for path in expected.pictures]
+        )
+        tokenizer = assets.text_tokenizer()
+        with torch.no_grad():
+            tower = model.vision_tower(torch.from_numpy(pixels))
+            rows = model.connector(tower)
+        placed = {
+            name: place_markers(prompt.turns, 1, assets.template) for name, prompt in expected.prompts.items()
+        }
+        made = {name: tokenizer.encode(assets.template, turns) for name, turns in placed.items()}
+        texts = {name: assets.template.render(turns).replace("<image>", "") for name, turns in placed.items()}
+        wanted = expected.prompts
+        return Errors(
+            wrong_prompts=sum(texts[name] != wanted[name].text.replace("<|image|>", "") for name in made),
+            wrong_ids=sum(made[name] != wanted[name].ids for name in made),
+            pixels=_largest(pixels, expected.pixels),
+            tower=_largest(tower.numpy(), expected.tower),
+            connector=_largest(rows.numpy(), expected.embeddings),
+            logits=max(
+                _largest(next_logits(model, made[name], rows[:1]), wanted[name].logits) for name in made
+            ),
+            wrong_greedy=sum(
+                list(greedy(model, made[name], rows[:1], len(wanted[name].greedy), ())) != wanted[name].greedy
+                for name in made
+            ),
+        )
 
 
 def _largest(found: Floats, expected: Floats) -> float:

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from .checkpoint_lines import NAMES, Errors, Fixture
+from tests import nanovlm
+
+from .checkpoint_lines import NAMES, Errors, Fixture, NanoVlm
 
 PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "checkpoint_lines.md"
 _HEAD = """# Checkpoint lines, stage by stage
@@ -24,10 +26,10 @@ pixels, tower, connector and logits are the largest difference of any value, flo
 """
 
 
-def row(fixture: Fixture, errors: Errors) -> str:
+def row(fixture: Fixture | NanoVlm, errors: Errors) -> str:
     """One line of the table."""
-    cases = len(fixture.golden["prompts"])
-    repository, _, commit = fixture.golden["upstream"].partition("@")
+    cases = fixture.cases
+    repository, _, commit = fixture.upstream.partition("@")
     counted = (f"{n} of {cases} wrong" for n in (errors.wrong_prompts, errors.wrong_ids))
     values = (f"{value:.1e}" if value else "0" for value in (errors.pixels, errors.tower))
     more = (f"{value:.1e}" if value else "0" for value in (errors.connector, errors.logits))
@@ -42,9 +44,8 @@ def write_page(path: Path = PAGE) -> None:
     """Measure every fixture and write the page."""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}."
     text = _HEAD.format(versions=versions)
-    for name in NAMES:
-        sys.stderr.write(f"{name}\n")
-        fixture = Fixture(name)
+    for fixture in (*map(Fixture, NAMES), *map(NanoVlm, nanovlm.GENERATIONS)):
+        sys.stderr.write(f"{fixture.name}\n")
         text += row(fixture, fixture.measure())
     path.write_text(text, encoding="utf-8")
 

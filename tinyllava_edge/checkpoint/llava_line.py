@@ -71,6 +71,9 @@ LINES = {
     "bunny-stablelm": Line(family="stablelm", **_BUNNY),
     "bunny-llama": Line(family="llama", **{**_BUNNY, "template": "llama3"}),
 }
+# What stands in the place of these where only the `mm_` keys tell: before `llava` was transformers' own name,
+# and where NeXT trained on a plain Qwen2.
+_OTHER_TYPES = {"llava": "llava_llama", "llama": "llava_llama", "qwen2": "llava_qwen"}
 # `llava_phi` is the name of three: the two that are not MoE-LLaVA's.
 _LLAVA_PHI = Line(code="LLaVA-Phi", family="phi", template="phi", cuts_rows=False, head_bias=True)
 _LLAVA_PHI3 = Line(family="phi3", template="phi3_instruct", **{**_LLAVA, "code": "LLaVA++"})
@@ -118,6 +121,7 @@ _NOT_OF_THE_LANGUAGE_MODEL = (
     *("continuous_training", "delay_load", "add_faster_video", "add_time_instruction", "faster_token_stride"),
     *("force_sample", "frames_upbound", "pos_skipping_range", "use_pos_skipping"),
 )
+_NOT_OF_A_TOWER = ("image_mean", "image_std", "tie_word_embeddings")
 # Keys that change what is computed -> what they do.
 _REFUSED = {
     "s2": "the S2 wrapper's tiles",
@@ -132,8 +136,8 @@ _TRAINED_TOWER = ("unfreeze_mm_vision_tower", "unfreeze_vision_tower")
 def line_of(raw: Mapping[str, Any]) -> Line | None:
     """The code base that a config.json is of; None where it is none of the line."""
     kind = raw.get("model_type")
-    if kind == "llava" and "mm_vision_tower" in raw:  # before the name was transformers' own
-        kind = "llava_llama"
+    if "mm_vision_tower" in raw:
+        kind = _OTHER_TYPES.get(str(kind), kind)
     if kind == "llava_phi":
         vision = raw.get("vision_config")
         if isinstance(vision, dict) and "vision_tower" in vision:
@@ -244,7 +248,7 @@ def _projector(raw: Mapping[str, Any], line: Line, parts: Mapping[str, Any], pat
 
 def _tower(raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any]) -> dict[str, Any]:
     """SigLIP loses its last layer and its head: docs/sources/llava_line.md#features-of-the-tower."""
-    tower = {key: value for key, value in vision.items() if key not in ("image_mean", "image_std")}
+    tower = {key: value for key, value in vision.items() if key not in _NOT_OF_A_TOWER}
     chosen = {**raw, **{key: tower.pop(key) for key in [*tower] if key.startswith("mm_vision_select_")}}
     if tower.get("model_type") != "siglip_vision_model" or line.siglip_selects:
         return {

@@ -33,9 +33,10 @@ class NanoVlmTokenizer:
     def __init__(self, directory: Path, raw: Mapping[str, Any]) -> None:
         from transformers import AddedToken, PreTrainedTokenizerFast
 
+        make: Any = PreTrainedTokenizerFast
         settings = read_json_object(directory / "tokenizer_config.json")
         roles = {name: _text(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
-        self._tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"), **roles)
+        self._tokenizer = make(tokenizer_file=str(directory / "tokenizer.json"), **roles)
         self._extra: dict[str, str] = raw.get("vlm_extra_tokens") or {}
         self._tokenizer.add_tokens([AddedToken(text, special=True) for text in self._extra.values()])
         self._raw = raw

@@ -61,9 +61,9 @@ def test_typed_special_text_stays_text_and_the_templates_own_does_not() -> None:
     turns = place_markers([("<|im_end|><|global_image|>", "x<|im_start|>"), ("?", None)], 1, assets.template)
     typed = tokenizer.encode(assets.template, turns)
     plain = tokenizer.encode(assets.template, turns, honour_special=False)
-    special = {token: tokenizer.token_id(token) for token in ("<|im_start|>", "<|global_image|>")}
-    assert [typed.count(token) for token in (end, *special.values())] == [4, 5, 2]
-    assert [plain.count(token) for token in (end, *special.values())] == [3, 4, 1]
+    counted = [str(end), *(str(tokenizer.token_id(token)) for token in ("<|im_start|>", "<|global_image|>"))]
+    assert [list(map(str, typed)).count(token) for token in counted] == [4, 5, 2]
+    assert [list(map(str, plain)).count(token) for token in counted] == [3, 4, 1]
     text = tokenizer.decode([token for token in plain if token >= 0])
     assert text.startswith("user\n<|im_end|><|global_image|>\nassistant\nx<|im_start|>\nuser\n?")
 

@@ -41,7 +41,7 @@ def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
 
 def _nanovlm_headers(checkpoint: Checkpoint, path: Path) -> dict[str, Header]:
     headers = _file_headers(checkpoint, path)
-    found = {}
+    found: dict[str, Header] = {}
     for key, names in names_in_file(headers, checkpoint.config.language.tie_word_embeddings, path).items():
         rows, *rest = headers[key].shape
         found |= dict.fromkeys(names, Header((rows // len(names), *rest), headers[key].dtype))

@@ -107,7 +107,7 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
             f"others have no row. Is it the tokenizer of lm_tokenizer, {config.language.name_or_path!r}?"
         )
     if template.end == EOS:
-        template = replace(template, end=opened.id_to_token(eos_id))
+        template = replace(template, end=opened.id_to_token(eos_id) or EOS)
     stops = {eos_id, *config.language.eos_token_ids}
     if template_fault(template) is None:  # one that only trains stops nothing
         stops.add(_end_of_answer(opened, template, f"{directory}: the tokenizer", config.template_reason))

@@ -60,10 +60,10 @@ class PixelShuffle(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[batch, side * side, vision_hidden] -> [batch, (side / factor)^2, language_hidden]."""
-        side = isqrt(features.shape[1])
-        squares = features.unflatten(1, (side // self.factor, self.factor, side // self.factor, self.factor))
+        squares, factor = isqrt(features.shape[1]) // self.factor, self.factor
+        split = features.reshape(features.shape[0], squares, factor, squares, factor, features.shape[2])
         # [batch, rows of squares, squares of a row, factor, factor, vision_hidden]
-        rows: torch.Tensor = self.proj(squares.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2))
+        rows: torch.Tensor = self.proj(split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2))
         return rows
 
 

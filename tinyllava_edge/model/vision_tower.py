@@ -47,7 +47,8 @@ class VisionTower(nn.Module):
         output = self.model(pixel_values=pixels, output_hidden_states=True)
         features = output.hidden_states[self.config.feature_layer]
         if self.config.final_norm:
-            features = getattr(self.model, "vision_model", self.model).post_layernorm(features)
+            encoder: Any = getattr(self.model, "vision_model", self.model)
+            features = encoder.post_layernorm(features)
         return self.select(features)
 
     def upstream_items(self) -> list[tuple[str, nn.Parameter]]:

@@ -7,6 +7,7 @@ import pytest
 
 from tests.nanovlm import FOLDER, GENERATIONS, changed, opened
 from tinyllava_edge.checkpoint.headers import read_headers
+from tinyllava_edge.checkpoint.hub import named_repositories
 from tinyllava_edge.checkpoint.layouts import NANOVLM
 from tinyllava_edge.checkpoint.nanovlm import stored_name
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
@@ -90,6 +91,10 @@ def test_what_is_computed_otherwise_is_refused_by_key_and_value(
 def test_values_that_do_not_fit_are_named(tmp_path: Path, values: dict[str, Any], message: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedModelError), match=rf"config.json: {message}"):
         _ = changed(tmp_path, "global", **values).config
+
+
+def test_the_hub_is_asked_for_the_tokenizer_alone() -> None:
+    assert named_repositories(FOLDER / "chat") == ["tiny-random/smollm2-instruct"]
 
 
 def test_the_fixtures_are_small() -> None:

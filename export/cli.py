@@ -39,9 +39,7 @@ def export(
     ] = None,
     template: Annotated[
         str | None,
-        typer.Option(
-            help="Prompt template (v1, bunny, qwen_2, ...; docs/checkpoints.md), not the one stored or inferred."
-        ),
+        typer.Option(help="Prompt template (names: docs/checkpoints.md), not the one stored or inferred."),
     ] = None,
     calibration: Annotated[
         Path | None,

@@ -175,7 +175,9 @@ class UpstreamTokenizer:
             self._encode, self.pieces = spm.encode, spm.pieces
             self.bos_token_id: int | None = spm.bos_id
             self.bos_id = spm.bos_id if settings.get("add_bos_token", True) else None
-            self.eos_id: int | None = spm.eos_id
+            named = settings.get("eos_token")  # Phi-3's is not the vocabulary's own
+            named = named.get("content") if isinstance(named, dict) else named
+            self.eos_id: int | None = spm.specials.get(str(named), spm.eos_id)
             self._ids = spm.specials
             self.scores: list[float] | None = spm.scores
             self.merges: list[str] | None = None

@@ -187,6 +187,8 @@ def tower_config(raw: Mapping[str, Any], found: Mapping[str, Any] | None) -> dic
 def line_config(raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """A `config.json` of the line as TinyLLaVA Factory would write it.
 
+    Source: docs/sources/llava_line.md#keys-of-the-configuration.
+
     Args:
         raw: the language model's config with `mm_*` keys.
         line: whose it is.

@@ -114,7 +114,10 @@ class Checkpoint:
 
     @cached_property
     def rows(self) -> int | None:
-        """Rows of the vocabulary that a loader of LLaVA's code line keeps at most: the tokenizer's length."""
+        """Rows of the vocabulary that a loader of LLaVA's code line keeps at most: the tokenizer's length.
+
+        Source: docs/sources/llava_line.md#vocabulary.
+        """
         if self.line is None or not self.line.cuts_rows:
             return None
         for folder in self.folders(str(self.raw_config.get("_name_or_path") or "")):

@@ -198,7 +198,7 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         if public != name or raw != PUBLIC_PROCESSORS[public]:
             say_taken(name, f"{where}, for pictures of {side} px")
     elif checkpoint.line and checkpoint.line.siglip_processor and not config.vision.has_head:
-        where = f"{checkpoint.line.code}'s SigLIP processor"  # which is code
+        where = f"{checkpoint.line.code}'s SigLIP processor"  # docs/sources/llava_line.md#pictures
         raw = {**_SIGLIP, "size": {"height": side, "width": side}}
     else:
         raise MissingFileError(

@@ -176,9 +176,8 @@ class _Figures:
         if vision != self._vision[0] and language == self._language[0]:
             names = names[1:]
         found = [self._costs.get(name, {}).get(metric) for name in names]
-        if not all(isinstance(value, int | float) for value in found):
-            return None
-        return best + sum(value - best for value in found if value is not None)
+        measured = [float(value) for value in found if isinstance(value, int | float)]
+        return best + sum(value - best for value in measured) if len(measured) == len(names) else None
 
     def passed(self, vision: str, language: str) -> bool:
         names = {"", "manifest", vision, language, self._beside_first(vision)}

@@ -245,13 +245,18 @@ class _SentencePiece:
             self.pieces += [text] if index == len(self.pieces) else []
         scores = [float(self._model.GetScore(index)) for index in control]
         self.scores = scores + [0.0] * (len(self.pieces) - len(scores))
+        tokens = settings.get("added_tokens_decoder", {}).values()
+        self._strips_behind = {token["content"] for token in tokens if token.get("rstrip")}
         self._split = re.compile("(" + "|".join(re.escape(s) for s in self.specials) + ")")
 
     def encode(self, text: str) -> list[int]:
         if not text:
             return []
         ids: list[int] = []
-        for part in self._split.split(self._start + text.replace(_SPACE, " ")):
+        parts = self._split.split(self._start + text.replace(_SPACE, " "))
+        for number, part in enumerate(parts):
+            if number and parts[number - 1] in self._strips_behind:  # Phi-3's, as its own class does
+                part = part.lstrip()
             if part in self.specials:
                 ids.append(self.specials[part])
             elif part.startswith((_SPACE, " ")):

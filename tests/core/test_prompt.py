@@ -13,7 +13,7 @@ GOLDEN = read_golden("templates.json")
 # Upstream's `pretrain` template is defective for a question that has no answer yet: it gives the literal text
 # `{{content}}\n:`. Training never uses it so, and we do not copy that.
 OURS = {"llama3", "llama3_instruct"}  # docs/sources/language_models.md
-LINE = {  # docs/sources/llava_line.md, against strings of that code in tests/integration/test_lines.py
+LINE = {  # docs/sources/llava_line.md, against strings of that code in tests/integration/test_llava_lines.py
     *("v1", "llava_v1", "bunny", "plain", "chatml_direct", "qwen_1_5", "qwen_2", "qwen_2_5"),
     *("phi3_instruct", "llava_llama_2", "llava_pp_llama3"),
 }

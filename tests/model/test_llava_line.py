@@ -191,7 +191,7 @@ def test_a_trained_tower_has_no_stand_in(tmp_path: Path) -> None:
 def test_what_is_not_computed_is_refused_by_name(tmp_path: Path, values: dict[str, Any], said: str) -> None:
     copy = Copy(INSIDE, tmp_path)
     copy.configure(**values)
-    with pytest.raises(UnsupportedModelError, match=rf"config.json: {said}"):
+    with pytest.raises(UnsupportedModelError, match=rf"config.json: .*{said}"):
         assert copy.open().config
 
 

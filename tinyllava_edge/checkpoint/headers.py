@@ -8,7 +8,7 @@ from .file_headers import Header, file_headers
 from .layouts import ADAPTER, FOLDERS, LORA, NANOVLM, PARTS, PICKLE_FILE, check_is_there
 from .nanovlm import names_in_file
 from .opened import Checkpoint
-from .tensor_names import canonical_name, canonical_name_in_folder
+from .tensor_names import canonical_name_in_folder
 
 
 def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
@@ -34,7 +34,7 @@ def read_headers(checkpoint: Checkpoint) -> dict[str, Header]:
                 found |= _nanovlm_headers(checkpoint, path)
                 continue
             for key, header in _file_headers(checkpoint, path).items():
-                if (name := canonical_name(key, piece.prefixes, path)) is not None:
+                if (name := piece.name(key, path)) is not None:
                     found[name] = header
     return found
 

@@ -1,7 +1,7 @@
 """The files that are damaged: one good example of every file that a command reads, in trees that work.
 
 bundle/    a bundle `b` with reference tensors and parity/, a picture, a cache
-flat/, sharded/, folders/, lora/, legacy/, llava/    a checkpoint `ck` of each layout
+flat/, sharded/, folders/, lora/, legacy/, llava/, nanovlm/    a checkpoint `ck` of each layout
 bytes/, json/    and of two more kinds of tokenizer
 train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
 eval/      questions in each form, pictures, answers of a run
@@ -145,6 +145,11 @@ def _write_checkpoints(folder: Path) -> None:
             model = random_model(Checkpoint(checkpoint).config, seed=0)
         torch.manual_seed(0)
         write_weights(checkpoint, model, layout, torch.float32, 450)
+    nano_vlm = _FIXTURES / "lines" / "nanovlm"
+    shutil.copytree(nano_vlm / "global", folder / "nanovlm" / "ck")
+    shutil.copytree(
+        nano_vlm / "sources/tiny-random/smollm2-instruct", folder / "nanovlm" / "ck", dirs_exist_ok=True
+    )
     json_only = Path(shutil.copytree(flat, folder / "json" / "ck"))
     (json_only / "tokenizer.model").unlink()
     (json_only / "tokenizer.json").write_text(llama_tokenizer(), encoding="utf-8")

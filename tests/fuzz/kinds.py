@@ -90,6 +90,8 @@ CHECKPOINTS = {
     "config legacy": Kind("legacy", "ck/config.json", json_damaged, _INSPECT),
     "config legacy tower": Kind("legacy", "ck/vision_tower/config.json", json_damaged, _INSPECT),
     "config llava": Kind("llava", "ck/config.json", json_damaged, _INSPECT),
+    "config nanovlm": Kind("nanovlm", "ck/config.json", json_damaged, readers.read_for_export),
+    "weights nanovlm": Kind("nanovlm", "ck/model.safetensors", json_header_damaged, readers.load_weights),
     "sidecar": Kind("flat", "ck/tinyllava_edge.json", json_damaged, _INSPECT),
     "preprocessor": Kind("flat", "ck/preprocessor_config.json", json_damaged, readers.read_for_export),
     "weights": Kind("flat", "ck/model.safetensors", json_header_damaged, readers.load_weights),

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import VisionConfig
 from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
-from tinyllava_edge.checkpoint.layouts import NANOVLM
 from tinyllava_edge.checkpoint.llava_line import picture_of
+from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
@@ -93,7 +93,7 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     template = template_named(config.template)
     template = replace(template, picture=picture_of(checkpoint.raw_config) or template.picture)
     directory = tokenizer_directory(checkpoint)
-    is_fast = checkpoint.layout == NANOVLM
+    is_fast = is_nanovlm(checkpoint.raw_config)
     tokenizer = read_tokenizer(directory, fast=is_fast, extra_tokens=config.extra_tokens)
     eos_id = next(iter(config.language.eos_token_ids), None) if tokenizer.eos_id is None else tokenizer.eos_id
     if eos_id is None:

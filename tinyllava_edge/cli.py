@@ -94,7 +94,7 @@ EXTRAS = {
     "peft": "train",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
-    "matplotlib": "bench",
+    "matplotlib": "plots",
     "cryptography": "packs",
 }
 

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.user_files import read_user_text
 
+from .figures import METRICS, Record, shown_cells, times_of
 from .ratios import Ratio, unpaired_ratio
-from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
-from .report_schema import Report, is_deeper
+from .report_schema import SCHEMA_VERSION, Report, is_deeper
 
 # What decides how fast the same program is. Free memory, the time and our own source are not of these.
 _MACHINE = (
@@ -118,7 +118,7 @@ def compare_cells(first: Record, second: Record) -> list[CellComparison]:
             ratio=unpaired_ratio(*(times_of(c["sessions"], metric) for c in (cell, other))),
         )
         for cell in shown_cells(first)
-        if (other := others.get(_key(cell))) is not None
+        if (other := others.get(_key(cell))) is not None and _has_blocks(cell) and _has_blocks(other)
         for metric in METRICS
     ]
 
@@ -128,6 +128,11 @@ def unmatched(first: Record, second: Record) -> list[str]:
     cells = [*shown_cells(first), *shown_cells(second)]
     both = set(map(_key, shown_cells(first))) & set(map(_key, shown_cells(second)))
     return [cell["name"] for cell in cells if _key(cell) not in both]
+
+
+def _has_blocks(cell: Record) -> bool:
+    """A row of a report that ended early may have none."""
+    return any(session["requests"] for session in cell["sessions"])
 
 
 def _key(cell: Record) -> tuple[str, ...]:

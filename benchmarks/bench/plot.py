@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .device_memory import LABELS
-from .record import STAGES, Record, shown_cells, times_of
+from .figures import STAGES, Record, shown_cells, times_of
 
 # Dark to light in the order of the chain; told apart without colour vision (Okabe and Ito).
 _COLOURS = {
@@ -19,6 +19,7 @@ _COLOURS = {
 }
 _CELL_COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
 _LINES = ("-", "--", ":")
+_NOTHING: Record = {"stages_ms": {}}  # of a rival that keeps nothing for a second question
 _KINDS = (("warm", 1.0, "", ""), ("cached", 0.55, "//", " cached"))
 
 
@@ -51,7 +52,7 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
         centres = np.arange(len(cells)) + (index - 0.5) * thickness * 1.05
         left = np.zeros(len(cells))
         for stage in STAGES:
-            widths = [cell[kind]["stages_ms"][stage] for cell in cells]
+            widths = [(cell[kind] or _NOTHING)["stages_ms"].get(stage) or 0 for cell in cells]
             axes.barh(
                 centres,
                 widths,
@@ -66,6 +67,8 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
             )
             left += widths
         for cell, end, centre in zip(cells, left, centres, strict=True):
+            if cell[kind] is None:
+                continue
             axes.annotate(
                 f" {cell[kind]['total_ms']:.1f}{said}", (end, centre), va="center", fontsize="small"
             )
@@ -83,7 +86,10 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
 def _draw_distributions(axes: Any, cells: list[Record]) -> None:
     """Share of the runs that took at most so long: no run is left out."""
     for index, cell in enumerate(cells):
-        times = np.sort(np.array(times_of(cell["sessions"], "total_ms")).ravel())
+        sessions = times_of(cell["sessions"], "total_ms")
+        times = np.sort([time for blocks in sessions for block in blocks for time in block])
+        if not len(times):  # a row of which no block was finished
+            continue
         axes.step(
             [times[0], *times],
             np.arange(len(times) + 1) / len(times),
@@ -98,8 +104,9 @@ def _draw_distributions(axes: Any, cells: list[Record]) -> None:
     axes.set_xlabel("end to end, ms")
     axes.set_ylabel("share of runs")
     axes.grid(alpha=0.25)
-    columns = min(3, len(cells))
-    axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    if axes.lines:
+        columns = min(3, len(cells))
+        axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     _plain(axes)
 
 
@@ -124,7 +131,7 @@ def _draw_speeds(axes: Any, record: Record) -> None:
     axes.set_xscale("log")
     _plain_log_axis(axes)
     axes.axvline(1, linestyle=":", color="grey")
-    claim = "" if record["control_passed"]["total_ms"] else ": THE CONTROL FAILED, NO CLAIM IS VALID"
+    claim = "" if record["control_passed"].get("total_ms") else ": THE CONTROL FAILED, NO CLAIM IS VALID"
     axes.set_xlabel(f"times faster than {record['baseline']}\n95 % interval{claim}")
     axes.margins(x=0.12)
     _plain(axes)

@@ -3,26 +3,35 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.atomic_files import foreign_file, write_bytes
+from tinyllava_edge.console import note
+from tinyllava_edge.extras import install_line
 
 from .compare import read_report
 from .device_memory import LABELS
+from .figures import METRICS, STAGES, STATES, Record, shown_cells
 from .machine_load import busy_line
 from .plot import draw_report
-from .record import METRICS, STAGES, STATES, Record, shown_cells
 
 MOST_STITCHING = 1.03  # end to end over the raw calls, for a language model of 135 M parameters and more
 
 
 def write_report(folder: Path, record: Record) -> None:
-    """Write report.json, with the times of a run's tokens on one line, report.md and report.png."""
+    """Write report.json, with the times of a run's tokens on one line, report.md and report.png.
+
+    Without matplotlib there is no picture, and a line says what brings it.
+    """
     text = json.dumps(record, indent=1, ensure_ascii=False)
     text = re.sub(r"\[[\s\d.,e-]+\]", lambda numbers: " ".join(numbers[0].split()), text)
     write_bytes(folder / "report.json", text.encode())
     (folder / "report.md").write_text("\n".join(markdown_lines(record)) + "\n", encoding="utf-8")
+    if find_spec("matplotlib") is None:
+        note(f"no plots, for which matplotlib is missing: {install_line('plots')}")
+        return
     draw_report(folder / "report.png", record)
 
 
@@ -37,6 +46,9 @@ def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
     request, amount, cells = record["request"], record["amount"], shown_cells(record)
     yield f"# {', '.join(bundle['name'] for bundle in record['bundles'])}: the same request on every variant"
     yield ""
+    for line in _warning_lines(record):
+        yield f"**{line}**"
+        yield ""
     yield (
         f'One picture, "{request["question"]}", {request["num_tokens"]} greedy tokens, batch 1. Medians of '
         f"{amount['runs']} runs in {amount['sessions']} sessions; ms unless said otherwise. Nothing is "
@@ -48,9 +60,25 @@ def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
     yield from _table([_start_row(cell) for cell in cells])
     yield ""
     if stages:
-        yield from _table([_stage_row(cell, state) for cell in cells for state in STATES])
+        yield from _table([_stage_row(cell, state) for cell in cells for state in STATES if cell[state]])
         yield ""
     yield from (f"- {line}" for line in _notes(record))
+
+
+def _warning_lines(record: Record) -> Iterator[str]:
+    """What is said before any figure: that not all was done, or that nothing is claimed."""
+    if record.get("quick"):
+        yield "A quick look, which makes no claim: one session, hardly warmed up."
+    if (partial := record.get("partial")) is None:
+        return
+    yield f"PARTIAL: {partial['why']}."
+    for name, why in partial["failed"].items():
+        yield f"{name} FAILED: {why}"
+    if missing := [name for name in partial["not_measured"] if name not in partial["failed"]]:
+        yield f"Not measured: {', '.join(missing)}."
+    if short := {name: runs for name, runs in partial["runs"].items() if name not in partial["not_measured"]}:
+        said = ", ".join(f"{name} {runs or 'only its warm-up'}" for name, runs in short.items())
+        yield f"Runs, of {partial['wanted_runs']}: {said}."
 
 
 def _speed_row(record: Record, cell: Record) -> dict[str, str]:
@@ -77,7 +105,7 @@ def _speed_row(record: Record, cell: Record) -> dict[str, str]:
 
 def _peaks(record: Record, cell: Record) -> dict[str, str]:
     """The host's peak, and the GPU's beside it where there is one; older reports do not say."""
-    host = f"{cell['peak_memory_bytes'] / 1e6:.0f}"
+    host = f"{peak / 1e6:.0f}" if (peak := cell["peak_memory_bytes"]) else "-"
     if not (kind := record.get("device_memory")):
         return {"peak MB": host}
     device = cell["device_peak_bytes"]
@@ -87,14 +115,15 @@ def _peaks(record: Record, cell: Record) -> dict[str, str]:
 def _start_row(cell: Record) -> dict[str, str]:
     """What a start costs, and what everything around the libraries does."""
     cold, warm, cached = (cell[state] for state in STATES)
+    cached = cached or {"total_ms": None, "first_token_ms": None}
     return {
         "cell": cell["name"],
         "load cold s": _or_dash(cell["load_cold_s"], ".2f"),
         "load warm s": f"{cell['load_warm_s']:.2f}",
         "first request": f"{cold['total_ms']:.1f} (x{cold['total_ms'] / warm['total_ms']:.2f})",
-        "second question": f"{cached['total_ms']:.1f}",
-        "its first token": f"{cached['first_token_ms']:.1f}",
-        "prefill tokens/s": f"{warm['prefill_tokens_per_second']:.0f}",
+        "second question": _or_dash(cached["total_ms"], ".1f"),
+        "its first token": _or_dash(cached["first_token_ms"], ".1f"),
+        "prefill tokens/s": _or_dash(warm["prefill_tokens_per_second"], ".0f"),
         "stitching": _interval(cell["stitching"], 3) if cell["stitching"] else "-",
     }
 
@@ -105,11 +134,11 @@ def _stage_row(cell: Record, state: str) -> dict[str, str]:
     return {
         "cell": cell["name"],
         "picture": state,
-        **{stage: f"{figures['stages_ms'][stage]:.2f}" for stage in STAGES},
+        **{stage: _or_dash(figures["stages_ms"][stage], ".2f") for stage in STAGES},
         "first token": f"{figures['first_token_ms']:.2f}",
         "end to end": f"{figures['total_ms']:.2f}",
         "positions": str(figures["prompt_tokens"]),
-        "reused": str(figures["reused_tokens"]),
+        "reused": _or_dash(figures["reused_tokens"], ".0f"),
     }
 
 
@@ -134,9 +163,9 @@ def _speed(record: Record, cell: Record) -> str:
     """The ratio, and the claim only where it may be made."""
     for ratio in record["ratios"]:
         if ratio["cell"] == cell["name"] and ratio["metric"] == "total_ms":
-            verdict = ratio["verdict"] if record["control_passed"]["total_ms"] else "no claim"
-            return f"{_interval(ratio, 2)} {verdict}"
-    return "1"
+            valid = record["control_passed"].get("total_ms") and not record.get("quick")
+            return f"{_interval(ratio, 2)} {ratio['verdict'] if valid else 'no claim'}"
+    return "1" if cell["name"] == record["baseline"] else "-"
 
 
 def _notes(record: Record) -> Iterator[str]:
@@ -161,7 +190,7 @@ def _notes(record: Record) -> Iterator[str]:
         yield f"The answer was not the same in every run: {', '.join(unsteady)}."
     if unstable := [cell["name"] for cell in record["cells"] if cell["unstable"]]:
         yield f"Unstable (runs deviate by more than a tenth from their median): {', '.join(unstable)}."
-    if any(cell["load_cold_s"] is None for cell in record["cells"]):
+    if any(cell["load_cold_s"] is None for cell in record["cells"]) and not record.get("quick"):
         yield "Cold loads unknown: the files would not leave the page cache."
     yield from _machine_notes(record)
 
@@ -212,6 +241,8 @@ def _stitching_note(record: Record) -> str:
 
 def _control_line(record: Record) -> str:
     ratios = {r["metric"]: r for r in record["ratios"] if r["cell"] == record["control"]}
+    if not ratios:
+        return f"A/A control ({record['control']}): not measured, so NO CLAIM IS VALID."
     total, first = (_interval(ratios[metric], 3) for metric in METRICS)
     said = f"A/A control ({record['control']}): end to end {total}, first token {first}"
     failed = [METRICS[metric] for metric, passed in record["control_passed"].items() if not passed]

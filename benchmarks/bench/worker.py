@@ -29,6 +29,7 @@ from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
 
 Say = Callable[[dict[str, Any]], None]
+JOBS = ("requests", "raw", "answers", "peak")  # of a worker that does not say which it has
 _RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 

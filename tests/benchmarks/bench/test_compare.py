@@ -132,9 +132,6 @@ DAMAGES: dict[str, Any] = {
     "a cell without times": lambda r: r["cells"][0].pop("warm"),
     "no sessions": lambda r: r["cells"][0].update(sessions=[]),
     "a block of three runs": lambda r: r["cells"][0]["sessions"][0]["requests"][0].append({"warm": {}}),
-    "sessions of different lengths": lambda r: r["cells"][0]["sessions"].append(
-        {"requests": r["cells"][0]["sessions"][0]["requests"][:1]}
-    ),
     "a time of zero": lambda r: _run_of(r).update(total_ms=0),
     "a negative time": lambda r: _run_of(r).update(total_ms=-1.0),
     "a time that is a text": lambda r: _run_of(r).update(first_token_ms="12"),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
@@ -70,6 +69,12 @@ def bench(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the questions' pictures.")] = None,
     threads: ThreadsOption = None,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth", help="Measure how time grows with visual tokens, text, pictures and context, too."
+        ),
+    ] = False,
     within: Annotated[
         float | None,
         typer.Option(min=0.1, help="Minutes after which it ends, with a report of what was done by then."),
@@ -127,6 +132,8 @@ def bench(
             num_tokens=tokens,
         ),
         amount=Amount(sessions=sessions, blocks=-(-runs // (2 * sessions))),
+        roofline=True,
+        growth=growth,
         within_s=None if within is None else 60 * within,
     )
     if quick:
@@ -189,49 +196,3 @@ def _measure(
         raise stop
     if record["partial"] and (record["partial"]["failed"] or record["partial"]["error"]):
         raise typer.Exit(1)
-
-
-def bench_compare(
-    first: Annotated[Path, typer.Argument(help="Report of a bench: its directory, or its report.json.")],
-    second: Annotated[Path, typer.Argument(help="The other report.")],
-    force: Annotated[
-        bool, typer.Option("--force", help="Compare although the environments are unlike.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Compare two reports cell by cell; refused where machine, versions, request or models are unlike."""
-    from .compare import compare_cells, differences, read_report, source_difference, unmatched
-    from .figures import METRICS
-
-    one, other = read_report(first), read_report(second)
-    unlike = differences(one, other)
-    if unlike and not force:
-        raise UsageError(
-            f"{first} and {second} were not measured alike: {'; '.join(map(str, unlike))}. "
-            "Give --force to compare them all the same."
-        )
-    compared = compare_cells(one, other)
-    if not compared:
-        raise UsageError(f"{first} and {second} have no cell in common: {', '.join(unmatched(one, other))}.")
-    ours = source_difference(one, other)
-    if json:
-        print_json(
-            {
-                "unlike": [vars(difference) for difference in unlike],
-                "source": None if ours is None else vars(ours),
-                "cells": [{**asdict(cell), "verdict": cell.ratio.verdict} for cell in compared],
-                "unmatched": unmatched(one, other),
-            }
-        )
-        return
-    table = Table("cell", "what", f"{first}, ms", f"{second}, ms", "times faster", "")
-    for cell in compared:
-        ratio = cell.ratio
-        interval = f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-        times = (f"{cell.first_ms:.2f}", f"{cell.second_ms:.2f}")
-        table.add_row(cell.name, METRICS[cell.metric], *times, interval, ratio.verdict)
-    stdout.print(table)
-    for difference in (*unlike, *filter(None, [ours])):
-        stdout.print(f"unlike: {difference}", markup=False, highlight=False, soft_wrap=True)
-    if missing := unmatched(one, other):
-        stdout.print(f"in one of them only: {', '.join(missing)}", markup=False, soft_wrap=True)

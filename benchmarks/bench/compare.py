@@ -5,6 +5,7 @@ environments are refused, and nothing is claimed that the intervals of both do n
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -28,6 +29,12 @@ _MACHINE = (
 )
 _OWN_PACKAGE = "tinyllava-edge"
 MAX_REPORT_BYTES = 32 << 20
+# What may differ a little on one machine: bytes by so much (a kernel keeps some for itself), and versions
+# behind their second number, which are patches.
+_BYTES_APART = 0.05
+_BYTES = ("machine memory_total_bytes", "machine memory_settings swap_bytes")
+_PATCHED = ("machine system", "machine python")
+_MINOR = re.compile(r"\D*\d+\.\d+")
 _MAX_DEPTH = 20  # of ours: 9
 
 
@@ -92,7 +99,26 @@ def _finite(text: str) -> float:
 
 def differences(first: Record, second: Record) -> list[Difference]:
     """What makes the times of two reports incomparable: machine, versions, request, models."""
+    return [found for found in _all_differences(first, second) if not _is_small(found)]
+
+
+def small_differences(first: Record, second: Record) -> list[Difference]:
+    """What differs and hardly matters: patches of kernel and Python, a little memory."""
+    return list(filter(_is_small, _all_differences(first, second)))
+
+
+def _all_differences(first: Record, second: Record) -> list[Difference]:
     return list(_different("", _conditions(first), _conditions(second)))
+
+
+def _is_small(found: Difference) -> bool:
+    values = (found.first, found.second)
+    if found.what in _BYTES and all(isinstance(value, int) for value in values):
+        return abs(found.first - found.second) <= _BYTES_APART * max(values)
+    if found.what in _PATCHED and all(isinstance(value, str) for value in values):
+        one, other = (_MINOR.match(value) for value in values)
+        return one is not None and other is not None and one[0] == other[0]
+    return False
 
 
 def source_difference(first: Record, second: Record) -> Difference | None:

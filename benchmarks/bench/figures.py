@@ -16,6 +16,7 @@ from .worker import Cell
 
 STATES = ("cold", "warm", "cached")  # the first request of a process, later ones, a second question
 STAGES = ("tokenize", "preprocess", "vision", "prefill", "decode")
+UNTOLD = "not told apart"  # what a rival spends before its first token without saying on what
 UNSTABLE = 0.1  # median deviation over median, from which on a row is marked
 METRICS = {"total_ms": "end to end", "first_token_ms": "first token"}
 Record = dict[str, Any]
@@ -85,6 +86,7 @@ def _figures(samples: Sequence[Record]) -> Record:
         "tokens_per_second": 1000 / token_ms,
         "prefill_tokens_per_second": 1000 * evaluated / prefill if prefill else None,
         "stages_ms": {**stages, "decode": median(decode)},
+        "tokens": samples[0]["generated_tokens"],
         "prompt_tokens": samples[0]["prompt_tokens"],
         "reused_tokens": samples[0]["reused_tokens"],
     }
@@ -123,6 +125,26 @@ def times_of(sessions: Sequence[Record], metric: str) -> list[list[list[float]]]
 def shown_cells(record: Record) -> list[Record]:
     """All cells but the control."""
     return [cell for cell in record["cells"] if cell["name"] != record["control"]]
+
+
+def drawn_rows(record: Record) -> list[Record]:
+    """All rows that a picture shows: the cells, and rivals behind them in the same form."""
+    rows = shown_cells(record)
+    for rival in (record.get("rivals") or {}).get("rows", ()):
+        states = {
+            state: figures and {**figures, "stages_ms": _all_stages(figures)}
+            for state, figures in ((state, rival[state]) for state in ("warm", "cached"))
+        }
+        rows.append({**rival, **states, "parity": rival["accuracy"], "quality": None})
+    return rows
+
+
+def _all_stages(figures: Record) -> Record:
+    """With decode, which follows from the rest, and what is in no stage that the rival tells."""
+    known = {stage: ms for stage, ms in figures["stages_ms"].items() if ms is not None}
+    rest = figures["first_token_ms"] - sum(known.values()) if len(known) < len(STAGES) - 1 else 0.0
+    decode = figures["total_ms"] - figures["first_token_ms"]
+    return {**known, UNTOLD: max(0.0, rest), "decode": decode}
 
 
 def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float | None] | None:

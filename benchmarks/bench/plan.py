@@ -57,6 +57,8 @@ class Plan:
         amount: how often.
         within_s: seconds after which it ends, whatever is done by then.
         quick: it is only a look, and makes no claim.
+        roofline: measure what the machine can do at most, too.
+        growth: measure how the first row that reads the bundle grows, too.
     """
 
     bundles: Mapping[str, Bundle]
@@ -65,6 +67,8 @@ class Plan:
     amount: Amount
     within_s: float | None = None
     quick: bool = False
+    roofline: bool = False
+    growth: bool = False
 
 
 def quick_plan(plan: Plan, at_least_s: float) -> Plan:

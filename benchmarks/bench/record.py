@@ -8,11 +8,14 @@ from tinyllava_edge.benchmarks.evals.scores import MAX_TOKENS, count_pictures
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.image import open_picture
+from tinyllava_edge.runtimes.threads import thread_budget
 
 from .device_memory import device_kind
 from .energy import power_record
 from .environment import machine_card
 from .figures import Record, cell_record, ratios_of
+from .floors import floors_of
+from .growth import growth_record, measure_growth
 from .machine_load import busy_line, watch
 from .measure import Measured, OnEvent, measure_cells
 from .pace import Pace, TimeUp, bound_text
@@ -20,6 +23,7 @@ from .plan import Plan, cell_files
 from .power import watched_power
 from .quality import Quality, score_cells
 from .report_schema import SCHEMA_VERSION
+from .roofline import measure_roof
 
 _IDLE_S = 3.0  # in which the power that nothing takes is read
 
@@ -53,9 +57,11 @@ def run_plan(
         idle = power.mean_so_far_w()
         if line := busy_line(before):
             warn(f"the machine is busy, so these figures will not be worth much: {line}")
+        roof = _roof(plan, warn)
         files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
-        # Of a bound, the questions that come last have half.
-        pace = whole if quality is None or plan.within_s is None else Pace(plan.amount, plan.within_s / 2)
+        # Of a bound, what comes behind the times has half.
+        later = (quality is not None or plan.growth) and plan.within_s
+        pace = Pace(plan.amount, plan.within_s / 2) if later else whole
         found = measure_cells(plan.cells, plan.request, plan.amount, files, on_event, power, pace)
     after = watch()
     if line := busy_line(after):
@@ -69,6 +75,7 @@ def run_plan(
         "amount": {**asdict(plan.amount), "runs": plan.amount.runs},
         "quick": plan.quick,
         "machine": card,
+        "roof": roof,
         "power": power_record(power, idle),
         "device_memory": device_kind() or None,
         "load": {"before": before, "after": after, "blocks": [session.blocks for session in found.sessions]},
@@ -77,16 +84,37 @@ def run_plan(
         "cells": cells,
         "ratios": list(ratios_of(cells)),
         "questions": None,
+        "growth": None,
     }
     record["control_passed"] = {
         ratio["metric"]: ratio["low"] <= 1 <= ratio["high"]
         for ratio in record["ratios"]
         if ratio["cell"] == record["control"]
     }
+    for cell, row in ((cell, row) for cell in plan.cells for row in cells if row["name"] == cell.name):
+        row["floors"] = floors_of(cell, plan.bundles[cell.model], row["warm"], roof)
+    if plan.growth:
+        _then(found, "growth was measured", lambda: _add_growth(record, plan, whole.check))
     if quality is not None:
-        _add_quality(record, plan, quality, found, lambda: (whole.check(), on_answer()))
+
+        def answered() -> None:
+            whole.check()
+            on_answer()
+
+        _then(found, "questions were asked", lambda: _add_quality(record, plan, quality, found, answered))
     record["partial"] = _partial_record(plan, cells, found)
     return record, found.stopped
+
+
+def _roof(plan: Plan, warn: Callable[[str], None]) -> Record | None:
+    """What this machine can do, with the threads of the rows; None where that is not asked for, or fails."""
+    if not plan.roofline:
+        return None
+    try:
+        return measure_roof(thread_budget(plan.cells[0].options.threads))
+    except BackendError as error:
+        warn(f"no floors: {error}")
+        return None
 
 
 def _cell_records(plan: Plan, found: Measured) -> Iterator[Record]:
@@ -117,7 +145,7 @@ def _partial_record(plan: Plan, cells: Sequence[Record], found: Measured) -> Rec
 def _add_quality(
     record: Record, plan: Plan, quality: Quality, found: Measured, on_answer: Callable[[], object]
 ) -> None:
-    """Scores of the rows; whatever ends that leaves those that were done."""
+    """Scores of the rows."""
     record["questions"] = {
         "file": quality.path.name,
         "sha256": sha256_of_file(quality.path),
@@ -127,17 +155,34 @@ def _add_quality(
     }
     measured = {cell["name"] for cell in record["cells"]} - {*found.failed, record["control"]}
     scores: dict[str, Record] = {}
-    if not found.stopped:
-        try:
-            cells = [cell for cell in plan.cells if cell.name in measured]
-            score_cells(cells, plan.request, quality, on_answer, scores)
-        except (TimeUp, BackendError) as error:
-            found.ended = found.ended or f"{error}, while questions were asked"
-        except KeyboardInterrupt as stop:
-            found.stopped = stop
-            found.ended = f"stopped by {str(stop) or 'Ctrl-C'}, while questions were asked"
-    for cell in record["cells"]:
-        cell["quality"] = scores.get(cell["name"])
+    try:
+        cells = [cell for cell in plan.cells if cell.name in measured]
+        score_cells(cells, plan.request, quality, on_answer, scores)
+    finally:
+        for row in record["cells"]:
+            row["quality"] = scores.get(row["name"])
+
+
+def _add_growth(record: Record, plan: Plan, check: Callable[[], None]) -> None:
+    """Of the first row that computes from the bundle's own files; else of the first one."""
+    cell = next((cell for cell in plan.cells if cell.options.checkpoint is None), plan.cells[0])
+    points: list[Record] = []
+    try:
+        measure_growth(cell, plan.request, plan.bundles[cell.model], check, points)
+    finally:
+        record["growth"] = growth_record(cell.name, points) if points else None
+
+
+def _then(found: Measured, doing: str, work: Callable[[], None]) -> None:
+    """Do what comes after the times, unless a signal has come; whatever ends it leaves what was done."""
+    if found.stopped:
+        return
+    try:
+        work()
+    except (TimeUp, BackendError) as error:
+        found.ended = found.ended or f"{error}, while {doing}"
+    except KeyboardInterrupt as stop:
+        found.ended, found.stopped = f"stopped by {str(stop) or 'Ctrl-C'}, while {doing}", stop
 
 
 def _request_record(plan: Plan) -> Record:

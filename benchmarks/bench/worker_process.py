@@ -35,7 +35,7 @@ class Worker:
         self.jobs = tuple(said.pop("jobs", JOBS))
         return said
 
-    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: str) -> Sample:
+    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: Any) -> Sample:
         """Give it a job, a method of `OpenCell`, and wait for what comes of it."""
         self._is_busy = True
         with suppress(BrokenPipeError):  # it has ended: reading says so

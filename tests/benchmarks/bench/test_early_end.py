@@ -225,7 +225,7 @@ def test_without_matplotlib_the_report_is_written_and_one_line_says_what_is_miss
     monkeypatch.setattr(report, "note", said.append)
     monkeypatch.setattr(report, "find_spec", lambda name: None)
     write_report(tmp_path, record)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "report.md"]
     assert len(said) == 1
     assert "matplotlib" in said[0]
     text = (tmp_path / "report.md").read_text()

@@ -101,7 +101,7 @@ def bench(
     from tinyllava_edge.reference_tensors import reference_pictures
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .pace import Amount
+    from .pace import Amount, bound_text
     from .plan import Plan, Wish, named_bundles, plan_cells, quick_plan
     from .quality import Quality
     from .report import report_mark
@@ -138,7 +138,7 @@ def bench(
     )
     if quick:
         plan = quick_plan(plan, 60 * _QUICK_MIN)
-        note(f"a quick look, which makes no claim; it ends within {plan.within_s / 60:.1f} min")
+        note(f"a quick look, which makes no claim: {bound_text(plan.within_s)}")
     quality = None
     if questions is not None and images is not None:
         quality = Quality(questions, images, read_questions(questions, images))

@@ -114,7 +114,7 @@ def _all_differences(first: Record, second: Record) -> list[Difference]:
 def _is_small(found: Difference) -> bool:
     values = (found.first, found.second)
     if found.what in _BYTES and all(isinstance(value, int) for value in values):
-        return abs(found.first - found.second) <= _BYTES_APART * max(values)
+        return bool(abs(found.first - found.second) <= _BYTES_APART * max(values))
     if found.what in _PATCHED and all(isinstance(value, str) for value in values):
         one, other = (_MINOR.match(value) for value in values)
         return one is not None and other is not None and one[0] == other[0]

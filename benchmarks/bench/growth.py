@@ -54,8 +54,13 @@ def amounts_of(bundle: Bundle, context_length: int) -> dict[str, list[int]]:
 
 
 def measure_growth(
-    cell: Cell, request: Request, bundle: Bundle, check: Callable[[], None], points: list[Record]
-) -> str:
+    cell: Cell,
+    request: Request,
+    bundle: Bundle,
+    check: Callable[[], None],
+    on_event: Callable[[Record], None],
+    points: list[Record],
+) -> None:
     """Measure all points of one row in a process of its own, in another order each round.
 
     Args:
@@ -63,10 +68,8 @@ def measure_growth(
         request: has the picture.
         bundle: the row's.
         check: called before each point; may end it.
+        on_event: called with each point, and after each round.
         points: of the axes, filled as they come.
-
-    Returns:
-        The row's name.
 
     Raises:
         BackendError: the cell cannot be opened, or a point not be measured.
@@ -80,12 +83,13 @@ def measure_growth(
             for amount in its:
                 check()
                 worker.ask("grow", axis=axis, amount=amount)
-        for _ in range(ROUNDS):
+        for number in range(ROUNDS):
             order.shuffle(wanted)
             for axis, amount in wanted:
                 check()
                 points.append({"axis": axis, **worker.ask("grow", axis=axis, amount=amount)})
-    return cell.name
+                on_event({"event": "sample", "job": "grow", "cell": cell.name, "sample": points[-1]})
+            on_event({"event": "grown", "round": number, "of_rounds": ROUNDS})
 
 
 def growth_record(cell: str, points: Sequence[Record]) -> Record:

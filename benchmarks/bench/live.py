@@ -19,7 +19,7 @@ Event = dict[str, Any]
 
 
 class Live:
-    """Says what `measure_cells` announces, in lines.
+    """Says in lines what the measurement announces: each method but the first is called by an event's name.
 
     Args:
         say: shows a line.
@@ -35,6 +35,19 @@ class Live:
         if (tell := getattr(self, f"_{event['event']}", None)) is not None:
             tell(event)
 
+    def _roof(self, event: Event) -> None:
+        rates = [f"{kind} {rate:.0f} GFLOP/s" for kind, rate in event["gflops"].items()]
+        said = f"{', '.join(rates)}, {event['read_gb_per_s']:.1f} GB/s read, {event['threads']} threads"
+        self._say(f"this machine: {said}")
+
+    def _grown(self, event: Event) -> None:
+        self._say(f"growth: round {event['round'] + 1} of {event['of_rounds']} done")
+
+    def _curve(self, event: Event) -> None:
+        fit = event["exponent"]
+        said = f"{fit['exponent']:.2f} [{fit['low']:.2f}, {fit['high']:.2f}]" if fit else "unknown"
+        self._say(f"growth of {event['stage']} with {event['axis']}: exponent {said}")
+
     def _alone(self, event: Event) -> None:
         if event["load_cold_s"] is not None:
             self._say(f"{event['cell']}: loads cold in {event['load_cold_s']:.2f} s")
@@ -43,7 +56,7 @@ class Live:
         self._say(f"{event['cell']}: loads warm in {event['load_warm_s']:.2f} s")
 
     def _sample(self, event: Event) -> None:
-        if event["job"] != "raw":
+        if event["job"] in ("warm_up", "requests"):
             self._runs[event["cell"]].append(event)
 
     def _warm(self, event: Event) -> None:

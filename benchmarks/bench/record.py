@@ -57,11 +57,11 @@ def run_plan(
         idle = power.mean_so_far_w()
         if line := busy_line(before):
             warn(f"the machine is busy, so these figures will not be worth much: {line}")
-        roof = _roof(plan, warn)
+        roof = _roof(plan, on_event, warn)
         files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
         # Of a bound, what comes behind the times has half.
-        later = (quality is not None or plan.growth) and plan.within_s
-        pace = Pace(plan.amount, plan.within_s / 2) if later else whole
+        later = quality is not None or plan.growth
+        pace = Pace(plan.amount, plan.within_s / 2) if later and plan.within_s is not None else whole
         found = measure_cells(plan.cells, plan.request, plan.amount, files, on_event, power, pace)
     after = watch()
     if line := busy_line(after):
@@ -94,7 +94,7 @@ def run_plan(
     for cell, row in ((cell, row) for cell in plan.cells for row in cells if row["name"] == cell.name):
         row["floors"] = floors_of(cell, plan.bundles[cell.model], row["warm"], roof)
     if plan.growth:
-        _then(found, "growth was measured", lambda: _add_growth(record, plan, whole.check))
+        _then(found, "growth was measured", lambda: _add_growth(record, plan, whole.check, on_event))
     if quality is not None:
 
         def answered() -> None:
@@ -106,12 +106,14 @@ def run_plan(
     return record, found.stopped
 
 
-def _roof(plan: Plan, warn: Callable[[str], None]) -> Record | None:
+def _roof(plan: Plan, on_event: OnEvent, warn: Callable[[str], None]) -> Record | None:
     """What this machine can do, with the threads of the rows; None where that is not asked for, or fails."""
     if not plan.roofline:
         return None
     try:
-        return measure_roof(thread_budget(plan.cells[0].options.threads))
+        roof = measure_roof(thread_budget(plan.cells[0].options.threads))
+        on_event({"event": "roof", **roof})
+        return roof
     except BackendError as error:
         warn(f"no floors: {error}")
         return None
@@ -143,7 +145,7 @@ def _partial_record(plan: Plan, cells: Sequence[Record], found: Measured) -> Rec
 
 
 def _add_quality(
-    record: Record, plan: Plan, quality: Quality, found: Measured, on_answer: Callable[[], object]
+    record: Record, plan: Plan, quality: Quality, found: Measured, on_answer: Callable[[], None]
 ) -> None:
     """Scores of the rows."""
     record["questions"] = {
@@ -163,14 +165,17 @@ def _add_quality(
             row["quality"] = scores.get(row["name"])
 
 
-def _add_growth(record: Record, plan: Plan, check: Callable[[], None]) -> None:
+def _add_growth(record: Record, plan: Plan, check: Callable[[], None], on_event: OnEvent) -> None:
     """Of the first row that computes from the bundle's own files; else of the first one."""
     cell = next((cell for cell in plan.cells if cell.options.checkpoint is None), plan.cells[0])
     points: list[Record] = []
     try:
-        measure_growth(cell, plan.request, plan.bundles[cell.model], check, points)
+        measure_growth(cell, plan.request, plan.bundles[cell.model], check, on_event, points)
     finally:
-        record["growth"] = growth_record(cell.name, points) if points else None
+        if points:
+            record["growth"] = growth_record(cell.name, points)
+            for curve in record["growth"]["curves"]:
+                on_event({"event": "curve", **curve})
 
 
 def _then(found: Measured, doing: str, work: Callable[[], None]) -> None:

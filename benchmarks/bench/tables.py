@@ -108,8 +108,9 @@ def _floor_row(cell: Record) -> Row:
         floor = floors.get(stage)
         row[f"{name} ms"] = _or_dash(took[stage], ".2f") if floor else "-"
         row[f"{name} floor"] = f"{floor['ms']:.2f}{_of_type(floor)}" if floor else "-"
-        row[f"{name} % of floor"] = _or_dash(floor and floor["share"] and 100 * floor["share"], ".0f")
-    row["MB read a token"] = _or_dash(floors and floors["token"]["bytes"] / 1e6, ".1f")
+        share = floor["share"] if floor else None
+        row[f"{name} % of floor"] = "-" if share is None else f"{100 * share:.0f}"
+    row["MB read a token"] = f"{floors['token']['bytes'] / 1e6:.1f}" if floors else "-"
     return row
 
 

@@ -46,7 +46,7 @@ def fails_at(monkeypatch: pytest.MonkeyPatch, cell: str, job: str, times: int, e
     """Make a cell's process end, or a signal come, when it is given that job for the so-manieth time."""
     asked, ask = [], Worker.ask
 
-    def ends(self: Worker, wanted: str, *arguments: Any, **details: str) -> Any:
+    def ends(self: Worker, wanted: str, *arguments: Any, **details: Any) -> Any:
         if (self.name, wanted) == (cell, job):
             asked.append(wanted)
             if len(asked) == times:

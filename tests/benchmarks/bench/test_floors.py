@@ -39,7 +39,12 @@ def cell_of(bundle: Bundle, runtime: str = "onnxruntime+llamacpp", **options: An
 
 def test_products_and_convolutions_of_a_graph_are_counted(tmp_path: Path) -> None:
     make, values = onnx.helper.make_node, onnx.helper.make_tensor_value_info
-    shapes = {"pixels": ["n", 3, 8, 8], "patches": ["n", 5, 2, 2], "flat": ["n", 4, 5], "out": ["n", 4, 7]}
+    shapes: dict[str, list[str | int | None]] = {
+        "pixels": ["n", 3, 8, 8],
+        "patches": ["n", 5, 2, 2],
+        "flat": ["n", 4, 5],
+        "out": ["n", 4, 7],
+    }
     infos = {name: values(name, 1, shape) for name, shape in shapes.items()}
     weights = [
         onnx.numpy_helper.from_array(np.zeros(shape, np.float32), name)

@@ -15,6 +15,7 @@ from tinyllava_edge.benchmarks.bench.growth import (
     growth_record,
     measure_growth,
 )
+from tinyllava_edge.benchmarks.bench.live import Live
 from tinyllava_edge.benchmarks.bench.pace import TimeUp
 from tinyllava_edge.benchmarks.bench.plot_growth import draw_growth
 from tinyllava_edge.bundle import Bundle
@@ -54,8 +55,10 @@ def test_every_axis_is_measured(honest: Honest, monkeypatch: pytest.MonkeyPatch,
     points: list[dict[str, Any]] = []
     cell = scripted(honest, "a", runtime=runtime, vision="fp32", language="f32", threads=1)
     bundle = Bundle.open(honest.bundle)
-    name = measure_growth(cell, request(honest), bundle, lambda: None, points)
-    record = growth_record(name, points)
+    lines: list[str] = []
+    measure_growth(cell, request(honest), bundle, lambda: None, Live(lines.append), points)
+    assert lines == ["growth: round 1 of 2 done", "growth: round 2 of 2 done"]
+    record = growth_record(cell.name, points)
     found = {(curve["axis"], curve["stage"]): curve for curve in record["curves"]}
     assert found.keys() == {
         ("visual_tokens", "prefill"),
@@ -73,12 +76,13 @@ def test_every_axis_is_measured(honest: Honest, monkeypatch: pytest.MonkeyPatch,
 
 def test_what_ends_it_leaves_the_points_that_were_measured(honest: Honest) -> None:
     points: list[dict[str, Any]] = []
+    bundle = Bundle.open(honest.bundle)
 
     def check() -> None:
         if len(points) == 3:
             raise TimeUp("the time bound")
 
     with pytest.raises(TimeUp):
-        measure_growth(scripted(honest, "a"), request(honest), Bundle.open(honest.bundle), check, points)
+        measure_growth(scripted(honest, "a"), request(honest), bundle, check, lambda event: None, points)
     assert len(points) == 3
     assert growth_record("a", points)["cell"] == "a"

@@ -63,7 +63,9 @@ def run_plan(
         later = quality is not None or plan.growth
         pace = Pace(plan.amount, plan.within_s / 2) if later and plan.within_s is not None else whole
         found = measure_cells(plan.cells, plan.request, plan.amount, files, on_event, power, pace)
-    after = watch()
+    after: Record = {}
+    _then(found, "the load was read", lambda: after.update(watch()))
+    after = after or watch(0.1)
     if line := busy_line(after):
         warn(f"the machine is busy now: {line}")
     if not (cells := list(_cell_records(plan, found))):

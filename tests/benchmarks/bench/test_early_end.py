@@ -100,6 +100,24 @@ def test_a_signal_leaves_what_was_done_and_is_handed_on(
     assert "window_s" not in record["cells"][0]["sessions"][0]["requests"][0][0]["warm"]
 
 
+def test_a_signal_behind_the_last_block_takes_nothing_away(
+    honest: Honest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+
+    def stopped(seconds: float = 1.0) -> Any:
+        looks.append(seconds)
+        if len(looks) == 2:
+            raise KeyboardInterrupt("SIGTERM")
+        return watch(0.01)
+
+    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.record.watch", stopped)
+    record, stop = run_plan(plan_of(honest))
+    assert stop is not None
+    assert [cell["blocks"] for cell in record["cells"]] == [3, 3, 3]
+    assert record["partial"]["why"] == "stopped by SIGTERM, while the load was read"
+
+
 def test_before_the_first_block_there_are_the_warm_ups_figures_and_no_claim(
     honest: Honest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

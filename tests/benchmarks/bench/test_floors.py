@@ -140,7 +140,7 @@ def test_the_graph_of_one_product_is_valid_and_gives_it(kind: str) -> None:
 
 
 def test_rates_are_the_best_of_what_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_SIZE", 32), ("_SMALL_SIZE", 16), ("_SECONDS", 0.0), ("_READ_BYTES", 1 << 20)):
+    for name, value in (("_SIZES", (32,)), ("_SMALL_SIZE", 16), ("_SECONDS", 0.0), ("_READ_BYTES", 1 << 20)):
         monkeypatch.setattr(roofline, name, value)
     found = roofline.measure_here(1)
     assert set(found["gflops"]) >= {"fp32", "int8"}

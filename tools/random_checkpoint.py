@@ -1,5 +1,7 @@
 """Checkpoints with the shapes of released TinyLLaVA models and random weights, in float16.
 
+    python -m tools.random_checkpoint qwen2-0.5b-siglip DIR --tokenizers DIR
+
 Never in memory as a whole: their sizes are what is tried. Sharded at 5 GB, as TinyLLaVA Factory saves.
 """
 
@@ -8,11 +10,13 @@ import shutil
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
 
-from tinyllava_edge.atomic_files import write_json
+import tools
+from tinyllava_edge.atomic_files import check_output, write_json
 from tinyllava_edge.checkpoint.files import PROCESSOR_FILE
 from tinyllava_edge.checkpoint.layouts import FLAT_INDEX
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -174,3 +178,19 @@ def _write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], generator
             for start in range(0, prod(shape), CHUNK):
                 noise = torch.randn(min(CHUNK, prod(shape) - start), generator=generator)
                 noise.mul_(0.02).add_(middle).half().numpy().tofile(file)
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"Shape: {', '.join(SHAPES)}.")],
+    directory: Annotated[Path, typer.Argument(help="Checkpoint to write.")],
+    tokenizers: Annotated[Path, typer.Option(help="Folders of tokenizer files: phi-gpt2, qwen2, llama-spm.")],
+) -> None:
+    """Write a checkpoint of random weights."""
+    if name not in SHAPES:
+        raise UsageError(f"{name!r} is not known. Known: {', '.join(SHAPES)}.")
+    check_output(directory, force=False)
+    write_random_checkpoint(directory, SHAPES[name], tokenizers)
+
+
+if __name__ == "__main__":
+    tools.run(main)

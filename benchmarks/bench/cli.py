@@ -3,10 +3,9 @@
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
@@ -15,11 +14,11 @@ from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import AllowPickleOption, JsonOption, SourcesOption, ThreadsOption
 
 if TYPE_CHECKING:
-    from .measure import Quality
     from .plan import Plan
-    from .record import Record
+    from .quality import Quality
 
 _PERCENTILE_RUNS = 64
+_QUICK_MIN = 2
 
 
 def bench(
@@ -70,19 +69,42 @@ def bench(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the questions' pictures.")] = None,
     threads: ThreadsOption = None,
+    growth: Annotated[
+        bool,
+        typer.Option(
+            "--growth", help="Measure how time grows with visual tokens, text, pictures and context, too."
+        ),
+    ] = False,
+    within: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="Minutes after which it ends, with a report of what was done by then."),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help=f"A look that makes no claim: one session, within {_QUICK_MIN} minutes and one for each GB "
+            "of the rows' weights.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     json: JsonOption = False,
 ) -> None:
-    """Compare runtimes and variants on the same request: time, parity, accuracy, size."""
+    """Compare runtimes and variants on the same request: time, parity, accuracy, size.
+
+    Figures are shown as they are measured. What ends it early (--within, Ctrl-C, SIGTERM) leaves a report of
+    what was done, and so does a row that fails: the others go on without it, and the exit code is 1.
+    """
     from tinyllava_edge.atomic_files import check_output, pictures_read
     from tinyllava_edge.benchmarks.evals.questions import read_questions
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.reference_tensors import reference_pictures
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .measure import Amount, Quality
-    from .plan import Plan, Wish, named_bundles, plan_cells
-    from .report import markdown_lines, report_mark
+    from .pace import Amount, bound_text
+    from .plan import Plan, Wish, named_bundles, plan_cells, quick_plan
+    from .quality import Quality
+    from .report import report_mark
     from .worker import Request
 
     roots = [bundle_path(path) for path in bundles]
@@ -110,29 +132,32 @@ def bench(
             num_tokens=tokens,
         ),
         amount=Amount(sessions=sessions, blocks=-(-runs // (2 * sessions))),
+        roofline=True,
+        growth=growth,
+        within_s=None if within is None else 60 * within,
     )
+    if quick:
+        plan = quick_plan(plan, 60 * _QUICK_MIN)
+        note(f"a quick look, which makes no claim: {bound_text(plan.within_s)}")
     quality = None
     if questions is not None and images is not None:
         quality = Quality(questions, images, read_questions(questions, images))
-    record = _measure(plan, quality, output, force=force)
-    if json:
-        print_json(record)
-    else:
-        for line in markdown_lines(record):
-            stdout.print(line, markup=False, highlight=False, soft_wrap=True)
-        note("give -o DIR to keep the raw samples and the plot" if output is None else f"written to {output}")
+    _measure(plan, quality, output, force=force, json=json)
 
 
-def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, force: bool) -> "Record":
-    """Run the comparison under a progress bar, and write its report where one is wanted."""
+def _measure(
+    plan: "Plan", quality: "Quality | None", output: Path | None, *, force: bool, json: bool
+) -> None:
+    """Run the comparison, write its report where one is wanted, and print it."""
     from tinyllava_edge.atomic_files import output_directory
     from tinyllava_edge.device import read_machine
     from tinyllava_edge.image import open_picture
     from tinyllava_edge.parity_files import read_parity
 
+    from .live import Live, kept_samples
     from .plan import check_memory
     from .record import run_plan
-    from .report import report_mark, write_report
+    from .report import markdown_lines, report_mark, write_report
 
     open_picture(Path(plan.request.picture))  # a bad one is said before anything else
     memory = read_machine().memory
@@ -141,63 +166,33 @@ def _measure(plan: "Plan", quality: "Quality | None", output: Path | None, *, fo
         if not any(read_parity(bundle, cell.runtime) for cell in plan.cells if cell.model == name):
             note(f"no parity figures of {name}: run `tinyllava-edge verify {bundle.root}` first to have them")
     writing = nullcontext(None) if output is None else output_directory(output, force=force, mark=report_mark)
-    with writing as folder, progress() as bar:
+    about = {
+        "bundles": list(plan.bundles),
+        "request": asdict(plan.request),
+        "cells": [c.name for c in plan.cells],
+    }
+    with writing as folder, kept_samples(output, about, force=force) as keep, progress() as bar:
         task = bar.add_task("bench", total=plan.amount.visits(len(plan.cells)))
         asked = 0 if quality is None else len(quality.questions) * 2 * (len(plan.cells) - 1)
         asking = bar.add_task("questions", total=asked, visible=quality is not None)
-        record = run_plan(
-            plan,
-            quality,
-            on_run=lambda name: bar.update(task, advance=1, description=f"bench {name}"),
-            on_answer=lambda: bar.advance(asking),
-            warn=note,
-        )
+        live = Live(note)
+
+        def on_event(event: dict[str, Any]) -> None:
+            keep(event)
+            live(event)
+            if event["event"] == "visit":
+                bar.update(task, advance=1, description=f"bench {event['cell']}")
+
+        record, stop = run_plan(plan, quality, on_event, lambda: bar.advance(asking), warn=note)
         if folder is not None:
             write_report(folder, record)
-    return record
-
-
-def bench_compare(
-    first: Annotated[Path, typer.Argument(help="Report of a bench: its directory, or its report.json.")],
-    second: Annotated[Path, typer.Argument(help="The other report.")],
-    force: Annotated[
-        bool, typer.Option("--force", help="Compare although the environments are unlike.")
-    ] = False,
-    json: JsonOption = False,
-) -> None:
-    """Compare two reports cell by cell; refused where machine, versions, request or models are unlike."""
-    from .compare import compare_cells, differences, read_report, source_difference, unmatched
-    from .record import METRICS
-
-    one, other = read_report(first), read_report(second)
-    unlike = differences(one, other)
-    if unlike and not force:
-        raise UsageError(
-            f"{first} and {second} were not measured alike: {'; '.join(map(str, unlike))}. "
-            "Give --force to compare them all the same."
-        )
-    compared = compare_cells(one, other)
-    if not compared:
-        raise UsageError(f"{first} and {second} have no cell in common: {', '.join(unmatched(one, other))}.")
-    ours = source_difference(one, other)
     if json:
-        print_json(
-            {
-                "unlike": [vars(difference) for difference in unlike],
-                "source": None if ours is None else vars(ours),
-                "cells": [{**asdict(cell), "verdict": cell.ratio.verdict} for cell in compared],
-                "unmatched": unmatched(one, other),
-            }
-        )
-        return
-    table = Table("cell", "what", f"{first}, ms", f"{second}, ms", "times faster", "")
-    for cell in compared:
-        ratio = cell.ratio
-        interval = f"{ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
-        times = (f"{cell.first_ms:.2f}", f"{cell.second_ms:.2f}")
-        table.add_row(cell.name, METRICS[cell.metric], *times, interval, ratio.verdict)
-    stdout.print(table)
-    for difference in (*unlike, *filter(None, [ours])):
-        stdout.print(f"unlike: {difference}", markup=False, highlight=False, soft_wrap=True)
-    if missing := unmatched(one, other):
-        stdout.print(f"in one of them only: {', '.join(missing)}", markup=False, soft_wrap=True)
+        print_json(record)
+    else:
+        for line in markdown_lines(record):
+            stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+        note("give -o DIR to keep the raw samples and the plot" if output is None else f"written to {output}")
+    if stop is not None:
+        raise stop
+    if record["partial"] and (record["partial"]["failed"] or record["partial"]["error"]):
+        raise typer.Exit(1)

@@ -5,6 +5,7 @@ environments are refused, and nothing is claimed that the intervals of both do n
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -17,9 +18,9 @@ from pydantic import ValidationError
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.user_files import read_user_text
 
+from .figures import METRICS, Record, shown_cells, times_of
 from .ratios import Ratio, unpaired_ratio
-from .record import METRICS, SCHEMA_VERSION, Record, shown_cells, times_of
-from .report_schema import Report, is_deeper
+from .report_schema import SCHEMA_VERSION, Report, is_deeper
 
 # What decides how fast the same program is. Free memory, the time and our own source are not of these.
 _MACHINE = (
@@ -28,6 +29,12 @@ _MACHINE = (
 )
 _OWN_PACKAGE = "tinyllava-edge"
 MAX_REPORT_BYTES = 32 << 20
+# What may differ a little on one machine: bytes by so much (a kernel keeps some for itself), and versions
+# behind their second number, which are patches.
+_BYTES_APART = 0.05
+_BYTES = ("machine memory_total_bytes", "machine memory_settings swap_bytes")
+_PATCHED = ("machine system", "machine python")
+_MINOR = re.compile(r"\D*\d+\.\d+")
 _MAX_DEPTH = 20  # of ours: 9
 
 
@@ -92,7 +99,26 @@ def _finite(text: str) -> float:
 
 def differences(first: Record, second: Record) -> list[Difference]:
     """What makes the times of two reports incomparable: machine, versions, request, models."""
+    return [found for found in _all_differences(first, second) if not _is_small(found)]
+
+
+def small_differences(first: Record, second: Record) -> list[Difference]:
+    """What differs and hardly matters: patches of kernel and Python, a little memory."""
+    return list(filter(_is_small, _all_differences(first, second)))
+
+
+def _all_differences(first: Record, second: Record) -> list[Difference]:
     return list(_different("", _conditions(first), _conditions(second)))
+
+
+def _is_small(found: Difference) -> bool:
+    values = (found.first, found.second)
+    if found.what in _BYTES and all(isinstance(value, int) for value in values):
+        return bool(abs(found.first - found.second) <= _BYTES_APART * max(values))
+    if found.what in _PATCHED and all(isinstance(value, str) for value in values):
+        one, other = (_MINOR.match(value) for value in values)
+        return one is not None and other is not None and one[0] == other[0]
+    return False
 
 
 def source_difference(first: Record, second: Record) -> Difference | None:
@@ -118,7 +144,7 @@ def compare_cells(first: Record, second: Record) -> list[CellComparison]:
             ratio=unpaired_ratio(*(times_of(c["sessions"], metric) for c in (cell, other))),
         )
         for cell in shown_cells(first)
-        if (other := others.get(_key(cell))) is not None
+        if (other := others.get(_key(cell))) is not None and _has_blocks(cell) and _has_blocks(other)
         for metric in METRICS
     ]
 
@@ -128,6 +154,11 @@ def unmatched(first: Record, second: Record) -> list[str]:
     cells = [*shown_cells(first), *shown_cells(second)]
     both = set(map(_key, shown_cells(first))) & set(map(_key, shown_cells(second)))
     return [cell["name"] for cell in cells if _key(cell) not in both]
+
+
+def _has_blocks(cell: Record) -> bool:
+    """A row of a report that ended early may have none."""
+    return any(session["requests"] for session in cell["sessions"])
 
 
 def _key(cell: Record) -> tuple[str, ...]:

@@ -8,14 +8,14 @@ from typing import Literal
 
 from tinyllava_edge.benchmarks.verify.climb import chosen_variants
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
-from tinyllava_edge.checkpoint.names import check_sources, checkpoint_path
+from tinyllava_edge.checkpoint.names import NANO, bundle_path, check_sources, checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME, runtime_entries
 
-from .measure import Amount
+from .pace import Amount
 from .worker import Cell, Request
 
 CONTROL = "again"  # suffix of the A/A control's name
@@ -23,6 +23,7 @@ ALL = "all"
 _TORCH = "torch"
 _MOST_MEMORY = 0.9  # of what is available, for all cells together
 _FLOAT32_BYTES = 4
+_QUICK_BLOCKS, _QUICK_S_PER_GB = 4, 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,23 +55,38 @@ class Plan:
         cells: the first one is what the others are compared with; the last one is the first one again.
         request: what every run does.
         amount: how often.
+        within_s: seconds after which it ends, whatever is done by then.
+        quick: it is only a look, and makes no claim.
+        roofline: measure what the machine can do at most, too.
+        growth: measure how the first row that reads the bundle grows, too.
     """
 
     bundles: Mapping[str, Bundle]
     cells: tuple[Cell, ...]
     request: Request
     amount: Amount
+    within_s: float | None = None
+    quick: bool = False
+    roofline: bool = False
+    growth: bool = False
+
+
+def quick_plan(plan: Plan, at_least_s: float) -> Plan:
+    """The same cells, for a look: one session, little warm-up, a bound that grows with the weights."""
+    weights = sum(cell_bytes(cell, plan.bundles[cell.model]) for cell in plan.cells)
+    bound = plan.within_s or at_least_s + _QUICK_S_PER_GB * weights / 1e9
+    amount = Amount(sessions=1, blocks=_QUICK_BLOCKS, warm_up_s=0.0, warm_up_runs=2, alone=False)
+    return replace(plan, amount=amount, within_s=bound, quick=True)
 
 
 def named_bundles(bundles: Sequence[Bundle]) -> dict[str, Bundle]:
-    """Bundles under the shortest names that tell them apart: their sources', directories', or paths.
+    """Bundles under the shortest names that tell them apart: their directories', or paths; nano is `nano`.
 
     Raises:
         UsageError: one is given twice.
     """
     for names in (
-        [Path(bundle.manifest.source.name).name for bundle in bundles],
-        [bundle.root.name for bundle in bundles],
+        [NANO if bundle.root == bundle_path(NANO) else bundle.root.resolve().name for bundle in bundles],
         [str(bundle.root) for bundle in bundles],
     ):
         if len(set(names)) == len(bundles):

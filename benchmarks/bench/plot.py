@@ -1,32 +1,23 @@
 """A comparison's picture: stages of every cell, distribution of its runs, speed with an interval."""
 
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .device_memory import LABELS
-from .record import STAGES, Record, shown_cells, times_of
+from .figures import STAGES, UNTOLD, Record, drawn_rows, times_of
+from .palette import CONTROL_COLOUR, DEVICE_COLOUR, HOST_COLOUR, STAGE_COLOURS, row_style
 
-# Dark to light in the order of the chain; told apart without colour vision (Okabe and Ito).
-_COLOURS = {
-    "tokenize": "#555555",
-    "preprocess": "#CC79A7",
-    "vision": "#0072B2",
-    "prefill": "#E69F00",
-    "decode": "#009E73",
-}
-_CELL_COLOURS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
-_LINES = ("-", "--", ":")
+_NOTHING: Record = {"stages_ms": {}}  # of a rival that keeps nothing for a second question
 _KINDS = (("warm", 1.0, "", ""), ("cached", 0.55, "//", " cached"))
 
 
-def draw_report(path: Path, record: Record) -> None:
-    """Draw report.png."""
+def draw_report(record: Record) -> Any:
+    """The figure of stages, distributions, speeds and memory."""
     from matplotlib.figure import Figure
 
-    cells = shown_cells(record)
+    cells = drawn_rows(record)
     heights = (2.2 + 0.55 * len(cells), 2.6 + 0.28 * len(cells))
     figure = Figure(figsize=(12, sum(heights)), layout="constrained")
     parts: Any = figure.subfigures(2, 1, height_ratios=heights)
@@ -41,7 +32,7 @@ def draw_report(path: Path, record: Record) -> None:
         f"{names}: one picture, {request['num_tokens']} tokens, {cpu['model']}, {cpu['usable_cores']} cores",
         fontsize="large",
     )
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 def _draw_stages(axes: Any, cells: list[Record]) -> None:
@@ -50,14 +41,16 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
     for index, (kind, strength, hatch, said) in enumerate(_KINDS):
         centres = np.arange(len(cells)) + (index - 0.5) * thickness * 1.05
         left = np.zeros(len(cells))
-        for stage in STAGES:
-            widths = [cell[kind]["stages_ms"][stage] for cell in cells]
+        for stage in (*STAGES[:-1], UNTOLD, STAGES[-1]):
+            widths = [(cell[kind] or _NOTHING)["stages_ms"].get(stage) or 0 for cell in cells]
+            if stage == UNTOLD and not any(widths):
+                continue
             axes.barh(
                 centres,
                 widths,
                 thickness,
                 left=left,
-                color=_COLOURS[stage],
+                color=STAGE_COLOURS[stage],
                 alpha=strength,
                 hatch=hatch,
                 edgecolor="white",
@@ -66,6 +59,8 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
             )
             left += widths
         for cell, end, centre in zip(cells, left, centres, strict=True):
+            if cell[kind] is None:
+                continue
             axes.annotate(
                 f" {cell[kind]['total_ms']:.1f}{said}", (end, centre), va="center", fontsize="small"
             )
@@ -77,30 +72,34 @@ def _draw_stages(axes: Any, cells: list[Record]) -> None:
         "hatched: a second question about the same picture"
     )
     axes.legend(ncols=len(STAGES), loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_distributions(axes: Any, cells: list[Record]) -> None:
     """Share of the runs that took at most so long: no run is left out."""
     for index, cell in enumerate(cells):
-        times = np.sort(np.array(times_of(cell["sessions"], "total_ms")).ravel())
+        sessions = times_of(cell["sessions"], "total_ms")
+        times = np.sort([time for blocks in sessions for block in blocks for time in block])
+        if not len(times):  # a row of which no block was finished
+            continue
         axes.step(
             [times[0], *times],
             np.arange(len(times) + 1) / len(times),
             where="post",
-            color=_CELL_COLOURS[index % len(_CELL_COLOURS)],
-            linestyle=_LINES[index // len(_CELL_COLOURS) % len(_LINES)],
+            color=(style := row_style(index))["color"],
+            linestyle=style["linestyle"],
             label=_label(cell["name"]),
         )
     axes.set_xscale("log")
-    _plain_log_axis(axes)
+    plain_log_axis(axes.xaxis)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("end to end, ms")
     axes.set_ylabel("share of runs")
     axes.grid(alpha=0.25)
-    columns = min(3, len(cells))
-    axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
-    _plain(axes)
+    if axes.lines:
+        columns = min(3, len(cells))
+        axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    plain(axes)
 
 
 def _draw_speeds(axes: Any, record: Record) -> None:
@@ -108,7 +107,7 @@ def _draw_speeds(axes: Any, record: Record) -> None:
     ratios = [ratio for ratio in record["ratios"] if ratio["metric"] == "total_ms"]
     for row, ratio in enumerate(ratios):
         bounds = [[ratio["ratio"] - ratio["low"]], [ratio["high"] - ratio["ratio"]]]
-        colour = "#888888" if ratio["cell"] == record["control"] else "black"
+        colour = CONTROL_COLOUR if ratio["cell"] == record["control"] else "black"
         axes.errorbar(ratio["ratio"], row, xerr=bounds, fmt="o", capsize=4, color=colour)
         axes.annotate(
             f"{ratio['ratio']:.2f}",
@@ -122,20 +121,20 @@ def _draw_speeds(axes: Any, record: Record) -> None:
     axes.set_yticks(range(len(ratios)), [_label(ratio["cell"]) for ratio in ratios])
     axes.set_ylim(len(ratios) - 0.5, -0.7)
     axes.set_xscale("log")
-    _plain_log_axis(axes)
+    plain_log_axis(axes.xaxis)
     axes.axvline(1, linestyle=":", color="grey")
-    claim = "" if record["control_passed"]["total_ms"] else ": THE CONTROL FAILED, NO CLAIM IS VALID"
+    claim = "" if record["control_passed"].get("total_ms") else ": THE CONTROL FAILED, NO CLAIM IS VALID"
     axes.set_xlabel(f"times faster than {record['baseline']}\n95 % interval{claim}")
     axes.margins(x=0.12)
-    _plain(axes)
+    plain(axes)
 
 
 def _draw_peaks(axes: Any, record: Record) -> None:
     """Peak memory of the host, and of the GPU below it where there is one."""
-    cells, kind = shown_cells(record), record.get("device_memory")
-    bars = [("peak_memory_bytes", "host peak MB (VmHWM)", "#999999")]
+    cells, kind = drawn_rows(record), record.get("device_memory")
+    bars = [("peak_memory_bytes", "host peak MB (VmHWM)", HOST_COLOUR)]
     if kind:
-        bars.append(("device_peak_bytes", LABELS[kind], "#D55E00"))
+        bars.append(("device_peak_bytes", LABELS[kind], DEVICE_COLOUR))
     for index, (key, said, colour) in enumerate(bars):
         megabytes = [(cell.get(key) or 0) / 1e6 for cell in cells]
         centres = np.arange(len(cells)) + (index - (len(bars) - 1) / 2) * 0.38
@@ -145,7 +144,7 @@ def _draw_peaks(axes: Any, record: Record) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
-    _plain(axes)
+    plain(axes)
 
 
 def _label(name: str) -> str:
@@ -153,14 +152,15 @@ def _label(name: str) -> str:
     return textwrap.fill(name, 26, break_long_words=False, break_on_hyphens=False)
 
 
-def _plain_log_axis(axes: Any) -> None:
-    """A few ticks with plain numbers: 1, 2, 5, 10."""
+def plain_log_axis(axis: Any, ticks: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7)) -> None:
+    """A few ticks in each decade, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=ticks))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _plain(axes: Any) -> None:
+def plain(axes: Any) -> None:
+    """Without a frame."""
     axes.spines[["top", "right"]].set_visible(False)

@@ -5,7 +5,6 @@ Source: docs/sources/measuring.md#interleaved-pairs, with what such an interval 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,47 +40,62 @@ class Ratio:
         return "inconclusive"
 
 
-def paired_ratio(baseline: Sessions, cell: Sessions, *, seed: int = 0) -> Ratio:
-    """exp(median(log(baseline / cell))) over neighbouring pairs.
+def paired_ratio(baseline: Sessions, cell: Sessions, *, seed: int = 0) -> Ratio | None:
+    """exp(median(log(baseline / cell))) over neighbouring pairs; None where they have no block in common.
 
     The interval is that of a bootstrap in two steps: sessions are drawn, and blocks within each. What differs
     between two processes of one program (where its memory lies, say) does not shrink with more blocks.
 
     Args:
         baseline: times of the cell compared with.
-        cell: times of the other one in the same sessions and blocks.
+        cell: times of the other one in the same sessions and blocks; fewer where it, or all, ended early.
         seed: of the bootstrap.
     """
-    ours, theirs = _logs(cell), _logs(baseline)
-    assert ours.shape == theirs.shape, "the cells were not measured in the same blocks"
-    logs = theirs - ours
-    return _interval(np.median(logs), _resampled_medians(logs, np.random.default_rng(seed)))
+    logs = [
+        _logs(theirs[: len(ours)]) - _logs(ours[: len(theirs)])
+        for theirs, ours in zip(baseline, cell, strict=False)
+        if ours and theirs
+    ]
+    if not logs:
+        return None
+    return _interval(_median(logs), _resampled_medians(logs, np.random.default_rng(seed)))
 
 
 def unpaired_ratio(baseline: Sessions, cell: Sessions, *, seed: int = 0) -> Ratio:
     """The ratio of the medians of two measurements that have nothing in common, each drawn by itself."""
     rng = np.random.default_rng(seed)
-    ours, theirs = _logs(cell), _logs(baseline)
+    ours, theirs = ([_logs(session) for session in each if session] for each in (cell, baseline))
     medians = _resampled_medians(theirs, rng) - _resampled_medians(ours, rng)
-    return _interval(np.median(theirs) - np.median(ours), medians)
+    return _interval(_median(theirs) - _median(ours), medians)
 
 
-def _logs(sessions: Sessions) -> Array:
-    """[sessions, blocks, 2]."""
-    logs: Array = np.log(np.array(sessions, dtype=np.float64))
-    assert logs.ndim == 3, "every session has the same number of blocks, of two runs"
+def _logs(blocks: Sequence[Sequence[float]]) -> Array:
+    """[blocks, 2]."""
+    logs: Array = np.log(np.array(blocks, dtype=np.float64))
+    assert logs.shape[1:] == (2,), "every block has two runs"
     return logs
 
 
-def _resampled_medians(logs: Array, rng: np.random.Generator) -> Array:
-    """Medians of `RESAMPLES` drawings of sessions, and of blocks within each."""
-    sessions, blocks = logs.shape[:2]
-    which = rng.integers(sessions, size=(RESAMPLES, sessions, 1))
-    drawn = logs[which, rng.integers(blocks, size=(RESAMPLES, sessions, blocks))]
-    return np.asarray(np.median(drawn.reshape(RESAMPLES, -1), axis=1))
+def _median(logs: Sequence[Array]) -> float:
+    return float(np.median(np.concatenate(logs)))
 
 
-def _interval(middle: Any, medians: Array) -> Ratio:
+def _resampled_medians(logs: Sequence[Array], rng: np.random.Generator) -> Array:
+    """Medians of `RESAMPLES` drawings of sessions, and of blocks within each: as many as it has."""
+    blocks = np.array([len(session) for session in logs])
+    padded = np.full((len(logs), blocks.max(), 2), np.nan)
+    for session, row in zip(logs, padded, strict=True):
+        row[: len(session)] = session
+    which = rng.integers(len(logs), size=(RESAMPLES, len(logs), 1))
+    drawn_blocks = rng.integers(blocks[which], size=(RESAMPLES, len(logs), blocks.max()))
+    drawn = padded[which, drawn_blocks]
+    if blocks.min() == blocks.max():
+        return np.asarray(np.median(drawn.reshape(RESAMPLES, -1), axis=1))
+    drawn[np.arange(blocks.max()) >= blocks[which]] = np.nan
+    return np.asarray(np.nanmedian(drawn.reshape(RESAMPLES, -1), axis=1))
+
+
+def _interval(middle: float, medians: Array) -> Ratio:
     low, high = np.percentile(medians, [2.5, 97.5])
     return Ratio(*(float(np.exp(value)) for value in (middle, low, high)))
 

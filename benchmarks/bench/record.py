@@ -1,97 +1,195 @@
-"""Run a comparison, and make the record that everything printed or drawn is derived from.
+"""Run a comparison, and make the record that everything printed or drawn is derived from."""
 
-docs/measuring.md has the definitions.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 from tinyllava_edge.benchmarks.evals.scores import MAX_TOKENS, count_pictures
 from tinyllava_edge.bundle import Bundle, sha256_of_file
+from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.image import open_picture
-from tinyllava_edge.parity_files import read_parity
+from tinyllava_edge.runtimes.threads import thread_budget
 
 from .device_memory import device_kind
-from .energy import energy_of, power_record
+from .energy import power_record
 from .environment import machine_card
+from .figures import Record, cell_record, ratios_of
+from .floors import floors_of
+from .growth import growth_record, measure_growth
 from .machine_load import busy_line, watch
-from .measure import Quality, Session, measure_cells, score_cells
-from .plan import Plan, cell_bytes, cell_files
+from .measure import Measured, OnEvent, measure_cells
+from .pace import Pace, TimeUp, bound_text
+from .plan import Plan, cell_files
 from .power import watched_power
-from .ratios import median_deviation, paired_ratio, percentile_90
-from .worker import Cell
+from .quality import Quality, score_cells
+from .report_schema import SCHEMA_VERSION
+from .roofline import measure_roof
 
-SCHEMA_VERSION = 2
-STATES = ("cold", "warm", "cached")  # the first request of a process, later ones, a second question
-STAGES = ("tokenize", "preprocess", "vision", "prefill", "decode")
-UNSTABLE = 0.1  # median deviation over median, from which on a row is marked
 _IDLE_S = 3.0  # in which the power that nothing takes is read
-METRICS = {"total_ms": "end to end", "first_token_ms": "first token"}
-Record = dict[str, Any]
 
 
 def run_plan(
     plan: Plan,
     quality: Quality | None = None,
-    on_run: Callable[[str], None] = lambda name: None,
+    on_event: OnEvent = lambda event: None,
     on_answer: Callable[[], None] = lambda: None,
     warn: Callable[[str], None] = lambda text: None,
-) -> Record:
+) -> tuple[Record, KeyboardInterrupt | None]:
     """Measure everything, and derive the figures.
 
     Args:
         plan: what to do.
         quality: questions to score every cell with, or None.
-        on_run: called with a cell's name before each of its visits.
+        on_event: called with each event and figure as it comes; see `measure.measure_cells`.
         on_answer: called after each answer to a question.
         warn: called with what makes the figures doubtful, as soon as it is known.
+
+    Returns:
+        The record, and the signal that ended it, which the caller raises again once the record is kept.
+
+    Raises:
+        BackendError: a cell failed before anything was measured.
+        UsageError: the time was up before.
     """
-    asked, card = _request_record(plan), machine_card()
+    asked, card, whole = _request_record(plan), machine_card(), Pace(plan.amount, plan.within_s)
     with watched_power() as power:
         before = watch(_IDLE_S if power.is_read else 1.0)
         idle = power.mean_so_far_w()
         if line := busy_line(before):
             warn(f"the machine is busy, so these figures will not be worth much: {line}")
+        roof = _roof(plan, on_event, warn)
         files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
-        sessions = measure_cells(plan.cells, plan.request, plan.amount, files, on_run, power)
-    after = watch()
+        # Of a bound, what comes behind the times has half.
+        later = quality is not None or plan.growth
+        pace = Pace(plan.amount, plan.within_s / 2) if later and plan.within_s is not None else whole
+        found = measure_cells(plan.cells, plan.request, plan.amount, files, on_event, power, pace)
+    after: Record = {}
+    _then(found, "the load was read", lambda: after.update(watch()))
+    after = after or watch(0.1)
     if line := busy_line(after):
         warn(f"the machine is busy now: {line}")
+    if not (cells := list(_cell_records(plan, found))):
+        raise found.stopped or found.error or UsageError(f"{found.ended} came before anything was measured.")
     record: Record = {
         "schema_version": SCHEMA_VERSION,
         "bundles": [_bundle_record(name, bundle) for name, bundle in plan.bundles.items()],
         "request": asked,
         "amount": {**asdict(plan.amount), "runs": plan.amount.runs},
+        "quick": plan.quick,
         "machine": card,
+        "roof": roof,
         "power": power_record(power, idle),
         "device_memory": device_kind() or None,
-        "load": {"before": before, "after": after, "blocks": [session.blocks for session in sessions]},
+        "load": {"before": before, "after": after, "blocks": [session.blocks for session in found.sessions]},
         "baseline": plan.cells[0].name,
         "control": plan.cells[-1].name,
-        "cells": [_cell_record(index, plan, sessions) for index in range(len(plan.cells))],
+        "cells": cells,
+        "ratios": list(ratios_of(cells)),
+        "questions": None,
+        "growth": None,
     }
-    record["ratios"] = _ratios(record["cells"])
     record["control_passed"] = {
         ratio["metric"]: ratio["low"] <= 1 <= ratio["high"]
         for ratio in record["ratios"]
         if ratio["cell"] == record["control"]
     }
-    record["questions"] = None
+    for cell, row in ((cell, row) for cell in plan.cells for row in cells if row["name"] == cell.name):
+        row["floors"] = floors_of(cell, plan.bundles[cell.model], row["warm"], roof)
+    if plan.growth:
+        _then(found, "growth was measured", lambda: _add_growth(record, plan, whole.check, on_event))
     if quality is not None:
-        record["questions"] = {
-            "file": quality.path.name,
-            "sha256": sha256_of_file(quality.path),
-            "questions": len(quality.questions),
-            "pictures": count_pictures(quality.questions),
-            "max_tokens": MAX_TOKENS,
-        }
-        scores = score_cells(plan.cells[:-1], plan.request, quality, on_answer)
-        for cell in record["cells"]:
-            cell["quality"] = scores.get(cell["name"])
-    return record
+
+        def answered() -> None:
+            whole.check()
+            on_answer()
+
+        _then(found, "questions were asked", lambda: _add_quality(record, plan, quality, found, answered))
+    record["partial"] = _partial_record(plan, cells, found)
+    return record, found.stopped
+
+
+def _roof(plan: Plan, on_event: OnEvent, warn: Callable[[str], None]) -> Record | None:
+    """What this machine can do, with the threads of the rows; None where that is not asked for, or fails."""
+    if not plan.roofline:
+        return None
+    try:
+        roof = measure_roof(thread_budget(plan.cells[0].options.threads))
+        on_event({"event": "roof", **roof})
+        return roof
+    except BackendError as error:
+        warn(f"no floors: {error}")
+        return None
+
+
+def _cell_records(plan: Plan, found: Measured) -> Iterator[Record]:
+    """Rows of the cells that answered at all."""
+    for index, cell in enumerate(plan.cells):
+        sessions = [session.cells[index] for session in found.sessions]
+        if answered := [session for session in sessions if session.warm_up]:
+            yield cell_record(cell, plan.bundles[cell.model], answered)
+
+
+def _partial_record(plan: Plan, cells: Sequence[Record], found: Measured) -> Record | None:
+    """Why this is not all that was planned, and what is missing; None where it is."""
+    done = {cell["name"]: cell["blocks"] for cell in cells}
+    wanted = plan.amount.sessions * plan.amount.blocks
+    fewer = [name for cell in plan.cells if done.get(name := cell.name, 0) < wanted]
+    if not (found.ended or found.failed or fewer):
+        return None
+    return {
+        "why": found.ended or ("a row failed" if found.failed else bound_text(plan.within_s)),
+        "failed": found.failed,
+        "error": found.error is not None,
+        "not_measured": [cell.name for cell in plan.cells if cell.name not in done],
+        "runs": {name: 2 * done.get(name, 0) for name in fewer},
+        "wanted_runs": 2 * wanted,
+    }
+
+
+def _add_quality(
+    record: Record, plan: Plan, quality: Quality, found: Measured, on_answer: Callable[[], None]
+) -> None:
+    """Scores of the rows."""
+    record["questions"] = {
+        "file": quality.path.name,
+        "sha256": sha256_of_file(quality.path),
+        "questions": len(quality.questions),
+        "pictures": count_pictures(quality.questions),
+        "max_tokens": MAX_TOKENS,
+    }
+    measured = {cell["name"] for cell in record["cells"]} - {*found.failed, record["control"]}
+    scores: dict[str, Record] = {}
+    try:
+        cells = [cell for cell in plan.cells if cell.name in measured]
+        score_cells(cells, plan.request, quality, on_answer, scores)
+    finally:
+        for row in record["cells"]:
+            row["quality"] = scores.get(row["name"])
+
+
+def _add_growth(record: Record, plan: Plan, check: Callable[[], None], on_event: OnEvent) -> None:
+    """Of the first row that computes from the bundle's own files; else of the first one."""
+    cell = next((cell for cell in plan.cells if cell.options.checkpoint is None), plan.cells[0])
+    points: list[Record] = []
+    try:
+        measure_growth(cell, plan.request, plan.bundles[cell.model], check, on_event, points)
+    finally:
+        if points:
+            record["growth"] = growth_record(cell.name, points)
+            for curve in record["growth"]["curves"]:
+                on_event({"event": "curve", **curve})
+
+
+def _then(found: Measured, doing: str, work: Callable[[], None]) -> None:
+    """Do what comes after the times, unless a signal has come; whatever ends it leaves what was done."""
+    if found.stopped:
+        return
+    try:
+        work()
+    except (TimeUp, BackendError) as error:
+        found.ended = found.ended or f"{error}, while {doing}"
+    except KeyboardInterrupt as stop:
+        found.ended, found.stopped = f"stopped by {str(stop) or 'Ctrl-C'}, while {doing}", stop
 
 
 def _request_record(plan: Plan) -> Record:
@@ -116,114 +214,3 @@ def _bundle_record(name: str, bundle: Bundle) -> Record:
         "image_size": manifest.vision.image_size,
         "tokens_per_picture": manifest.vision.num_tokens,
     }
-
-
-def _cell_record(index: int, plan: Plan, sessions: Sequence[Session]) -> Record:
-    cell = plan.cells[index]
-    bundle = plan.bundles[cell.model]
-    found = [asdict(session.cells[index]) for session in sessions]
-    requests, raw = _samples(found, "requests"), _samples(found, "raw")
-    warm, cached = ([request[kind] for request in requests] for kind in ("warm", "cached"))
-    totals = [sample["total_ms"] for sample in warm]
-    parity = read_parity(bundle, cell.runtime)
-    cold_loads = [session["load_cold_s"] for session in found if session["load_cold_s"] is not None]
-    return {
-        **{key: getattr(cell, key) for key in ("name", "model", "runtime")},
-        **{key: getattr(cell.options, key) for key in ("vision", "language", "threads")},
-        **found[0]["facts"],
-        "size_bytes": cell_bytes(cell, bundle),
-        "parity": None if parity is None else _cell_parity(cell, parity),
-        "parity_passed": None if parity is None else parity.get("passed", False),
-        "quality": None,
-        "load_cold_s": median(cold_loads) if cold_loads else None,
-        "load_warm_s": median(session["load_warm_s"] for session in found),
-        "cold": _figures([session["warm_up"][0]["warm"] for session in found]),
-        "warm": _figures(warm),
-        "cached": _figures(cached),
-        "raw": {name: median(sample[name] for sample in raw) for name in raw[0]} if raw else None,
-        "stitching": _stitching(found) if raw else None,
-        "peak_memory_bytes": max(session["peak_memory_bytes"] for session in found),
-        "device_peak_bytes": max(filter(None, (s["device_peak_bytes"] for s in found)), default=None),
-        "energy": energy_of(warm),
-        "unstable": median_deviation(totals) > UNSTABLE * median(totals),
-        "same_answer_every_run": all(
-            len({sample["answer_sha256"] for sample in samples}) == 1 for samples in (warm, cached)
-        ),
-        "sessions": found,
-    }
-
-
-def _samples(sessions: Sequence[Record], job: str) -> list[Record]:
-    return [sample for session in sessions for pair in session[job] for sample in pair]
-
-
-def _figures(samples: Sequence[Record]) -> Record:
-    """Medians of one kind of run."""
-    totals, firsts = ([sample[metric] for sample in samples] for metric in METRICS)
-    decode = [total - first for total, first in zip(totals, firsts, strict=True)]
-    token_ms = median(ms / (s["generated_tokens"] - 1) for ms, s in zip(decode, samples, strict=True))
-    stages = {stage: median(sample[f"{stage}_ms"] for sample in samples) for stage in STAGES[:-1]}
-    evaluated = samples[0]["prompt_tokens"] - samples[0]["reused_tokens"]
-    return {
-        "runs": len(samples),
-        "total_ms": median(totals),
-        "total_ms_deviation": median_deviation(totals),
-        "total_ms_p90": percentile_90(totals),
-        "first_token_ms": median(firsts),
-        "first_token_ms_p90": percentile_90(firsts),
-        "token_ms": token_ms,
-        "tokens_per_second": 1000 / token_ms,
-        "prefill_tokens_per_second": 1000 * evaluated / stages["prefill"],
-        "stages_ms": {**stages, "decode": median(decode)},
-        "prompt_tokens": samples[0]["prompt_tokens"],
-        "reused_tokens": samples[0]["reused_tokens"],
-    }
-
-
-def _stitching(sessions: Sequence[Record]) -> Record:
-    """End to end over the sum of the request's own backend calls."""
-    raw = [[[sample["total_ms"] for sample in pair] for pair in session["raw"]] for session in sessions]
-    return asdict(paired_ratio(times_of(sessions, "total_ms"), raw))
-
-
-def _ratios(cells: Sequence[Record]) -> list[Record]:
-    """Of every cell but the first, how much faster it is than the first."""
-    return [
-        {
-            "cell": cell["name"],
-            "baseline": cells[0]["name"],
-            "metric": metric,
-            **asdict(ratio := paired_ratio(*(times_of(c["sessions"], metric) for c in (cells[0], cell)))),
-            "verdict": ratio.verdict,
-        }
-        for cell in cells[1:]
-        for metric in METRICS
-    ]
-
-
-def times_of(sessions: Sequence[Record], metric: str) -> list[list[list[float]]]:
-    """Raw times of a cell's sessions in a record: sessions, blocks, two runs."""
-    return [[[s["warm"][metric] for s in pair] for pair in session["requests"]] for session in sessions]
-
-
-def shown_cells(record: Record) -> list[Record]:
-    """All cells but the control."""
-    return [cell for cell in record["cells"] if cell["name"] != record["control"]]
-
-
-def _cell_parity(cell: Cell, parity: Mapping[str, Any]) -> dict[str, float | None] | None:
-    """Distance of the next token's distribution from torch float32, from `verify`; torch itself has none.
-
-    `verify` runs every language variant with its first vision variant, and names the others.
-    """
-    vision, language = cell.options.vision, cell.options.language
-    first = (parity.get("variants") or {"vision": [vision]})["vision"][0]
-    label = language if vision == first else f"{language}, vision {vision}"
-    for stage in parity.get("stages", ()):
-        if stage["stage"] == "teacher_forced" and stage["variant"] == label and stage["checks"]:
-            return {check["metric"]: _finite(check["value"]) for check in stage["checks"]}
-    return None
-
-
-def _finite(value: float | str) -> float | None:
-    return None if isinstance(value, str) else value  # what is not finite is spelled out there

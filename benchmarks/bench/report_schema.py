@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+SCHEMA_VERSION = 2
 _Milliseconds = Annotated[float, Field(gt=0, lt=1e12)]
 
 
@@ -54,7 +55,7 @@ class _Run(_Strict):
 
 
 class _Session(_Strict):
-    requests: list[Annotated[list[_Run], Field(min_length=2, max_length=2)]] = Field(min_length=1)
+    requests: list[Annotated[list[_Run], Field(min_length=2, max_length=2)]]
 
 
 class _Cell(_Strict):
@@ -65,12 +66,6 @@ class _Cell(_Strict):
     language: str | None
     warm: _Times
     sessions: list[_Session] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _even(self) -> "_Cell":
-        if len({len(session.requests) for session in self.sessions}) > 1:
-            raise ValueError("its sessions have different numbers of blocks")
-        return self
 
 
 class Report(_Strict):

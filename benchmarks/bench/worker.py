@@ -28,7 +28,10 @@ from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, Vision
 from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
 
+from .grow import Grower
+
 Say = Callable[[dict[str, Any]], None]
+JOBS = ("requests", "raw", "answers", "grow", "peak")  # of a worker that does not say which it has
 _RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 
@@ -108,6 +111,7 @@ class OpenCell:
         self._bundle, self._request, self._say = Bundle.open(cell.bundle), request, say
         self._vision, self._language = open_backends(cell.runtime, self._bundle, cell.options)
         self._model = Model(_endless(self._bundle), self._vision, self._language)
+        self._grower = Grower(self._model, request.picture)
         self._calls: list[partial[Any]] = []
 
     def close(self) -> None:
@@ -150,6 +154,11 @@ class OpenCell:
             kind: ask_all(model, asked, blind=kind == "blind", on_answer=lambda: self._say({"more": 1}))
             for kind in ("seeing", "blind")
         }
+
+    def grow(self, axis: str, amount: int) -> dict[str, Any]:
+        """One point of how time grows with an amount."""
+        point: dict[str, Any] = getattr(self._grower, axis)(amount)
+        return point
 
     def peak(self) -> dict[str, int]:
         """Most memory that the process has held."""

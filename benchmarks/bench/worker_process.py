@@ -10,7 +10,7 @@ from typing import Any
 
 from tinyllava_edge.errors import BackendError
 
-from .worker import Cell, Request
+from .worker import JOBS, Cell, Request
 
 Sample = dict[str, Any]
 
@@ -26,9 +26,16 @@ class Worker:
         # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
         self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
         self._is_busy = True  # until it says that it is open
+        self.jobs: tuple[str, ...] = ()
         self.process_id: int = self._process.pid
 
-    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: str) -> Sample:
+    def open(self) -> Sample:
+        """Wait until it is open: `load_s`, and facts of what was opened; its jobs are known from then on."""
+        said = self.read()
+        self.jobs = tuple(said.pop("jobs", JOBS))
+        return said
+
+    def ask(self, job: str, on_more: Callable[[], None] = lambda: None, **details: Any) -> Sample:
         """Give it a job, a method of `OpenCell`, and wait for what comes of it."""
         self._is_busy = True
         with suppress(BrokenPipeError):  # it has ended: reading says so

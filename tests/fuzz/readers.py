@@ -24,13 +24,13 @@ PLAN = f"engines/{DIGEST}-{_PLAN[:16]}.plan"
 
 def read_parities(tree: Path) -> None:
     """As `bench` and `build` do."""
-    from tinyllava_edge.benchmarks.bench import record
+    from tinyllava_edge.benchmarks.bench import figures
     from tinyllava_edge.parity_files import read_parity
 
     bundle = Bundle.open(tree / "b")
     cell: Any = Namespace(options=Namespace(vision="fp32", language="f32"))
     if (parity := read_parity(bundle, "onnxruntime+llamacpp")) is not None:
-        record._cell_parity(cell, parity)
+        figures._cell_parity(cell, parity)
     read_parity(bundle, "export")
 
 

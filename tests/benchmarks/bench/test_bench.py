@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import statistics
 from dataclasses import replace
@@ -13,14 +14,15 @@ from PIL import Image
 
 from tests.benchmarks.bench.boards import install_tegrastats, recorded_lines
 from tests.benchmarks.conftest import Honest, climb_quickly
-from tinyllava_edge.benchmarks.bench.measure import Amount, Quality, is_steady, measure_cells
+from tinyllava_edge.benchmarks.bench.measure import is_steady, measure_cells
+from tinyllava_edge.benchmarks.bench.pace import Amount
 from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
+from tinyllava_edge.benchmarks.bench.quality import Quality
 from tinyllava_edge.benchmarks.bench.record import run_plan
 from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
 from tinyllava_edge.benchmarks.bench.worker import Cell, OpenCell, Recorder, Request, replay
 from tinyllava_edge.benchmarks.evals.questions import read_questions
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import BackendError
 from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.runtimes.base import BackendOptions
 
@@ -63,15 +65,20 @@ def record(honest: Honest, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         request=request(honest),
         amount=Amount(sessions=2, blocks=1, warm_up_s=0.0),
     )
-    return run_plan(plan, questions(folder))
+    made, stop = run_plan(plan, questions(folder))
+    assert (made["partial"], stop) == (None, None)
+    return made
 
 
 def test_cells_run_in_order_and_back_and_every_answer_has_the_same_length(honest: Honest) -> None:
-    order: list[str] = []
+    events: list[dict[str, Any]] = []
     cells = [scripted(honest, "a"), scripted(honest, "b"), scripted(honest, "a again")]
     files: dict[str, list[Path]] = {cell.name: [] for cell in cells}
     amount = replace(BLOCK, sessions=2)
-    sessions = measure_cells(cells, request(honest), amount, files, order.append)
+    found = measure_cells(cells, request(honest), amount, files, events.append)
+    assert (found.ended, found.failed, found.stopped) == ("", {}, None)
+    sessions = found.sessions
+    order = [event["cell"] for event in events if event["event"] == "visit"]
     requests, raw = ["a", "b", "a again"], ["a", "b"]
     assert order == [*requests, *raw, *raw[::-1], *requests[::-1]] * 2
     assert len(order) == amount.visits(len(cells))
@@ -143,8 +150,9 @@ def test_warm_is_when_the_last_three_are_like_the_three_before(totals: list[floa
 
 def test_a_cell_that_cannot_be_opened_is_named(honest: Honest) -> None:
     wrong = scripted(honest, "q3", runtime=RUNTIME, vision="fp32", language="q3_k_m")
-    with pytest.raises(BackendError, match=r"q3: .*no language variant 'q3_k_m'"):
-        measure_cells([wrong], request(honest), BLOCK, {"q3": []})
+    found = measure_cells([wrong], request(honest), BLOCK, {"q3": []})
+    assert re.match(r"q3: .*no language variant 'q3_k_m'", found.ended)
+    assert str(found.error) == found.ended
 
 
 def test_figures_are_derived_from_the_raw_samples_that_are_kept(record: dict[str, Any]) -> None:
@@ -182,7 +190,7 @@ def test_speed_stands_beside_size_parity_and_accuracy(record: dict[str, Any]) ->
 
 
 def test_parity_of_another_vision_variant_is_not_taken(record: dict[str, Any], honest: Honest) -> None:
-    from tinyllava_edge.benchmarks.bench.record import _cell_parity
+    from tinyllava_edge.benchmarks.bench.figures import _cell_parity
 
     stages = [
         {"stage": "teacher_forced", "variant": label, "checks": [{"metric": "mean_kld", "value": value}]}
@@ -244,7 +252,7 @@ def test_torch_is_measured_on_the_checkpoint_that_the_bundle_came_from(honest: H
     bundles = {"tiny": Bundle.open(honest.bundle)}
     options = BackendOptions(threads=1)
     cells = plan_cells(bundles, Wish(language=("f32",), checkpoints=(honest.checkpoint,), options=options))
-    found = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
+    found, _ = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
     torch_cell, f32, _ = found["cells"]
     assert torch_cell["name"] == "torch fp32"
     (one, other) = (cell["sessions"][0]["requests"][0][0] for cell in (torch_cell, f32))
@@ -261,7 +269,7 @@ def test_a_boards_report_has_joules_and_what_the_gpu_holds(
     bundles = {"tiny": Bundle.open(honest.bundle)}
     wish = Wish(runtimes=("scripted",), language=("f32",), options=BackendOptions(threads=1))
     cells = plan_cells(bundles, wish)
-    found = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
+    found, _ = run_plan(Plan(bundles=bundles, cells=cells, request=request(honest), amount=BLOCK))
     assert found["device_memory"] == "shared"
     assert found["machine"]["power"]["source"] == found["power"]["source"] == "tegrastats"
     cell = found["cells"][0]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.conftest import Honest
-from tinyllava_edge.benchmarks.bench.measure import Amount
+from tinyllava_edge.benchmarks.bench.pace import Amount
 from tinyllava_edge.benchmarks.bench.plan import (
     Plan,
     Wish,
@@ -70,7 +70,7 @@ def test_several_runtimes_are_told_apart_by_name(bundles: dict[str, Bundle]) -> 
 def test_several_bundles_are_told_apart_by_name(honest: Honest, tmp_path: Path) -> None:
     roots = [honest.bundle, Path(shutil.copytree(honest.bundle, tmp_path / "other"))]
     both = named_bundles([Bundle.open(root) for root in roots])
-    assert list(both) == ["bundle", "other"]  # their sources' names are the same
+    assert list(both) == ["bundle", "other"]
     found = names(both, runtimes=(DEFAULT,), language=("q8_0",))
     assert found == ["bundle fp32 + q8_0", "other fp32 + q8_0", "bundle fp32 + q8_0 again"]
     with pytest.raises(UsageError, match="given twice"):

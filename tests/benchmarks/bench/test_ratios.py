@@ -13,8 +13,14 @@ from tinyllava_edge.benchmarks.bench.ratios import (
 )
 
 
+def of_pairs(baseline: Sessions, cell: Sessions) -> Ratio:
+    ratio = paired_ratio(baseline, cell)
+    assert ratio is not None
+    return ratio
+
+
 def test_a_cell_that_takes_half_the_time_is_twice_as_fast() -> None:
-    ratio = paired_ratio([[(10.0, 12.0), (11.0, 10.0)]], [[(5.0, 6.0), (5.5, 5.0)]])
+    ratio = of_pairs([[(10.0, 12.0), (11.0, 10.0)]], [[(5.0, 6.0), (5.5, 5.0)]])
     assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
     assert ratio.verdict == "faster"
 
@@ -39,7 +45,7 @@ def noisy_session(
 def test_equal_cells_on_a_drifting_machine_are_seldom_called_different() -> None:
     rng = np.random.default_rng(0)
     pairs = [noisy_session(rng, 10) for _ in range(100)]
-    ratios = [paired_ratio([baseline], [cell]) for baseline, cell in pairs]
+    ratios = [of_pairs([baseline], [cell]) for baseline, cell in pairs]
     assert sum(not ratio.low <= 1 <= ratio.high for ratio in ratios) <= 12  # nominally 5
     assert sum(ratio.verdict in ("faster", "slower") for ratio in ratios) <= 3
 
@@ -55,7 +61,7 @@ def test_what_differs_between_processes_does_not_shrink_with_more_blocks() -> No
             if not three:  # the same runs, as if they came from one pair of processes
                 sessions = [[[block for s in sessions for block in s[cell]] for cell in range(2)]]
             baseline, cell = ([session[index] for session in sessions] for index in range(2))
-            ratio = paired_ratio(baseline, cell)
+            ratio = of_pairs(baseline, cell)
             missed += not ratio.low <= 1 <= ratio.high
         return missed
 
@@ -94,3 +100,15 @@ def test_a_90th_percentile_needs_64_runs() -> None:
 
 def test_the_median_deviation_is_of_the_middle() -> None:
     assert median_deviation([1.0, 2.0, 3.0, 100.0, 2.0]) == 1.0
+
+
+def test_a_session_that_ended_early_weighs_as_much_as_it_has_blocks() -> None:
+    """A cell that failed has fewer blocks than the one it is compared with; they are the first ones."""
+    baseline: Sessions = [[(10.0, 10.0)] * 4, [(10.0, 10.0), (30.0, 30.0)]]
+    cell: Sessions = [[(5.0, 5.0)] * 4, [(5.0, 5.0)], []]
+    ratio = of_pairs(baseline, cell)
+    assert (ratio.ratio, ratio.low, ratio.high) == pytest.approx((2.0, 2.0, 2.0))
+    assert paired_ratio(baseline, [[], []]) is None
+    uneven = of_pairs([[(1.0, 1.0)] * 9, [(4.0, 4.0)]], [[(1.0, 1.0)] * 9, [(1.0, 1.0)]])
+    # Of two drawings of sessions one in four is the short one twice: then the median is 4.
+    assert (uneven.ratio, uneven.low, uneven.high) == pytest.approx((1.0, 1.0, 4.0))

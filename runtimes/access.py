@@ -10,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 from tinyllava_edge.errors import BackendError
@@ -75,3 +76,16 @@ def _free(process: int, native: Native, free: Callable[[Native], None]) -> None:
         free(native)
     else:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+
+
+@cache
+def let_forks_end() -> None:
+    """From now on a forked child ends without C's exit handlers.
+
+    Those of ONNX Runtime 1.32 and OpenVINO 2026.4 wait there for ever for a thread that a fork does not copy.
+    """
+    if not hasattr(os, "fork"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "on_exit"):  # glibc's, which hands the exit code on
+        os.register_at_fork(after_in_child=lambda: library.on_exit(library._exit, None))

@@ -180,6 +180,8 @@ class BackendOptions:
 
 VisionOpener = Callable[[Bundle, BackendOptions], VisionBackend]
 LanguageOpener = Callable[[Bundle, BackendOptions], LanguageBackend]
+# Graph, name of its inner value, threads -> pixels to that value, as the backend computes it.
+GraphTap = Callable[[Path, str, int | None], Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]]
 
 
 def check_open(name: str, is_open: bool) -> None:

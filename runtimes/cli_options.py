@@ -46,8 +46,9 @@ class Settings:
     runtime: Annotated[
         str,
         typer.Option(
-            help="onnxruntime+llamacpp, tensorrt+llamacpp, tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, "
-            "torch, scripted, or auto: what build chose here, else a GPU, else the CPU.",
+            help="onnxruntime+llamacpp, openvino+llamacpp, openvino-bf16+llamacpp, tensorrt+llamacpp, "
+            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, scripted, or auto: what build chose "
+            "here, else a GPU, else the CPU.",
         ),
     ] = DEFAULT_RUNTIME
     vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_BY_PRESET)] = None

@@ -23,8 +23,9 @@ from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 from .trt.binding import TARGETS
 
 PACKAGES = (
-    "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu llama-cpp-python torch "
-    "transformers safetensors sentencepiece onnx onnxscript gguf tensorrt tensorrt-rtx-cu13 cryptography"
+    "tinyllava-edge numpy pillow tokenizers pydantic onnxruntime onnxruntime-gpu openvino llama-cpp-python "
+    "torch transformers safetensors sentencepiece onnx onnxscript gguf tensorrt tensorrt-rtx-cu13 "
+    "cryptography"
 )
 # Module of a backend -> packages that bring it, where that is not its own name.
 _BROUGHT_BY = {

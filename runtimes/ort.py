@@ -4,10 +4,8 @@ ONNX Runtime lists CUDA as available where there is no driver, and takes the CPU
 it, with a warning only. So the provider that a session really has is compared with what was asked for.
 """
 
-import ctypes
-import os
+from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution
 from io import StringIO
 from pathlib import Path
@@ -23,7 +21,7 @@ from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.extras import install_line
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
-from .access import freed_with
+from .access import freed_with, let_forks_end
 from .base import BackendOptions, check_open, check_pixels
 from .registry import TWO_ONNXRUNTIMES
 from .threads import thread_budget
@@ -108,7 +106,7 @@ class OnnxVision:
         self._memory_limit_bytes = memory_limit_bytes
         self._image_size = spec.image_size
         self._output_shape = (spec.num_tokens, spec.hidden_size)
-        _let_forks_end()
+        let_forks_end()
         options = session_options(thread_budget(threads))
         providers = self._providers()
         try:
@@ -161,6 +159,15 @@ class OnnxVision:
         wanted = [{PIXELS: ("tensor(float)", pixels)}, {EMBEDDINGS: ("tensor(float)", embeddings)}]
         if found != wanted:
             raise BundleError(f"{path}: expected {wanted}, found {found}. Export the bundle again.")
+
+
+def open_tap(
+    path: Path, name: str, threads: int | None
+) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """See `base.GraphTap`."""
+    options = session_options(thread_budget(threads))
+    session: Any = onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+    return lambda pixels: np.asarray(session.run([name], {PIXELS: pixels})[0], dtype=np.float32)
 
 
 class OnnxCudaVision(OnnxVision):
@@ -217,19 +224,6 @@ def session_options(num_threads: int) -> Any:
     if read_cpu().saturates_int8:  # weights become uint8, whose sums are not cut off: slower, and right
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
-
-
-@cache
-def _let_forks_end() -> None:
-    """From now on a forked child ends without C's exit handlers.
-
-    Those of ONNX Runtime 1.32 wait there for ever for a thread that a fork does not copy.
-    """
-    if not hasattr(os, "fork"):
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "on_exit"):  # glibc's, which hands the exit code on
-        os.register_at_fork(after_in_child=lambda: library.on_exit(library._exit, None))
 
 
 def _is_distributed(name: str) -> bool:

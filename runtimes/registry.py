@@ -1,19 +1,20 @@
 """Which runtimes there are: exact names, each module imported only when it is asked for."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
 from tinyllava_edge.errors import MissingExtraError, UsageError
 from tinyllava_edge.memory import return_holes
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
 
-    from .base import BackendOptions, LanguageBackend, LanguageOpener, VisionBackend, VisionOpener
+    from .base import BackendOptions, GraphTap, LanguageBackend, LanguageOpener, VisionBackend, VisionOpener
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Entry:
         reads_checkpoint: whether it computes from the checkpoint, and not from the bundle's files.
         needs_gpu: whether it computes on a CUDA GPU.
         has_run: whether it was ever run on its hardware; where not, it is called "built, not run".
+        tap: "module:function" of this room that opens a graph up to an inner value, "" where it has none.
+        compute: how a vision backend's products on the CPU round.
     """
 
     target: str
@@ -35,6 +38,8 @@ class Entry:
     reads_checkpoint: bool = False
     needs_gpu: bool = False
     has_run: bool = True
+    tap: str = ""
+    compute: ComputeClass = FLOAT32_CPU
 
     @property
     def is_installed(self) -> bool:
@@ -50,11 +55,16 @@ class Entry:
 
 
 _untried = partial(Entry, needs_gpu=True, has_run=False)
+_openvino = partial(Entry, package="openvino", extra="openvino")
 VISION_BACKENDS = {
     "tensorrt": _untried("trt.vision:open_vision", "tensorrt", "tensorrt"),
     "tensorrt-rtx": _untried("trt.vision:open_vision_rtx", "tensorrt_rtx", "tensorrt-rtx"),
     "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu"),
-    "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort"),
+    "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort", tap="ort:open_tap"),
+    "openvino": _openvino("openvino_vision:open_vision", tap="openvino_vision:open_tap"),
+    "openvino-bf16": _openvino(
+        "openvino_vision:open_vision_bf16", tap="openvino_vision:open_tap_bf16", compute=BF16_CPU
+    ),
     "torch": Entry("torch_reference:open_vision", "torch", "torch", reads_checkpoint=True),
     "scripted": Entry("scripted:open_vision"),
 }
@@ -69,6 +79,8 @@ RUNTIMES = {
     "tensorrt-rtx+llamacpp": ("tensorrt-rtx", "llamacpp"),
     "onnxruntime-cuda+llamacpp": ("onnxruntime-cuda", "llamacpp"),
     "onnxruntime+llamacpp": ("onnxruntime", "llamacpp"),
+    "openvino+llamacpp": ("openvino", "llamacpp"),
+    "openvino-bf16+llamacpp": ("openvino-bf16", "llamacpp"),
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
@@ -116,6 +128,11 @@ def vision_opener(name: str) -> "VisionOpener":
         MissingExtraError: its package is not installed; the message has the line that installs it.
     """
     return _import_opener(VISION_BACKENDS, name)
+
+
+def graph_tap(name: str) -> "GraphTap":
+    """What opens a graph up to an inner value, as that backend computes it; raises as `vision_opener`."""
+    return _import_opener({known: replace(e, target=e.tap) for known, e in VISION_BACKENDS.items()}, name)
 
 
 def language_opener(name: str) -> "LanguageOpener":

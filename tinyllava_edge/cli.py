@@ -94,6 +94,7 @@ EXTRAS = {
     "peft": "train",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
+    "openvino": "openvino",
     "matplotlib": "plots",
     "cryptography": "packs",
 }

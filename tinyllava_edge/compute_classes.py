@@ -11,8 +11,11 @@ from typing import Literal
 from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, LanguageClass
 
-ComputeClass = Literal["float32 CPU", "fp16 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU"]
+ComputeClass = Literal[
+    "float32 CPU", "fp16 CPU", "bf16 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU"
+]
 FLOAT32_CPU: ComputeClass = "float32 CPU"
+BF16_CPU: ComputeClass = "bf16 CPU"  # factors rounded to bfloat16, sums in float32
 # Of which no run on hardware stands in this repository.
 EMULATED: tuple[ComputeClass, ...] = ("fp16 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU")
 
@@ -71,3 +74,8 @@ def about(compute: ComputeClass) -> str:
     if compute == FLOAT32_CPU:
         return ""
     return f"{compute}, emulated: no run on hardware backs it" if compute in EMULATED else compute
+
+
+def vision_precision(variant: str, compute: ComputeClass) -> str:
+    """The precision whose gates a vision variant has where it is computed so."""
+    return "bf16" if compute == BF16_CPU and variant in ("fp32", "fp16") else variant

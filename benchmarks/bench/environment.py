@@ -20,8 +20,8 @@ from .state import read_clocks, read_temperatures
 
 # What a result depends on; `bench compare` refuses reports where one differs.
 _PACKAGES = (
-    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "tensorrt"),
-    *("llama-cpp-python", "torch", "transformers", "onnx", "gguf"),
+    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino"),
+    *("tensorrt", "llama-cpp-python", "torch", "transformers", "onnx", "gguf"),
 )
 # Variables that decide how many threads work, how they wait, and which device they see.
 _VARIABLES = (

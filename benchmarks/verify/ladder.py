@@ -11,7 +11,7 @@ from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import RUNTIMES
+from tinyllava_edge.runtimes.registry import RUNTIMES, VISION_BACKENDS
 
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
@@ -106,8 +106,13 @@ class Ladder:
 
     @property
     def reads_onnx(self) -> bool:
-        """Whether the runtime computes the bundle's ONNX graphs."""
-        return RUNTIMES[self.runtime][0] == "onnxruntime"
+        """Whether the runtime computes the bundle's ONNX graphs, and can be asked for an inner value."""
+        return bool(VISION_BACKENDS[RUNTIMES[self.runtime][0]].tap)
+
+    @property
+    def vision_compute(self) -> ComputeClass:
+        """How the runtime's vision products round."""
+        return VISION_BACKENDS[RUNTIMES[self.runtime][0]].compute
 
     @property
     def reads_gguf(self) -> bool:

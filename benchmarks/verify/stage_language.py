@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tinyllava_edge import metrics
 from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.bundle import Variant
-from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, about
+from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, about, vision_precision
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
 from tinyllava_edge.gates import PROVEN, largest_logit_error, widened
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
@@ -98,9 +98,10 @@ def check_language(
 def _pairs(ladder: Ladder) -> Iterator[_Pair]:
     vision = [variant for variant in ladder.vision if is_run(variant)]
     for index, one in enumerate(vision):
+        seen = vision_precision(one.name, ladder.vision_compute)
         for language in ladder.language if index == 0 else ladder.language[:1]:
             label = language.name if index == 0 else f"{language.name}, vision {one.name}"
-            yield _Pair(one, language, label, _gates_with(one.name, language.name), index == 0)
+            yield _Pair(one, language, label, _gates_with(seen, language.name), index == 0)
 
 
 def _gates_with(vision: str, language: str) -> str:

@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.bundle import Variant
+from tinyllava_edge.compute_classes import about, vision_precision
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import precision_of
-from tinyllava_edge.manifest import PIXELS
 from tinyllava_edge.metrics import feature_figures, nmse, snr_db
 from tinyllava_edge.precisions import ROUNDED
-from tinyllava_edge.runtimes.registry import RUNTIMES, vision_opener
-from tinyllava_edge.runtimes.threads import thread_budget
+from tinyllava_edge.runtimes.registry import RUNTIMES, graph_tap, vision_opener
 
 from .ladder import Ladder, SkippedError, StageResult, judge
 from .reference import Reference
@@ -113,10 +112,13 @@ def _judge_features(
 
     `audit` has what only the graph or the checkpoint can tell, where they are at hand.
     """
-    gates = ladder.gates(stage, variant.name)
-    of_features = {gate.metric for gate in precision_of(variant.name).gates}
+    precision = vision_precision(variant.name, ladder.vision_compute)
+    gates = ladder.gates(stage, precision)
+    of_features = {gate.metric for gate in precision_of(precision).gates}
     unmeasured = [gate.metric for gate in gates if gate.metric not in of_features | audit.keys()]
     detail = f"{len(expected)} pictures"
+    if said := about(ladder.vision_compute):
+        detail += f"; {said}, gates of {precision}"
     if not is_run(variant):
         detail += "; not run, but evaluated with every value rounded to its type"
     for metric in unmeasured:
@@ -138,27 +140,25 @@ def tap_tower(ladder: Ladder, variant: Variant, pixels: Sequence[Floats]) -> lis
     name = ladder.bundle.manifest.vision.tower_output
     if not is_run(variant):
         return _rounded(ladder, variant, pixels, name)
-    import onnxruntime
-
     from tinyllava_edge.export.onnx_file import opened_graph
-    from tinyllava_edge.runtimes.ort import PROVIDERS, session_options
 
-    def open_file(path: Path) -> Any:  # as the runtime opens it
-        options = session_options(thread_budget(ladder.options.threads))
-        return onnxruntime.InferenceSession(str(path), options, providers=PROVIDERS)
+    open_tap = graph_tap(RUNTIMES[ladder.runtime][0])
+
+    def open_file(path: Path) -> Callable[[Floats], Floats]:  # as the runtime opens it
+        return open_tap(path, name, ladder.options.threads)
 
     def tap(graph: Any) -> None:
         graph.output.extend(value for value in graph.value_info if value.name == name)
 
-    with opened_graph(_graph(ladder, variant), tap, open_file=open_file) as session:
+    with opened_graph(_graph(ladder, variant), tap, open_file=open_file) as run:
         try:
-            rows = _in_batches(lambda batch: session.run([name], {PIXELS: batch})[0], pixels)
-        except Exception as error:  # onnxruntime's exceptions share no base class
+            rows = _in_batches(run, pixels)
+        except Exception as error:  # those of the libraries share no base class
             raise BundleError(
                 f"{ladder.bundle.root}: vision {variant.name} cannot be run up to {name!r}, where its tower "
                 f"ends, says the manifest ({str(error).splitlines()[0][:200]}). Export the bundle again."
             ) from None
-    return [row.astype(np.float32) for row in rows]
+    return rows
 
 
 def _graph(ladder: Ladder, variant: Variant) -> Any:

@@ -21,7 +21,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return bundles.write_bundle(tmp_path_factory.mktemp("bundles") / "tiny")
 
 
-@pytest.fixture(params=["scripted", "onnxruntime+llamacpp"])
+@pytest.fixture(params=["scripted", "onnxruntime+llamacpp", "openvino+llamacpp"])
 def model(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Model]:
     with open_bundle(bundle.root, runtime=request.param, kv_type="f32", threads=1) as opened:
         yield opened

@@ -12,7 +12,7 @@ from rich.table import Table
 from tinyllava_edge.atomic_files import check_output
 from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
+from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
 from .options import ExportOptions, parse_names
 
@@ -29,7 +29,7 @@ def export(
         str, typer.Option(help=f"Vision precisions, comma-separated: {', '.join(PRECISIONS)}.")
     ] = ",".join(_DEFAULTS.vision),
     language: Annotated[
-        str, typer.Option(help=f"Language model types, comma-separated: {', '.join(LANGUAGE_TYPES)}.")
+        str, typer.Option(help=f"Language model types, comma-separated: {', '.join(ALL_LANGUAGE_TYPES)}.")
     ] = ",".join(_DEFAULTS.language),
     sources: Annotated[
         Path | None,
@@ -146,5 +146,5 @@ def _equality(row: dict[str, Any]) -> str:
         figures = row.get("rounded") or row["onnxruntime"]
         return f"NMSE {figures['nmse']:.1e}, SNR {figures['snr_db']:.0f} dB"
     if row["lowest_snr_db"] is None:
-        return "bit-equal" if row["name"] == "f32" else "bit-equal once rounded"
+        return "bit-equal" if row["name"] in ("f32", "ov_f32") else "bit-equal once rounded"
     return f"worst tensor {row['lowest_snr_db']:.1f} dB"

@@ -5,6 +5,7 @@ from math import prod
 
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.checkpoint import tensor_facts
+from tinyllava_edge.precisions import OPENVINO_TYPES
 
 from .language_gguf import FILE_TYPES
 from .options import ExportOptions
@@ -22,8 +23,10 @@ def bytes_needed(checkpoint: Checkpoint, options: ExportOptions) -> int:
             sizes[name.startswith("language_model.")] += prod(shape)
     vision = sum(_bits(name) for name in options.vision_variants()) * sizes[False] // 8
     names = options.language_variants()
-    is_made_of_another = not FILE_TYPES.keys() & set(names)
-    language = (sum(map(_bits, names)) + 16 * is_made_of_another) * sizes[True] // 8
+    graphs = [_bits(name) for name in names if name in OPENVINO_TYPES]
+    is_made_of_another = len(graphs) < len(names) and not FILE_TYPES.keys() & set(names)
+    beside = max([16 * is_made_of_another, *graphs])  # or a graph's tensors, before they are in its file
+    language = (sum(map(_bits, names)) + beside) * sizes[True] // 8
     return max(4 * sizes[False] + vision, vision + language)
 
 

@@ -18,7 +18,7 @@ from tinyllava_edge.atomic_files import reserve
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
-from tinyllava_edge.model.checkpoint import iter_tensors
+from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
 from tinyllava_edge.precisions import FLOAT16_MAX
 
 from .gguf_arch import ARCHITECTURES, GgufArchitecture, TensorRule
@@ -62,10 +62,20 @@ class LanguageSource:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the GGUF file keeps, by canonical name, one at a time."""
         split = self.architecture().split
+        for name, tensor in self.stored_tensors():
+            for own_name, own in split(name, tensor):
+                yield PREFIX + own_name, own
+
+    def stored_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the language model as the checkpoint has it, by torch's name, one at a time."""
         for name, tensor in iter_tensors(self.checkpoint, part="language_model"):
             if not self._is_ignored(name):
-                for own_name, own in split(name.removeprefix(PREFIX), tensor):
-                    yield PREFIX + own_name, own
+                yield name.removeprefix(PREFIX), tensor
+
+    def stored_names(self) -> list[str]:
+        """Names of `stored_tensors`, of which nothing is read."""
+        names = filter(lambda name: name.startswith(PREFIX), tensor_facts(self.checkpoint))
+        return [name.removeprefix(PREFIX) for name in names if not self._is_ignored(name)]
 
     def _is_ignored(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no such parameter."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.precisions import LANGUAGE_TYPES, PRECISIONS
+from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
 _NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
 REFUSED_LANGUAGE_TYPES = {
@@ -23,7 +23,7 @@ class ExportOptions:
 
     Attributes:
         vision: names from `precisions.PRECISIONS`.
-        language: names from `precisions.LANGUAGE_TYPES`.
+        language: names from `precisions.ALL_LANGUAGE_TYPES`.
         sources: where tokenizer and processor files are that the checkpoint only names.
         template: name of the prompt template, instead of the checkpoint's own.
         calibration: directory of pictures for int8 and for float16's range; the package's own without.
@@ -49,7 +49,7 @@ class ExportOptions:
     def __post_init__(self) -> None:
         for part, names, known in (
             ("vision", self.vision, PRECISIONS),
-            ("language", self.language, LANGUAGE_TYPES),
+            ("language", self.language, ALL_LANGUAGE_TYPES),
         ):
             if not names:
                 raise UsageError(f"--{part}: name at least one of {', '.join(known)}.")
@@ -65,7 +65,7 @@ class ExportOptions:
 
     def language_variants(self) -> list[str]:
         """The language types asked for, each once, most precise first."""
-        return [name for name in LANGUAGE_TYPES if name in self.language]
+        return [name for name in ALL_LANGUAGE_TYPES if name in self.language]
 
 
 def parse_names(text: str) -> tuple[str, ...]:

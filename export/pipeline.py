@@ -8,9 +8,10 @@ figures.
 
 from collections import defaultdict
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -37,6 +38,7 @@ from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.streaming import stream_model
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.parity_files import write_parity
+from tinyllava_edge.precisions import OPENVINO_TYPES
 from tinyllava_edge.prompt import template_fault
 
 from .calibration import calibration_pixels
@@ -90,6 +92,8 @@ def export_bundle(
         sources=(checkpoint, options.sources, options.calibration),
     )
     return_large_blocks()
+    if OPENVINO_TYPES.keys() & set(options.language):
+        import_module("openvino")  # an extra of its own: missed before any work is done
     on_step("read the checkpoint")
     source = _open_source(checkpoint, options)
     calibration = calibration_pixels(options.calibration, source.assets.preprocessing)
@@ -205,6 +209,9 @@ def _export_language(
     report = {}
     for name in sorted(names, key=lambda name: name != base):  # the base first
         on_step(f"language {name}: write")
+        if name in OPENVINO_TYPES:
+            report[name] = _export_openvino(folder / f"{name}.xml", name, source, on_step, on_progress)
+            continue
         path = folder / f"{name}.gguf"
         if name in FILE_TYPES:
             write_language_gguf(path, source, name, on_progress=on_progress)
@@ -216,12 +223,24 @@ def _export_language(
         report[name] = check_language(path, name, source, on_progress=on_progress)
     if base not in names:
         base_path.unlink(missing_ok=True)
-    return [
-        Variant(
-            part="language", name=name, target="gguf", files=(f"language/{name}.gguf",), status="verified"
-        )
-        for name in names
-    ], report
+    return [_language_variant(name) for name in names], report
+
+
+def _export_openvino(
+    path: Path, name: str, source: LanguageSource, on_step: OnStep, on_progress: OnProgress
+) -> dict[str, Any]:
+    from .language_openvino import check_openvino, write_language_openvino  # an extra of its own
+
+    write_language_openvino(path, source, name, on_progress=on_progress)
+    on_step(f"language {name}: check")
+    return check_openvino(path, source, on_progress=on_progress)
+
+
+def _language_variant(name: str) -> Variant:
+    target: Literal["openvino", "gguf"] = "openvino" if name in OPENVINO_TYPES else "gguf"
+    suffixes = (".xml", ".bin") if target == "openvino" else (".gguf",)
+    files = tuple(f"language/{name}{suffix}" for suffix in suffixes)
+    return Variant(part="language", name=name, target=target, files=files, status="verified")
 
 
 def _seal(
@@ -234,6 +253,7 @@ def _seal(
 ) -> Manifest:
     """Write the manifest."""
     checkpoint, assets, config = language.checkpoint, language.assets, language.checkpoint.config
+    packages = [*PACKAGES.split(), *(["openvino"] if any(v.target == "openvino" for v in variants) else [])]
     # The name that finds the checkpoint again.
     name = f"{options.repository}@{options.commit}" if options.repository else str(checkpoint)
     return writer.seal(
@@ -262,5 +282,5 @@ def _seal(
             repository=options.repository,
             revision=options.commit,
         ),
-        versions={package: version(package) for package in PACKAGES.split()},
+        versions={package: version(package) for package in packages},
     )

@@ -166,14 +166,14 @@ class BackendOptions:
             )
         return self.context_length or spec.default_context_length
 
-    def check_without_llamacpp(self, runtime: str) -> None:
-        """What only llama.cpp has is a UsageError for a runtime that computes in float32 throughout."""
+    def check_without_llamacpp(self, runtime: str, kv_types: tuple[str, ...] = ("f32",)) -> None:
+        """What only llama.cpp has is a UsageError, and a KV cache that is none of the runtime's."""
         for name in ("gpu_layers", "main_gpu", "flash_attention"):
             if getattr(self, name) is not None:
                 raise UsageError(f"runtime {runtime} has no llama.cpp. Leave --{name.replace('_', '-')} out.")
-        if self.kv_type not in (None, "f32"):
+        if self.kv_type not in (None, *kv_types):
             raise UsageError(
-                f"runtime {runtime} computes in float32, so it has no {self.kv_type} KV cache. "
+                f"runtime {runtime} has a KV cache of {' or '.join(kv_types)}, not of {self.kv_type}. "
                 "Leave --kv-type out."
             )
 

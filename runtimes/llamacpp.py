@@ -42,7 +42,7 @@ def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage"
         BundleError: no such variant.
         UsageError: the context is longer than the model's.
     """
-    variant = bundle.variant("language", options.language)
+    variant = bundle.variant("language", options.language, target="gguf")
     if variant.target != "gguf":
         raise BundleError(f"language variant {variant.name} is {variant.target}; llamacpp runs gguf.")
     language = LlamaCppLanguage(

@@ -29,6 +29,7 @@ class Entry:
         needs_gpu: whether it computes on a CUDA GPU.
         has_run: whether it was ever run on its hardware; where not, it is called "built, not run".
         tap: "module:function" of this room that opens a graph up to an inner value, "" where it has none.
+        reads: target of the language variants that it opens, "" for one that reads none of them.
         compute: how a vision backend's products on the CPU round.
     """
 
@@ -39,6 +40,7 @@ class Entry:
     needs_gpu: bool = False
     has_run: bool = True
     tap: str = ""
+    reads: str = ""
     compute: ComputeClass = FLOAT32_CPU
 
     @property
@@ -69,7 +71,9 @@ VISION_BACKENDS = {
     "scripted": Entry("scripted:open_vision"),
 }
 LANGUAGE_BACKENDS = {
-    "llamacpp": Entry("llamacpp:open_language", "llama_cpp", "llamacpp"),
+    "llamacpp": Entry("llamacpp:open_language", "llama_cpp", "llamacpp", reads="gguf"),
+    "openvino": _openvino("openvino_language:open_language", reads="openvino"),
+    "openvino-bf16": _openvino("openvino_language:open_language_bf16", reads="openvino"),
     "torch": Entry("torch_reference:open_language", "torch", "torch", reads_checkpoint=True),
     "scripted": Entry("scripted:open_language"),
 }
@@ -81,6 +85,9 @@ RUNTIMES = {
     "onnxruntime+llamacpp": ("onnxruntime", "llamacpp"),
     "openvino+llamacpp": ("openvino", "llamacpp"),
     "openvino-bf16+llamacpp": ("openvino-bf16", "llamacpp"),
+    "onnxruntime+openvino": ("onnxruntime", "openvino"),
+    "openvino": ("openvino", "openvino"),
+    "openvino-bf16": ("openvino-bf16", "openvino-bf16"),
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
@@ -118,6 +125,11 @@ def runtime_entries(runtime: str) -> tuple[Entry, Entry]:
     """The vision and the language backend of a runtime in `RUNTIMES`."""
     vision, language = RUNTIMES[runtime]
     return VISION_BACKENDS[vision], LANGUAGE_BACKENDS[language]
+
+
+def language_target(runtime: str) -> str:
+    """Target of the language variants that a runtime in `RUNTIMES` opens; "" where it reads none of them."""
+    return runtime_entries(runtime)[1].reads
 
 
 def vision_opener(name: str) -> "VisionOpener":

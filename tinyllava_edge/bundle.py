@@ -21,6 +21,7 @@ from tinyllava_edge.checkpoint.names import is_shipped
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gguf_check import GGUF_RULES, check_gguf
+from tinyllava_edge.ir_check import IR_RULES, check_ir
 from tinyllava_edge.manifest import (
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -166,8 +167,10 @@ class Bundle:
                 f"{self.root / relative}: byte {error.start} is not UTF-8. Export the bundle again."
             ) from None
 
-    def variant(self, part: Literal["vision", "language"], name: str | None = None) -> Variant:
-        """The named variant of a part, or the most precise verified one.
+    def variant(
+        self, part: Literal["vision", "language"], name: str | None = None, target: str = ""
+    ) -> Variant:
+        """The named variant of a part, or the most precise verified one, of a target where one is given.
 
         Raises:
             BundleError: there is none; the message lists those there are.
@@ -176,10 +179,10 @@ class Bundle:
         if name is not None:
             variants = [v for v in variants if v.name == name]
         else:
-            variants = [v for v in variants if v.status == "verified"]
+            variants = [v for v in variants if v.status == "verified" and target in ("", v.target)]
         if not variants:
             names = ", ".join(f"{v.name} ({v.status})" for v in self.manifest.variants if v.part == part)
-            wanted = f"{part} variant {name!r}" if name else f"verified {part} variant"
+            wanted = f"{part} variant {name!r}" if name else f"verified {part} variant {target}".rstrip()
             raise BundleError(f"{self.root}: no {wanted}. There are: {names or 'none'}.")
         return variants[0]
 
@@ -314,10 +317,13 @@ def _checks(manifest: Manifest) -> dict[str, list[tuple[str, Callable[[Path], No
     found: dict[str, list[tuple[str, Callable[[Path], None]]]] = {TOKENIZER_FILE: [tokenizer]}
     for variant in manifest.variants:
         first, *apart = (PurePosixPath(name) for name in variant.files)
+        beside = {path.name: sizes[str(path)] for path in apart if path.parent == first.parent}
         if variant.target == "onnx":
-            beside = {path.name: sizes[str(path)] for path in apart if path.parent == first.parent}
             facts = f"{RULES}{json.dumps(beside, sort_keys=True)}"
             check: Callable[[Path], None] = partial(check_onnx, apart=beside)
+        elif variant.target == "openvino":
+            facts = f"{IR_RULES}{variant.name}{json.dumps(beside)}{manifest.language.model_dump_json()}"
+            check = partial(check_ir, weights=beside, variant=variant.name, spec=manifest.language)
         else:
             facts = f"{GGUF_RULES}{variant.name}{manifest.language.model_dump_json()}"
             check = partial(check_gguf, variant=variant.name, spec=manifest.language)

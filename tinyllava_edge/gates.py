@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from tinyllava_edge.bounds import Gate, at_least, at_most
 from tinyllava_edge.checkpoint.families import FAMILIES
-from tinyllava_edge.compute_classes import FLOAT32_CPU, GPU_CLASSES, ComputeClass
+from tinyllava_edge.compute_classes import COMPUTED_CLASSES, FLOAT32_CPU, ComputeClass
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.precisions import (
+    ALL_LANGUAGE_TYPES,
     LANGUAGE_CLASSES,
-    LANGUAGE_TYPES,
     PRECISIONS,
     TENSOR_SNR_DB,
     LanguageClass,
@@ -31,7 +31,7 @@ Entry = TypeVar("Entry")
 # quantization's own: the runtime may lose this many times what torch loses with the values. Mean KLD
 # measured 1.6 to 1.9 times.
 TIMES_COST = 3.0
-PROVEN = ("q8_0",)
+PROVEN = ("q8_0", "ov_int8", "ov_int4")
 
 # Where llama.cpp computes GELU from a table of float16 values, in every variant: measured on golden
 # checkpoints Phi 1.1e-7, Gemma 1.7e-7.
@@ -52,8 +52,8 @@ def language_class_of(
     variant: str, stage: str = "teacher_forced", compute: ComputeClass = FLOAT32_CPU
 ) -> LanguageClass:
     """The facts of a language variant's class, where it is computed; `Raises` as `precision_of`."""
-    known = _entry(LANGUAGE_TYPES, stage, variant)
-    return GPU_CLASSES.get((compute, known), LANGUAGE_CLASSES[known])
+    known = _entry(ALL_LANGUAGE_TYPES, stage, variant)
+    return COMPUTED_CLASSES.get((compute, known), LANGUAGE_CLASSES[known])
 
 
 def _entry(table: Mapping[str, Entry], stage: str, variant: str) -> Entry:

@@ -52,12 +52,12 @@ class Part(_Strict):
 class Variant(_Strict):
     """One precision of one part.
 
-    `files` are relative paths, the one to open first; the others are its external data.
+    `files` are relative paths, the one to open first; the others are its external data, or weights.
     """
 
     part: Literal["vision", "language"]
     name: str  # "fp32", "fp16", "int8"; "f32", "f16", "q8_0", "q4_k_m"
-    target: Literal["onnx", "gguf"]
+    target: Literal["onnx", "gguf", "openvino"]
     files: tuple[str, ...] = Field(min_length=1)
     status: Literal["verified", "built, not run"]
 

@@ -127,7 +127,7 @@ def chosen_setting(
         )
     return Setting(
         vision=bundle.variant("vision", vision).name,
-        language=bundle.variant("language", language).name,
+        language=bundle.variant("language", language, target="gguf").name,
         kv_type=kv_type,
         context_length=context_length or spec.default_context_length,
     )
@@ -152,6 +152,8 @@ def plan_memory(
     """
     vision = bundle.variant("vision", setting.vision)
     language = bundle.variant("language", setting.language)
+    if language.target != "gguf":
+        raise UsageError(f"language {language.name} is {language.target}; only GGUF's memory is known.")
     spec = bundle.manifest.language
     place = "gpu" if gpu else "host"
     lines = [

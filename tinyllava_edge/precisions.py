@@ -158,6 +158,11 @@ LANGUAGE_TYPES: dict[str, str] = {
     "q2_k": "q2_k", "tq2_0": "tq", "tq1_0": "tq",
 }  # fmt: skip
 
+# Of OpenVINO's graphs, most precise first: matrices in float, or in integers with a float16 scale for 32
+# columns (embedding and head of ov_int4 are ov_int8's), and the class whose gates count.
+OPENVINO_TYPES: dict[str, str] = {"ov_f32": "f32", "ov_f16": "f16", "ov_int8": "q8_0", "ov_int4": "q4"}
+ALL_LANGUAGE_TYPES = {**LANGUAGE_TYPES, **OPENVINO_TYPES}
+
 # Signal to noise of a dequantized tensor, by its ggml type: some 6 dB (a bit) under nano's worst tensor. That
 # is BF16 55.4, Q8_0 45.4, Q6_K 35.0, Q5_K 28.8, Q5_1 28.4, Q5_0 27.4, Q4_K 22.9, IQ4 22.3, Q4_1 22.1, Q4_0
 # 21.2, Q3_K 16.4, IQ3_S 15.5, Q2_K 10.5, TQ 1.8. A wrong tensor is near or below 0 dB, and one of zeros is 0.
@@ -170,4 +175,5 @@ TENSOR_SNR_DB = {
 
 # Types that must be what the gguf package's own arithmetic makes of the source, to the bit, so that no damage
 # is tolerated (Q8_0: every tensor of seven models measured equal). K-quants have none there.
-EXACT_TYPES = ("F32", "F16", "Q8_0")
+# OpenVINO's are our own (`ir_tensors.rounded`).
+EXACT_TYPES = ("F32", "F16", "Q8_0", *(name.upper() for name in OPENVINO_TYPES))

@@ -131,7 +131,7 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
             f"runtime {runtime} needs the checkpoint that {name} came from: give it with --checkpoint."
         )
     vision = _names_of(bundle, "vision", wish.vision or (bundle.variant("vision").name,))
-    language = _names_of(bundle, "language", wish.language or (ALL,))
+    language = _names_of(bundle, "language", wish.language or (ALL,), runtime)
     options = replace(wish.options, sources=None, allow_pickle=False)
     if reads_checkpoint:
         options = replace(wish.options, checkpoint=checkpoint)
@@ -145,12 +145,12 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
 
 
 def _names_of(
-    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...]
+    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...], runtime: str = ""
 ) -> list[str | None]:
     """The named variants, or with "all" the verified ones; one that is not verified is measured if named."""
     if names != (ALL,):
         return [variant.name for variant in chosen_variants(bundle, part, names)]
-    variants = chosen_variants(bundle, part, ())
+    variants = chosen_variants(bundle, part, (), runtime)
     return [v.name for v in variants if v.status == "verified"] or [v.name for v in variants]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -19,7 +19,10 @@ from tinyllava_edge.runtimes.cli_options import (
     SourcesOption,
     ThreadsOption,
 )
-from tinyllava_edge.runtimes.registry import CPU_RUNTIME
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME, choose_runtime, language_target
+
+if TYPE_CHECKING:
+    from tinyllava_edge.bundle import Bundle
 
 _WHAT = (
     "give --questions and --images (and their --references, --rule), or --benchmark and --data (and its "
@@ -121,7 +124,7 @@ def evaluate(
     wish = Wish(
         runtimes=parse_names(runtime),
         vision=parse_names(vision),
-        language=parse_names(language) or (opened.variant("language").name,),
+        language=parse_names(language) or _default_language(opened, parse_names(runtime)),
         checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
         options=BackendOptions(
             sources=sources, allow_pickle=allow_pickle, context_length=context_length, threads=threads
@@ -158,6 +161,12 @@ def evaluate(
     run.name_failures()
     print_json(summary)
     raise typer.Exit(1 if summary["failed"] else 0)
+
+
+def _default_language(bundle: "Bundle", runtimes: tuple[str, ...]) -> tuple[str, ...]:
+    """The most precise variant that the first runtime reads."""
+    target = language_target(choose_runtime(runtimes[0])) if runtimes else ""
+    return (bundle.variant("language", target=target).name,)
 
 
 def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:

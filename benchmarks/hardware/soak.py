@@ -20,6 +20,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.reference_tensors import reference_pictures
+from tinyllava_edge.runtimes.registry import choose_runtime, language_target
 
 Record = dict[str, Any]
 
@@ -34,7 +35,7 @@ def soak(bundle: Bundle, runtime: str, minutes: float, minute_s: float = 60.0) -
         minute_s: length of a row; tests have shorter ones.
     """
     bundles = named_bundles([bundle])
-    language = bundle.variant("language").name
+    language = bundle.variant("language", target=language_target(choose_runtime(runtime))).name
     cell = plan_cells(bundles, Wish(runtimes=(runtime,), language=(language,)))[0]
     picture = str(reference_pictures(bundle)[0])
     request = Request(

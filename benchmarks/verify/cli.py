@@ -70,7 +70,7 @@ def verify(
             opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
         ),
         vision=chosen_variants(opened, "vision", parse_names(vision) or settled.variants),
-        language=chosen_variants(opened, "language", parse_names(language)),
+        language=chosen_variants(opened, "language", parse_names(language), settled.runtime),
         runtime=settled.runtime,
         num_pictures=amount["num_pictures"],
         options=BackendOptions(

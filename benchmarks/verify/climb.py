@@ -13,6 +13,7 @@ from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
+from tinyllava_edge.runtimes.registry import language_target
 
 from .ladder import Check, Ladder, Report, StageResult, number, refused
 from .reference import Reference
@@ -118,9 +119,9 @@ def open_checkpoint(
 
 
 def chosen_variants(
-    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...]
+    bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...], runtime: str = ""
 ) -> tuple[Variant, ...]:
-    """The named variants of a part, or all of them, in the manifest's order (most precise first).
+    """The named variants of a part, or all that a runtime reads, in the manifest's order (precise first).
 
     Raises:
         BundleError: there is no such variant; the message lists those there are.
@@ -128,7 +129,9 @@ def chosen_variants(
     if names:
         wanted = [bundle.variant(part, name) for name in names]
         return tuple(variant for variant in bundle.manifest.variants if variant in wanted)
-    return tuple(variant for variant in bundle.manifest.variants if variant.part == part)
+    reads = language_target(runtime) if runtime and part == "language" else ""
+    found = [variant for variant in bundle.manifest.variants if variant.part == part]
+    return tuple(variant for variant in found if reads in ("", variant.target))
 
 
 def amount_compared(ladder: Ladder) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tinyllava_edge.runtimes.cli_options import (
     SourcesOption,
     ThreadsOption,
 )
-from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME
+from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, language_target
 from tinyllava_edge.user_files import read_user_file
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def explain(
             room=room,
         ),
         vision=(chosen,),
-        language=(opened.variant("language", language),),
+        language=(opened.variant("language", language, language_target(settled.runtime)),),
         runtime=settled.runtime,
         num_pictures=1,
         options=BackendOptions(

@@ -11,7 +11,7 @@ from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import RUNTIMES, VISION_BACKENDS
+from tinyllava_edge.runtimes.registry import RUNTIMES, VISION_BACKENDS, language_target
 
 from .reference import Reference
 from .reference_checkpoint import CheckpointReference
@@ -115,20 +115,20 @@ class Ladder:
         return VISION_BACKENDS[RUNTIMES[self.runtime][0]].compute
 
     @property
-    def reads_gguf(self) -> bool:
-        """Whether the runtime computes the bundle's GGUF files."""
-        return RUNTIMES[self.runtime][1] == "llamacpp"
+    def reads_language(self) -> str:
+        """Target of the language files that the runtime computes: "gguf", "openvino", or "" for none."""
+        return language_target(self.runtime)
 
-    def gguf_reference(self) -> CheckpointReference:
-        """What to hold the GGUF files against.
+    def file_reference(self) -> CheckpointReference:
+        """What to hold the language model's files against.
 
         Raises:
             SkippedError: that needs a checkpoint, and a runtime that reads them.
         """
         if not isinstance(self.reference, CheckpointReference):
             raise SkippedError("give --checkpoint")
-        if not self.reads_gguf:
-            raise SkippedError(f"runtime {self.runtime} reads no GGUF")
+        if not self.reads_language:
+            raise SkippedError(f"runtime {self.runtime} reads no file of the language model")
         return self.reference
 
     def gates(self, stage: str, variant: str, compute: ComputeClass = FLOAT32_CPU) -> tuple[Gate, ...]:

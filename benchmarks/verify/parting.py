@@ -10,11 +10,12 @@ from tinyllava_edge.metrics import max_abs_difference, top1_margin
 from tinyllava_edge.runtimes.context import Element
 
 from .ladder import Ladder, number
+from .language_files import read_embeddings
 from .language_run import input_rows
 from .reference import Continuation
 from .reference_question import QuestionReference
 from .stage_dequantized import QUANTIZATION, wider_type
-from .stage_weights import dequantized_parameters, gguf_path
+from .stage_weights import dequantized_parameters, language_path
 
 
 def parting_cause(
@@ -24,7 +25,7 @@ def parting_cause(
     vision, language = ladder.vision[0], ladder.language[0]
     is_quantized = language_class_of(language.name).is_quantized
     answer, token = reference.answer, ours.ids[at]
-    if ladder.reads_gguf and _token_with(reference, at, path=gguf_path(ladder, language)) == token:
+    if ladder.reads_language and _token_with(reference, at, path=language_path(ladder, language)) == token:
         if is_quantized:
             return (
                 f"{QUANTIZATION}: torch with the values of language {language.name} answers so, too; the "
@@ -54,16 +55,14 @@ def _tie(answer: Continuation, at: int) -> str:
 def _token_with(
     reference: QuestionReference, at: int, *, path: Path | None = None, elements: Sequence[Element] = ()
 ) -> int:
-    """Torch's token `at` of the answer, with the weights of a GGUF file or the bundle's picture rows."""
+    """Torch's token `at` of the answer, with the weights of a file or the bundle's picture rows."""
     import torch
-
-    from .gguf_files import read_tensor
 
     parameters: Mapping[str, torch.Tensor] = {}
     table = reference.embedding_table()
     if path is not None:
         parameters = dequantized_parameters(reference, path)
-        _, table = read_tensor(path, "token_embd.weight")
+        _, table = read_embeddings(path)
     prompt = input_rows(elements, table) if elements else reference.splice_with(table, reference.question)
     rows = np.concatenate([prompt, table[list(reference.answer.ids[:at])]])
     return int(reference.logits_with(parameters, torch.from_numpy(rows))[-1].argmax())

@@ -13,9 +13,10 @@ from tinyllava_edge.bounds import Gate
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.gates import TIMES_COST
 from tinyllava_edge.metrics import kl_divergence, nmse
-from tinyllava_edge.precisions import LANGUAGE_TYPES
+from tinyllava_edge.precisions import LANGUAGE_TYPES, OPENVINO_TYPES
 
 from .ladder import StageResult, judge
+from .language_files import read_embeddings
 from .language_run import LanguageRun, input_rows
 from .reference_checkpoint import CheckpointReference
 from .stage_weights import dequantized_parameters
@@ -30,7 +31,7 @@ def check_dequantized(
 
     Args:
         reference: torch on the checkpoint.
-        path: the GGUF file.
+        path: the file, GGUF or IR.
         variant: what the result is called.
         run: the runtime with that file.
         gates: the stage's.
@@ -40,9 +41,7 @@ def check_dequantized(
     """
     import torch
 
-    from .gguf_files import read_tensor
-
-    _, table = read_tensor(path, "token_embd.weight")
+    _, table = read_embeddings(path)
     parameters = dequantized_parameters(reference, path)
     errors, divergence, cost, same = [], [], [], []
     for prompt in reference.prompts:
@@ -98,10 +97,10 @@ def quantization_cause(cost: Mapping[str, float], mean_kld: float, wider: str) -
 
 def wider_type(bundle: Bundle, name: str) -> str:
     """What to do about a language variant that loses too much."""
-    order = list(LANGUAGE_TYPES)
+    order = list(OPENVINO_TYPES if name in OPENVINO_TYPES else LANGUAGE_TYPES)
     wider = order[: order.index(name)] if name in order else order
     there = [v.name for v in bundle.manifest.variants if v.part == "language" and v.name in wider]
     if there:
         return f"take a wider type: --language {there[-1]} is in the bundle"
-    usual = [known for known in ("f16", "q8_0", "q4_k_m") if known in wider] or order[:1]
+    usual = [known for known in ("f16", "q8_0", "q4_k_m", "ov_f16", "ov_int8") if known in wider] or order[:1]
     return f"take a wider type: export with --language {usual[-1]}"

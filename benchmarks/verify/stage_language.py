@@ -1,6 +1,6 @@
 """Ladder stages 7 to 11: spliced embeddings, prefill logits, teacher-forced distributions, greedy answers.
 
-All of them from the bundle alone: text rows are the GGUF's own `token_embd`, picture rows come from the
+All of them from the bundle alone: text rows are the file's own token embedding, picture rows come from the
 vision backend. The KV cache is float32, so that what is measured is the variant.
 """
 
@@ -17,11 +17,12 @@ from tinyllava_edge.compute_classes import FLOAT32_CPU, ComputeClass, about, vis
 from tinyllava_edge.errors import BackendError, TinyLlavaEdgeError
 from tinyllava_edge.gates import PROVEN, largest_logit_error, widened
 from tinyllava_edge.metrics import kl_divergence, max_abs_difference, nmse, snr_db
-from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES
+from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, LANGUAGE_CLASSES
 from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.verified_rule import held_against
 
 from .ladder import Ladder, StageResult, judge, refused
+from .language_files import read_embeddings, rounder
 from .language_run import LanguageRun, input_rows
 from .reference import PromptCase
 from .stage_dequantized import (
@@ -32,7 +33,7 @@ from .stage_dequantized import (
     wider_type,
 )
 from .stage_vision import is_run
-from .stage_weights import gguf_path
+from .stage_weights import language_path
 
 Floats = npt.NDArray[np.float32]
 OnStage = Callable[[str], None]
@@ -55,7 +56,7 @@ class _Pair:
     def stages(self) -> list[str]:
         """What is computed of it, in order: the input rows once, dequantized values where there are some."""
         first = ["splice"] if self.is_first_vision else []
-        known = LANGUAGE_TYPES.get(self.language.name)  # of another one, the stages say that it has no gates
+        known = ALL_LANGUAGE_TYPES.get(self.language.name)  # of another, the stages say it has no gates
         quantized = ["dequantized"] if known and LANGUAGE_CLASSES[known].is_quantized else []
         return [*first, "logits", *quantized, "teacher_forced", "greedy"]
 
@@ -106,9 +107,10 @@ def _pairs(ladder: Ladder) -> Iterator[_Pair]:
 
 def _gates_with(vision: str, language: str) -> str:
     """Whose gates count: a lossy vision tower costs about what a lossy language model does."""
-    if language == "f32" and vision != "fp32":
-        language = "f16"
-    return "q8_0" if vision == "int8" and language == "f16" else language
+    kind = ALL_LANGUAGE_TYPES.get(language)
+    if kind in ("f32", "f16") and vision in ("int8", "bf16"):
+        return "q8_0"
+    return "f16" if kind == "f32" and vision != "fp32" else language
 
 
 class _Judge:
@@ -145,10 +147,9 @@ class _Judge:
 
     def _splice(self) -> StageResult:
         """Input rows [positions, hidden] of every prompt."""
-        reference = self._ladder.gguf_reference()
-        from .gguf_files import read_tensor, rounded
-
-        kind, table = read_tensor(gguf_path(self._ladder, self._pair.language), "token_embd.weight")
+        reference = self._ladder.file_reference()
+        path = language_path(self._ladder, self._pair.language)
+        kind, table = read_embeddings(path)
         pairs: list[tuple[Floats, Floats]] = []
         text_pairs: list[tuple[Floats, Floats]] = []
         for prompt in reference.prompts:
@@ -157,14 +158,14 @@ class _Judge:
             _check_positions(prompt, expected, found)
             is_text = np.concatenate([[True] if isinstance(e, int) else [False] * len(e) for e in elements])
             pairs.append((expected, found))
-            stored, least = held_against(expected[is_text], kind, rounded)
+            stored, least = held_against(expected[is_text], kind, rounder(path))
             text_pairs.append((stored, found[is_text]))
         snr, text_snr = (min(snr_db(*pair) for pair in some) for some in (pairs, text_pairs))
         return judge(
             "splice",
             self._pair.label,
             {"nmse": max(nmse(*pair) for pair in pairs), "snr_db": snr, "text_snr_db": text_snr},
-            detail=f"{len(pairs)} prompts, token_embd {kind}",
+            detail=f"{len(pairs)} prompts, token embedding {kind}",
             cause=lambda: (
                 f"rows of text differ ({text_snr:.1f} dB): token_embd"
                 if text_snr < snr + 1
@@ -257,8 +258,8 @@ class _Judge:
 
     def _dequantized(self) -> StageResult:
         """What teacher_forced will judge, against torch with the values of the file."""
-        path = gguf_path(self._ladder, self._pair.language)
-        reference, gates = self._ladder.gguf_reference(), self._gates("dequantized")
+        path = language_path(self._ladder, self._pair.language)
+        reference, gates = self._ladder.file_reference(), self._gates("dequantized")
         return check_dequantized(reference, path, self._pair.label, self._run, gates)
 
     def _greedy(self) -> StageResult:

@@ -11,7 +11,7 @@ from tinyllava_edge.checkpoint.config import ModelConfig
 
 from .ladder import Ladder, StageResult, judge
 from .reference_checkpoint import CheckpointReference
-from .stage_weights import gguf_path
+from .stage_weights import language_path
 from .upstream_nanovlm import NanoVlmTokenizer
 from .upstream_text import UpstreamTokenizer
 
@@ -21,9 +21,7 @@ _EPSILON = {"layer": "layer_norm_epsilon", "rms": "layer_norm_rms_epsilon"}
 
 def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
     """Every fact in the manifest and in the GGUF files is the resolved config's."""
-    reference = ladder.gguf_reference()
-    from .gguf_files import read_facts
-
+    reference = ladder.file_reference()
     side = reference.pixels(0).shape[-1]
     expected = _config_facts(reference.config, side)
     preprocessing = reference.processor.settings()
@@ -33,9 +31,13 @@ def check_metadata(ladder: Ladder) -> Iterator[StageResult]:
         if key not in _JUDGED_BY_PIXELS
     }
     yield _judge_facts("manifest", _manifest_facts(ladder), expected)
+    if ladder.reads_language != "gguf":  # an IR says nothing of the model but its graph
+        return
+    from .gguf_files import read_facts
+
     for variant in ladder.language:
         expected = _expected_metadata(reference, variant.name)
-        yield _judge_facts(variant.name, read_facts(gguf_path(ladder, variant)), expected)
+        yield _judge_facts(variant.name, read_facts(language_path(ladder, variant)), expected)
 
 
 def _judge_facts(variant: str, found: Mapping[str, Any], expected: Mapping[str, Any]) -> StageResult:

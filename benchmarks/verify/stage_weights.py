@@ -1,4 +1,4 @@
-"""Ladder stage 1: the values that lie in the GGUF files, against the checkpoint's tensors.
+"""Ladder stage 1: the values that lie in the language model's files, against the checkpoint's tensors.
 
 Names come from the gguf package's own table, and RoPE's row order is restated here, so that the exporter is
 not its own judge. The vision graph's weights are judged by what they compute (stages 5 and 6).
@@ -22,6 +22,7 @@ from tinyllava_edge.metrics import snr_db
 from tinyllava_edge.verified_rule import StoredTensor
 
 from .ladder import Ladder, StageResult, judge
+from .language_files import is_ir, read_tensors, rounder
 from .reference_checkpoint import CheckpointReference
 
 if TYPE_CHECKING:
@@ -34,20 +35,32 @@ _FUSED_GATE_AND_UP = re.compile(r"transformer\.layers\.(?P<layer>\d+)\.ffn\.proj
 
 def check_weights(ladder: Ladder) -> Iterator[StageResult]:
     """Every tensor of the language model is in the file, with its values, and nothing else is."""
-    expected = _expected_tensors(ladder.gguf_reference())
+    expected = _expected_tensors(ladder.file_reference(), ladder.reads_language)
     for variant in ladder.language:
-        yield _check_tensors(variant, gguf_path(ladder, variant), expected)
+        yield _check_tensors(variant, language_path(ladder, variant), expected)
 
 
-def gguf_path(ladder: Ladder, variant: Variant) -> Path:
-    """The file of a language variant."""
+def language_path(ladder: Ladder, variant: Variant) -> Path:
+    """The file of a language variant.
+
+    Raises:
+        BundleError: the runtime reads files of another kind.
+    """
+    if variant.target != ladder.reads_language:
+        raise BundleError(
+            f"language variant {variant.name} is {variant.target}; runtime {ladder.runtime} reads "
+            f"{ladder.reads_language}."
+        )
     return ladder.bundle.path(variant.files[0])
 
 
-def _expected_tensors(reference: CheckpointReference) -> dict[str, Floats]:
-    """The checkpoint's tensors in the order of rows that llama.cpp wants, by their GGUF names."""
+def _expected_tensors(reference: CheckpointReference, target: str) -> dict[str, Floats]:
+    """The checkpoint's tensors; for GGUF in the order of rows that llama.cpp wants, by their names there."""
     config = reference.config.language
     found: dict[str, Floats] = {}
+    if target == "openvino":
+        parameters = reference.model.language_model.named_parameters()
+        return {name: parameter.detach().numpy() for name, parameter in parameters}
     # A tied head is listed once here, and llama.cpp takes the embedding for it.
     for name, parameter in reference.model.language_model.named_parameters():
         names = _names_in_file(name, config)
@@ -113,27 +126,26 @@ def _rows_in_file(name: str, config: LanguageConfig) -> list[int] | None:
 
 
 def dequantized_parameters(reference: CheckpointReference, path: Path) -> dict[str, "torch.Tensor"]:
-    """Parameters of the reference's language model with the values that lie in a GGUF file.
+    """Parameters of the reference's language model with the values that lie in a file.
 
     Raises:
         BundleError: a tensor is not in the file, or has another shape.
     """
     import torch
 
-    from .gguf_files import read_tensors
-
     config = reference.config.language
     in_file = {name: values for name, _, values in read_tensors(path)}
     found: dict[str, torch.Tensor] = {}
     for name, parameter in reference.model.language_model.named_parameters():
-        names = _names_in_file(name, config)
+        names = [name] if is_ir(path) else _names_in_file(name, config)
         if missing := [each for each in names if each not in in_file]:
             raise BundleError(f"{path} has no tensor {missing[0]}. Export again.")
         values = np.concatenate([in_file.pop(each) for each in names])
         if values.shape != parameter.shape:
             shapes = f"{values.shape}, expected {tuple(parameter.shape)}"
             raise BundleError(f"{path}: {', '.join(names)} has shape {shapes}. Export again.")
-        found[name] = torch.from_numpy(_as_in_checkpoint(name, values, config))
+        own = values if is_ir(path) else _as_in_checkpoint(name, values, config)
+        found[name] = torch.from_numpy(own)
     return found
 
 
@@ -149,8 +161,6 @@ class _Comparison:
 
 
 def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats]) -> StageResult:
-    from .gguf_files import read_tensors, rounded
-
     found = _Comparison(missing=set(expected))
     for name, kind, values in read_tensors(path):
         found.types[kind] += 1
@@ -164,7 +174,7 @@ def _check_tensors(variant: Variant, path: Path, expected: Mapping[str, Floats])
         if values.shape != right.shape:
             found.wrong[name] = values
             continue
-        held = StoredTensor(kind, rounded)
+        held = StoredTensor(kind, rounder(path))
         held.add(right, values)
         found.worst_snr_db = min(found.worst_snr_db, held.snr_db)
         if held.fault:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyllava_edge.compute_classes import FLOAT32_CPU, GPU_CLASSES, about, llamacpp_class
+from tinyllava_edge.compute_classes import COMPUTED_CLASSES, FLOAT32_CPU, about, llamacpp_class
 from tinyllava_edge.gates import gates_of, largest_logit_error
 from tinyllava_edge.precisions import LANGUAGE_TYPES
 
@@ -40,14 +40,14 @@ def test_float16_vectors_of_a_cpu_compute_float16_only() -> None:
     assert llamacpp_class("f32", None, has_float16=True) == "float32 CPU"
 
 
-def test_only_a_gpu_has_wider_gates_and_says_that_they_are_emulated() -> None:
+def test_only_other_sums_have_wider_gates_and_emulated_ones_say_so() -> None:
     assert about(FLOAT32_CPU) == ""
     assert "emulated" in about("tf32 GPU")
     for variant in LANGUAGE_TYPES:
         for stage in ("logits", "teacher_forced"):
             assert gates_of(stage, variant, compute="fp16 CPU") == gates_of(stage, variant)
             assert gates_of(stage, variant, compute="float32 GPU") == gates_of(stage, variant)
-    for compute, kind in GPU_CLASSES:
+    for compute, kind in COMPUTED_CLASSES:
         assert largest_logit_error(kind, compute=compute) > largest_logit_error(kind)
         for ours, cpus in zip(
             gates_of("logits", kind, compute=compute), gates_of("logits", kind), strict=True

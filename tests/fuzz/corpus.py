@@ -28,6 +28,7 @@ from tests.benchmarks.evals.test_public_sets import write_pope
 from tests.integration.combinations import random_model
 from tests.integration.layouts import write_config, write_weights
 from tests.runtimes.bundles import llama_tokenizer, picture, write_bundle
+from tests.runtimes.tiny_ir import write_tiny_ir
 from tests.train.own_data import own_options, write_messages, write_own_data, write_small_checkpoint
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -83,8 +84,21 @@ def reseal(root: Path) -> None:
     path.write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))
 
 
+def _add_ir(root: Path) -> None:
+    """The language model as an OpenVINO graph, too."""
+    path = root / MANIFEST_FILE
+    write_tiny_ir(root / "language" / "ov_int8.xml")
+    files = ["language/ov_int8.xml", "language/ov_int8.bin"]
+    variant = {"part": "language", "name": "ov_int8", "target": "openvino", "files": files}
+    manifest = json.loads(path.read_bytes())
+    manifest["variants"].append({**variant, "status": "verified"})
+    path.write_text(json.dumps(manifest))
+    reseal(root)
+
+
 def _write_bundle(tree: Path) -> None:
     bundle = write_bundle(tree / "b")
+    _add_ir(bundle.root)
     picture(0).save(tree / "p.png")
     (tree / "0.png").write_bytes((tree / "p.png").read_bytes())
     write_reference_tensors(bundle.root, _reference(bundle, tree / "0.png"))

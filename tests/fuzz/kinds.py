@@ -54,6 +54,7 @@ def _in_bundle(file: str, damage: Damage, read: str | Reader) -> Kind:
 
 
 _RUN = "run {}/b {}/p.png what? --max-tokens 3 --threads 1"
+_RUN_IR = f"{_RUN} --runtime onnxruntime+openvino"
 _VERIFY = "verify {}/b --threads 1"
 _INSPECT = "inspect {}/ck --sources {} --json"
 _EVAL = "eval {}/b --threads 1 --max-tokens 2 --json"
@@ -74,6 +75,8 @@ BUNDLES = {
     "gguf inspect": Kind(
         "bundle", "b/language/f32.gguf", gguf_damaged, "inspect {}/b/language/f32.gguf --json"
     ),
+    "ir": _in_bundle("language/ov_int8.xml", bytes_damaged, _RUN_IR),
+    "ir weights": _in_bundle("language/ov_int8.bin", bytes_damaged, _RUN_IR),
     "tokenizer": _in_bundle("tokenizer.json", json_damaged, _RUN),
     "reference": _in_bundle("reference/reference.json", json_damaged, _VERIFY),
     "reference arrays": _in_bundle("reference/reference.npz", archive_damaged(array_damaged), _VERIFY),

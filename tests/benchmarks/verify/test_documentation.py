@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tinyllava_edge.bounds import Gate
-from tinyllava_edge.compute_classes import GPU_CLASSES
+from tinyllava_edge.compute_classes import COMPUTED_CLASSES
 from tinyllava_edge.gates import STAGES, gates_of
 from tinyllava_edge.precisions import DEQUANTIZED, LANGUAGE_CLASSES, PRECISIONS
 
@@ -21,7 +21,7 @@ def all_gates() -> Iterator[tuple[str, str, Gate]]:
     for stage in ("splice", "logits", "teacher_forced"):
         for name, known in LANGUAGE_CLASSES.items():
             yield from ((stage, name, gate) for gate in known.gates[stage])
-    for (compute, name), known in GPU_CLASSES.items():
+    for (compute, name), known in COMPUTED_CLASSES.items():
         for stage in ("logits", "teacher_forced"):
             yield from ((stage, f"{name}, {compute}", gate) for gate in known.gates[stage])
     yield from (("dequantized", "all that are quantized", gate) for gate in DEQUANTIZED)

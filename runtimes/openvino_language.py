@@ -1,0 +1,167 @@
+"""The language model through OpenVINO on the CPU: a graph with its KV cache inside (IR, from `export`).
+
+Ids and a picture's rows go into one graph, which looks ids up itself. Its cache is cut by reading each state,
+and setting the part that stays (docs/sources/openvino.md#kv-cache).
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from tinyllava_edge.bundle import Bundle, LanguageSpec
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
+from tinyllava_edge.errors import BackendError, BundleError
+from tinyllava_edge.llamacpp_memory import BATCH, OUTPUT_ROWS
+
+from .access import freed_with
+from .base import BackendOptions, Segment, check_open, check_segment
+from .openvino_library import compile_model, read_model, said
+
+# Our names of the KV cache's types -> OpenVINO's.
+_KV_TYPES = {"f32": "f32", "f16": "f16", "q8_0": "u8"}
+DEFAULT_KV_TYPE = "f16"
+_INPUTS = {"input_ids", "inputs_embeds", "position_ids", "wanted", "beam_idx"}
+
+
+def _open(compute: ComputeClass, bundle: Bundle, options: BackendOptions) -> "OpenVinoLanguage":
+    """Open a bundle's IR variant.
+
+    Raises:
+        BackendError: OpenVINO refuses the graph, or this processor computes it otherwise than asked.
+        BundleError: no such variant, or its inputs and outputs are not what the manifest says.
+        UsageError: the context is longer than the model's, or an option is llama.cpp's alone.
+    """
+    variant = bundle.variant("language", options.language, target="openvino")
+    if variant.target != "openvino":
+        raise BundleError(
+            f"language variant {variant.name} is {variant.target}; openvino runs its own, which export "
+            "--language ov_int8 writes."
+        )
+    options.check_without_llamacpp("openvino", tuple(_KV_TYPES))
+    return OpenVinoLanguage(
+        bundle.path(variant.files[0]),
+        bundle.manifest.language,
+        options,
+        name=f"openvino{'-bf16' if compute == BF16_CPU else ''} {variant.name}",
+        compute=compute,
+    )
+
+
+open_language, open_language_bf16 = (partial(_open, compute) for compute in (FLOAT32_CPU, BF16_CPU))
+
+
+class OpenVinoLanguage:
+    """One graph with one context.
+
+    Args:
+        path: the IR, which `check_ir` has passed; its weights lie beside it.
+        spec: what the manifest says is in it.
+        options: KV type, context and threads.
+        name: for people; the KV type is added.
+        compute: the class of its products.
+
+    Attributes:
+        compute_class: the same.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: LanguageSpec,
+        options: BackendOptions,
+        *,
+        name: str,
+        compute: ComputeClass = FLOAT32_CPU,
+    ) -> None:
+        kv_type = options.kv_type or DEFAULT_KV_TYPE
+        self.name = f"{name}, {kv_type} KV"
+        self.vocab_size = spec.vocab_size
+        self.hidden_size = spec.hidden_size
+        self.context_length = options.positions(spec)
+        self.compute_class = compute
+        self._position = 0
+        self._last: npt.NDArray[np.float32] | None = None
+        model = read_model(path)
+        self._check_ends(path, model)
+        self._compiled: Any = compile_model(
+            path, model, compute, threads=options.threads, KV_CACHE_PRECISION=_KV_TYPES[kv_type]
+        )
+        self._free = freed_with(self, self._compiled)
+
+    def evaluate(
+        self, segment: Segment, position: int, *, all_logits: bool = False
+    ) -> npt.NDArray[np.float32] | None:
+        """See `LanguageBackend`."""
+        check_open(self.name, self._compiled is not None)
+        check_segment(self, segment, position, self._position)
+        self._last = None
+        step = OUTPUT_ROWS if all_logits else BATCH
+        parts = []
+        for start in range(0, len(segment), step):
+            rows = segment[start : start + step]
+            found = self._infer(rows, position + start, all_logits=all_logits)
+            parts += [found] if all_logits else []
+        self._position = position + len(segment)
+        self._last = found[-1]
+        return np.concatenate(parts) if all_logits else None
+
+    def last_logits(self) -> npt.NDArray[np.float32]:
+        """See `LanguageBackend`."""
+        check_open(self.name, self._compiled is not None)
+        if self._last is None:
+            raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
+        return self._last.copy()
+
+    def truncate(self, position: int) -> None:
+        """See `LanguageBackend`."""
+        check_open(self.name, self._compiled is not None)
+        if position >= self._position and position > 0:
+            return
+        try:
+            if position == 0:
+                self._compiled.request.reset_state()
+            for state in self._compiled.request.query_state() if position else ():
+                kept = state.state.data[:, :, :position]  # [1, heads, positions, head_dim]
+                state.state = openvino.Tensor(np.ascontiguousarray(kept))
+        except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
+            raise BackendError(
+                f"{self.name}: the context cannot be cut at position {position} ({said(error)})."
+            ) from None
+        self._position, self._last = position, None
+
+    def close(self) -> None:
+        """See `LanguageBackend`."""
+        self._compiled = None
+        self._free()
+
+    def _infer(self, rows: Segment, position: int, *, all_logits: bool) -> npt.NDArray[np.float32]:
+        """Logits [n, vocab] of all rows, or [1, vocab] of the last one."""
+        count = len(rows)
+        is_ids = rows.ndim == 1
+        nothing = np.zeros((1, 1, self.hidden_size), dtype=np.float32)
+        inputs = {
+            "input_ids": (rows if is_ids else np.full(count, -1, dtype=np.int32))[None],
+            "inputs_embeds": nothing if is_ids else np.ascontiguousarray(rows)[None],
+            "position_ids": np.arange(position, position + count, dtype=np.int32)[None],
+            "wanted": np.arange(0 if all_logits else count - 1, count, dtype=np.int32),
+            "beam_idx": np.zeros(1, dtype=np.int32),
+        }
+        try:
+            logits: npt.NDArray[np.float32] = self._compiled.request.infer(inputs)["logits"][0]
+        except Exception as error:  # as above
+            raise BackendError(f"{self.name}: OpenVINO failed ({said(error)}).") from None
+        return logits
+
+    def _check_ends(self, path: Path, model: Any) -> None:
+        inputs = {port.any_name for port in model.inputs}
+        sizes = [list(port.partial_shape)[-1] for port in (model.input("inputs_embeds"), model.outputs[0])]
+        found = [size.get_length() if size.is_static else -1 for size in sizes]
+        if inputs != _INPUTS or found != [self.hidden_size, self.vocab_size]:
+            raise BundleError(
+                f"{path}: expected the inputs {sorted(_INPUTS)}, rows of {self.hidden_size} and logits of "
+                f"{self.vocab_size}; found {sorted(inputs)} and {found}. Export the bundle again."
+            )

@@ -1,0 +1,117 @@
+"""The language half on OpenVINO, with graphs that our exporter wrote."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("openvino")
+pytest.importorskip("torch")
+
+from tests.export.gguf_files import language_source
+from tests.runtimes import bundles
+from tests.runtimes.contract import LanguageContract, language_ids
+from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.bundle import LanguageSpec
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU
+from tinyllava_edge.device import read_cpu
+from tinyllava_edge.errors import BundleError, UsageError
+from tinyllava_edge.export.language_openvino import write_language_openvino
+from tinyllava_edge.metrics import nmse
+from tinyllava_edge.runtimes.base import BackendOptions
+from tinyllava_edge.runtimes.openvino_language import OpenVinoLanguage, open_language
+
+HAS_BF16 = bool({"avx512_bf16", "amx_bf16"} & set(read_cpu().features))
+
+
+class Graphs:
+    """A tiny checkpoint's language model, written once in each type."""
+
+    def __init__(self, folder: Path) -> None:
+        source = language_source(write_tiny_checkpoint(folder / "checkpoint"))
+        spec = LanguageSpec.of(source.checkpoint.config.language)
+        self.spec = spec.model_copy(update={"context_length": 256})
+        self.paths = {name: folder / f"{name}.xml" for name in ("ov_f32", "ov_int8", "ov_int4")}
+        for name, path in self.paths.items():
+            write_language_openvino(path, source, name)
+
+    def open(self, name: str, **settings: Any) -> OpenVinoLanguage:
+        compute = settings.pop("compute", FLOAT32_CPU)
+        options = BackendOptions(**{"kv_type": "f32", "threads": 1, **settings})
+        return OpenVinoLanguage(
+            self.paths[name], self.spec, options, name=f"openvino {name}", compute=compute
+        )
+
+
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    return Graphs(tmp_path_factory.mktemp("openvino"))
+
+
+class TestF32(LanguageContract):
+    @pytest.fixture
+    def backend(self, graphs: Graphs) -> Iterator[OpenVinoLanguage]:
+        with closing(graphs.open("ov_f32")) as backend:
+            yield backend
+
+
+class TestInt4(LanguageContract):
+    tolerance = 1e-4
+
+    @pytest.fixture
+    def backend(self, graphs: Graphs) -> Iterator[OpenVinoLanguage]:
+        with closing(graphs.open("ov_int4")) as backend:
+            yield backend
+
+
+class TestInt8WithACacheOf8Bits(LanguageContract):
+    tolerance = 0.02
+
+    @pytest.fixture
+    def backend(self, graphs: Graphs) -> Iterator[OpenVinoLanguage]:
+        with closing(graphs.open("ov_int8", kv_type="q8_0")) as backend:
+            yield backend
+
+
+def test_int8_and_int4_are_near_and_not_the_same(graphs: Graphs) -> None:
+    found = {}
+    for name in graphs.paths:
+        with closing(graphs.open(name)) as backend:
+            found[name] = backend.evaluate(language_ids(backend, 40), 0, all_logits=True)
+    assert 1e-8 < nmse(found["ov_f32"], found["ov_int8"]) < 1e-3
+    assert 1e-5 < nmse(found["ov_f32"], found["ov_int4"]) < 0.1
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 products")
+def test_bfloat16_is_other_numbers(graphs: Graphs) -> None:
+    found = []
+    for compute in (FLOAT32_CPU, BF16_CPU):
+        with closing(graphs.open("ov_f32", compute=compute)) as backend:
+            found.append(backend.evaluate(language_ids(backend, 200), 0, all_logits=True))
+    assert 1e-7 < nmse(*found) < 1e-3
+
+
+def test_a_graph_of_another_size_than_the_manifest_says_is_refused(graphs: Graphs) -> None:
+    spec = graphs.spec.model_copy(update={"hidden_size": 128})
+    with pytest.raises(BundleError, match=r"rows of 128 and .* found .*64"):
+        OpenVinoLanguage(graphs.paths["ov_f32"], spec, BackendOptions(), name="x")
+
+
+def test_a_gguf_and_options_of_llamacpp_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="no verified language variant openvino"):
+        open_language(bundle, BackendOptions())
+    with pytest.raises(
+        BundleError, match="f32 is gguf; openvino runs its own, which export --language ov_int8"
+    ):
+        open_language(bundle, BackendOptions(language="f32"))
+    (language,) = [variant for variant in bundle.manifest.variants if variant.part == "language"]
+    variants = (language.model_copy(update={"target": "openvino"}),)
+    changed = replace(bundle, manifest=bundle.manifest.model_copy(update={"variants": variants}))
+    with pytest.raises(UsageError, match=r"no llama\.cpp\. Leave --gpu-layers out"):
+        open_language(changed, BackendOptions(gpu_layers=1))
+    with pytest.raises(UsageError, match="of f32 or f16, not of q8_0"):
+        BackendOptions(kv_type="q8_0").check_without_llamacpp("openvino", ("f32", "f16"))

@@ -12,6 +12,7 @@ pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
 from tests.export.gguf_files import language_source
+from tests.export.test_openvino_decoder import Graph
 from tests.runtimes import bundles
 from tests.runtimes.contract import LanguageContract, language_ids
 from tests.tiny import write_tiny_checkpoint
@@ -20,6 +21,7 @@ from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.export.language_openvino import write_language_openvino
+from tinyllava_edge.ir_tensors import open_tensors
 from tinyllava_edge.metrics import nmse
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.openvino_language import OpenVinoLanguage, open_language
@@ -32,7 +34,8 @@ class Graphs:
 
     def __init__(self, folder: Path) -> None:
         source = language_source(write_tiny_checkpoint(folder / "checkpoint"))
-        spec = LanguageSpec.of(source.checkpoint.config.language)
+        self.config = source.checkpoint.config.language
+        spec = LanguageSpec.of(self.config)
         self.spec = spec.model_copy(update={"context_length": 256})
         self.paths = {name: folder / f"{name}.xml" for name in ("ov_f32", "ov_int8", "ov_int4")}
         for name, path in self.paths.items():
@@ -68,7 +71,7 @@ class TestInt4(LanguageContract):
 
 
 class TestInt8WithACacheOf8Bits(LanguageContract):
-    tolerance = 0.02
+    tolerance = 0.1  # a segment is attended to before it is rounded to 8 bits, what is behind it afterwards
 
     @pytest.fixture
     def backend(self, graphs: Graphs) -> Iterator[OpenVinoLanguage]:
@@ -76,13 +79,13 @@ class TestInt8WithACacheOf8Bits(LanguageContract):
             yield backend
 
 
-def test_int8_and_int4_are_near_and_not_the_same(graphs: Graphs) -> None:
-    found = {}
-    for name in graphs.paths:
-        with closing(graphs.open(name)) as backend:
-            found[name] = backend.evaluate(language_ids(backend, 40), 0, all_logits=True)
-    assert 1e-8 < nmse(found["ov_f32"], found["ov_int8"]) < 1e-3
-    assert 1e-5 < nmse(found["ov_f32"], found["ov_int4"]) < 0.1
+@pytest.mark.parametrize("name", ["ov_int8", "ov_int4"])
+def test_integers_are_computed_as_the_values_that_they_stand_for(graphs: Graphs, name: str) -> None:
+    values = {key: tensor.rows() for key, tensor in open_tensors(graphs.paths[name]).items()}
+    with closing(graphs.open(name)) as backend:
+        ids = language_ids(backend, 40)
+        found = backend.evaluate(ids, 0, all_logits=True)
+    assert nmse(Graph(graphs.config, values).run(0, ids), found) < 1e-6
 
 
 @pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 products")
@@ -91,7 +94,7 @@ def test_bfloat16_is_other_numbers(graphs: Graphs) -> None:
     for compute in (FLOAT32_CPU, BF16_CPU):
         with closing(graphs.open("ov_f32", compute=compute)) as backend:
             found.append(backend.evaluate(language_ids(backend, 200), 0, all_logits=True))
-    assert 1e-7 < nmse(*found) < 1e-3
+    assert 1e-6 < nmse(*found) < 1e-2
 
 
 def test_a_graph_of_another_size_than_the_manifest_says_is_refused(graphs: Graphs) -> None:

@@ -16,7 +16,9 @@ from openvino import Type
 from openvino import opset13 as op
 
 Floats = npt.NDArray[np.float32]
-GROUP = 32  # columns that share a scale, as in Q8_0 and Q4_0; all of them in a row that it does not divide
+# Columns that share a scale, as in Q8_0 and Q4_0; all of them in a row that it does not divide. One scale for
+# a row loses four times as much (docs/sources/openvino.md#accuracy-of-int8).
+GROUP = 32
 ROWS_VALUES = 1 << 22  # converted at once
 
 

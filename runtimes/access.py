@@ -82,7 +82,8 @@ def _free(process: int, native: Native, free: Callable[[Native], None]) -> None:
 def let_forks_end() -> None:
     """From now on a forked child ends without C's exit handlers.
 
-    Those of ONNX Runtime 1.32 and OpenVINO 2026.4 wait there for ever for a thread that a fork does not copy.
+    Those of ONNX Runtime 1.32 and OpenVINO 2026.4 wait there for ever for a thread that a fork does not copy
+    (docs/sources/openvino.md#a-forked-child).
     """
     if not hasattr(os, "fork"):
         return

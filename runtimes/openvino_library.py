@@ -1,7 +1,7 @@
 """OpenVINO's CPU plugin: what it is told and what is then read back, its errors, and its end after a fork.
 
-Facts: docs/sources/openvino.md. Its defaults differ by processor (bfloat16 where there are instructions for
-it, float16 on ARM, a KV cache of 8 bits), so none is left to it.
+Its defaults differ by processor (bfloat16 where there are instructions for it, float16 on ARM, a KV cache of
+8 bits), so none is left to it. Source: docs/sources/openvino.md#defaults-by-processor.
 """
 
 from pathlib import Path
@@ -31,7 +31,8 @@ class Compiled(NamedTuple):
 def read_model(path: Path) -> Any:
     """A graph as OpenVINO reads it, which `onnx_check` or `ir_check` has passed.
 
-    Only the reader of its format sees it: `Core.read_model` hands a file to one reader after another.
+    Only the reader of its format sees it: `Core.read_model` hands a file to one reader after another
+    (docs/sources/openvino.md#readers).
 
     Raises:
         BackendError: OpenVINO refuses it, in its own words.

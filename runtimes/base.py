@@ -173,7 +173,7 @@ class BackendOptions:
                 raise UsageError(f"runtime {runtime} has no llama.cpp. Leave --{name.replace('_', '-')} out.")
         if self.kv_type not in (None, *kv_types):
             raise UsageError(
-                f"runtime {runtime} has a KV cache of {' or '.join(kv_types)}, not of {self.kv_type}. "
+                f"runtime {runtime} has no {self.kv_type} KV cache, only {' or '.join(kv_types)}. "
                 "Leave --kv-type out."
             )
 

@@ -116,5 +116,5 @@ def test_a_gguf_and_options_of_llamacpp_are_refused_with_what_to_do(tmp_path: Pa
     changed = replace(bundle, manifest=bundle.manifest.model_copy(update={"variants": variants}))
     with pytest.raises(UsageError, match=r"no llama\.cpp\. Leave --gpu-layers out"):
         open_language(changed, BackendOptions(gpu_layers=1))
-    with pytest.raises(UsageError, match="of f32 or f16, not of q8_0"):
+    with pytest.raises(UsageError, match="no q8_0 KV cache, only f32 or f16"):
         BackendOptions(kv_type="q8_0").check_without_llamacpp("openvino", ("f32", "f16"))

@@ -13,7 +13,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import has_nvidia_gpu
 from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.parity_files import read_parity
-from tinyllava_edge.presets import DEFAULT_PRESET, READS, Pair, choose_pair, no_pair, pairs
+from tinyllava_edge.presets import DEFAULT_PRESET, Pair, choose_pair, no_pair, pairs
 from tinyllava_edge.runtimes.trt.binding import TARGETS
 from tinyllava_edge.runtimes.trt.cache import EngineCache, engine_folder
 from tinyllava_edge.tuned import Tuned, read_tuned
@@ -25,9 +25,10 @@ from .registry import (
     RUNTIMES,
     VISION_BACKENDS,
     choose_runtime,
+    cpu_runtimes,
     is_complete,
     open_backends,
-    runtime_entries,
+    targets,
 )
 
 
@@ -81,7 +82,7 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
 def _with_preset(runtime: str, bundle: Bundle, options: BackendOptions) -> tuple[BackendOptions, str]:
     """The options with variants and settings that were left open, and what to say of them."""
     preset = options.preset or DEFAULT_PRESET
-    if not all(backend in READS for backend in RUNTIMES[runtime]):
+    if targets(runtime) is None:
         if options.preset:
             raise UsageError(f"runtime {runtime} has no variants to choose from. Leave --preset out.")
         return options, ""
@@ -102,9 +103,10 @@ def _with_preset(runtime: str, bundle: Bundle, options: BackendOptions) -> tuple
 
 def _open_pairs(runtime: str, bundle: Bundle, options: BackendOptions, tuned: Tuned | None) -> list[Pair]:
     """Pairs of variants that a runtime reads, of those that the user left open."""
+    read = targets(runtime)
     return [
         pair
-        for pair in pairs(bundle, runtime, RUNTIMES[runtime], tuned)
+        for pair in (pairs(bundle, runtime, RUNTIMES[runtime], read, tuned) if read else ())
         if options.vision in (None, pair.vision.name) and options.language in (None, pair.language.name)
     ]
 
@@ -115,9 +117,7 @@ def _cpu_runtime(bundle: Bundle, options: BackendOptions) -> str:
     preset = options.preset or DEFAULT_PRESET
     found = [
         pair
-        for runtime, backends in RUNTIMES.items()
-        if all(backend in READS for backend in backends)
-        if is_complete(runtime) and not any(entry.needs_gpu for entry in runtime_entries(runtime))
+        for runtime in cpu_runtimes()
         for pair in _open_pairs(runtime, bundle, options, tuned)
         if pair.request_ms is not None
     ]

@@ -6,20 +6,19 @@ from typing import Any
 from rich.table import Table
 
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.presets import PRESETS, READS, Pair, choose_pair, no_pair, pairs
+from tinyllava_edge.presets import PRESETS, Pair, choose_pair, no_pair, pairs
 from tinyllava_edge.tuned import NUM_TOKENS, Tuned
 
-from .registry import RUNTIMES, is_complete, runtime_entries
+from .registry import RUNTIMES, cpu_runtimes, targets
 
 
 def preset_rows(bundle: Bundle, tuned: Tuned | None) -> list[dict[str, Any]]:
     """What each preset means for a bundle on this machine's CPU."""
     found = [
         pair
-        for runtime, backends in RUNTIMES.items()
-        if all(backend in READS for backend in backends)
-        if is_complete(runtime) and not any(entry.needs_gpu for entry in runtime_entries(runtime))
-        for pair in pairs(bundle, runtime, backends, tuned)
+        for runtime in cpu_runtimes()
+        if (read := targets(runtime)) is not None
+        for pair in pairs(bundle, runtime, RUNTIMES[runtime], read, tuned)
     ]
     return [{"preset": preset, **_row(preset, found)} for preset in PRESETS]
 
@@ -40,12 +39,24 @@ def _row(preset: str, found: list[Pair]) -> dict[str, Any]:
 def preset_table(rows: list[dict[str, Any]]) -> Table:
     """Rows of `preset_rows` for people."""
     table = Table(box=None, pad_edge=False)
-    for column in ("preset", "vision", "language", "MB", "KL", "top-1", f"ms, {NUM_TOKENS} tokens"):
-        table.add_column(column, justify="left" if column in ("preset", "vision", "language") else "right")
+    for column in (
+        "preset",
+        "runtime",
+        "vision",
+        "language",
+        "MB",
+        "KL",
+        "top-1",
+        f"ms, {NUM_TOKENS} tokens",
+    ):
+        table.add_column(
+            column, justify="left" if column in ("preset", "runtime", "vision", "language") else "right"
+        )
     for row in rows:
         kld, top1, took = (row.get(key) for key in ("mean_kld", "top1_agreement", "request_ms"))
         table.add_row(
             row["preset"],
+            row.get("runtime", "-"),
             row.get("vision", "-"),
             row.get("language", "-"),
             f"{row.get('size_bytes', 0) / 1e6:.1f}",

@@ -29,7 +29,7 @@ class Entry:
         needs_gpu: whether it computes on a CUDA GPU.
         has_run: whether it was ever run on its hardware; where not, it is called "built, not run".
         tap: "module:function" of this room that opens a graph up to an inner value, "" where it has none.
-        reads: target of the language variants that it opens, "" for one that reads none of them.
+        reads: target of the variants that it opens as they are, "" for one that reads none of them.
         compute: how a vision backend's products on the CPU round.
     """
 
@@ -61,11 +61,14 @@ _openvino = partial(Entry, package="openvino", extra="openvino")
 VISION_BACKENDS = {
     "tensorrt": _untried("trt.vision:open_vision", "tensorrt", "tensorrt"),
     "tensorrt-rtx": _untried("trt.vision:open_vision_rtx", "tensorrt_rtx", "tensorrt-rtx"),
-    "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu"),
-    "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort", tap="ort:open_tap"),
-    "openvino": _openvino("openvino_vision:open_vision", tap="openvino_vision:open_tap"),
+    "onnxruntime-cuda": _untried("ort:open_vision_cuda", "onnxruntime", "gpu", reads="onnx"),
+    "onnxruntime": Entry("ort:open_vision", "onnxruntime", "ort", tap="ort:open_tap", reads="onnx"),
+    "openvino": _openvino("openvino_vision:open_vision", tap="openvino_vision:open_tap", reads="onnx"),
     "openvino-bf16": _openvino(
-        "openvino_vision:open_vision_bf16", tap="openvino_vision:open_tap_bf16", compute=BF16_CPU
+        "openvino_vision:open_vision_bf16",
+        tap="openvino_vision:open_tap_bf16",
+        reads="onnx",
+        compute=BF16_CPU,
     ),
     "torch": Entry("torch_reference:open_vision", "torch", "torch", reads_checkpoint=True),
     "scripted": Entry("scripted:open_vision"),
@@ -130,6 +133,22 @@ def runtime_entries(runtime: str) -> tuple[Entry, Entry]:
 def language_target(runtime: str) -> str:
     """Target of the language variants that a runtime in `RUNTIMES` opens; "" where it reads none of them."""
     return runtime_entries(runtime)[1].reads
+
+
+def targets(runtime: str) -> tuple[str, str] | None:
+    """What a runtime reads of vision and language, or None where it computes without a bundle's variants."""
+    vision, language = runtime_entries(runtime)
+    return (vision.reads, language.reads) if vision.reads and language.reads else None
+
+
+def cpu_runtimes() -> list[str]:
+    """Installed runtimes that compute a bundle's variants on the CPU."""
+    return [
+        runtime
+        for runtime in RUNTIMES
+        if targets(runtime) and is_complete(runtime)
+        if not any(entry.needs_gpu for entry in runtime_entries(runtime))
+    ]
 
 
 def vision_opener(name: str) -> "VisionOpener":

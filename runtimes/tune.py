@@ -8,14 +8,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError
-from tinyllava_edge.presets import READS
 from tinyllava_edge.tuned import LanguageSpeed, Tuned, machine_key
 
 from .base import BackendOptions, LanguageBackend
@@ -28,6 +27,7 @@ _ROUNDS = 3
 _WORTH = 0.95
 
 Say = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,10 +42,10 @@ class _Clock:
         return time.monotonic() - self.started > self.seconds
 
 
-def cpu_backends(table: dict[str, Entry]) -> list[str]:
+def _cpu_backends(table: dict[str, Entry]) -> list[str]:
     """Installed backends that compute a bundle's variants on the CPU."""
     return [
-        name for name, entry in table.items() if name in READS and not entry.needs_gpu and entry.is_installed
+        name for name, entry in table.items() if entry.reads and not entry.needs_gpu and entry.is_installed
     ]
 
 
@@ -68,13 +68,16 @@ def tune(bundle: Bundle, *, seconds: float = 60.0, say: Say = lambda line: None)
     for number in range(_ROUNDS):
         if number and clock.is_over:
             break
-        for backend, variant in _verified(bundle, "vision", cpu_backends(VISION_BACKENDS)):
-            took = _vision_ms(bundle, backend, variant)
+        for backend, variant in _verified(bundle, "vision", VISION_BACKENDS):
+            if (took := _tried(say, _vision_ms, bundle, backend, variant)) is None:
+                continue
             known = vision.setdefault(backend, {})
             known[variant] = min(took, known.get(variant, took))
             say(f"{backend} {variant}: {took:.0f} ms a picture")
-        for backend, variant in _verified(bundle, "language", cpu_backends(LANGUAGE_BACKENDS)):
-            speed = _language_speed(bundle, backend, BackendOptions(language=variant), positions)
+        for backend, variant in _verified(bundle, "language", LANGUAGE_BACKENDS):
+            options = BackendOptions(language=variant)
+            if (speed := _tried(say, _language_speed, bundle, backend, options, positions)) is None:
+                continue
             per_backend = language.setdefault(backend, {})
             per_backend[variant] = _fastest(speed, per_backend.get(variant))
             say(f"{backend} {variant}: prompt {speed.prefill_ms:.0f} ms, a token {speed.decode_ms:.1f} ms")
@@ -124,11 +127,20 @@ def _prompt_positions(bundle: Bundle) -> int:
     )
 
 
-def _verified(bundle: Bundle, part: str, backends: list[str]) -> Iterator[tuple[str, str]]:
-    for backend in backends:
+def _verified(bundle: Bundle, part: str, table: dict[str, Entry]) -> Iterator[tuple[str, str]]:
+    for backend in _cpu_backends(table):
         for variant in bundle.manifest.variants:
-            if (variant.part, variant.status, variant.target) == (part, "verified", READS[backend]):
+            if (variant.part, variant.status, variant.target) == (part, "verified", table[backend].reads):
                 yield backend, variant.name
+
+
+def _tried(say: Say, measure: Callable[..., T], *what: Any) -> T | None:
+    """A figure, or None and a line where a backend does not compute that here."""
+    try:
+        return measure(*what)
+    except BackendError as error:
+        say(f"left out: {error}")
+        return None
 
 
 def _vision_ms(bundle: Bundle, backend: str, variant: str) -> float:

@@ -15,7 +15,7 @@ from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.manifest import Variant
 from tinyllava_edge.parity_files import read_parity
-from tinyllava_edge.precisions import PRECISIONS
+from tinyllava_edge.precisions import PRECISIONS, Processor
 from tinyllava_edge.tuned import Tuned
 
 PRESETS = {
@@ -32,8 +32,6 @@ BOUND: tuple[Gate, ...] = (at_most("mean_kld", 0.01), at_least("top1_agreement",
 # Vision variants on a CPU, fastest first where nothing was measured: ONNX Runtime computes fp16 in float32.
 _CPU_ORDER = ("int8", "fp32", "fp16")
 _CPU_ORDER_WITHOUT_VNNI = ("fp32", "int8", "fp16")
-# What a backend reads; one that is not here computes without variants.
-READS = {"onnxruntime": "onnx", "onnxruntime-cuda": "onnx", "llamacpp": "gguf"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +73,26 @@ class Pair:
         return f"{said}, KL {self.mean_kld:.2g} nats, top-1 {100 * self.top1_agreement:.1f} %"
 
 
-def pairs(bundle: Bundle, runtime: str, backends: tuple[str, str], tuned: Tuned | None = None) -> list[Pair]:
+def pairs(
+    bundle: Bundle,
+    runtime: str,
+    backends: tuple[str, str],
+    targets: tuple[str, str],
+    tuned: Tuned | None = None,
+) -> list[Pair]:
     """Every verified pair of variants that a runtime reads, most precise first.
 
     Args:
         bundle: opened.
         runtime: whose results of `verify` count.
         backends: its vision and its language backend.
+        targets: what these read: "onnx" and "gguf".
         tuned: what `tune` measured here.
     """
+    processor: Processor = "cuda" if "cuda" in backends[0] else "cpu"
     vision, language = (
-        [v for v in bundle.manifest.variants if _is_read(v, part, backend)]
-        for part, backend in zip(("vision", "language"), backends, strict=True)
+        [v for v in bundle.manifest.variants if _is_read(v, part, target, processor)]
+        for part, target in zip(("vision", "language"), targets, strict=True)
     )
     figures = _Figures.read(bundle, runtime)
     return [
@@ -140,11 +146,11 @@ def _guessed_speed(pair: Pair) -> tuple[int, int]:
     return order.index(name) if name in order else len(order), pair.size_bytes
 
 
-def _is_read(variant: Variant, part: str, backend: str) -> bool:
-    """Whether a backend computes a variant, on a processor that has kernels for it."""
+def _is_read(variant: Variant, part: str, target: str, processor: Processor) -> bool:
+    """Whether a variant of a part is verified, of a target, and has kernels on a processor."""
     known = PRECISIONS.get(variant.name) if part == "vision" else None
-    runs = known is None or ("cuda" if "cuda" in backend else "cpu") in known.runs_on
-    return runs and (variant.part, variant.status, variant.target) == (part, "verified", READS.get(backend))
+    runs = known is None or processor in known.runs_on
+    return runs and (variant.part, variant.status, variant.target) == (part, "verified", target)
 
 
 class _Figures:

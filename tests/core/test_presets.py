@@ -15,6 +15,7 @@ from tinyllava_edge.tuned import FOLDER, Tuned, machine_key, read_tuned, write_t
 
 RUNTIME = "onnxruntime+llamacpp"
 BACKENDS = ("onnxruntime", "llamacpp")
+TARGETS = ("onnx", "gguf")
 
 
 def bundle_with(tmp_path: Path, stages: list[dict[str, Any]] | None, **names: list[str]) -> Bundle:
@@ -36,14 +37,14 @@ def stage(variant: str, mean_kld: float, top1: float, name: str = "teacher_force
 
 
 def chosen(bundle: Bundle, preset: str, tuned: Tuned | None = None) -> str:
-    pair = choose_pair(preset, pairs(bundle, RUNTIME, BACKENDS, tuned))
+    pair = choose_pair(preset, pairs(bundle, RUNTIME, BACKENDS, TARGETS, tuned))
     return "most precise" if pair is None else f"{pair.vision.name} + {pair.language.name}"
 
 
 def test_without_a_result_of_verify_the_most_precise_is_taken(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, None)
     assert {preset: chosen(bundle, preset) for preset in PRESETS} == dict.fromkeys(PRESETS, "most precise")
-    assert no_pair("balanced", pairs(bundle, RUNTIME, BACKENDS)).endswith(
+    assert no_pair("balanced", pairs(bundle, RUNTIME, BACKENDS, TARGETS)).endswith(
         "verify --checkpoint has compared none"
     )
 
@@ -70,7 +71,7 @@ def test_nothing_within_the_bound_is_the_most_precise(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, [stage("f16", 0.2, 0.7), stage("q8_0", 0.3, 0.7)])
     assert chosen(bundle, "balanced") == "most precise"
     assert chosen(bundle, "small") == chosen(bundle, "fast") == "fp16 + q8_0"
-    assert no_pair("balanced", pairs(bundle, RUNTIME, BACKENDS)).endswith("none is within the bound")
+    assert no_pair("balanced", pairs(bundle, RUNTIME, BACKENDS, TARGETS)).endswith("none is within the bound")
 
 
 def test_what_failed_at_any_stage_is_never_chosen(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_both_costs_are_added_up(tmp_path: Path) -> None:
         stage("f16, vision fp16", 0.005, 0.99),  # the first vision variant was another one
     ]
     bundle = bundle_with(tmp_path, stages, vision=["fp32", "fp16"])
-    found = {pair.language.name: pair for pair in pairs(bundle, RUNTIME, BACKENDS)}
+    found = {pair.language.name: pair for pair in pairs(bundle, RUNTIME, BACKENDS, TARGETS)}
     assert found["q8_0"].mean_kld == pytest.approx(0.011)
     assert found["q8_0"].top1_agreement == pytest.approx(0.97)
     assert found["f16"].mean_kld == pytest.approx(0.005)

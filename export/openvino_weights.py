@@ -55,8 +55,7 @@ def _scale(values: Floats) -> npt.NDArray[np.float16]:
 
 def _packed(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     flat = np.append(values, np.zeros(values.size % 2, dtype=np.uint8)).reshape(-1, 2)
-    packed: npt.NDArray[np.uint8] = flat[:, 0] | flat[:, 1] << 4
-    return packed
+    return (flat[:, 0] | flat[:, 1] << 4).astype(np.uint8)
 
 
 # Name of a language type -> how its matrices are made; embedding and head of ov_int4 are ov_int8's.

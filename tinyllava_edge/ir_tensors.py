@@ -96,7 +96,8 @@ def rounded(values: Floats, kind: str) -> Floats:
     groups = values.reshape(-1, GROUP if columns % GROUP == 0 else columns)
     if kind == "OV_INT8":
         scale = _half(np.max(np.abs(groups), axis=1) / np.float32(127))
-        return (np.rint(groups / scale).clip(-127, 127) * scale).reshape(values.shape)
+        whole: Floats = np.rint(groups / scale).clip(-127, 127) * scale
+        return whole.reshape(values.shape)
     low, high = groups.min(axis=1).clip(max=0), groups.max(axis=1).clip(min=0)
     scale = _half((high - low) / np.float32(15))
     zero = np.rint(-low[:, None] / scale).clip(0, 15)

@@ -85,6 +85,7 @@ def test_integers_are_computed_as_the_values_that_they_stand_for(graphs: Graphs,
     with closing(graphs.open(name)) as backend:
         ids = language_ids(backend, 40)
         found = backend.evaluate(ids, 0, all_logits=True)
+    assert found is not None
     assert nmse(Graph(graphs.config, values).run(0, ids), found) < 1e-6
 
 
@@ -93,7 +94,9 @@ def test_bfloat16_is_other_numbers(graphs: Graphs) -> None:
     found = []
     for compute in (FLOAT32_CPU, BF16_CPU):
         with closing(graphs.open("ov_f32", compute=compute)) as backend:
-            found.append(backend.evaluate(language_ids(backend, 200), 0, all_logits=True))
+            logits = backend.evaluate(language_ids(backend, 200), 0, all_logits=True)
+            assert logits is not None
+            found.append(logits)
     assert 1e-6 < nmse(*found) < 1e-2
 
 

@@ -123,14 +123,16 @@ def small_tokenizer(*added: tuple[str, dict[str, bool]]) -> str:
 SMALL: dict[str, list[tuple[str, dict[str, bool]]]] = {
     "plain": [("</a>", {}), ("<b>", {})],
     "normalized": [("</a>", {"normalized": True}), ("<b>", {"normalized": True})],
-    "single words": [("</a>", {}), ("<b>", {"single_word": True}), ("b>c", {})],
+    "single words": [("</a>", {}), ("<b>", {"single_word": True}), ("b>c", {"special": False})],
     "stripped": [("</a>", {"lstrip": True, "rstrip": True}), ("<b>", {"lstrip": True})],
     "an end that overlaps itself": [("aa", {}), ("aab", {"special": False}), ("ba", {})],
     "an end that is not special": [("</a>", {"special": False}), (">:", {}), ("a<", {"special": False})],
     "marks of the template": [("</a>", {}), ("<|a|>", {}), ("<b>", {}), ("a|", {"special": False})],
     "a marker": [("</a>", {}), (IMAGE_MARKER, {})],
 }
-TYPED = st.lists(st.sampled_from([*"abAB<>/: ", "</a>", "</A>", "<b>", "<B>", "aa"]), max_size=6).map("".join)
+TYPED = st.lists(st.sampled_from([*"abAB<>/: ", "</a>", "</A>", "<b>", "<B>", "<b>c", "aa"]), max_size=6).map(
+    "".join
+)
 
 
 @cache

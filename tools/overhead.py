@@ -66,14 +66,15 @@ def gelu(bundle: Bundle, is_new: bool) -> float:
 
 def builds(bundle: Bundle, is_new: bool) -> float:
     """A prompt and some tokens through llama.cpp; which libraries is in the environment."""
-    language = registry.language_opener("llamacpp")(bundle, BackendOptions(context_length=1024))
-    ids = np.random.default_rng(0).integers(5, language.vocab_size, _PROMPT).astype(np.int32)
+    language = registry.language_opener("llamacpp")(bundle, BackendOptions())
+    rows = min(_PROMPT, language.context_length - _TOKENS)
+    ids = np.random.default_rng(0).integers(5, language.vocab_size, rows).astype(np.int32)
 
     def ask() -> None:
         language.truncate(0)
         language.evaluate(ids, 0)
         for number in range(_TOKENS):
-            language.evaluate(ids[:1], _PROMPT + number)
+            language.evaluate(ids[:1], rows + number)
             language.last_logits()
 
     return _best(ask)

@@ -114,7 +114,9 @@ def test_onnx_runtime_makes_one_operator_of_each_gelu(vision_graph: onnx.ModelPr
     options.log_severity_level = 3  # the file is for this machine
     onnxruntime.InferenceSession(vision_graph.SerializeToString(), options, ["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
-    assert [kinds.count(kind) for kind in ("FastGelu", "BiasGelu", "Tanh", "Erf")] == [2, 1, 0, 0]
+    assert kinds.count("FastGelu") == 2
+    assert kinds.count("Gelu") + kinds.count("BiasGelu") == 1, "the connector's, with its bias or without"
+    assert not {"Tanh", "Erf"} & {*kinds}
 
 
 def test_the_file_says_nothing_about_the_machine_it_was_made_on(vision_graph: onnx.ModelProto) -> None:

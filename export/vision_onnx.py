@@ -103,13 +103,16 @@ def _gelu(x: Any, approximate: str = "none") -> Any:
     torch's own translation has x * (0.5 * (1 + ...)), which it leaves in pieces; the values are the same.
     docs/sources/measuring.md#what-onnx-runtime-fuses
     """
-    half, one = (op.CastLike(number, x) for number in (0.5, 1.0))
+
+    def as_x(number: Any) -> Any:
+        return op.CastLike(number, x)
+
     if approximate == "tanh":
-        cube = op.Mul(op.Pow(x, op.CastLike(3.0, x)), op.CastLike(0.044715, x))
-        inner = op.Tanh(op.Mul(op.Add(x, cube), op.CastLike(math.sqrt(2 / math.pi), x)))
+        cube = op.Mul(op.Pow(x, as_x(3.0)), as_x(0.044715))
+        inner = op.Tanh(op.Mul(op.Add(x, cube), as_x(math.sqrt(2 / math.pi))))
     else:
-        inner = op.Erf(op.Div(x, op.CastLike(math.sqrt(2), x)))
-    return op.Mul(op.Mul(x, half), op.Add(inner, one))
+        inner = op.Erf(op.Div(x, as_x(math.sqrt(2))))
+    return op.Mul(op.Mul(x, as_x(0.5)), op.Add(inner, as_x(1.0)))
 
 
 def _hide_tower_output(proto: onnx.ModelProto) -> None:

@@ -135,7 +135,7 @@ def test_a_compiler_that_knows_no_new_instructions_builds_for_avx2(
     monkeypatch.setenv("CXX", str(old))
     toolkit = install.cpu_toolkit()
     assert not toolkit.knows_all_variants
-    machine = SimpleNamespace(
+    machine: Any = SimpleNamespace(
         cpu=SimpleNamespace(architecture="x86_64", usable_cores=2), system="Linux 6", memory=None, jetson=None
     )
     assert "BACKEND_DL" not in install.build_variables(toolkit, machine)["CMAKE_ARGS"]

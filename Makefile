@@ -8,9 +8,9 @@ OUT ?= demo-out
 # Elsewhere on Linux PyPI's torch is the CUDA build; TORCH can name another one.
 TORCH ?= torch==2.13.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
-# llama.cpp is built for this machine, with CUDA where there is a GPU; LLAMA_BUILD=--cpu leaves that out. pip keeps a
-# CPU wheel and offers it to every later machine that shares its cache: on x86-64 it is built for AVX2 and not for the
-# processor at hand. CMAKE_ARGS=-DGGML_NATIVE=ON builds for this one.
+# llama.cpp is built with CUDA where there is a GPU; LLAMA_BUILD=--cpu leaves that out. pip keeps a CPU wheel and offers
+# it to every later machine that shares its cache, so on x86-64 it has a backend for each kind of processor. A wheel
+# that is there already and was built in another way is taken where it runs, and what it leaves unused is said.
 LLAMA_BUILD ?=
 INSTALL_LLAMA = $(BIN)/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
 LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build

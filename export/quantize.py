@@ -13,6 +13,7 @@ from pathlib import Path
 import llama_cpp
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.llamacpp_backends import load_backends
 
 from .language_gguf import OnProgress, no_progress
 
@@ -34,6 +35,7 @@ def quantize_gguf(
     Raises:
         ExportError: llama.cpp refused; its own last words are in the message.
     """
+    load_backends(llama_cpp)
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
     parameters.nthread = threads

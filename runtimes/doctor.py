@@ -18,7 +18,7 @@ from tinyllava_edge.machine_files import HERE
 from .doctor_board import board_lines, board_problems
 from .doctor_cuda import cuda_lines, cuda_problems, gpu_fault
 from .doctor_gpu import TENSORRT_PACKAGES, GpuReport, examine_gpu, gpu_lines, gpu_of_tree, gpu_problems
-from .llamacpp_build import CPU_BUILD, build_fault, lacks_cuda, load_mend
+from .llamacpp_build import CPU_BUILD, build_fault, cpu_variant, lacks_cuda, load_mend, unused_line
 from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
 from .trt.binding import TARGETS
 
@@ -55,6 +55,7 @@ class Report:
     """Everything `doctor` says."""
 
     python: str
+    llamacpp_variant: str  # of the CPU backend, "" where the build has but one
     packages: dict[str, str | None]
     machine: Machine
     board: BoardState
@@ -78,7 +79,7 @@ def examine(root: Path = HERE, bundle: Bundle | None = None) -> Report:
     gpu = examine_gpu(fault) if root == HERE else gpu_of_tree(root, fault)
     largest = max(map(bundle.variant_bytes, bundle.manifest.variants)) if bundle else None
     problems = [
-        *_package_problems(root, packages),
+        *_package_problems(root, packages, machine),
         *board_problems(root, machine, board, largest),
         *cuda_problems(root, machine, cuda, packages),
         *gpu_problems(gpu, machine, largest),
@@ -88,6 +89,7 @@ def examine(root: Path = HERE, bundle: Bundle | None = None) -> Report:
         python=f"{platform.python_version()} ({platform.python_implementation()})"
         if root == HERE
         else ".".join(map(str, python or ())) or "none",
+        llamacpp_variant=cpu_variant() if root == HERE and packages["llama-cpp-python"] else "",
         packages=packages,
         machine=machine,
         board=board,
@@ -107,6 +109,8 @@ def lines(report: Report) -> Iterator[str]:
     cores = f"{cpu.usable_cores} of {cpu.physical_cores} ({cpu.logical_cpus} CPUs, {quota})"
     yield f"usable cores {cores}"
     yield f"instructions {' '.join(cpu.features) or 'none of those the kernels choose by'}"
+    if report.llamacpp_variant:
+        yield f"llama.cpp    takes its CPU backend {report.llamacpp_variant}"
     if memory is not None:
         available, total = memory.available_bytes / (1 << 30), memory.total_bytes / (1 << 30)
         yield f"memory       {available:.1f} of {total:.1f} GiB available"
@@ -133,11 +137,13 @@ def package_versions(root: Path = HERE) -> dict[str, str | None]:
     return {package: installed_version(package, root) for package in PACKAGES.split()}
 
 
-def _package_problems(root: Path, packages: dict[str, str | None]) -> Iterator[str]:
+def _package_problems(root: Path, packages: dict[str, str | None], machine: Machine) -> Iterator[str]:
     if packages["onnxruntime"] and packages["onnxruntime-gpu"]:
         yield f"{TWO_ONNXRUNTIMES}: {install_line('gpu', root=root)}"
     if packages["llama-cpp-python"] and _lacks_cuda(root):
         yield f"{CPU_BUILD}: {llamacpp_line(root)}"
+    elif packages["llama-cpp-python"] and root == HERE and (unused := unused_line(machine.cpu.features)):
+        yield unused
 
 
 def _lacks_cuda(root: Path) -> bool:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.llamacpp_backends import load_backends
 
 from .llamacpp_build import load_mend
 from .threads import limit_openmp_spin
@@ -81,7 +82,7 @@ def load_library() -> Library:
     """Import the bindings once, after the OpenMP policy is set.
 
     Raises:
-        BackendError: the shared library does not load.
+        BackendError: the shared library does not load, or has no backend for this processor.
     """
     limit_openmp_spin()
     try:
@@ -90,6 +91,7 @@ def load_library() -> Library:
         raise BackendError(f"llama-cpp-python does not load ({error}). {load_mend(str(error))}") from None
     log = Log(llama_cpp)
     log.attach()
+    load_backends(llama_cpp)
     llama_cpp.llama_backend_init()
     build = llama_cpp.llama_print_system_info().decode()
     gpus = _read_gpus(llama_cpp)

@@ -1,6 +1,8 @@
 """Which runtimes there are: exact names, each module imported only when it is asked for."""
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
@@ -8,8 +10,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
+from tinyllava_edge.device import has_nvidia_gpu, read_cpu, read_memory
 from tinyllava_edge.errors import MissingExtraError, UsageError
 from tinyllava_edge.memory import return_holes
+
+from .threads import limit_openmp_spin
 
 if TYPE_CHECKING:  # the commands read the default runtime here, and `--help` is to be quick
     from tinyllava_edge.bundle import Bundle
@@ -100,6 +105,7 @@ CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
 TWO_ONNXRUNTIMES = (
     "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one"
 )
+_VISION_PEAK = 4  # bytes that a graph may take while it is opened, by those of its file (fp16 on a CPU)
 # Where nothing is for a GPU (`auto.py`); scripted answers without looking.
 AUTO_ORDER = (CPU_RUNTIME, "torch")
 
@@ -189,19 +195,53 @@ def open_backends(
         )
     vision_name, language_name = RUNTIMES[runtime]
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
-    vision = open_vision(bundle, options)
-    return_holes()  # what it was read from: as much as the weights again
-    try:
-        language = open_language(bundle, options)
-        try:
-            bundle.check_unchanged()
-        except BaseException:
-            language.close()
-            raise
+    with ExitStack() as unless_both:
+        beside = _begin(open_language, bundle, options) if opens_side_by_side(runtime, bundle) else None
+        if beside is not None:
+            unless_both.callback(_close_opened, beside)
+        vision = open_vision(bundle, options)
+        unless_both.callback(vision.close)
+        return_holes()  # what it was read from: as much as the weights again
+        language = open_language(bundle, options) if beside is None else beside.result()
+        if beside is None:
+            unless_both.callback(language.close)
+        bundle.check_unchanged()
+        unless_both.pop_all()
         return vision, language
-    except BaseException:
-        vision.close()
-        raise
+
+
+def opens_side_by_side(runtime: str, bundle: "Bundle") -> bool:
+    """Whether both halves of a runtime are opened at the same time: two libraries on the CPU's cores.
+
+    A GPU's layers are counted by what the vision engine has left of it, so there one comes after the other;
+    likewise where memory may not hold what both take at their most.
+    """
+    halves = runtime_entries(runtime)
+    libraries = {half.package for half in halves if not half.reads_checkpoint} - {""}
+    if has_nvidia_gpu() or len(libraries) < 2:
+        return False
+    largest = {"vision": 0, "language": 0}
+    for variant in bundle.manifest.variants:
+        largest[variant.part] = max(largest[variant.part], bundle.variant_bytes(variant))
+    needed, memory = _VISION_PEAK * largest["vision"] + largest["language"], read_memory()
+    return read_cpu().usable_cores > 1 and memory is not None and needed < memory.available_bytes
+
+
+def _begin(
+    open_language: "LanguageOpener", bundle: "Bundle", options: "BackendOptions"
+) -> "Future[LanguageBackend]":
+    """Open a language backend in a thread of its own, which ends with that."""
+    limit_openmp_spin()  # sets a variable, which is not to be done while another thread reads them
+    executor = ThreadPoolExecutor(1, "open-language")
+    opened = executor.submit(open_language, bundle, options)
+    executor.shutdown(wait=False)
+    return opened
+
+
+def _close_opened(beside: "Future[LanguageBackend]") -> None:
+    """Close what another thread opens, as soon as it has."""
+    if beside.exception() is None:
+        beside.result().close()
 
 
 def _import_opener(table: Mapping[str, Entry], name: str) -> Callable[..., Any]:

@@ -75,7 +75,7 @@ def read_machine(root: Path = HERE) -> Machine:
     return Machine(
         system=_system(root),
         cpu=read_cpu(root),
-        memory=_read_memory(root),
+        memory=read_memory(root),
         gpus=_nvidia_gpus() if root == HERE else (),
         jetson=read_jetson(root),
     )
@@ -169,7 +169,8 @@ def _control_groups(root: Path, controller: str) -> list[Path]:
     return folders
 
 
-def _read_memory(root: Path) -> Memory | None:
+def read_memory(root: Path = HERE) -> Memory | None:
+    """Read how much main memory there is, or None where the system does not say."""
     total_bytes, available_bytes = (read_meminfo(root, name) for name in ("MemTotal", "MemAvailable"))
     if total_bytes is None or available_bytes is None:
         return None

@@ -28,6 +28,13 @@ LEFT_OUT = (
     *("-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_TOOLS=OFF"),
     *("-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_CURL=OFF"),
 )
+# A CPU backend for each kind of x86-64 processor, of which `llamacpp_backends.py` loads one; they go into the
+# package, not into the environment's bin. docs/sources/llamacpp.md#variants-of-the-cpu-backend
+ALL_VARIANTS = (
+    *("-DGGML_NATIVE=OFF", "-DGGML_BACKEND_DL=ON", "-DGGML_CPU_ALL_VARIANTS=ON"),
+    "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
+)
+_NEWEST = ("-mamx-int8", "-mavxvnni", "-mavx512bf16")  # of their compiler's flags: GCC 11, clang 12
 # What a compiler process takes at its most.
 _CUDA_JOB_BYTES, _CPU_JOB_BYTES = 2 << 30, 1 << 30
 
@@ -40,11 +47,13 @@ class Toolkit:
         nvcc: CUDA's compiler, or where it will be once `missing` is installed; None for a CPU build.
         architecture: of the GPU, as CMake has it ("87").
         missing: Debian packages that the build needs.
+        knows_all_variants: whether the C++ compiler knows the newest instructions of x86-64.
     """
 
     nvcc: str | None = None
     architecture: str = ""
     missing: tuple[str, ...] = ()
+    knows_all_variants: bool = True
 
 
 def llamacpp_line(root: Path = HERE, requirement: str = LLAMA_CPP) -> str:
@@ -69,15 +78,14 @@ def llamacpp_line(root: Path = HERE, requirement: str = LLAMA_CPP) -> str:
 
 def find_toolkit(root: Path = HERE) -> Toolkit:
     """What there is to compile with; CUDA only where the kernel shows a GPU."""
-    is_windows = os.name == "nt" and root == HERE  # CMake finds Visual Studio's compiler itself
-    compiler = () if is_windows or _program(root, "c++") or _program(root, "g++") else ("g++",)
+    without_gpu = cpu_toolkit(root)
     if not has_nvidia_gpu(root):
-        return Toolkit(missing=compiler)
+        return without_gpu
     nvcc = find_nvcc(root)
     jetson = read_jetson(root)
     chip = jetson.chip if jetson else None
     architecture = TEGRAS.get(chip or "") or _compute_capabilities(root) or "native"
-    if is_windows:
+    if os.name == "nt" and root == HERE:
         missing = () if nvcc else ("NVIDIA's CUDA Toolkit",)
         return Toolkit(nvcc=nvcc or "nvcc", architecture=architecture, missing=missing)
     release = _cuda_release(root, nvcc)
@@ -91,8 +99,20 @@ def find_toolkit(root: Path = HERE) -> Toolkit:
         nvcc=nvcc
         or (f"/usr/local/cuda-{release.replace('-', '.')}/bin/nvcc" if release else "/usr/bin/nvcc"),
         architecture=architecture,
-        missing=(*compiler, *packages),
+        missing=(*without_gpu.missing, *packages),
     )
+
+
+def cpu_toolkit(root: Path = HERE) -> Toolkit:
+    """What there is to compile a build for the CPU with."""
+    is_windows = os.name == "nt" and root == HERE  # CMake finds Visual Studio's compiler itself
+    compiler = (root == HERE and os.environ.get("CXX")) or _program(root, "c++") or _program(root, "g++")
+    missing = () if is_windows or compiler else ("g++",)
+    if root != HERE or not compiler:
+        return Toolkit(missing=missing)
+    command = [*shlex.split(compiler), *_NEWEST, "-E", "-x", "c++", os.devnull]
+    asked = subprocess.run(command, capture_output=True, check=False) if shutil.which(command[0]) else None
+    return Toolkit(missing=missing, knows_all_variants=asked is not None and asked.returncode == 0)
 
 
 def find_nvcc(root: Path = HERE) -> str | None:
@@ -108,16 +128,20 @@ def find_nvcc(root: Path = HERE) -> str | None:
 def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
     """Environment variables of the build.
 
-    On x86-64 the build is for AVX2 and not for the processor at hand: an image may go to another machine.
+    On x86-64 it is not for the processor at hand, as pip's cache or an image may go to another machine: it is
+    for every kind on Linux; for AVX2 with CUDA (whose library then says what it misses), with an old compiler
+    and on other systems. On ARM it is for the processor at hand: the compilers of its boards know no SME.
     """
-    flags = [*LEFT_OUT]
+    flags, own = [*LEFT_OUT], os.environ.get("CMAKE_ARGS", "").split()
     if machine.cpu.architecture.lower() in ("x86_64", "amd64"):
-        flags.append("-DGGML_NATIVE=OFF")
+        suits = not toolkit.nvcc and machine.system.startswith("Linux") and toolkit.knows_all_variants
+        is_plain = not any(flag.startswith("-DGGML_") for flag in own)
+        flags += ALL_VARIANTS if suits and is_plain else ["-DGGML_NATIVE=OFF"]
     if toolkit.nvcc:
         flags += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={toolkit.architecture}"]
         if machine.jetson or toolkit.architecture in TEGRAS.values():
             flags.append("-DGGML_CUDA_NO_VMM=ON")
-    flags += os.environ.get("CMAKE_ARGS", "").split()
+    flags += own
     job_bytes = _CUDA_JOB_BYTES if toolkit.nvcc else _CPU_JOB_BYTES
     fitting = machine.memory.available_bytes // job_bytes if machine.memory else 1
     jobs = max(1, min(machine.cpu.usable_cores, fitting))
@@ -206,7 +230,7 @@ def _main(arguments: list[str] | None = None) -> int:
     if options.left_out:
         sys.stdout.write(" ".join(LEFT_OUT) + "\n")
         return 0
-    toolkit = Toolkit() if options.cpu else find_toolkit()
+    toolkit = cpu_toolkit() if options.cpu else find_toolkit()
     if options.cuda:
         toolkit = Toolkit(nvcc=find_nvcc() or "nvcc", architecture=options.cuda)
     if "g++" in toolkit.missing:
@@ -217,7 +241,7 @@ def _main(arguments: list[str] | None = None) -> int:
             "llama.cpp: a CPU build, which leaves the GPU here out: packages are missing for that. With it: "
             f"{llamacpp_line(requirement=options.requirement)}\n"
         )
-        toolkit = Toolkit()
+        toolkit = cpu_toolkit()
     variables = build_variables(toolkit, read_machine())
     fresh = ["--no-cache-dir", *_again()] if options.fresh or toolkit.nvcc else []
     command = [*shlex.split(pip("install")), *fresh, options.requirement]

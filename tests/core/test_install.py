@@ -103,6 +103,44 @@ def test_a_machine_without_a_gpu_gets_a_cpu_build_though_nvcc_is_there(tmp_path:
     assert "&&" not in words
 
 
+def test_a_build_for_x86_64_is_for_every_kind_of_its_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = {"usr/bin/c++": "", "proc/meminfo": MEMINFO.format(2_500_000), "proc/cpuinfo": "flags : avx2\n"}
+    arm = cpu | {"proc/cpuinfo": "CPU implementer : 0x41\n"}
+    variants = "-DGGML_CPU_ALL_VARIANTS=ON"
+    flags = line(tmp_path / "cpu", cpu)[0]["CMAKE_ARGS"].split()
+    assert {
+        variants,
+        "-DGGML_BACKEND_DL=ON",
+        "-DGGML_NATIVE=OFF",
+        "-DCMAKE_INSTALL_BINDIR=llama_cpp/lib",
+    } <= {*flags}
+    assert "GGML" not in line(tmp_path / "arm", arm)[0]["CMAKE_ARGS"]  # for the board that compiles
+    with_gpu = line(tmp_path / "gpu", cpu | CARD | toolkit("13.0"))[0]["CMAKE_ARGS"]
+    assert "-DGGML_NATIVE=OFF" in with_gpu
+    assert "BACKEND_DL" not in with_gpu
+    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
+    flags = line(tmp_path / "own", cpu)[0]["CMAKE_ARGS"].split()
+    assert variants not in flags
+    assert flags[-2:] == ["-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON"]  # CMake takes the last
+
+
+def test_a_compiler_that_knows_no_new_instructions_builds_for_avx2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "old-c++"
+    old.write_text("#!/bin/sh\ncase $* in *amx*) exit 1;; esac\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("CXX", str(old))
+    toolkit = install.cpu_toolkit()
+    assert not toolkit.knows_all_variants
+    machine: Any = SimpleNamespace(
+        cpu=SimpleNamespace(architecture="x86_64", usable_cores=2), system="Linux 6", memory=None, jetson=None
+    )
+    assert "BACKEND_DL" not in install.build_variables(toolkit, machine)["CMAKE_ARGS"]
+
+
 def test_a_card_is_asked_what_it_is_and_the_newest_toolkit_compiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

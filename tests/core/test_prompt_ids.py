@@ -1,6 +1,8 @@
 """Token ids with the real Llama-2 vocabulary, against ids that upstream's slow tokenizer made."""
 
+import json
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.golden import read_golden, shared_fixtures
+from tinyllava_edge import prompt
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.errors import PromptError
 from tinyllava_edge.model.tokenizer import read_tokenizer
@@ -27,13 +30,21 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-def read_llama_tokenizer(directory: Path) -> TextTokenizer:
+def read_llama_tokenizer(directory: Path, kind: type[TextTokenizer] = TextTokenizer) -> TextTokenizer:
     assets = read_tokenizer(directory)
     assert assets.adds_bos
-    return TextTokenizer(assets.tokenizer_json, bos_id=assets.bos_id)
+    return kind(assets.tokenizer_json, bos_id=assets.bos_id)
+
+
+class WithoutShortcut(TextTokenizer):
+    """Builds the second tokenizer for every text."""
+
+    def _has_only_marks(self, *prompt: object) -> bool:
+        return False
 
 
 TOKENIZER = read_llama_tokenizer(shared_fixtures() / "tokenizers" / "llama-spm")
+SLOW = read_llama_tokenizer(shared_fixtures() / "tokenizers" / "llama-spm", WithoutShortcut)
 
 
 @pytest.mark.parametrize("family", ["tinyllama", "openelm"])
@@ -93,7 +104,62 @@ def test_without_special_text_both_ways_give_the_same_ids(first: str, answer: st
     typed = "".join([first, answer, second])
     assume(not any(special in typed for special in ("</s>", "<s>", "<unk>")))
     exact = TOKENIZER.encode(TEMPLATE, turns)
+    assert SLOW.encode(TEMPLATE, turns, honour_special=False) == exact
     assert TOKENIZER.encode(TEMPLATE, turns, honour_special=False) == exact
+
+
+def small_tokenizer(*added: tuple[str, dict[str, bool]]) -> str:
+    """Letters, each a token, and added tokens with their flags; upper case is normalized away."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokens = [{"id": 9 + i, "content": t, "special": True, **flags, **f} for i, (t, f) in enumerate(added)]
+    lower = [{"type": "Replace", "pattern": {"String": u}, "content": u.lower()} for u in "AB"]
+    vocab = {letter: index for index, letter in enumerate("abcd<>/: ")}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    return json.dumps(
+        {"added_tokens": tokens, "normalizer": {"type": "Sequence", "normalizers": lower}, "model": model}
+    )
+
+
+SMALL: dict[str, list[tuple[str, dict[str, bool]]]] = {
+    "plain": [("</a>", {}), ("<b>", {})],
+    "normalized": [("</a>", {"normalized": True}), ("<b>", {"normalized": True})],
+    "single words": [("</a>", {}), ("<b>", {"single_word": True}), ("b>c", {"special": False})],
+    "stripped": [("</a>", {"lstrip": True, "rstrip": True}), ("<b>", {"lstrip": True})],
+    "an end that overlaps itself": [("aa", {}), ("aab", {"special": False}), ("ba", {})],
+    "an end that is not special": [("</a>", {"special": False}), (">:", {}), ("a<", {"special": False})],
+    "marks of the template": [("</a>", {}), ("<|a|>", {}), ("<b>", {}), ("a|", {"special": False})],
+    "a marker": [("</a>", {}), (IMAGE_MARKER, {})],
+}
+TYPED = st.lists(st.sampled_from([*"abAB<>/: ", "</a>", "</A>", "<b>", "<B>", "<b>c", "aa"]), max_size=6).map(
+    "".join
+)
+
+
+@cache
+def small_pair(kind: str) -> tuple[TextTokenizer, TextTokenizer]:
+    content = small_tokenizer(*SMALL[kind])
+    return TextTokenizer(content, bos_id=None), WithoutShortcut(content, bos_id=None)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+@given(first=TYPED, answer=TYPED, second=TYPED, marked=st.booleans())
+def test_the_shortcut_for_ordinary_text_changes_no_id(
+    kind: str, first: str, answer: str, second: str, marked: bool
+) -> None:
+    quick, slow = small_pair(kind)
+    template = Template(name="small", system="", question="<|a|>b: {question}a:", end=SMALL[kind][0][0])
+    turns: list[Turn] = [(IMAGE_MARKER * marked + first, answer), (second, None)]
+    found = quick.encode(template, turns, honour_special=False)
+    assert found == slow.encode(template, turns, honour_special=False)
+
+
+def test_only_typed_special_text_needs_a_second_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(small_tokenizer(*SMALL["plain"]), bos_id=None)
+    monkeypatch.setattr(prompt, "open_tokenizer", lambda *_, **__: pytest.fail("a second tokenizer"))
+    template = Template(name="small", system="", question="{question}:", end="</a>")
+    assert tokenizer.encode(template, [("ab", "c"), ("<d", None)], honour_special=False).count(9) == 1
+    with pytest.raises(pytest.fail.Exception):
+        tokenizer.encode(template, [("a</a>", None)], honour_special=False)
 
 
 @given(text=TEXTS)

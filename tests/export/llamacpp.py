@@ -10,12 +10,15 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.llamacpp_backends import load_backends
+
 _F32 = 0  # GGML_TYPE_F32, for the KV cache
 
 
 @contextmanager
 def opened(path: Path, *, vocabulary_only: bool = False) -> Iterator[Any]:
     """A loaded GGUF file, one thread, float32 KV cache."""
+    load_backends(llama_cpp)
     model = llama_cpp.Llama(
         str(path),
         n_ctx=512,

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -105,6 +106,17 @@ def test_input_output_opset_and_operators_are_those_of_the_contract(vision_graph
     assert (embeddings.name, shape(embeddings)) == ("embeddings", ["batch", 15, 64])
     assert [(opset.domain, opset.version) for opset in vision_graph.opset_import] == [("", 18)]
     assert not {node.op_type for node in vision_graph.graph.node} & NOT_IN_OPSET_18
+
+
+def test_onnx_runtime_makes_one_operator_of_each_gelu(vision_graph: onnx.ModelProto, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # the file is for this machine
+    onnxruntime.InferenceSession(vision_graph.SerializeToString(), options, ["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("FastGelu") == 2
+    assert kinds.count("Gelu") + kinds.count("BiasGelu") == 1, "the connector's, with its bias or without"
+    assert not {"Tanh", "Erf"} & {*kinds}
 
 
 def test_the_file_says_nothing_about_the_machine_it_was_made_on(vision_graph: onnx.ModelProto) -> None:

@@ -15,9 +15,9 @@ XEON = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | AVX512 = 1 | AVX512_BF16 = 1 | AMX
 
 @pytest.fixture(autouse=True)
 def ask_anew() -> Iterator[None]:
-    llamacpp_build.system_info.cache_clear()
+    llamacpp_build._ask_library.cache_clear()
     yield
-    llamacpp_build.system_info.cache_clear()
+    llamacpp_build._ask_library.cache_clear()
 
 
 def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -55,6 +55,47 @@ def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
     assert "illegal instruction" in state.reason
     assert state.mend == llamacpp_line()
     assert states["scripted"].usable
+
+
+OLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | BMI2 = 1 | OPENMP = 1 | REPACK = 1 |"
+ZEN4 = ("avx", "avx2", "fma", "f16c", "bmi2", "avx512f", "avx512_vnni", "avx512_bf16")
+ALL = "python -m pip install with -DGGML_NATIVE=OFF -DGGML_CPU_ALL_VARIANTS=ON"
+
+
+@pytest.mark.parametrize(
+    ("said", "features", "unused"),
+    [
+        (OLD, ZEN4, "avx512f, avx512_vnni, avx512_bf16"),
+        (OLD, ("avx", "avx2", "avx_vnni"), "avx_vnni"),
+        (OLD, ("avx", "avx2", "fma"), ""),
+        (XEON, (*ZEN4, "amx_int8", "avx_vnni"), "avx512_vnni"),  # which does what avx_vnni does
+        ("CPU : NEON = 1 | FP16_VA = 1 |", ("asimd", "asimdhp", "asimddp", "i8mm"), "asimddp, i8mm"),
+        ("CUDA : ARCHS = 890 | CPU : AVX2 = 1 |", ZEN4, ""),
+    ],
+)
+def test_what_the_processor_has_and_the_build_lacks_is_said_with_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, features: tuple[str, ...], unused: str
+) -> None:
+    _install(tmp_path, monkeypatch, f"def llama_print_system_info(): return {said.encode()!r}")
+    monkeypatch.setattr(llamacpp_build, "llamacpp_line", lambda: ALL)
+    found = f"llama.cpp is built without {unused}, which this processor has: {ALL}" if unused else ""
+    assert llamacpp_build.unused_line(features) == found
+    monkeypatch.setattr(
+        llamacpp_build, "llamacpp_line", lambda: "pip with -DGGML_NATIVE=OFF"
+    )  # an old compiler
+    assert llamacpp_build.unused_line(features) == ""
+
+
+def test_a_build_for_every_processor_says_which_of_its_backends_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = "load_backend: loaded CPU backend from /env/llama_cpp/lib/libggml-cpu-haswell.so"
+    code = f"import sys; sys.stderr.write({log!r})\ndef llama_print_system_info(): return {OLD.encode()!r}"
+    _install(tmp_path, monkeypatch, code)
+    assert llamacpp_build.cpu_variant() == "haswell"
+    assert llamacpp_build.unused_line(ZEN4) == ""
+    report = doctor.examine()
+    assert "llama.cpp    takes its CPU backend haswell" in [*doctor.lines(report)]
 
 
 ORIN = "CUDA : ARCHS = 870 | NO_VMM = 1 | CPU : NEON = 1 | OPENMP = 1 |"

@@ -1,14 +1,20 @@
 """Every name in the tables leads somewhere, or says what to install."""
 
 import sys
+import threading
+import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from tests.runtimes import bundles
-from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.device import Memory, read_cpu
+from tinyllava_edge.errors import BackendError, BundleError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.model import open_bundle
@@ -128,3 +134,69 @@ def test_when_the_second_half_does_not_open_the_first_is_closed(
     with pytest.raises(BundleError, match="q5_k"):
         registry.open_backends("onnxruntime+llamacpp", bundle, BackendOptions(language="q5_k"))
     assert len(closed) == 1
+
+
+def test_both_halves_open_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, meeting = bundles.write_bundle(tmp_path / "bundle"), threading.Barrier(2)
+    for name in ("vision_opener", "language_opener"):
+        really = getattr(registry, name)("onnxruntime" if name == "vision_opener" else "llamacpp")
+
+        def meets(bundle: Bundle, options: BackendOptions, really: Any = really) -> Any:
+            meeting.wait(timeout=30)  # breaks where the other half waits for this one to end
+            return really(bundle, options)
+
+        monkeypatch.setattr(registry, name, lambda _, meets=meets: meets)
+    monkeypatch.setattr(registry, "opens_side_by_side", lambda *_: True)
+    with open_bundle(bundle, runtime=registry.CPU_RUNTIME, threads=1) as model:
+        assert model.ask("What is this?", max_tokens=2) is not None
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("fails", ["vision", "language", "both", "afterwards"])
+def test_a_half_that_fails_closes_the_other_one_and_says_its_own_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, fails: str
+) -> None:
+    closed: list[str] = []
+
+    def opener(part: str, pause: float) -> Any:
+        def open_half(bundle: Bundle, options: BackendOptions) -> Any:
+            time.sleep(pause)
+            if fails in (part, "both"):
+                raise BackendError(f"{part} fails")
+            return Mock(close=lambda: closed.append(part))
+
+        return lambda name: open_half
+
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    monkeypatch.setattr(registry, "opens_side_by_side", lambda *_: beside)
+    monkeypatch.setattr(registry, "vision_opener", opener("vision", 0))
+    monkeypatch.setattr(registry, "language_opener", opener("language", 0.05))
+    if fails == "afterwards":
+        monkeypatch.setattr(type(bundle), "check_unchanged", Mock(side_effect=BackendError("both fails")))
+    first = {"language": "language", "vision": "vision", "both": "vision", "afterwards": "both"}[fails]
+    with pytest.raises(BackendError, match=f"{first} fails"):
+        registry.open_backends(registry.CPU_RUNTIME, bundle, BackendOptions())
+    opened = {"vision": ["language"] * beside, "language": ["vision"], "both": []}
+    assert closed == opened.get(fails, ["vision", "language"] if beside else ["language", "vision"])
+
+
+def test_halves_open_one_after_the_other_for_a_gpu_one_core_or_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundles.write_bundle(tmp_path / "bundle")
+    cpu, plenty = replace(read_cpu(), usable_cores=2), Memory(total_bytes=1 << 34, available_bytes=1 << 34)
+    monkeypatch.setattr(registry, "has_nvidia_gpu", lambda: False)
+    monkeypatch.setattr(registry, "read_cpu", lambda: cpu)
+    monkeypatch.setattr(registry, "read_memory", lambda: plenty)
+    assert registry.opens_side_by_side("onnxruntime+llamacpp", bundle)
+    assert not registry.opens_side_by_side("torch", bundle)
+    for name, value in {
+        "has_nvidia_gpu": True,
+        "read_cpu": replace(cpu, usable_cores=1),
+        "read_memory": replace(
+            plenty, available_bytes=bundle.variant_bytes(bundle.variant("vision", "fp32"))
+        ),
+    }.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(registry, name, lambda value=value: value)
+            assert not registry.opens_side_by_side("onnxruntime+llamacpp", bundle)

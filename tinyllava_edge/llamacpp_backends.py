@@ -1,0 +1,40 @@
+"""llama.cpp's backends, where they are libraries of their own: one for each kind of processor.
+
+Such a build fits every processor of its architecture, and computes nothing before one is loaded. llama.cpp
+would look for them beside Python's program and in the current directory, where anybody may have put one; so
+they are loaded here, from the package's folder (docs/sources/llamacpp.md#variants-of-the-cpu-backend).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tinyllava_edge.errors import BackendError
+
+
+def load_backends(bindings: Any) -> None:
+    """Load the backends that fit this processor; does nothing in a build that has its backends inside.
+
+    Args:
+        bindings: llama-cpp-python's module, as it was imported.
+
+    Raises:
+        BackendError: none fits, or their files are gone.
+    """
+    folder = backend_folder(bindings)
+    if not folder.is_dir():  # bindings of another kind
+        return
+    ggml = bindings._ctypes_extensions.load_shared_library("ggml", folder)
+    if ggml.ggml_backend_reg_count() == 0:
+        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
+        if ggml.ggml_backend_reg_count() == 0:
+            raise BackendError(
+                f"{folder}: no backend of llama.cpp there fits this processor. Install llama.cpp again: "
+                "python -m tinyllava_edge.install --fresh"
+            )
+
+
+def backend_folder(bindings: Any) -> Path:
+    """Where llama-cpp-python has llama.cpp's libraries."""
+    own = Path(bindings.__file__).resolve().parent / "lib"
+    return Path(os.environ.get("LLAMA_CPP_LIB_PATH", own))

@@ -14,7 +14,7 @@ from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, f
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
-from .options import ExportOptions, parse_names
+from .options import INTERCHANGE, ExportOptions, parse_names
 
 _DEFAULTS = ExportOptions()
 
@@ -31,6 +31,10 @@ def export(
     language: Annotated[
         str, typer.Option(help=f"Language model types, comma-separated: {', '.join(ALL_LANGUAGE_TYPES)}.")
     ] = ",".join(_DEFAULTS.language),
+    interchange: Annotated[
+        str,
+        typer.Option(help=f"Files for other programs, comma-separated: {', '.join(INTERCHANGE)}."),
+    ] = "",
     sources: Annotated[
         Path | None,
         typer.Option(
@@ -57,6 +61,7 @@ def export(
     options = ExportOptions(
         vision=parse_names(vision),
         language=parse_names(language),
+        interchange=parse_names(interchange),
         template=template,
         calibration=calibration,
         force=force,
@@ -102,10 +107,13 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
     for row in rows:
         for line in _remarks(row):
             note(f"{row['name']}: {line}")
+    mmproj = report.get("mmproj")
+    if mmproj is not None:
+        note(f"mmproj.gguf: llama.cpp's own code gives {_equality({'part': 'vision', 'rounded': mmproj})}")
     peaks = report["peak_anonymous_bytes"]
     if json:
         facts = {"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows}
-        print_json({**facts, "peak_anonymous_bytes": peaks})
+        print_json({**facts, "peak_anonymous_bytes": peaks, **({"mmproj": mmproj} if mmproj else {})})
     else:
         _print_table(output, rows)
         if known := [f"{part} {peak / 1e6:,.0f} MB" for part, peak in peaks.items() if peak is not None]:

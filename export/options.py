@@ -7,6 +7,8 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
 _NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
+MMPROJ = "mmproj"
+INTERCHANGE = (MMPROJ,)
 REFUSED_LANGUAGE_TYPES = {
     **dict.fromkeys(("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"), _NEEDS_IMATRIX),
     **dict.fromkeys(("iq1_m", "iq1_s", "q2_k_s"), _NEEDS_IMATRIX),
@@ -24,6 +26,7 @@ class ExportOptions:
     Attributes:
         vision: names from `precisions.PRECISIONS`.
         language: names from `precisions.ALL_LANGUAGE_TYPES`.
+        interchange: names from `INTERCHANGE`: files for other programs.
         sources: where tokenizer and processor files are that the checkpoint only names.
         template: name of the prompt template, instead of the checkpoint's own.
         calibration: directory of pictures for int8 and for float16's range; the package's own without.
@@ -38,6 +41,7 @@ class ExportOptions:
 
     vision: tuple[str, ...] = ("fp32", "fp16")
     language: tuple[str, ...] = ("f32", "f16", "q8_0", "q4_k_m")
+    interchange: tuple[str, ...] = ()
     sources: Path | None = None
     template: str | None = None
     calibration: Path | None = None
@@ -58,6 +62,9 @@ class ExportOptions:
                     raise UsageError(f"--language {name}: {REFUSED_LANGUAGE_TYPES[name]}.")
                 if name not in known:
                     raise UsageError(f"--{part} {name!r} is not known. Known: {', '.join(known)}.")
+
+        if odd := next((name for name in self.interchange if name not in INTERCHANGE), None):
+            raise UsageError(f"--interchange {odd!r} is not known. Known: {', '.join(INTERCHANGE)}.")
 
     def vision_variants(self) -> list[str]:
         """The vision precisions asked for, each once, most precise first."""

@@ -43,9 +43,11 @@ from tinyllava_edge.prompt import template_fault
 
 from .calibration import calibration_pixels
 from .disk_space import bytes_needed
+from .interchange.bundle_files import LlamaCppFiles
+from .interchange.mmproj import check_mmproj
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
-from .options import ExportOptions
+from .options import MMPROJ, ExportOptions
 from .parity import check_language, reference_trial
 from .quantize import quantize_gguf
 from .reference import MAX_PASSES, write_reference
@@ -109,6 +111,7 @@ def export_bundle(
         on_step("trace vision tower and connector")
         trial = reference_trial(model, reference)
         graph = build_vision_graph(model, reference.pixels.shape[-1])
+        others = _write_mmproj(root, source, model, on_step) if MMPROJ in options.interchange else None
         del model
         return_freed_memory()
         vision_source = VisionSource(graph, trial, calibration)
@@ -120,17 +123,21 @@ def export_bundle(
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(root, source, halves, options, on_step, on_progress)
         peaks["language"] = memory.peak_bytes()
+        report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
+        if others is not None:
+            on_step("mmproj: check")
+            report["mmproj"] = others.finish(language[-1].files[0], reference)  # with the smallest one
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
         manifest = _seal(writer, source, options, parts, (*vision, *language), num_tokens)
-        report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
         write_parity(Bundle.open(root), "export", report)
     return manifest
 
 
 def count_steps(options: ExportOptions) -> int:
     """Number of steps that `export_bundle` announces."""
-    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants())
+    own = 2 * len(options.interchange)
+    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants()) + own
 
 
 def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
@@ -144,6 +151,8 @@ def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
     name = options.repository.partition("/")[2] or path.resolve().name
     source = LanguageSource(checkpoint=checkpoint, assets=assets, name=name)
     source.check()
+    if MMPROJ in options.interchange:
+        check_mmproj(checkpoint.config, assets.preprocessing)
     return source
 
 
@@ -174,6 +183,13 @@ def _stream(
         )
         for part, architecture in checkpoint.config.architectures.items()
     }
+
+
+def _write_mmproj(root: Path, source: LanguageSource, model: TinyLlava, on_step: OnStep) -> LlamaCppFiles:
+    on_step("mmproj: write")
+    files = LlamaCppFiles(root, source)
+    files.write(model)
+    return files
 
 
 def _export_vision(

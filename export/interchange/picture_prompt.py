@@ -2,7 +2,8 @@
 
 Upstream writes `USER: `, the picture, a line feed, the question; llama.cpp's programs put the picture's
 marker in front of the question and nothing between. Where the mmproj file gives the last token in front of
-the picture itself (`widened.py`), the text stops one token short of it.
+the picture itself (`widened.py`), the text stops one token short of it. Markers of both programs:
+docs/sources/llamacpp.md#chat-templates and docs/sources/llamacpp.md#ollama.
 """
 
 import json

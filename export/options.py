@@ -7,8 +7,8 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
 _NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
-MMPROJ = "mmproj"
-INTERCHANGE = (MMPROJ,)
+MMPROJ, TRANSFORMERS = "mmproj", "transformers"
+INTERCHANGE = (MMPROJ, TRANSFORMERS)
 REFUSED_LANGUAGE_TYPES = {
     **dict.fromkeys(("iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs"), _NEEDS_IMATRIX),
     **dict.fromkeys(("iq1_m", "iq1_s", "q2_k_s"), _NEEDS_IMATRIX),
@@ -65,6 +65,11 @@ class ExportOptions:
 
         if odd := next((name for name in self.interchange if name not in INTERCHANGE), None):
             raise UsageError(f"--interchange {odd!r} is not known. Known: {', '.join(INTERCHANGE)}.")
+        if TRANSFORMERS in self.interchange and len(self.interchange) > 1:
+            raise UsageError(
+                "--interchange transformers writes a directory that is no bundle, and mmproj into a bundle: "
+                "export twice, to two outputs."
+            )
 
     def vision_variants(self) -> list[str]:
         """The vision precisions asked for, each once, most precise first."""

@@ -77,13 +77,13 @@ class Mtmd:
         if status != 0:
             raise ExportError(f"llama.cpp cannot encode the picture (status {status}).")
         data = mtmd_cpp.mtmd_get_output_embd(self._context)
-        return np.ctypeslib.as_array(data, self._taps.last_shape).copy()  # type: ignore[arg-type]
+        return np.ctypeslib.as_array(data, self._taps.last_shape).copy()
 
     def _picture_chunks(self, picture: npt.NDArray[np.uint8]) -> Iterator[Any]:
         height, width, _ = picture.shape
         data = np.ascontiguousarray(picture)
         pointer = data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd_cpp.mtmd_bitmap_init(width, height, pointer)  # type: ignore[arg-type]
+        bitmap = mtmd_cpp.mtmd_bitmap_init(width, height, pointer)
         chunks = mtmd_cpp.mtmd_input_chunks_init()
         assert bitmap is not None
         assert chunks is not None
@@ -124,7 +124,7 @@ def open_mtmd(path: Path, language: Path, *, threads: int = 1) -> Iterator[Mtmd]
         if model is None:
             raise ExportError(f"{language}: llama.cpp refuses it: {_last_words(log)}")
         stack.callback(llama_cpp.llama_model_free, model)
-        context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model, parameters)  # type: ignore[arg-type]
+        context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), model, parameters)
         if context is None:
             raise ExportError(f"{path}: llama.cpp refuses it: {_last_words(log)}")
         stack.callback(mtmd_cpp.mtmd_free, context)
@@ -136,21 +136,18 @@ def captured_log() -> Iterator[list[str]]:
     """Collect what libmtmd says instead of printing it."""
     lines: list[str] = []
 
-    @_LOG_CALLBACK
-    def receive(level: int, text: bytes, _: object) -> None:
+    def keep(level: int, text: bytes, _: object) -> None:
         lines.append(text.decode("utf-8", errors="replace"))
 
-    @_LOG_CALLBACK
-    def ignore(level: int, text: bytes, _: object) -> None:
-        pass
+    receive, ignore = _LOG_CALLBACK(keep), _LOG_CALLBACK(lambda level, text, _: None)
 
     mtmd_cpp.mtmd_log_set(receive, None)
-    llama_cpp.llama_log_set(receive, None)  # type: ignore[arg-type]
+    llama_cpp.llama_log_set(receive, None)
     try:
         yield lines
     finally:
         mtmd_cpp.mtmd_log_set(ignore, None)
-        llama_cpp.llama_log_set(ignore, None)  # type: ignore[arg-type]
+        llama_cpp.llama_log_set(ignore, None)
         _KEPT.append(ignore)  # the library keeps its address
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,8 @@ def _main() -> None:
         ) as mtmd:
             for number, picture in enumerate(pictures):
                 embeddings, taps = mtmd.encode(picture, request["taps"])
-                np.savez(folder / f"{number}.npz", embeddings=embeddings, **taps)
+                arrays_out: dict[str, Any] = {"embeddings": embeddings, **taps}
+                np.savez(folder / f"{number}.npz", **arrays_out)
     except ExportError as error:
         sys.exit(str(error))
 

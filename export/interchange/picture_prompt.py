@@ -9,7 +9,7 @@ docs/sources/llamacpp.md#chat-templates and docs/sources/llamacpp.md#ollama.
 import json
 from dataclasses import dataclass
 
-from tinyllava_edge.checkpoint.config import VisionConfig
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER, VisionConfig
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.prompt import Template, TextTokenizer
 
@@ -78,6 +78,35 @@ def chat_template(template: Template, before_picture: str) -> str:
         f"{{{{ {text['after']} + {text['answer_before']} + message['content'] + {text['answer_after']} }}}}"
         "{% endif %}{% endfor %}"
         f"{{% if add_generation_prompt %}}{{{{ {text['after']} }}}}{{% endif %}}"
+    )
+
+
+def processor_template(template: Template, after_picture: str) -> str:
+    """The template as Jinja for transformers' processors: `<image>` and `after_picture`, then a question."""
+    before, after = template.question.split("{question}")
+    answer_before, answer_after = template.answer.split("{answer}")
+    text = {name: json.dumps(value) for name, value in {
+        "system": template.system,
+        "before": before,
+        "after": after,
+        "answer_before": answer_before,
+        "answer_after": answer_after + template.end,
+        "marker": IMAGE_MARKER + after_picture,
+    }.items()}  # fmt: skip
+    return (
+        "{% macro words(content) %}{% if content is string %}{{ content }}{% else %}"
+        "{% for part in content if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
+        "{% endmacro %}"
+        "{% if messages and messages[0]['role'] == 'system' %}{{ words(messages[0]['content']) + ' ' }}"
+        f"{{% else %}}{{{{ {text['system']} }}}}{{% endif %}}"
+        "{% for message in messages %}{% if message['role'] == 'user' %}"
+        "{% set pictures = [] if message['content'] is string else "
+        "message['content']|selectattr('type', 'equalto', 'image')|list %}"
+        f"{{{{ {text['before']} }}}}{{% for _ in pictures %}}{{{{ {text['marker']} }}}}{{% endfor %}}"
+        f"{{{{ words(message['content']) + {text['after']} }}}}"
+        "{% elif message['role'] == 'assistant' %}"
+        f"{{{{ {text['answer_before']} + words(message['content']) + {text['answer_after']} }}}}"
+        "{% endif %}{% endfor %}"
     )
 
 

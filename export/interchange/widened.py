@@ -10,6 +10,7 @@ and further channels that are zero change the variance by a known factor, which 
 The mean itself, which the connector does see, rides along in two channels, small and of opposite sign.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -71,13 +72,13 @@ class Stream:
 
     def into_heads(self, rows: torch.Tensor) -> torch.Tensor:
         """[heads * head, ...] -> [heads * wider head, ...], the new ones zero."""
-        blocks = rows.unflatten(0, (self.heads, self._head))
+        blocks = rows.reshape(self.heads, self._head, *rows.shape[1:])
         new = blocks.new_zeros(self.heads, self.extra, *blocks.shape[2:])
         return torch.cat([blocks, new], dim=1).flatten(0, 1)
 
     def query_scale(self) -> float:
         """The graph divides by the root of a wider head."""
-        return ((self._head + self.extra) / self._head) ** 0.5
+        return math.sqrt((self._head + self.extra) / self._head)
 
     def connector(self, layers: list[torch.Tensor], row: torch.Tensor | None) -> list[torch.Tensor]:
         """Weights and biases of two linear layers, whose first reads the stream without a norm.

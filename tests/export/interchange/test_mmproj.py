@@ -62,7 +62,8 @@ def torchs(source: MmprojSource, pixels: np.ndarray) -> np.ndarray:
     """All rows, token 0's too."""
     model = source.model
     states = model.vision_tower.model(pixel_values=torch.from_numpy(pixels)[None], output_hidden_states=True)
-    return model.connector(states.hidden_states[source.config.vision.feature_layer])[0].numpy()
+    rows: np.ndarray = model.connector(states.hidden_states[source.config.vision.feature_layer])[0].numpy()
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -140,4 +141,6 @@ def test_a_file_that_is_none_is_one_line(plain: Written, tmp_path: Path) -> None
 def test_the_connector_is_whole_in_float32(plain: Written) -> None:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(plain.file).tensors}
     connector = plain.source.model.connector
-    np.testing.assert_array_equal(tensors["mm.0.weight"].data, connector[0].weight.detach().numpy())
+    np.testing.assert_array_equal(
+        tensors["mm.0.weight"].data, connector.get_parameter("0.weight").detach().numpy()
+    )

@@ -93,7 +93,8 @@ def export_llava(
         _write_config(folder, checkpoint.config, rows, image_id, dtype)
         _write_processor(folder, checkpoint.config, assets, tokenizer)
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-        GenerationConfig(
+        generation: Any = GenerationConfig  # untyped
+        generation(
             bos_token_id=assets.bos_id, eos_token_id=list(assets.stop_ids), pad_token_id=assets.eos_id
         ).save_pretrained(folder)
         for file in folder.iterdir():
@@ -110,7 +111,9 @@ def _with_image_token(assets: Assets) -> tuple[Tokenizer, int]:
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, assets.bos_id)]
         )
-    return tokenizer, tokenizer.token_to_id(IMAGE_MARKER)
+    image_id = tokenizer.token_to_id(IMAGE_MARKER)
+    assert image_id is not None
+    return tokenizer, image_id
 
 
 def _after_picture(tokenizer: Tokenizer, image_id: int, assets: Assets) -> str:
@@ -178,6 +181,7 @@ def _write_config(folder: Path, config: ModelConfig, rows: int, image_id: int, d
         model = TinyLlava(config)
     tower: Any = model.vision_tower.model
     language: Any = model.language_model
+    own: dict[str, Any] = {CONFIG_KEY: CONFIG_VALUE}
     text = {**language.config.to_dict(), "vocab_size": rows}
     LlavaConfig(
         vision_config=tower.config.to_dict(),
@@ -190,7 +194,7 @@ def _write_config(folder: Path, config: ModelConfig, rows: int, image_id: int, d
         tie_word_embeddings=config.language.tie_word_embeddings,
         architectures=["LlavaForConditionalGeneration"],
         dtype=dtype,
-        **{CONFIG_KEY: CONFIG_VALUE},
+        **own,
     ).save_pretrained(folder)
 
 
@@ -198,7 +202,8 @@ def _write_processor(folder: Path, config: ModelConfig, assets: Assets, tokenize
     own = assets.tokenizer
     roles = {"bos": own.bos_id, "eos": own.eos_id, "unk": own.unk_id, "pad": own.pad_id}
     tokens = {f"{name}_token": tokenizer.id_to_token(id_) for name, id_ in roles.items() if id_ is not None}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast  # untyped
+    fast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", _image_processor(assets.preprocessing))
     prefix = TOWERS[config.vision.architecture].prefix_tokens
     write_json(

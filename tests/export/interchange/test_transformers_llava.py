@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,9 +41,9 @@ def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object
     inputs = processor(images=image, text=text, return_tensors="pt")
     pixels = preprocess(image, assets.preprocessing)
     np.testing.assert_array_equal(inputs["pixel_values"][0].numpy(), pixels)
-    model = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava").eval()
+    model: Any = LlavaForConditionalGeneration.from_pretrained(tmp_path / "llava")
     with torch.no_grad():
-        found = model(**inputs).logits[0]
+        found = model.eval()(**inputs).logits[0]
     ids = assets.text_tokenizer().encode(assets.template, [(f"<image>\n{QUESTION}", None)])
     expected = load_model(checkpoint).logits(ids, torch.from_numpy(pixels)[None])
     torch.testing.assert_close(found[:, : expected.shape[1]], expected, rtol=0, atol=1e-5)

@@ -140,6 +140,11 @@ def write_language_gguf(
         )
 
 
+def write_vocabulary_gguf(path: Path, source: LanguageSource) -> None:
+    """Write a file without weights, of which llama.cpp reads the vocabulary."""
+    _write_header(path, source, {}, "f32")
+
+
 def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:

@@ -14,11 +14,14 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import pad
 
 from tinyllava_edge.checkpoint.config import VisionConfig
 
+Float32 = npt.NDArray[np.float32]
 PER_HEAD = 8  # channels: the width of a head stays a multiple of 8
 _MEAN = 2.0**-4  # of the mean in its channel; its square is what the variance is off by
 _MARK = 2.0**-4  # of token 0
@@ -79,6 +82,13 @@ class Stream:
     def query_scale(self) -> float:
         """The graph divides by the root of a wider head."""
         return math.sqrt((self._head + self.extra) / self._head)
+
+    def restore(self, rows: Float32) -> Float32:
+        """What was written, of the stream's rows [tokens, width]: [tokens, hidden]."""
+        if not self.extra:
+            return rows
+        mean = (rows[:, self.hidden] - rows[:, self.hidden + 1]) / (2 * _MEAN)
+        return rows[:, : self.hidden] + mean[:, None]
 
     def connector(self, layers: list[torch.Tensor], row: torch.Tensor | None) -> list[torch.Tensor]:
         """Weights and biases of two linear layers, whose first reads the stream without a norm.

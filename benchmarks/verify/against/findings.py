@@ -81,7 +81,7 @@ class AgainstReport:
         }
 
 
-def fact(what: str, expected: object, found: object, cause: str = "", stage: str = "files") -> Finding:
+def fact(what: str, expected: Any, found: Any, cause: str = "", stage: str = "files") -> Finding:
     """A value that a file says of itself."""
     is_same = (
         bool(np.allclose(expected, found, rtol=1e-4)) if _is_number(expected, found) else expected == found

@@ -140,7 +140,11 @@ def test_a_bare_tower_of_another_layer(tiny: Held, towers: Path) -> None:
 def test_dumped_tensors_are_held_stage_by_stage(tiny: Held, tmp_path: Path) -> None:
     reference = tiny.given.reference
     picture = reference.pictures[3].upright
-    arrays = {"picture": picture, "tower": reference.tower(3), "embeddings": reference.embeddings(3)}
+    arrays: dict[str, Any] = {
+        "picture": picture,
+        "tower": reference.tower(3),
+        "embeddings": reference.embeddings(3),
+    }
     pixels = reference.pixels(3)
     np.savez(tmp_path / "right.npz", pixels=pixels[None], **arrays)
     assert tiny.against(tmp_path / "right.npz").passed

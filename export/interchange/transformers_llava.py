@@ -28,7 +28,7 @@ from tinyllava_edge.model.vlm import TinyLlava, checked_tensors
 from tinyllava_edge.prompt import Turn, template_fault
 
 from .llava_mark import CONFIG_KEY, CONFIG_VALUE, llava_mark
-from .picture_prompt import processor_template
+from .picture_prompt import around_picture, processor_template
 
 _NAMES = {
     "connector.0.": "multi_modal_projector.linear_1.",
@@ -123,9 +123,9 @@ def _after_picture(tokenizer: Tokenizer, image_id: int, assets: Assets) -> str:
     """
     turns: list[Turn] = [(f"{IMAGE_MARKER}\nWhat is this?", "A cat."), ("Why?", None)]
     expected = assets.text_tokenizer().encode(assets.template, turns)
-    text = assets.template.render(turns)
-    for after in ("\n", " \n"):
-        found = tokenizer.encode(text.replace(f"{IMAGE_MARKER}\n", IMAGE_MARKER + after)).ids
+    text, behind = assets.template.render(turns), around_picture(assets.template)[1]
+    for after in (behind, f" {behind}"):
+        found = tokenizer.encode(text.replace(IMAGE_MARKER + behind, IMAGE_MARKER + after)).ids
         if [IMAGE_TOKEN_ID if id_ == image_id else id_ for id_ in found] == expected:
             return after
     raise ExportError(

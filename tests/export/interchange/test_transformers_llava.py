@@ -37,7 +37,8 @@ def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8))
     processor = AutoProcessor.from_pretrained(tmp_path / "llava")  # type: ignore[no-untyped-call]
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    messages = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     inputs = processor(images=image, text=text, return_tensors="pt")
     pixels = preprocess(image, assets.preprocessing)
     np.testing.assert_array_equal(inputs["pixel_values"][0].numpy(), pixels)

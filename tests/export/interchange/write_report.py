@@ -49,8 +49,8 @@ own program are the checkpoint's.
 |---|---|---|---|---|
 {rows}
 
-llama-mtmd-cli at times ends with code 0 before its answer is written, all or in part: it is asked three times,
-and its longest output counts. Ollama and LM Studio were not run.
+llama-mtmd-cli at times ends with code 0 before its answer is written, all or in part: it is asked three
+times, and its longest output counts. Ollama and LM Studio were not run.
 """
 
 

@@ -61,7 +61,10 @@ def verify(
         files = [*against, *map(Path, bundle or [])]
         verify_against(files, checkpoint, sources=sources, allow_pickle=allow_pickle, json=json)
     elif bundle is None or len(bundle) != 1:
-        raise UsageError(f"expected one bundle, found {len(bundle or [])}. Files of others need --against.")
+        raise UsageError(
+            f"expected one bundle, found {len(bundle or [])}; files of others need --against. "
+            "See verify --help."
+        )
     else:
         _verify(
             bundle[0], checkpoint, runtime, (vision, language), sources, allow_pickle, threads, quick, json

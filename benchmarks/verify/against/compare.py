@@ -51,9 +51,14 @@ def kind_of(path: Path) -> str:
     Raises:
         UsageError: it is nothing of `KNOWN`, or not what its name says.
     """
-    if not path.exists():
+    try:
+        is_folder = path.is_dir()
+        is_there = is_folder or path.is_file()  # a pipe would be waited for
+    except OSError as error:
+        raise UsageError(f"--against {path}: {error.strerror}. Give {KNOWN}.") from None
+    if not is_there:
         raise UsageError(f"--against {path}: no such file or folder. Give {KNOWN}.")
-    if path.is_dir():
+    if is_folder:
         if (path / VISION_XML).is_file():
             return "OpenVINO folder"
         if (path / "config.json").is_file():

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
-from tinyllava_edge.errors import UnsupportedModelError
+from tinyllava_edge.errors import OutputExistsError, UnsupportedModelError
 from tinyllava_edge.export.interchange.transformers_llava import check_llava, export_llava
 from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.image import preprocess
@@ -77,5 +77,6 @@ def test_the_command_replaces_only_its_own_directory(checkpoint: Path, tmp_path:
     assert json.loads(first.stdout)["vocab_size"] == 451  # 450 rows, and one for <image>
     assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 0
     (out / "notes.txt").write_text("mine")
-    assert CliRunner().invoke(app, [*command, "--force"]).exit_code == 2
+    refused = CliRunner().invoke(app, [*command, "--force"])
+    assert isinstance(refused.exception, OutputExistsError)
     assert (out / "notes.txt").read_text() == "mine"

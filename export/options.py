@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
+from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, LANGUAGE_TYPES, PRECISIONS
 
 _NEEDS_IMATRIX = "llama.cpp's quantizer needs an importance matrix for it, and this exporter makes none"
 MMPROJ, TRANSFORMERS = "mmproj", "transformers"
@@ -65,6 +65,11 @@ class ExportOptions:
 
         if odd := next((name for name in self.interchange if name not in INTERCHANGE), None):
             raise UsageError(f"--interchange {odd!r} is not known. Known: {', '.join(INTERCHANGE)}.")
+        if MMPROJ in self.interchange and not set(self.language) & {*LANGUAGE_TYPES}:
+            raise UsageError(
+                "--interchange mmproj: llama.cpp needs a GGUF file beside it: add one of "
+                f"{', '.join(LANGUAGE_TYPES)} to --language."
+            )
         if TRANSFORMERS in self.interchange and len(self.interchange) > 1:
             raise UsageError(
                 "--interchange transformers writes a directory that is no bundle, and mmproj into a bundle: "

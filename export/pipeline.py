@@ -7,7 +7,7 @@ figures.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.precisions import OPENVINO_TYPES
 from tinyllava_edge.prompt import template_fault
+from tinyllava_edge.reference_tensors import ReferenceTensors
 
 from .calibration import calibration_pixels
 from .disk_space import bytes_needed
@@ -124,9 +125,7 @@ def export_bundle(
         language, language_report = _export_language(root, source, halves, options, on_step, on_progress)
         peaks["language"] = memory.peak_bytes()
         report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
-        if others is not None:
-            on_step("mmproj: check")
-            report["mmproj"] = others.finish(language[-1].files[0], reference)  # with the smallest one
+        report |= _check_mmproj(others, language, reference, on_step)
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
         manifest = _seal(writer, source, options, parts, (*vision, *language), num_tokens)
@@ -190,6 +189,17 @@ def _write_mmproj(root: Path, source: LanguageSource, model: TinyLlava, on_step:
     files = LlamaCppFiles(root, source)
     files.write(model)
     return files
+
+
+def _check_mmproj(
+    files: LlamaCppFiles | None, language: Sequence[Variant], reference: ReferenceTensors, on_step: OnStep
+) -> dict[str, Any]:
+    """With the smallest language model, which a program of others will be given."""
+    if files is None:
+        return {}
+    on_step("mmproj: check")
+    smallest = [variant for variant in language if variant.target == "gguf"][-1]
+    return {"mmproj": files.finish(smallest.files[0], reference)}
 
 
 def _export_vision(

@@ -14,7 +14,7 @@ from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, f
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
-from .options import ExportOptions, parse_names
+from .options import TRANSFORMERS, ExportOptions, parse_names
 
 _DEFAULTS = ExportOptions()
 
@@ -31,6 +31,13 @@ def export(
     language: Annotated[
         str, typer.Option(help=f"Language model types, comma-separated: {', '.join(ALL_LANGUAGE_TYPES)}.")
     ] = ",".join(_DEFAULTS.language),
+    interchange: Annotated[
+        str,
+        typer.Option(
+            help="For other programs: 'mmproj' adds llama.cpp's file and a Modelfile to the bundle; "
+            "'transformers' writes LlavaForConditionalGeneration's directory in its place."
+        ),
+    ] = "",
     sources: Annotated[
         Path | None,
         typer.Option(
@@ -54,20 +61,40 @@ def export(
     """Turn a checkpoint into a bundle, checked against it."""
     from tinyllava_edge.bundle import bundle_mark  # numpy: not for a page of help
 
+    from .interchange.llava_mark import llava_mark
+
     options = ExportOptions(
         vision=parse_names(vision),
         language=parse_names(language),
+        interchange=parse_names(interchange),
         template=template,
         calibration=calibration,
         force=force,
         allow_pickle=allow_pickle,
     )
     read = (checkpoint_path(checkpoint), sources, calibration)
-    check_output(output, force=force, mark=bundle_mark, sources=read)
+    is_llava = TRANSFORMERS in options.interchange
+    check_output(output, force=force, mark=llava_mark if is_llava else bundle_mark, sources=read)
     place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
     folder = fetch_sources(sources, place.path)
     options = replace(options, sources=folder, repository=place.repository, commit=place.commit)
-    _export(place.path, output, options, json=json)
+    (_export_llava if is_llava else _export)(place.path, output, options, json=json)
+
+
+def _export_llava(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
+    from .interchange.transformers_llava import export_llava  # torch: seconds
+
+    with progress() as bar:
+        task = bar.add_task("weights", total=None)
+
+        def on_progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        facts = export_llava(checkpoint, output, options, on_progress=on_progress)
+    if json:
+        print_json({"directory": str(output), **facts})
+    else:
+        stdout.print(f"{output}: LlavaForConditionalGeneration, <image> is token {facts['image_token_id']}")
 
 
 def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
@@ -102,10 +129,13 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
     for row in rows:
         for line in _remarks(row):
             note(f"{row['name']}: {line}")
+    mmproj = report.get("mmproj")
+    if mmproj is not None:
+        note(f"mmproj.gguf: llama.cpp's own code gives {_equality({'part': 'vision', 'rounded': mmproj})}")
     peaks = report["peak_anonymous_bytes"]
     if json:
         facts = {"bundle": str(output), "manifest_sha256": bundle.manifest_sha256, "variants": rows}
-        print_json({**facts, "peak_anonymous_bytes": peaks})
+        print_json({**facts, "peak_anonymous_bytes": peaks, **({"mmproj": mmproj} if mmproj else {})})
     else:
         _print_table(output, rows)
         if known := [f"{part} {peak / 1e6:,.0f} MB" for part, peak in peaks.items() if peak is not None]:

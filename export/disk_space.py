@@ -8,7 +8,7 @@ from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.precisions import OPENVINO_TYPES
 
 from .language_gguf import FILE_TYPES
-from .options import ExportOptions
+from .options import MMPROJ, ExportOptions
 
 
 def bytes_needed(checkpoint: Checkpoint, options: ExportOptions) -> int:
@@ -21,7 +21,8 @@ def bytes_needed(checkpoint: Checkpoint, options: ExportOptions) -> int:
     for name, (shape, _) in tensor_facts(checkpoint).items():
         if not name.endswith("lm_head.weight"):  # tied ones are not stored again
             sizes[name.startswith("language_model.")] += prod(shape)
-    vision = sum(_bits(name) for name in options.vision_variants()) * sizes[False] // 8
+    halves = 16 * (MMPROJ in options.interchange)
+    vision = (sum(_bits(name) for name in options.vision_variants()) + halves) * sizes[False] // 8
     names = options.language_variants()
     graphs = [_bits(name) for name in names if name in OPENVINO_TYPES]
     is_made_of_another = len(graphs) < len(names) and not FILE_TYPES.keys() & set(names)

@@ -14,7 +14,6 @@ from gguf import GGUFWriter, TokenType
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.tokenizer import TokenizerAssets
 from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
-from tinyllava_edge.prompt import Template
 from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
 
 # How tokenizer.json splits text before BPE -> llama.cpp's name for the same.
@@ -82,39 +81,6 @@ def add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Tokeni
             add(token)
     writer.add_add_bos_token(tokenizer.adds_bos)
     writer.add_add_eos_token(False)
-
-
-def chat_template(template: Template) -> str:
-    """The template as Jinja, for llama.cpp's own programs; ours never read it."""
-    before, after = template.question.replace("{picture}", "").split("{question}")
-    answer_before, answer_after = template.answer.split("{answer}")
-    system_before, system_after = template.frame or ("", " ")
-    text = {name: json.dumps(value) for name, value in {
-        "system_before": system_before,
-        "system_after": system_after,
-        "between": template.between,
-        "system": template.system,
-        "before": before,
-        "after": after,
-        "answer_before": answer_before,
-        "answer_after": answer_after + template.end,
-    }.items()}  # fmt: skip
-    between = f"{{% if not loop.last %}}{{{{ {text['between']} }}}}{{% endif %}}" if template.between else ""
-    head = (
-        "{% if messages and messages[0]['role'] == 'system' %}"
-        f"{{{{ {text['system_before']} + messages[0]['content'] + {text['system_after']} }}}}"
-        f"{{% else %}}{{{{ {text['system']} }}}}{{% endif %}}"
-    )
-    return (
-        f"{'' if template.has_place else head}"
-        "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{{{ {text['before']} + message['content'] }}}}"
-        "{% elif message['role'] == 'assistant' %}"
-        f"{{{{ {text['after']} + {text['answer_before']} + message['content'] + {text['answer_after']} }}}}"
-        f"{between}"
-        "{% endif %}{% endfor %}"
-        f"{{% if add_generation_prompt %}}{{{{ {text['after']} }}}}{{% endif %}}"
-    )
 
 
 def _texts(data: dict[str, Any]) -> list[str]:

@@ -22,7 +22,8 @@ from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
 from tinyllava_edge.precisions import FLOAT16_MAX
 
 from .gguf_arch import ARCHITECTURES, GgufArchitecture, TensorRule
-from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary, chat_template
+from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary
+from .interchange.picture_prompt import PicturePrompt, chat_template, picture_prompt
 
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
 PREFIX = "language_model."
@@ -48,6 +49,10 @@ class LanguageSource:
     def vocabulary(self) -> Vocabulary:
         """The tokenizer, one token for each row of the embedding."""
         return build_vocabulary(self.assets.tokenizer, self.checkpoint.config.language.vocab_size)
+
+    def picture_prompt(self) -> PicturePrompt:
+        """The text around a picture for llama.cpp's own programs, with an mmproj file beside."""
+        return picture_prompt(self.assets, self.checkpoint.config.vision)
 
     def rules(self) -> dict[str, TensorRule]:
         """Every tensor that there must be, by its canonical name."""
@@ -135,6 +140,11 @@ def write_language_gguf(
         )
 
 
+def write_vocabulary_gguf(path: Path, source: LanguageSource) -> None:
+    """Write a file without weights, of which llama.cpp reads the vocabulary."""
+    _write_header(path, source, {}, "f32")
+
+
 def _write_header(
     path: Path, source: LanguageSource, rules: dict[str, TensorRule], float_type: str
 ) -> tuple[dict[str, int], int]:
@@ -155,7 +165,7 @@ def _write_header(
         else:
             writer.add_uint32(name, value)
     add_vocabulary(writer, source.vocabulary(), source.assets.tokenizer)
-    writer.add_chat_template(chat_template(source.assets.template))
+    writer.add_chat_template(chat_template(source.assets.template, source.picture_prompt().before))
     sizes = {}
     for rule in rules.values():
         dtype = _dtype(rule, float_type)

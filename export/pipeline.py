@@ -7,7 +7,7 @@ figures.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -40,12 +40,15 @@ from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.parity_files import write_parity
 from tinyllava_edge.precisions import OPENVINO_TYPES
 from tinyllava_edge.prompt import template_fault
+from tinyllava_edge.reference_tensors import ReferenceTensors
 
 from .calibration import calibration_pixels
 from .disk_space import bytes_needed
+from .interchange.bundle_files import LlamaCppFiles
+from .interchange.mmproj import check_mmproj
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
-from .options import ExportOptions
+from .options import MMPROJ, ExportOptions
 from .parity import check_language, reference_trial
 from .quantize import quantize_gguf
 from .reference import MAX_PASSES, write_reference
@@ -109,6 +112,7 @@ def export_bundle(
         on_step("trace vision tower and connector")
         trial = reference_trial(model, reference)
         graph = build_vision_graph(model, reference.pixels.shape[-1])
+        others = _write_mmproj(root, source, model, on_step) if MMPROJ in options.interchange else None
         del model
         return_freed_memory()
         vision_source = VisionSource(graph, trial, calibration)
@@ -120,17 +124,19 @@ def export_bundle(
         halves = parts["language_model"].dtype == "float16"
         language, language_report = _export_language(root, source, halves, options, on_step, on_progress)
         peaks["language"] = memory.peak_bytes()
+        report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
+        report |= _check_mmproj(others, language, reference, on_step)
         on_step("seal the bundle")
         num_tokens = reference.embeddings.shape[1]
         manifest = _seal(writer, source, options, parts, (*vision, *language), num_tokens)
-        report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
         write_parity(Bundle.open(root), "export", report)
     return manifest
 
 
 def count_steps(options: ExportOptions) -> int:
     """Number of steps that `export_bundle` announces."""
-    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants())
+    own = 2 * len(options.interchange)
+    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants()) + own
 
 
 def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
@@ -144,6 +150,8 @@ def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
     name = options.repository.partition("/")[2] or path.resolve().name
     source = LanguageSource(checkpoint=checkpoint, assets=assets, name=name)
     source.check()
+    if MMPROJ in options.interchange:
+        check_mmproj(checkpoint.config, assets.preprocessing)
     return source
 
 
@@ -174,6 +182,24 @@ def _stream(
         )
         for part, architecture in checkpoint.config.architectures.items()
     }
+
+
+def _write_mmproj(root: Path, source: LanguageSource, model: TinyLlava, on_step: OnStep) -> LlamaCppFiles:
+    on_step("mmproj: write")
+    files = LlamaCppFiles(root, source)
+    files.write(model)
+    return files
+
+
+def _check_mmproj(
+    files: LlamaCppFiles | None, language: Sequence[Variant], reference: ReferenceTensors, on_step: OnStep
+) -> dict[str, Any]:
+    """With the smallest language model, which a program of others will be given."""
+    if files is None:
+        return {}
+    on_step("mmproj: check")
+    smallest = [variant for variant in language if variant.target == "gguf"][-1]
+    return {"mmproj": files.finish(smallest.files[0], reference)}
 
 
 def _export_vision(

@@ -37,6 +37,7 @@ OPTIONS = {
     "inspect": "inspect GIVEN",
     "export": "export GIVEN -o FOLDER/out",
     "verify": "verify GIVEN",
+    "verify --against": "verify --against GIVEN --checkpoint nano",
     "prune": "prune GIVEN -o FOLDER/out --vision fp16 --language q8_0",
     "doctor --clean": "doctor --clean GIVEN/below",
 }

@@ -38,6 +38,7 @@ def home(tmp_path: Path) -> Path:
     [
         ("export ck -o ck --force", "is"),
         ("export ck -o ck/x", "lies in"),
+        ("export ck -o ck/x --interchange transformers", "lies in"),
         ("export ck -o . --force", "holds"),
         ("export ck -o pictures/x --calibration pictures", "lies in"),
         ("export ck -o pictures/x --sources pictures", "lies in"),

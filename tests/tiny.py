@@ -27,6 +27,7 @@ def tiny_config(
     tied: bool = False,
     rms_norm_eps: float = 1e-5,
     rope_theta: float = 10000.0,
+    tower: str = "siglip_vision_model",
     vision_hidden: int = 48,
     vision_layers: int = 3,
     vision_heads: int = 4,
@@ -65,7 +66,7 @@ def tiny_config(
             "tie_word_embeddings": tied,
         },
         "vision_config": {
-            "model_type": "siglip_vision_model",
+            "model_type": tower,
             "hidden_size": vision_hidden,
             "image_size": image_size,
             "intermediate_size": vision_intermediate,
@@ -85,7 +86,7 @@ def tiny_config(
 def write_tiny_checkpoint(
     directory: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sizes: Any
 ) -> Path:
-    """Write a random Llama + SigLIP checkpoint, every parameter random (norms and biases too).
+    """Write a random Llama + SigLIP (or CLIP) checkpoint, every parameter random (norms and biases too).
 
     Args:
         directory: created.

@@ -21,6 +21,7 @@ from tinyllava_edge.prompt import Template, template_fault
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
+MMPROJ_FILE = "mmproj.gguf"  # tower and connector for llama.cpp's own programs, where there is one
 PARITY_FOLDER = "parity"  # results added later; not listed in the manifest, never executable
 MAX_MANIFEST_BYTES = 8 << 20
 # No `..`, no absolute, hidden or drive name, no backslash, no control character.

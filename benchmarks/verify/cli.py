@@ -1,5 +1,6 @@
 """The command `tinyllava-edge verify`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +11,6 @@ from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
-    BundleArgument,
     JsonOption,
     SourcesOption,
     ThreadsOption,
@@ -23,13 +23,23 @@ _FULL = {"num_pictures": 16, "num_tokens": 128}
 
 
 def verify(
-    bundle: BundleArgument,
+    bundle: Annotated[
+        list[str] | None, typer.Argument(help="A bundle's directory, or nano; with --against, more files.")
+    ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(
             help="The checkpoint it was made from (a directory, 'nano', or owner/name[@revision] of the "
             "hub): compare with torch float32 on it. Without it, "
             "compare with the tensors stored in the bundle, which needs no torch and tells less."
+        ),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Files that we did not make, instead of a bundle, to hold against --checkpoint: a .gguf and "
+            "mmproj .gguf of llama.cpp, a tower's .onnx, an OpenVINO folder, a checkpoint, dumped tensors "
+            "in an .npz."
         ),
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime whose results count.")] = CPU_RUNTIME,
@@ -45,6 +55,33 @@ def verify(
 
     The result is written to parity/<runtime>.json in the bundle; of nano, in your cache.
     """
+    if against:
+        from .against.command import verify_against
+
+        files = [*against, *map(Path, bundle or [])]
+        verify_against(files, checkpoint, sources=sources, allow_pickle=allow_pickle, json=json)
+    elif bundle is None or len(bundle) != 1:
+        raise UsageError(
+            f"expected one bundle, found {len(bundle or [])}; files of others need --against. "
+            "See verify --help."
+        )
+    else:
+        _verify(
+            bundle[0], checkpoint, runtime, (vision, language), sources, allow_pickle, threads, quick, json
+        )
+
+
+def _verify(
+    bundle: str,
+    checkpoint: str | None,
+    runtime: str,
+    variants: tuple[str, str],
+    sources: Path | None,
+    allow_pickle: bool,
+    threads: int | None,
+    quick: bool,
+    json: bool,
+) -> None:
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.parity_files import parity_path, write_parity
     from tinyllava_edge.runtimes.auto import settle_runtime
@@ -69,8 +106,8 @@ def verify(
         reference=open_reference(
             opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
         ),
-        vision=chosen_variants(opened, "vision", parse_names(vision) or settled.variants),
-        language=chosen_variants(opened, "language", parse_names(language), settled.runtime),
+        vision=chosen_variants(opened, "vision", parse_names(variants[0]) or settled.variants),
+        language=chosen_variants(opened, "language", parse_names(variants[1]), settled.runtime),
         runtime=settled.runtime,
         num_pictures=amount["num_pictures"],
         options=BackendOptions(

@@ -20,8 +20,8 @@ from tinyllava_edge.export.gguf_vocabulary import (
     PRE_TOKENIZERS,
     add_vocabulary,
     build_vocabulary,
-    chat_template,
 )
+from tinyllava_edge.export.interchange.picture_prompt import chat_template
 from tinyllava_edge.model.tokenizer import TokenizerAssets, read_tokenizer
 from tinyllava_edge.prompt import TEMPLATES
 
@@ -200,7 +200,7 @@ def test_tokens_past_the_models_last_row_are_refused(llama_2: TokenizerAssets) -
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "pretrain"])
 def test_the_chat_template_renders_what_the_prompt_is(name: str) -> None:
     template = TEMPLATES[name]
-    jinja = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(chat_template(template))
+    jinja = jinja2.sandbox.ImmutableSandboxedEnvironment().from_string(chat_template(template, "USER:"))
     one = {"role": "user", "content": "What is {question} this?"}
     two = {"role": "assistant", "content": "A 'cat' \"here\"\n"}
     three = {"role": "user", "content": "Why?"}

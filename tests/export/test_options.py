@@ -21,6 +21,9 @@ from tinyllava_edge.precisions import LANGUAGE_TYPES
         ({"language": ("mxfp4_moe",)}, ["experts"]),
         ({"vision": ()}, ["--vision", "at least one"]),
         ({"language": ()}, ["--language", "at least one"]),
+        ({"interchange": ("ggml",)}, ["'ggml' is not known", "mmproj, transformers"]),
+        ({"interchange": ("mmproj", "transformers")}, ["export twice"]),
+        ({"interchange": ("mmproj",), "language": ("ov_int8",)}, ["needs a GGUF file", "q4_k_m"]),
     ],
 )
 def test_a_name_that_cannot_be_exported_is_refused_with_the_reason(

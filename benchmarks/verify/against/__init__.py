@@ -1,0 +1,1 @@
+"""Files that we did not make, held against a checkpoint stage by stage: docs/against.md."""

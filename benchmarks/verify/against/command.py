@@ -1,0 +1,51 @@
+"""`tinyllava-edge verify --against`."""
+
+from pathlib import Path
+
+import typer
+
+from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
+from tinyllava_edge.console import print_json, printable, progress, stdout
+from tinyllava_edge.errors import UsageError
+
+
+def verify_against(
+    files: list[Path],
+    checkpoint: str | None,
+    *,
+    sources: Path | None,
+    allow_pickle: bool,
+    json: bool,
+) -> None:
+    """Find the first stage where files that we did not make differ from a checkpoint; code 1 where one does.
+
+    Raises:
+        UsageError: there is no checkpoint, or a file is not what it says.
+    """
+    if checkpoint is None:
+        raise UsageError("--against holds files against a checkpoint: give --checkpoint too.")
+    from .compare import compare_against, findings_table, kind_of, open_given  # torch
+
+    for path in files:
+        kind_of(path)
+    source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
+    sources = fetch_sources(sources, source)
+
+    from tinyllava_edge.checkpoint.opened import Checkpoint
+
+    opened = Checkpoint(source, sources=sources, allow_pickle=allow_pickle)
+    with progress() as bar:
+        task = bar.add_task("read the checkpoint", total=len(files) + 1)
+        given = open_given(opened, sources=sources, allow_pickle=allow_pickle)
+
+        def on_file(name: str) -> None:
+            bar.update(task, advance=1, description=name)
+
+        report = compare_against(files, opened, given, on_file)
+    if json:
+        print_json(report.to_json())
+    else:
+        stdout.print(printable(report.verdict, line_ends=True), soft_wrap=True, highlight=False)
+        stdout.print(findings_table(report))
+    if not report.passed:
+        raise typer.Exit(1)

@@ -1,0 +1,98 @@
+"""Tensors that another engine dumped (.npz): what it was given, and what it made of it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.image import preprocess
+from tinyllava_edge.metrics import kl_divergence, nmse, top1_agreement
+from tinyllava_edge.model.assets import Assets
+
+from .findings import Finding, features, pixels
+from .tower_states import all_states, connect, tower_cause
+
+Floats = npt.NDArray[np.float32]
+_STATE = re.compile(r"hidden_states\.(\d+)")
+NAMES = "picture or pixels; hidden_states.N, tower, embeddings; ids with logits"
+
+
+def dump_findings(path: Path, reference: CheckpointReference, assets: Assets) -> Iterator[Finding]:
+    """Arrays by these names: `NAMES`. Leading dimensions of 1 are dropped.
+
+    Raises:
+        UsageError: it is no .npz file, or has none of these names.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: _squeezed(arrays[name], name) for name in arrays.files}
+    except Exception as error:  # numpy's and zipfile's types
+        raise UsageError(
+            f"--against {path}: no .npz file of plain arrays ({type(error).__name__})."
+        ) from None
+    if not {"picture", "pixels", "ids"} & found.keys():
+        raise UsageError(f"--against {path}: has {', '.join(found) or 'nothing'}; expected {NAMES}.")
+    if "ids" in found and "logits" in found:
+        yield _logits(reference, found["ids"], found["logits"])
+    given = found.get("pixels")
+    if "picture" in found:
+        expected = preprocess(Image.fromarray(found["picture"].astype(np.uint8)), assets.preprocessing)
+        level = assets.preprocessing.rescale_factor / assets.preprocessing.std[0]
+        if given is not None:
+            said = "the engine prepares the picture in another way"
+            yield pixels("picture", expected, given, level, lambda: said)
+        else:
+            given = expected
+    if given is not None:
+        yield from _features(reference, given, found)
+
+
+def _features(reference: CheckpointReference, given: Floats, found: dict[str, Floats]) -> Iterator[Finding]:
+    """From the engine's own pixels, so that what is wrong with them is not counted again."""
+    states = all_states(reference, given)
+    first = int(reference.config.vision.drop_first)
+    numbered = {int(match[1]): name for name in found if (match := _STATE.fullmatch(name))}
+    for number in sorted(numbered):
+        wanted = states[min(number, len(states) - 1)]
+        yield features("tower", numbered[number], wanted, found[numbered[number]])
+    tower = states[reference.config.vision.num_used_layers][first:]
+    if "tower" in found:
+        yield features(
+            "tower",
+            "tower",
+            tower,
+            found["tower"],
+            lambda: tower_cause(reference, given, found["tower"], None),
+        )
+    if "embeddings" in found:
+        yield features("rows", "embeddings", connect(reference, tower), found["embeddings"])
+
+
+def _logits(reference: CheckpointReference, ids: Floats, logits: Floats) -> Finding:
+    import torch
+
+    table = reference.embedding_table()
+    expected = reference.logits_with({}, torch.from_numpy(table[ids.astype(np.int64)]))
+    if expected.shape != logits.shape:
+        said = f"logits {list(logits.shape)}, expected {list(expected.shape)}"
+        return Finding(stage="logits", what="ids", gate=said, passed=False, cause=said)
+    figures = {
+        "nmse": nmse(expected, logits),
+        "mean_kl": float(kl_divergence(expected, logits).mean()),
+        "top1_agreement": top1_agreement(expected, logits),
+    }
+    return Finding(
+        stage="logits", what="ids", figures=figures, gate="NMSE <= 0.1", passed=figures["nmse"] <= 0.1
+    )
+
+
+def _squeezed(array: npt.NDArray[np.generic], name: str) -> Floats:
+    wanted = 1 if name == "ids" else 3 if name in ("picture", "pixels") else 2
+    while array.ndim > wanted and array.shape[0] == 1:
+        array = array[0]
+    return np.asarray(array, dtype=np.float32)

@@ -1,0 +1,72 @@
+"""Another checkpoint of the same model, in any layout that is read: transformers' LLaVA above all."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.image import preprocess
+from tinyllava_edge.metrics import snr_db
+from tinyllava_edge.model.assets import Assets, read_assets
+from tinyllava_edge.model.vlm import checked_tensors
+
+from .findings import Finding, fact, pixels
+from .vision_graph import processor_cause
+
+
+def checkpoint_findings(
+    path: Path, reference: CheckpointReference, assets: Assets, *, sources: Path | None, allow_pickle: bool
+) -> Iterator[Finding]:
+    """Facts of config.json, every tensor, and pixels by its own processor.
+
+    Raises:
+        CheckpointError: it is damaged or not supported.
+    """
+    other = Checkpoint(path, sources=sources, allow_pickle=allow_pickle)
+    mine, theirs = reference.config, other.config
+    for part, expected in mine.architectures.items():
+        yield fact(part, expected, theirs.architectures[part])
+    for name in ("feature_layer", "select_strategy", "image_size", "hidden_act"):
+        yield fact(name, getattr(mine.vision, name), getattr(theirs.vision, name))
+    if mine.architectures != theirs.architectures:
+        return
+    yield _weights(reference, other)
+    how = read_assets(other).preprocessing
+    for number in (0, 3, 5):
+        trial = reference.pictures[number]
+        level = assets.preprocessing.rescale_factor / assets.preprocessing.std[0]
+        yield pixels(
+            f"{trial.name} {trial.size[0]}x{trial.size[1]}",
+            reference.pixels(number),
+            preprocess(Image.fromarray(trial.upright), how),
+            level,
+            lambda: processor_cause(how, assets.preprocessing),
+        )
+
+
+def _weights(reference: CheckpointReference, other: Checkpoint) -> Finding:
+    """The tensor that is furthest off; rows that were added behind a vocabulary do not count."""
+    from tinyllava_edge.model.vlm import canonical_parameters
+
+    mine = dict(canonical_parameters(reference.model))
+    worst: tuple[float, str] = (np.inf, "every tensor is equal")
+    for name, tensor in checked_tensors(other):
+        if name in mine:
+            expected = mine[name].detach().numpy()
+            found = tensor.float().numpy()[: len(expected)]
+            if found.shape != expected.shape:
+                said = f"shape {list(found.shape)}, expected {list(expected.shape)}"
+                return Finding(stage="weights", what=name, gate=said, passed=False, cause=said)
+            worst = min(worst, (snr_db(expected, found), name))
+    passed = worst[0] >= 40
+    return Finding(
+        stage="weights",
+        what=worst[1],
+        figures={"lowest_snr_db": worst[0]},
+        gate="SNR >= 40 dB",
+        passed=passed,
+        cause="" if passed else f"{worst[1]} is another tensor",
+    )

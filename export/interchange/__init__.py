@@ -1,0 +1,1 @@
+"""A checkpoint in other programs' formats: docs/interchange.md."""

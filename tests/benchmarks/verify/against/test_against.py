@@ -1,0 +1,202 @@
+"""`verify --against` finds known faults of others at their stage, and nothing in what is right."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.benchmarks.verify.against.foreign_files import (
+    write_converted_mmproj,
+    write_onnx_tower,
+    write_our_mmproj,
+)
+from tests.export.gguf_files import change_weights, language_source
+from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.benchmarks.verify.against.compare import Given, compare_against, kind_of, open_given
+from tinyllava_edge.benchmarks.verify.against.findings import AgainstReport
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.cli import app
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.interchange.bundle_files import LlamaCppFiles
+from tinyllava_edge.export.interchange.transformers_llava import export_llava
+from tinyllava_edge.export.language_gguf import write_language_gguf
+from tinyllava_edge.export.options import ExportOptions
+from tinyllava_edge.image import preprocess
+from tinyllava_edge.model.vlm import load_model
+
+
+@dataclass(frozen=True)
+class Held:
+    """A checkpoint that files are held against, loaded once."""
+
+    path: Path
+    checkpoint: Checkpoint
+    given: Given
+
+    def against(self, *files: Path) -> AgainstReport:
+        return compare_against(files, self.checkpoint, self.given)
+
+
+def held(path: Path) -> Held:
+    checkpoint = Checkpoint(path)
+    return Held(path, checkpoint, open_given(checkpoint, sources=None, allow_pickle=False))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Held:
+    return held(write_tiny_checkpoint(tmp_path_factory.mktemp("against") / "checkpoint", vision_layers=4))
+
+
+def test_our_own_pair_differs_nowhere(tiny: Held, tmp_path: Path) -> None:
+    source = language_source(tiny.path)
+    write_language_gguf(tmp_path / "f16.gguf", source, "f16")
+    LlamaCppFiles(tmp_path, source).write(load_model(tiny.checkpoint))
+    report = tiny.against(tmp_path / "mmproj.gguf", tmp_path / "f16.gguf")
+    assert report.passed, report.verdict
+    stages = {one.stage for one in report.findings}
+    assert stages == {"files", "weights", "pixels", "tower", "connector", "rows", "ids", "logits"}
+
+
+def test_llamacpps_converter_is_a_layer_short(tiny: Held, tmp_path: Path) -> None:
+    write_converted_mmproj(tmp_path / "mmproj.gguf", tiny.path)
+    report = tiny.against(tmp_path / "mmproj.gguf")
+    tower = next(one for one in report.findings if one.stage == "tower")
+    assert tower.passed is False
+    assert "equal to hidden_states[2], the checkpoint uses hidden_states[3]" in tower.cause
+    assert "25817" in tower.cause
+
+
+def test_token_0_kept_is_told_from_the_connector(tiny: Held, tmp_path: Path) -> None:
+    write_our_mmproj(tmp_path / "mmproj.gguf", tiny.path)
+    report = tiny.against(tmp_path / "mmproj.gguf")
+    assert report.first is not None
+    assert (report.first.stage, report.first.cause) == (
+        "rows",
+        "16 rows instead of 15: token 0, which upstream drops, is kept",
+    )
+
+
+def test_llamacpps_class_token_is_found_at_the_tower(tmp_path: Path) -> None:
+    clip = held(write_tiny_checkpoint(tmp_path / "clip", tower="clip_vision_model", vision_layers=4))
+    write_converted_mmproj(tmp_path / "mmproj.gguf", clip.path, layers=4)
+    report = clip.against(tmp_path / "mmproj.gguf")
+    tower = next(one for one in report.findings if one.stage == "tower")
+    assert tower.passed is False
+    assert "25814" in tower.cause
+
+
+def test_a_weight_of_another_model_is_named(tiny: Held, tmp_path: Path) -> None:
+    other = write_tiny_checkpoint(tmp_path / "other", vision_layers=4, seed=1)
+    write_language_gguf(tmp_path / "f16.gguf", language_source(other), "f16")
+    report = tiny.against(tmp_path / "f16.gguf")
+    assert report.first is not None
+    assert report.first.stage == "weights"
+    assert "is not the checkpoint's tensor" in report.first.cause
+
+
+@pytest.fixture(scope="module")
+def towers(tiny: Held, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`right.onnx`, and `wrong.onnx` of another layer."""
+    folder = tmp_path_factory.mktemp("towers")
+    write_onnx_tower(folder / "right.onnx", tiny.path)
+    write_onnx_tower(folder / "wrong.onnx", tiny.path, feature_layer=-1)
+    return folder
+
+
+def openvino_folder(folder: Path, tower: Path, checkpoint: Path, **processor: Any) -> Path:
+    openvino = pytest.importorskip("openvino")
+    folder.mkdir()
+    openvino.save_model(openvino.convert_model(tower), folder / "openvino_vision_embeddings_model.xml")
+    own = json.loads((checkpoint / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(own | processor))
+    return folder
+
+
+def test_an_openvino_folder_with_another_resize_is_found_at_the_pixels(
+    tiny: Held, towers: Path, tmp_path: Path
+) -> None:
+    tower = towers / "right.onnx"
+    edge = {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "do_center_crop": True}
+    report = tiny.against(openvino_folder(tmp_path / "crops", tower, tiny.path, **edge))
+    assert report.first is not None
+    assert report.first.stage == "pixels"
+    assert "resize is shortest_edge, the checkpoint has stretch" in report.first.cause
+    assert all(one.passed for one in report.findings if one.stage == "rows")
+    same = tiny.against(openvino_folder(tmp_path / "same", tower, tiny.path))
+    assert same.passed, same.verdict
+
+
+def test_a_bare_tower_of_another_layer(tiny: Held, towers: Path) -> None:
+    assert tiny.against(towers / "right.onnx").passed
+    report = tiny.against(towers / "wrong.onnx")
+    assert report.first is not None
+    assert "of hidden_states[4], the checkpoint uses hidden_states[3]" in report.first.cause
+
+
+def test_dumped_tensors_are_held_stage_by_stage(tiny: Held, tmp_path: Path) -> None:
+    reference = tiny.given.reference
+    picture = reference.pictures[3].upright
+    arrays: dict[str, Any] = {
+        "picture": picture,
+        "tower": reference.tower(3),
+        "embeddings": reference.embeddings(3),
+    }
+    pixels = reference.pixels(3)
+    np.savez(tmp_path / "right.npz", pixels=pixels[None], **arrays)
+    assert tiny.against(tmp_path / "right.npz").passed
+    np.savez(tmp_path / "dark.npz", pixels=pixels - 0.05, **arrays)
+    report = tiny.against(tmp_path / "dark.npz")
+    assert report.first is not None
+    assert report.first.stage == "pixels"
+    from PIL import Image
+
+    made = preprocess(Image.fromarray(picture), tiny.given.source.assets.preprocessing)
+    np.testing.assert_array_equal(made, pixels)
+
+
+def test_transformers_llava_of_the_checkpoint_is_equal_and_a_changed_one_is_not(
+    tiny: Held, tmp_path: Path
+) -> None:
+    export_llava(tiny.path, tmp_path / "llava", ExportOptions())
+    assert tiny.against(tmp_path / "llava").passed
+
+    def damage(tensors: dict[str, Any]) -> None:
+        tensors["multi_modal_projector.linear_2.bias"] += 1
+
+    change_weights(tmp_path / "llava", damage)
+    report = tiny.against(tmp_path / "llava")
+    assert report.first is not None
+    assert (report.first.stage, report.first.what) == ("weights", "connector.2.bias")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.gguf", b"PK\x03\x04", r"not what its name says: it begins with b'PK"),
+        ("model.gguf", b"GGUF\xff\xff\xff\xff", "no GGUF file, though it begins as one"),
+        ("tower.onnx", b"GGUF", "which is no onnx"),
+        ("dump.npz", b"\x93NUMPY", "which is no npz"),
+        ("notes.txt", b"hello", "Give a language model's .gguf"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_one_line(
+    name: str, content: bytes, says: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=says) as caught:
+        kind_of(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_tells_in_json_and_by_its_code(tiny: Held, towers: Path) -> None:
+    command = ["verify", "--against", str(towers / "wrong.onnx"), "--checkpoint", str(tiny.path), "--json"]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert (told["equal"], told["first"], told["kind"]) == (False, "rows", "ONNX tower")
+    for short in (command[:3], ["verify"], ["verify", "nano", "nano"]):
+        assert isinstance(CliRunner().invoke(app, short).exception, UsageError)

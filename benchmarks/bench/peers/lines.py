@@ -165,6 +165,22 @@ class Marks:
         }
 
 
+class TokenMarks:
+    """What transformers' `generate` tells of its tokens: the prompt first, then each token."""
+
+    def __init__(self, marks: Marks) -> None:
+        self._marks, self._has_prompt = marks, False
+
+    def put(self, value: Any) -> None:
+        """One token, or the prompt."""
+        if self._has_prompt:
+            self._marks.mark_token()
+        self._has_prompt = True
+
+    def end(self) -> None:
+        """Nothing is left to tell."""
+
+
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, _DIGITS)
 
@@ -225,7 +241,10 @@ def serve(task: Task, open_peer: Callable[[Task], Peer]) -> None:
             job = json.loads(line)
             say(getattr(jobs, job.pop("job"))(**job))
         peer.close()
-    except Exception as error:  # a rival's libraries raise what they like, and the comparison goes on
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # a rival's libraries raise what they like, and the comparison goes on
         say({"error": " ".join(f"{type(error).__name__}: {error}".split())[:500]})
 
 

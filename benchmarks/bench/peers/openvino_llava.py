@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .lines import PICTURE, Marks, Prompt, Sample, Task, peak_of
-
-_PREPROCESSOR = "preprocessor_config.json"
+from .older_transformers import write_readable
 
 
 def open_peer(task: Task) -> "OpenVinoLlava":
@@ -21,9 +21,15 @@ def open_peer(task: Task) -> "OpenVinoLlava":
 
 def convert(checkpoint: Path, target: Path, settings: dict[str, Any]) -> None:
     """Weights of so many bits as optimum-intel's own command makes them, with its defaults."""
-    command = (sys.executable, "-m", "optimum.commands.optimum_cli", "export", "openvino")
+    program = Path(sys.executable).with_name("optimum-cli")
     options = ("--task", "image-text-to-text", "--weight-format", f"int{settings['bits']}")
-    subprocess.run([*command, "-m", str(checkpoint), *options, str(target)], check=True)
+    with TemporaryDirectory(dir=target) as folder:
+        write_readable(checkpoint, readable := Path(folder, "checkpoint"))
+        command = [program, "export", "openvino", "-m", readable, *options, target]
+        if code := subprocess.run(command, check=False).returncode:
+            sys.exit(code)  # without words: the command's own are the last ones
+    if not (target / "openvino_tokenizer.xml").is_file():
+        raise RuntimeError(f"optimum-intel made no tokenizer of the one in {checkpoint}")
 
 
 class OpenVinoLlava:

@@ -212,9 +212,10 @@ def _program(rival: Rival, places: Places) -> dict[str, str]:
     """What is no package: the server's program."""
     if rival.module != "llama_server":
         return {}
-    program = places.home / SERVER / SERVER
+    environment = Environment(SERVER, places.home / SERVER)
+    program = environment.root / SERVER
     if not program.is_file():
-        raise UsageError(f"no {program}: make peers PEERS={SERVER}")
+        raise UsageError(f"no {program}: {environment.mend}")
     return {"program": str(program.absolute())}
 
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from .lines import PICTURE, Marks, Prompt, Sample, Task, peak_of
+from .lines import PICTURE, Marks, Prompt, Sample, Task, TokenMarks, peak_of
 
 
 def open_peer(task: Task) -> "TransformersLlava":
@@ -59,7 +59,7 @@ class TransformersLlava:
             pixel_values=self._pixels,
             do_sample=False,
             max_new_tokens=self._task.num_tokens,
-            streamer=_Streamer(self._marks),
+            streamer=TokenMarks(self._marks),
         )
         self._marks.rest_is_prefill()
         answer = found[0, ids.shape[1] :].tolist()
@@ -95,19 +95,3 @@ class TransformersLlava:
 
     def _vision_ends(self, *_: Any) -> None:
         self._marks.spent_ms["vision"] = (time.perf_counter_ns() - self._vision_start_ns) / 1e6
-
-
-class _Streamer:
-    """What `generate` tells of its tokens: the prompt first, then each token."""
-
-    def __init__(self, marks: Marks) -> None:
-        self._marks: Marks | None = None
-        self._after_prompt = marks
-
-    def put(self, value: Any) -> None:
-        if self._marks is not None:
-            self._marks.mark_token()
-        self._marks = self._after_prompt
-
-    def end(self) -> None:
-        """Nothing is left to tell."""

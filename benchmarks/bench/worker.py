@@ -33,11 +33,7 @@ from tinyllava_edge.runtimes.registry import open_backends
 from .grow import Grower
 
 Say = Callable[[dict[str, Any]], None]
-<<<<<<< HEAD
-JOBS = ("requests", "raw", "answers", "grow", "peak")  # of a worker that does not say which it has
-=======
-JOBS = ("requests", "raw", "answers", "peak", "forced")  # of a worker that does not say which it has
->>>>>>> 378a161 (Rivals are rows of bench: mtmd and transformers, in processes of their own environments)
+JOBS = ("requests", "raw", "answers", "grow", "peak", "forced")  # of a worker that does not say which
 _RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 

@@ -14,7 +14,10 @@ def rival_tables(record: Record) -> Iterator[tuple[str, Sequence[Row]]]:
     rivals = record.get("rivals") or {"rows": [], "ratios": []}
     if rivals["rows"]:
         yield "Rivals", [_row(row) for row in rivals["rows"]]
-        yield "How near they and we are to the reference", [_accuracy_row(*one) for one in _accuracies(rivals)]
+        yield (
+            "How near they and we are to the reference",
+            [_accuracy_row(*one) for one in _accuracies(rivals)],
+        )
     if rivals["ratios"]:
         yield "Time of ours over theirs", list(_ratio_rows(rivals["ratios"]))
 

@@ -116,7 +116,7 @@ def test_rivals_are_rows_of_the_same_rounds_and_those_that_fail_say_why(
     assert ratio["ratio"] > 1  # ours over theirs, and theirs does nothing
 
     text = "\n".join(markdown_lines(record))
-    assert "cannot match: anything at all." in text
+    assert "sees cannot match: anything at all." in text
     assert "- not made: NOT MEASURED: no environment" in text
     write_report(tmp_path, record)
     assert json.loads((tmp_path / "report.json").read_text())["rivals"]["rows"][0]["name"] == "sees"

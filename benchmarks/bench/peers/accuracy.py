@@ -66,10 +66,12 @@ def _accuracy_of(
 ) -> Accuracy:
     """Of one row in a process of its own; what it cannot tell is None."""
     with closing(Worker(cell, request)) as worker:
-        worker.open()
+        facts = worker.open()
         has_logits = worker.ask("forced", ids=list(ids), output=str(path))["written"]
         logits: Logits | None = np.load(path) if has_logits else None
-        answered = worker.ask("requests")["warm"].get("output_ids") if isinstance(cell, RivalCell) else None
+        is_asked = isinstance(cell, RivalCell)
+        warm = worker.ask("requests")["warm"] if is_asked else {}
+        answered = None if facts.get("language_only") else warm.get("output_ids")
     if logits is not None and logits.shape != expected.shape:
         raise BackendError(
             f"{cell.name}: logits {list(logits.shape)}, expected {list(expected.shape)}: another vocabulary?"

@@ -13,6 +13,8 @@ from typing import Any
 from .lines import PICTURE, Marks, Prompt, Sample, Task, peak_of
 from .older_transformers import write_readable
 
+_AS_IT_IS = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
 
 def open_peer(task: Task) -> "OpenVinoLlava":
     """Open a converted model."""
@@ -51,6 +53,7 @@ class OpenVinoLlava:
         self._settings.ignore_eos = True
         self._settings.do_sample = False
         self._settings.apply_chat_template = False
+        self._pipeline.get_tokenizer().set_chat_template(_AS_IT_IS)  # a chat has to have one
 
     def facts(self) -> dict[str, Any]:
         """See `Peer`."""
@@ -89,6 +92,8 @@ class OpenVinoLlava:
 
         options = {"INFERENCE_NUM_THREADS": str(self._task.threads)}
         model: Any = OVModelForVisualCausalLM.from_pretrained(self._task.files["model"], ov_config=options)
+        # With fewer image tokens than this it takes each of them for a whole picture.
+        model.config.image_seq_length = self._task.tokens_per_picture
         picture = [model.config.image_token_index] * self._task.tokens_per_picture
         spread = [x for token in prompt.ids for x in (picture if token == PICTURE else [token])]
         whole = torch.tensor([[*spread, *ids[:-1]]])
@@ -114,7 +119,8 @@ class OpenVinoLlava:
             text, images=pictures, generation_config=self._settings, streamer=streamer
         )
         metrics = found.perf_metrics
-        marks.spent_ms["vision"] = metrics.get_prepare_embeddings_duration().mean
+        marks.spent_ms["tokenize"] = metrics.get_tokenization_duration().mean
+        marks.spent_ms["vision"] = metrics.get_vision_encoding_duration().mean if pictures else 0.0
         marks.rest_is_prefill()
         return marks.sample(streamer.ids, prompt_tokens=metrics.get_num_input_tokens(), reused_tokens=None)
 

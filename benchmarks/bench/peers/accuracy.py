@@ -4,7 +4,7 @@ The reference answers the request greedily; then every row is given these very t
 over each next one are compared, as `verify` does (docs/verify.md). Nobody is timed meanwhile.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tinyllava_edge.metrics import kl_divergence, top1_agreement
 from .rivals import Absent, RivalCell
 
 Logits = npt.NDArray[np.float32]
-Accuracy = dict[str, Any]
+Accuracy = Mapping[str, Any]
 
 
 def measure_accuracy(
@@ -50,7 +50,8 @@ def measure_accuracy(
     expected: Logits = np.load(path)
     found: dict[str, Accuracy] = {}
     absent = []
-    for cell in [*cells[1:], *rivals]:
+    rows: list[Cell | RivalCell] = [*cells[1:], *rivals]
+    for cell in rows:
         on_row(cell.name)
         try:
             found[cell.name] = _accuracy_of(cell, request, ids, expected, folder / "logits.npy")

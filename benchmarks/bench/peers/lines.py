@@ -47,7 +47,8 @@ class Task:
         threads: how many it may use.
         context_length: positions of its context, where it has to say so.
         num_tokens: tokens of every answer, whatever they are.
-        tokens_per_picture: rows that the bundle makes of a picture.
+        tokens_per_picture: rows that the bundle makes of a picture; one more where the mmproj file gives the
+            token in front of it, which the prompts then leave out.
         picture: PNG of the picture at the tower's own size.
         pixels: .npy of its pixels [1, 3, side, side] float32.
         first: the question.

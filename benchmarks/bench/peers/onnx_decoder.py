@@ -24,7 +24,8 @@ def convert(checkpoint: Path, target: Path, settings: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
     whole: Any = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    language = AutoModelForCausalLM.from_config(whole.config.text_config, dtype=torch.float32)
+    automatic: Any = AutoModelForCausalLM
+    language = automatic.from_config(whole.config.text_config, dtype=torch.float32)
     language.model.load_state_dict(whole.model.language_model.state_dict())
     language.lm_head.load_state_dict(whole.lm_head.state_dict())
     with TemporaryDirectory(dir=target) as folder:

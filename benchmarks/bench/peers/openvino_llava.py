@@ -27,7 +27,7 @@ def convert(checkpoint: Path, target: Path, settings: dict[str, Any]) -> None:
     options = ("--task", "image-text-to-text", "--weight-format", f"int{settings['bits']}")
     with TemporaryDirectory(dir=target) as folder:
         write_readable(checkpoint, readable := Path(folder, "checkpoint"))
-        command = [program, "export", "openvino", "-m", readable, *options, target]
+        command = [str(program), "export", "openvino", "-m", str(readable), *options, str(target)]
         if code := subprocess.run(command, check=False).returncode:
             sys.exit(code)  # without words: the command's own are the last ones
     if not (target / "openvino_tokenizer.xml").is_file():

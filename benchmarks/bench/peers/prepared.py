@@ -12,14 +12,17 @@ from PIL import Image
 
 from tinyllava_edge.benchmarks.bench.worker import Request
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
+from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.checkpoint.names import checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.gguf_header import read_gguf_header
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.prompt import TextTokenizer, place_markers
+from tinyllava_edge.reference_tensors import read_reference_tensors
 
-from .lines import Prompt
+from .lines import PICTURE, Prompt
 
 _LLAVA = "LlavaForConditionalGeneration"
 _DONE = "converted.json"  # written last: without it a folder is what a killed conversion left
@@ -31,6 +34,23 @@ class Prepared:
 
     folder: Path
     fields: dict[str, Any]
+    tokenizer: TextTokenizer
+
+    def without_last_token(self) -> dict[str, Any]:
+        """The fields for an mmproj file that gives the token in front of the picture itself.
+
+        The text stops one token short of it; where no shorter text does, the fields stay as they are.
+        """
+        short = {name: self._cut(self.fields[name]) for name in ("first", "second")}
+        return self.fields if None in short.values() else {**self.fields, **short}
+
+    def _cut(self, prompt: Prompt) -> Prompt | None:
+        before, after = prompt.parts()
+        text, rest = prompt.text.split(IMAGE_MARKER)
+        for end in range(len(text) - 1, -1, -1):
+            if tuple(self.tokenizer.encode_text(text[:end])) == before[:-1]:
+                return Prompt((*before[:-1], PICTURE, *after), f"{text[:end]}{IMAGE_MARKER}{rest}")
+        return None
 
 
 def prepare(bundle: Bundle, request: Request, folder: Path) -> Prepared:
@@ -59,7 +79,7 @@ def prepare(bundle: Bundle, request: Request, folder: Path) -> Prepared:
         "first": prompt_of(request.question),
         "second": prompt_of(request.second_question),
     }
-    return Prepared(folder, fields)
+    return Prepared(folder, fields, tokenizer)
 
 
 def find_mmproj(bundle: Bundle, given: Path | None) -> Path:
@@ -75,6 +95,18 @@ def find_mmproj(bundle: Bundle, given: Path | None) -> Path:
             "--peers-mmproj."
         )
     return found.absolute()
+
+
+def gives_token(mmproj: Path, bundle: Bundle) -> bool:
+    """Whether an mmproj file's first row is the token in front of the picture: its tower is wider for that.
+
+    docs/interchange.md has how `export --interchange mmproj` does it; other files keep the tower's first row.
+
+    Raises:
+        BundleError: no GGUF file.
+    """
+    width = read_gguf_header(mmproj).entries.get("clip.vision.embedding_length")
+    return width is not None and width.value > read_reference_tensors(bundle).tower.shape[-1]
 
 
 def find_checkpoint_of(bundle: Bundle, given: Path | None) -> Path:

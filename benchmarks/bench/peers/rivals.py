@@ -13,12 +13,12 @@ from typing import Any
 
 from tinyllava_edge.benchmarks.bench.worker import Cell, Request
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.runtimes.threads import thread_budget
 
 from .environments import HOME, SERVER, Environment
 from .lines import Task
-from .prepared import Prepared, converted, find_checkpoint_of, find_mmproj
+from .prepared import Prepared, converted, find_checkpoint_of, find_mmproj, gives_token
 
 ALL = "all"
 # Makes this folder a package of its own, so that nothing of ours is imported in a rival's environment.
@@ -167,7 +167,7 @@ def plan_rivals(
     for name in names:
         try:
             yield from _rows(name, bundle, cells, places, prepared)
-        except UsageError as error:
+        except (UsageError, BundleError) as error:  # a file that is missing, or is no GGUF
             yield Absent(name, str(error))
 
 
@@ -183,6 +183,9 @@ def _rows(
     interpreter = _interpreter(rival, places)
     threads = thread_budget(cells[0].options.threads)
     for suffix, files in _files(name, rival, bundle, cells, places):
+        fields, tokens = prepared.fields, bundle.manifest.vision.num_tokens
+        if "mmproj" in files and gives_token(Path(files["mmproj"]), bundle):
+            fields, tokens = prepared.without_last_token(), tokens + 1
         paths = [path for file in files.values() for path in _weights(Path(file))]
         task = Task(
             rival=rival.module,
@@ -190,9 +193,9 @@ def _rows(
             settings=dict(rival.settings),
             threads=threads,
             context_length=bundle.manifest.language.default_context_length,
-            tokens_per_picture=bundle.manifest.vision.num_tokens,
+            tokens_per_picture=tokens,
             log=str(prepared.folder / f"{name}{suffix}.log"),
-            **prepared.fields,
+            **fields,
         )
         yield RivalCell(
             name=f"{name}{suffix}", rival=name, interpreter=interpreter, task=task, weights=tuple(paths)

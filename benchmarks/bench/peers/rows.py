@@ -96,7 +96,7 @@ def _figures(samples: Sequence[Record]) -> Record:
 
 def _token_ms(sample: Record) -> float:
     """Mean time of a token behind the first one (TPOT)."""
-    return float(sample["total_ms"] - sample["first_token_ms"]) / (sample["generated_tokens"] - 1)
+    return float((sample["total_ms"] - sample["first_token_ms"]) / (sample["generated_tokens"] - 1))
 
 
 def _median(values: Sequence[float | None]) -> float | None:
@@ -113,8 +113,8 @@ def _ratios(
         for cell, theirs in rivals:
             facts = next((session.facts for session in theirs if session.facts), {})
             for metric in _LANGUAGE if facts.get("language_only") else METRICS:
-                pair = [_times(sessions, metric) for sessions in (ours, theirs)]
-                if None not in pair and (ratio := paired_ratio(*pair)) is not None:
+                one, other = (_times(sessions, metric) for sessions in (ours, theirs))
+                if one and other and (ratio := paired_ratio(one, other)) is not None:
                     # `paired_ratio` says how much faster the second one is, which is ours over theirs.
                     yield {"cell": name, "rival": cell.name, "metric": metric, **asdict(ratio)}
 
@@ -125,7 +125,7 @@ def _times(sessions: Sequence[CellSession], metric: str) -> Times | None:
         found = [[[_value(run, metric) for run in pair] for pair in session.requests] for session in sessions]
     except KeyError:
         return None
-    known = all(value is not None for session in found for pair in session for value in pair)
+    known = all(value for session in found for pair in session for value in pair)  # no 0 has a ratio
     return found if known else None  # type: ignore[return-value]
 
 

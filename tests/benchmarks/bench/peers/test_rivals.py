@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import tomllib
@@ -21,7 +22,13 @@ from tinyllava_edge.benchmarks.bench.peers.environments import Environment, list
 from tinyllava_edge.benchmarks.bench.peers.lines import PICTURE
 from tinyllava_edge.benchmarks.bench.peers.older_transformers import write_readable
 from tinyllava_edge.benchmarks.bench.peers.planned import with_rivals
-from tinyllava_edge.benchmarks.bench.peers.prepared import converted, find_checkpoint_of, find_mmproj, prepare
+from tinyllava_edge.benchmarks.bench.peers.prepared import (
+    converted,
+    find_checkpoint_of,
+    find_mmproj,
+    gives_token,
+    prepare,
+)
 from tinyllava_edge.benchmarks.bench.peers.rivals import Places, Rival, check_names
 from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
 from tinyllava_edge.benchmarks.bench.record import run_plan
@@ -29,6 +36,7 @@ from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.image import open_picture, preprocess
+from tinyllava_edge.reference_tensors import read_reference_tensors
 
 HERE = Path(__file__).parent
 FEW = Amount(sessions=1, blocks=1, warm_up_s=0.0, warm_up_runs=1, alone=False)
@@ -188,6 +196,26 @@ def test_everybody_gets_the_same_pixels_and_ids(honest: Honest, tmp_path: Path) 
     assert first.ids.count(PICTURE) == first.text.count("<image>") == 1
     before, after = first.parts()
     assert (*before, PICTURE, *after) == first.ids
+
+
+def test_an_mmproj_that_gives_the_token_in_front_of_the_picture(honest: Honest, tmp_path: Path) -> None:
+    bundle = Bundle.open(honest.bundle)
+    prepared = prepare(bundle, request(honest), tmp_path)
+    whole = prepared.fields["first"]
+    short = prepared.without_last_token()["first"]
+    assert short.parts() == (whole.parts()[0][:-1], whole.parts()[1])
+    assert whole.text.startswith(short.text.split("<image>")[0])
+    assert whole.text.endswith(short.text.split("<image>")[1])
+    hidden = read_reference_tensors(bundle).tower.shape[-1]
+    for width, gives in ((hidden, False), (hidden + 16, True)):
+        writer = gguf.GGUFWriter(path := tmp_path / f"{width}.gguf", "clip")
+        writer.add_uint32("clip.vision.embedding_length", width)
+        writer.add_tensor("mm.0.bias", np.zeros(32, dtype=np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert gives_token(path, bundle) is gives
 
 
 def test_files_of_rivals_are_found_or_missed_by_name(honest: Honest, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check nano nano-bundle clean
+.PHONY: long demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -143,6 +143,32 @@ hub-check: $(VENV)/ready
 # BUNDLES="DIR ..." for others than nano's; HARDWARE_CHECK_OPTIONS="--modes all --soak 10 --peers all" for the rest.
 hardware-check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hardware-check $(BUNDLES) -o $(OUT)/hardware-check --force $(HARDWARE_CHECK_OPTIONS)
+
+# Rivals that `bench --peers` measures, each in an environment of its own below .peers; needs a network. PEERS="NAME ..."
+# for some of them: transformers, openvino, optimum-onnx, llama-server.
+PEERS ?= transformers openvino optimum-onnx llama-server
+LISTS := benchmarks/bench/peers/requirements-
+peers: $(PEERS:%=.peers/%/ready)
+
+.peers/%/ready: $(LISTS)%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install -qq -r $<
+	touch $@
+
+# The program, of the very source and for the very instructions that `make test` builds the library from.
+SERVER := .peers/llama-server
+$(SERVER)/ready: $(LISTS)llama-server.txt
+	$(PYTHON) -m venv $(SERVER)
+	$(SERVER)/bin/python -m pip install -qq -r $<
+	$(SERVER)/bin/python -m pip download -qq --no-deps --no-binary llama-cpp-python -d $(SERVER) "$(LLAMA_CPP)"
+	tar -xzf $(SERVER)/llama_cpp_python-*.tar.gz -C $(SERVER) --strip-components=1
+	$(SERVER)/bin/cmake -S $(SERVER)/vendor/llama.cpp -B $(SERVER)/build -G Ninja \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(SERVER))/bin/ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
+		$(if $(filter x86_64,$(shell uname -m)),-DGGML_NATIVE=OFF) -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF
+	$(SERVER)/bin/cmake --build $(SERVER)/build --target llama-server
+	cp $(SERVER)/build/bin/llama-server $(SERVER)/llama-server
+	touch $@
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinyllava_edge.benchmarks.bench.peers.environments import HOME
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
@@ -87,6 +88,24 @@ def bench(
             "of the rows' weights.",
         ),
     ] = False,
+    peers: Annotated[
+        str,
+        typer.Option(
+            help="Rivals to measure in the same rounds, comma-separated, or 'all': `make peers` makes their "
+            "environments. A row says what it cannot match; one that is missing says so."
+        ),
+    ] = "",
+    peers_checkpoint: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model as transformers' LlavaForConditionalGeneration, for the rivals that read it; by "
+            "default the bundle's own (export --interchange transformers), or where it came from."
+        ),
+    ] = None,
+    peers_mmproj: Annotated[
+        Path | None, typer.Option(help="Its vision tower for mtmd and llama-server; likewise.")
+    ] = None,
+    peers_home: Annotated[Path, typer.Option(help="Where `make peers` made the environments.")] = HOME,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -102,6 +121,8 @@ def bench(
     from tinyllava_edge.runtimes.base import BackendOptions
 
     from .pace import Amount, bound_text
+    from .peers.planned import with_rivals
+    from .peers.rivals import Places, check_names
     from .plan import Plan, Wish, named_bundles, plan_cells, quick_plan
     from .quality import Quality
     from .report import report_mark
@@ -142,7 +163,9 @@ def bench(
     quality = None
     if questions is not None and images is not None:
         quality = Quality(questions, images, read_questions(questions, images))
-    _measure(plan, quality, output, force=force, json=json)
+    places = Places(home=peers_home, checkpoint=peers_checkpoint, mmproj=peers_mmproj)
+    with with_rivals(plan, check_names(parse_names(peers)), places) as whole:
+        _measure(whole, quality, output, force=force, json=json)
 
 
 def _measure(
@@ -169,10 +192,12 @@ def _measure(
     about = {
         "bundles": list(plan.bundles),
         "request": asdict(plan.request),
-        "cells": [c.name for c in plan.cells],
+        "cells": [row.name for row in plan.rows],
     }
     with writing as folder, kept_samples(output, about, force=force) as keep, progress() as bar:
-        task = bar.add_task("bench", total=plan.amount.visits(len(plan.cells)))
+        task = bar.add_task(
+            "bench", total=plan.amount.visits(len(plan.cells)) + plan.amount.runs * len(plan.rivals)
+        )
         asked = 0 if quality is None else len(quality.questions) * 2 * (len(plan.cells) - 1)
         asking = bar.add_task("questions", total=asked, visible=quality is not None)
         live = Live(note)

@@ -19,6 +19,7 @@ from tinyllava_edge.errors import BackendError
 from .device_memory import watched_device
 from .machine_load import Shares, evict, read_cpu_times, shares_between
 from .pace import Amount, Pace, TimeUp
+from .peers.rivals import RivalCell
 from .power import ABSENT, PowerWatch
 from .worker import Cell, Request
 from .worker_process import Sample, Worker
@@ -83,7 +84,7 @@ class Measured:
 
 
 def measure_cells(
-    cells: Sequence[Cell],
+    cells: Sequence[Cell | RivalCell],
     request: Request,
     amount: Amount,
     files: Mapping[str, Sequence[Path]],
@@ -123,7 +124,7 @@ def measure_cells(
 class _Round:
     """The one session that is going on."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[Cell | RivalCell]
     request: Request
     amount: Amount
     files: Mapping[str, Sequence[Path]]

@@ -6,6 +6,7 @@ from typing import Any
 from .device_memory import LABELS
 from .figures import METRICS, Record, shown_cells
 from .machine_load import busy_line
+from .peers.tables import rival_notes
 from .tables import interval_text
 
 MOST_STITCHING = 1.03  # end to end over the raw calls, for a language model of 135 M parameters and more
@@ -61,6 +62,7 @@ def notes_of(record: Record) -> Iterator[str]:
         yield f"*{LABELS[kind]}*: {_DEVICE_NOTES[kind]}"
     if (power := record.get("power")) and power["whole"]:
         yield f"*J/answer*: {_energy_note(power)}"
+    yield from rival_notes(record)
     yield _control_line(record)
     if unsteady := [cell["name"] for cell in record["cells"] if not cell["same_answer_every_run"]]:
         yield f"The answer was not the same in every run: {', '.join(unsteady)}."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tinyllava_edge.benchmarks.verify.climb import chosen_variants
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
@@ -16,6 +16,7 @@ from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME, runtime_entries
 
 from .pace import Amount
+from .peers.rivals import Absent, RivalCell
 from .worker import Cell, Request
 
 CONTROL = "again"  # suffix of the A/A control's name
@@ -59,6 +60,9 @@ class Plan:
         quick: it is only a look, and makes no claim.
         roofline: measure what the machine can do at most, too.
         growth: measure how the first row that reads the bundle grows, too.
+        rivals: rows of other programs, measured in the same blocks.
+        absent: those that were asked for and are not there.
+        accuracy: how near each row's answer is to the reference's, by its name; with rivals alone.
     """
 
     bundles: Mapping[str, Bundle]
@@ -69,6 +73,14 @@ class Plan:
     quick: bool = False
     roofline: bool = False
     growth: bool = False
+    rivals: tuple[RivalCell, ...] = ()
+    absent: tuple[Absent, ...] = ()
+    accuracy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[Cell | RivalCell, ...]:
+        """All that is measured, in its order: rivals stand before the control."""
+        return (*self.cells[:-1], *self.rivals, self.cells[-1])
 
 
 def quick_plan(plan: Plan, at_least_s: float) -> Plan:
@@ -221,8 +233,10 @@ def check_memory(plan: Plan, available_bytes: int | None) -> None:
             needed += cell_bytes(cell, bundle)
         else:
             needed += _FLOAT32_BYTES * sum(part.parameters for part in bundle.manifest.parts.values())
+    needed += sum(rival.needed_bytes for rival in plan.rivals)
     if available_bytes is not None and needed > _MOST_MEMORY * available_bytes:
         raise UsageError(
-            f"these {len(plan.cells)} cells hold {needed / 1e9:.1f} GB of weights at once, and "
-            f"{available_bytes / 1e9:.1f} GB are available: name fewer with --runtimes, --vision, --language."
+            f"these {len(plan.rows)} rows hold {needed / 1e9:.1f} GB of weights at once, and "
+            f"{available_bytes / 1e9:.1f} GB are available: name fewer with --runtimes, "
+            "--vision, --language, --peers."
         )

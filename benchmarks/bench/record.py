@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from tinyllava_edge.benchmarks.evals.scores import MAX_TOKENS, count_pictures
 from tinyllava_edge.bundle import Bundle, sha256_of_file
@@ -17,14 +18,18 @@ from .figures import Record, cell_record, ratios_of
 from .floors import floors_of
 from .growth import growth_record, measure_growth
 from .machine_load import busy_line, watch
-from .measure import Measured, OnEvent, measure_cells
+from .measure import CellSession, Measured, OnEvent, measure_cells
 from .pace import Pace, TimeUp, bound_text
+from .peers.rivals import RivalCell
+from .peers.rows import rivals_record
 from .plan import Plan, cell_files
 from .power import watched_power
 from .quality import Quality, score_cells
 from .report_schema import SCHEMA_VERSION
 from .roofline import measure_roof
+from .worker import Cell
 
+Row = TypeVar("Row", bound=Cell | RivalCell)
 _IDLE_S = 3.0  # in which the power that nothing takes is read
 
 
@@ -58,11 +63,11 @@ def run_plan(
         if line := busy_line(before):
             warn(f"the machine is busy, so these figures will not be worth much: {line}")
         roof = _roof(plan, on_event, warn)
-        files = {cell.name: cell_files(cell, plan.bundles[cell.model]) for cell in plan.cells}
+        files = {row.name: _files_of(row, plan) for row in plan.rows}
         # Of a bound, what comes behind the times has half.
         later = quality is not None or plan.growth
         pace = Pace(plan.amount, plan.within_s / 2) if later and plan.within_s is not None else whole
-        found = measure_cells(plan.cells, plan.request, plan.amount, files, on_event, power, pace)
+        found = measure_cells(plan.rows, plan.request, plan.amount, files, on_event, power, pace)
     after: Record = {}
     _then(found, "the load was read", lambda: after.update(watch()))
     after = after or watch(0.1)
@@ -87,6 +92,7 @@ def run_plan(
         "ratios": list(ratios_of(cells)),
         "questions": None,
         "growth": None,
+        "rivals": _rivals_record(plan, found),
     }
     record["control_passed"] = {
         ratio["metric"]: ratio["low"] <= 1 <= ratio["high"]
@@ -123,10 +129,28 @@ def _roof(plan: Plan, on_event: OnEvent, warn: Callable[[str], None]) -> Record 
 
 def _cell_records(plan: Plan, found: Measured) -> Iterator[Record]:
     """Rows of the cells that answered at all."""
-    for index, cell in enumerate(plan.cells):
-        sessions = [session.cells[index] for session in found.sessions]
+    for cell, sessions in _sessions_of(plan.cells, plan, found):
         if answered := [session for session in sessions if session.warm_up]:
             yield cell_record(cell, plan.bundles[cell.model], answered)
+
+
+def _files_of(row: Cell | RivalCell, plan: Plan) -> Sequence[Path]:
+    return row.weights if isinstance(row, RivalCell) else cell_files(row, plan.bundles[row.model])
+
+
+def _sessions_of(rows: Sequence[Row], plan: Plan, found: Measured) -> Iterator[tuple[Row, list[CellSession]]]:
+    """Rows with all their sessions."""
+    places = {row.name: index for index, row in enumerate(plan.rows)}
+    for row in rows:
+        yield row, [session.cells[places[row.name]] for session in found.sessions]
+
+
+def _rivals_record(plan: Plan, found: Measured) -> Record | None:
+    """Rivals' rows and ratios; None where nobody asked for any."""
+    if not (plan.rivals or plan.absent):
+        return None
+    ours = [(cell.name, sessions) for cell, sessions in _sessions_of(plan.cells[:-1], plan, found)]
+    return rivals_record(ours, list(_sessions_of(plan.rivals, plan, found)), plan.absent, plan.accuracy)
 
 
 def _partial_record(plan: Plan, cells: Sequence[Record], found: Measured) -> Record | None:

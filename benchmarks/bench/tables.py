@@ -7,6 +7,7 @@ from statistics import median
 from .device_memory import LABELS
 from .figures import STAGES, STATES, Record, shown_cells
 from .growth import AXES
+from .peers.tables import rival_tables
 
 Row = dict[str, str]
 
@@ -33,6 +34,8 @@ def tables_of(record: Record, *, stages: bool = True) -> Iterator[Table]:
         yield Table("Beside the machine's floor", [_floor_row(cell) for cell in cells])
     if growth := record.get("growth"):
         yield Table(f"Growth of {growth['cell']}", [_growth_row(curve) for curve in growth["curves"]])
+    for title, rival_rows in rival_tables(record):
+        yield Table(title, rival_rows)
     if stages:
         rows = [_stage_row(cell, state) for cell in cells for state in STATES if cell[state]]
         yield Table("Stages", rows)

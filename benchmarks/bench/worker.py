@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from tinyllava_edge.bundle import Bundle
@@ -25,13 +26,14 @@ from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
 from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, VisionBackend
+from tinyllava_edge.runtimes.context import Context, PictureRows
 from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
 
 from .grow import Grower
 
 Say = Callable[[dict[str, Any]], None]
-JOBS = ("requests", "raw", "answers", "grow", "peak")  # of a worker that does not say which it has
+JOBS = ("requests", "raw", "answers", "grow", "peak", "forced")  # of a worker that does not say which
 _RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 
@@ -45,6 +47,15 @@ class Cell:
     runtime: str
     bundle: Path
     options: BackendOptions  # without variants where the runtime computes from the checkpoint
+
+    def command(self, request: "Request") -> list[str]:
+        """What starts its process."""
+        task = json.dumps({"cell": asdict(self), "request": asdict(request)}, default=str)
+        return [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+
+    def last_words(self) -> str:
+        """Where it said why it ended."""
+        return "its words are above"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +153,28 @@ class OpenCell:
         if not self._calls:
             self._calls = self._record_calls()
         return {name: round(ms, _DIGITS) for name, ms in replay(self._calls).items()}
+
+    def forced(self, ids: Sequence[int] | None, output: str) -> dict[str, Any]:
+        """Logits [tokens, vocab] from which each id of an answer to the request is predicted, in a .npy file.
+
+        Args:
+            ids: of the answer; its own greedy one by default, which is returned.
+            output: the file.
+        """
+        self._model.forget()
+        rows = iter(self._model.encode(self._request.picture))
+        prompt = self._model.tokenize([(self._request.question, None)], honour_special=False, num_pictures=1)
+        context = Context(self._language)
+        context.prefill([PictureRows(b"", next(rows)) if token < 0 else token for token in prompt])
+        given, logits = list(ids or ()), [context.last_logits()]
+        answer = given[:1] or [int(logits[0].argmax())]
+        while len(answer) < (len(given) or self._request.num_tokens):
+            context.append(answer[-1])
+            logits.append(context.last_logits())
+            answer.append(given[len(answer)] if given else int(logits[-1].argmax()))
+        np.save(output, np.stack(logits))
+        self._model.forget()
+        return {"written": True, "ids": answer}
 
     def answers(self, questions: str, images: str) -> dict[str, Any]:
         """Answers to a file of questions, seeing and blind; a line for each on the way."""

@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from tinyllava_edge.errors import BackendError
 
+from .peers.rivals import RivalCell
 from .worker import JOBS, Cell, Request
 
 Sample = dict[str, Any]
@@ -18,13 +17,11 @@ Sample = dict[str, Any]
 class Worker:
     """The process of one cell."""
 
-    def __init__(self, cell: Cell, request: Request) -> None:
-        self.name = cell.name
-        task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
-        command = [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+    def __init__(self, cell: Cell | RivalCell, request: Request) -> None:
+        self.name, self._last_words = cell.name, cell.last_words
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
-        self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
+        self._process: Any = subprocess.Popen(cell.command(request), start_new_session=True, **pipes)
         self._is_busy = True  # until it says that it is open
         self.jobs: tuple[str, ...] = ()
         self.process_id: int = self._process.pid
@@ -51,7 +48,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BackendError(f"{self.name}: its process ended with code {code}; its words are above.")
+            raise BackendError(f"{self.name}: its process ended with code {code}; {self._last_words()}.")
         said: Sample = json.loads(line)
         self._is_busy = False
         if "error" in said:

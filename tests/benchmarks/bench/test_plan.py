@@ -130,5 +130,5 @@ def test_cells_that_do_not_fit_in_memory_together_are_refused(bundles: dict[str,
     assert size == sum(path.stat().st_size for path in cell_files(cells[0], bundle)[1:]) > 0
     check_memory(plan, 3 * size)
     check_memory(plan, None)
-    with pytest.raises(UsageError, match="these 2 cells hold"):
+    with pytest.raises(UsageError, match="these 2 rows hold"):
         check_memory(plan, 2 * size)

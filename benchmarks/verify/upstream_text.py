@@ -120,8 +120,8 @@ def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAG
     if template in _LLAVA:
         return _llava_prompt(_LLAVA[template], messages)
     prompt = f"{_SYSTEM} "
-    for question, answer in zip(messages[::2], messages[1::2], strict=True):
-        prompt += f"USER: {question} ASSISTANT:"
+    for asked, answer in zip(messages[::2], messages[1::2], strict=True):
+        prompt += f"USER: {asked} ASSISTANT:"
         if answer is not None:
             prompt += " " + answer + ENDS[template]
     return prompt
@@ -248,7 +248,9 @@ class _SentencePiece:
         scores = [float(self._model.GetScore(index)) for index in control]
         self.scores = scores + [0.0] * (len(self.pieces) - len(scores))
         tokens = settings.get("added_tokens_decoder", {}).values()
-        self._strips_behind = {token["content"] for token in tokens if token.get("rstrip")}
+        self._strips_behind, self._strips_before = (
+            {token["content"] for token in tokens if token.get(side)} for side in ("rstrip", "lstrip")
+        )
         self._split = re.compile("(" + "|".join(re.escape(s) for s in self.specials) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -259,6 +261,8 @@ class _SentencePiece:
         for number, part in enumerate(parts):
             if number and parts[number - 1] in self._strips_behind:  # Phi-3's, as its own class does
                 part = part.lstrip()
+            if "".join(parts[number + 1 : number + 2]) in self._strips_before:
+                part = part.rstrip()
             if part in self.specials:
                 ids.append(self.specials[part])
             elif part.startswith((_SPACE, " ")):

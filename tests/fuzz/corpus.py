@@ -164,6 +164,9 @@ def _write_checkpoints(folder: Path) -> None:
     shutil.copytree(
         nano_vlm / "sources/tiny-random/smollm2-instruct", folder / "nanovlm" / "ck", dirs_exist_ok=True
     )
+    for tree, name in (("line", "llava_llama-inside-pad"), ("projector", "llava_llama-stage1")):
+        shutil.copytree(_FIXTURES / "lines" / "sources", folder / tree)
+        shutil.copytree(_FIXTURES / "lines" / name / "model", folder / tree / "ck")
     json_only = Path(shutil.copytree(flat, folder / "json" / "ck"))
     (json_only / "tokenizer.model").unlink()
     (json_only / "tokenizer.json").write_text(llama_tokenizer(), encoding="utf-8")

@@ -93,6 +93,14 @@ CHECKPOINTS = {
     "config legacy": Kind("legacy", "ck/config.json", json_damaged, _INSPECT),
     "config legacy tower": Kind("legacy", "ck/vision_tower/config.json", json_damaged, _INSPECT),
     "config llava": Kind("llava", "ck/config.json", json_damaged, _INSPECT),
+    "config line": Kind("line", "ck/config.json", json_damaged, _INSPECT),
+    "config line loaded": Kind("line", "ck/config.json", json_damaged, readers.load_weights),
+    "config projector": Kind("projector", "ck/config.json", json_damaged, readers.read_for_export),
+    "config of the base": Kind(
+        "projector", "lmsys/vicuna-tiny/config.json", json_damaged, readers.load_weights
+    ),
+    "projector": Kind("projector", "ck/mm_projector.bin", _ZIPPED, readers.load_weights),
+    "projector inspect": Kind("projector", "ck/mm_projector.bin", _ZIPPED, f"{_INSPECT} --allow-pickle"),
     "config nanovlm": Kind("nanovlm", "ck/config.json", json_damaged, readers.read_for_export),
     "weights nanovlm": Kind("nanovlm", "ck/model.safetensors", json_header_damaged, readers.load_weights),
     "sidecar": Kind("flat", "ck/tinyllava_edge.json", json_damaged, _INSPECT),

@@ -44,7 +44,7 @@ def load_weights(tree: Path) -> None:
     from tinyllava_edge.model.assets import read_assets
     from tinyllava_edge.model.vlm import load_model
 
-    checkpoint = Checkpoint(tree / "ck", allow_pickle=True)
+    checkpoint = Checkpoint(tree / "ck", sources=tree, allow_pickle=True)
     load_model(checkpoint)
     read_assets(checkpoint)
 
@@ -54,7 +54,7 @@ def read_for_export(tree: Path) -> None:
     from tinyllava_edge.export.options import ExportOptions
     from tinyllava_edge.export.pipeline import _open_source
 
-    source = _open_source(tree / "ck", ExportOptions())
+    source = _open_source(tree / "ck", ExportOptions(sources=tree, allow_pickle=True))
     tokenizer = source.assets.text_tokenizer()
     tokenizer.encode_text("What is this? <image> \u00e9\u2581  </s>\n")
     source.vocabulary()

@@ -11,13 +11,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.integration.checkpoint_lines import FIXTURES
+from tinyllava_edge.benchmarks.verify.upstream_text import UpstreamTokenizer
 from tinyllava_edge.checkpoint.headers import read_headers
 from tinyllava_edge.checkpoint.layouts import LINE, PROJECTOR
 from tinyllava_edge.checkpoint.llava_line import LINES
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.model.assets import read_assets
+from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.model.vlm import checked_tensors
+from tinyllava_edge.prompt import TextTokenizer
 
 INSIDE, NAMED, STAGE1 = "llava_llama-inside-pad", "llava_llama-named-fp16", "llava_llama-stage1"
 SIGLIP = "bunny-qwen2-pad"
@@ -215,3 +218,27 @@ def test_every_line_names_a_template_that_there_is() -> None:
     for line in LINES.values():
         for name in (line.template, *line.template_by_eos.values()):
             assert not name or template_named(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "fixture", "more_strip"),
+    [
+        ("\u2581<|user|>\u3000<|user|>", [1, 259, 454, 454], [1, 454, 454]),
+        ("<|user|></s>\u2581\na\n", [1, 454, 2, 378, 13, 381, 13], [1, 454, 2, 381, 13]),
+        ("the<|user|><|user|>\u2581\u2581\u2581", [1, 273, 454, 454], [1, 273, 454, 454]),
+        ("\t<|user|>\u2581\u2581<unk>athe", [1, 378, 12, 454, 0, 265, 332], [1, 454, 0, 265, 332]),
+    ],
+)
+def test_phi3_tokens_strip_space_marks_too(
+    text: str, fixture: list[int], more_strip: list[int], tmp_path: Path
+) -> None:
+    """Ids of transformers 4.41.2's slow LlamaTokenizer; in the second, `</s>` and `<|user|>` strip more."""
+    folder = shutil.copytree(FIXTURES / "llava_phi-phi3-pad" / "model", tmp_path / "model")
+    for expected in (fixture, more_strip):
+        assets = read_tokenizer(folder)
+        tokenizer = TextTokenizer(assets.tokenizer_json, bos_id=assets.bos_id)
+        assert tokenizer.encode_text(text) == UpstreamTokenizer(folder).encode_prompt(text) == expected
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings["added_tokens_decoder"]["2"]["rstrip"] = True
+        settings["added_tokens_decoder"]["454"]["lstrip"] = True
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -16,7 +16,7 @@ from tinyllava_edge.errors import CheckpointError, guarded
 from tinyllava_edge.tokenizer_file import open_tokenizer, read_tokenizer_json
 
 from .tokenizer_bytelevel import tokenizer_from_merges
-from .tokenizer_sentencepiece import tokenizer_from_sentencepiece
+from .tokenizer_sentencepiece import takes_marks_for_spaces, tokenizer_from_sentencepiece
 
 # The files of a tokenizer, the one upstream's slow class would read first.
 TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "tokenizer.json")
@@ -74,7 +74,8 @@ def _read_tokenizer(directory: Path, fast: bool, extra_tokens: Sequence[str]) ->
             f"{directory}: holds none of {', '.join(TOKENIZER_FILES)}. Give --sources DIR "
             "with the files of the language model's repository."
         )
-    _add_extra_tokens(tokenizer, directory, settings)
+    takes_marks = kind == "tokenizer.model" and takes_marks_for_spaces(settings)
+    _add_extra_tokens(tokenizer, directory, settings, takes_marks=takes_marks)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in extra_tokens])
     roles = {**(_SENTENCEPIECE_ROLES if kind == "tokenizer.model" else {}), **settings}
     ids = {role: _role_id(tokenizer, roles.get(f"{role}_token")) for role in _ROLES}
@@ -117,13 +118,19 @@ def _role_id(tokenizer: Tokenizer, token: Any) -> int | None:
     return found
 
 
-def _add_extra_tokens(tokenizer: Tokenizer, directory: Path, settings: dict[str, Any]) -> None:
-    """Tokens that tokenizer_config.json or added_tokens.json adds to the model's own vocabulary."""
+def _add_extra_tokens(
+    tokenizer: Tokenizer, directory: Path, settings: dict[str, Any], *, takes_marks: bool
+) -> None:
+    """Tokens that tokenizer_config.json or added_tokens.json adds to the model's own vocabulary.
+
+    With `takes_marks` they are found in normalised text, where space marks are spaces.
+    """
     extra = added_tokens(directory, settings)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     for index, token in sorted(extra.items()):
         if token["content"] not in known:
             flags = {name: token[name] for name in _FLAGS if name in token}
+            flags |= {"normalized": True} if takes_marks else {}
             tokenizer.add_tokens([AddedToken(token["content"], **flags)])
         if tokenizer.token_to_id(token["content"]) != index:
             raise CheckpointError(

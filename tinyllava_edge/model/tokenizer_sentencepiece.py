@@ -51,16 +51,22 @@ def tokenizer_from_sentencepiece(path: Path, settings: dict[str, Any]) -> Tokeni
             byte_fallback=True,
         )
     )
-    tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    takes_marks = takes_marks_for_spaces(settings)
+    tokenizer.normalizer = normalizers.Replace(*((SPACE, " ") if takes_marks else (" ", SPACE)))
     steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    before = [_marks()] if takes_marks else []
     if proto.normalizer_spec.add_dummy_prefix and settings.get("add_prefix_space", True) is not False:
-        tokenizer.pre_tokenizer = _space_prefix(legacy=bool(settings.get("legacy", True)))
+        before += _space_prefix(legacy=bool(settings.get("legacy", True)))
         steps.append(decoders.Strip(" ", 1, 0))
+    if before:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(before)
     tokenizer.decoder = decoders.Sequence(steps)
+    stripping = {token["content"]: _stripping(token) for token in _decoder(settings)}
     for index, kind in enumerate(types):
         text = proto.pieces[index].piece
         if kind in (PieceType.CONTROL, PieceType.UNKNOWN):
-            tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True)])
+            flags = stripping.get(text, {})
+            tokenizer.add_special_tokens([AddedToken(text, normalized=takes_marks, special=True, **flags)])
         elif kind is PieceType.USER_DEFINED:  # found in the text before any merge, spaces already marked
             tokenizer.add_tokens([AddedToken(text, normalized=True, special=False)])
     if settings.get("add_bos_token", True):
@@ -116,20 +122,36 @@ def _fault_of(pieces: Any) -> str | None:
     return None
 
 
-def _space_prefix(*, legacy: bool) -> Any:
+def takes_marks_for_spaces(settings: dict[str, Any]) -> bool:
+    """Whether a token takes the space marks beside it with it, as the text's spaces that they then are.
+
+    Without `legacy` transformers puts spaces in the place of marks before it looks for added tokens, one of
+    which may strip the text beside it (docs/sources/llava_line.md#prompts).
+    """
+    return not settings.get("legacy", True) and any(map(_stripping, _decoder(settings)))
+
+
+def _decoder(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(settings.get("added_tokens_decoder", {}).values())
+
+
+def _stripping(token: dict[str, Any]) -> dict[str, bool]:
+    return {side: True for side in ("lstrip", "rstrip") if token.get(side)}
+
+
+def _marks() -> Any:
+    """Space marks for spaces."""
+    return pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False)
+
+
+def _space_prefix(*, legacy: bool) -> list[Any]:
     """One space mark in front of the text, whatever it starts with.
 
     `Metaspace` alone would leave the mark out where the text starts with a space. With `legacy` every
     stretch after a special token gets one too (huggingface/transformers pull request 24565).
     """
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(
-                replacement=" ", prepend_scheme="always" if legacy else "first", split=False
-            ),
-            pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="never", split=False),
-        ]
-    )
+    scheme = "always" if legacy else "first"
+    return [pre_tokenizers.Metaspace(replacement=" ", prepend_scheme=scheme, split=False), _marks()]
 
 
 def _merges(proto: Any) -> list[tuple[str, str]]:

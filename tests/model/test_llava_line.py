@@ -93,7 +93,7 @@ def test_missing_projector_tensors_are_named(tmp_path: Path) -> None:
     copy = Copy(INSIDE, tmp_path)
     copy.change(copy.path / "model.safetensors", lambda tensors: tensors.pop("model.mm_projector.2.bias"))
     with pytest.raises(
-        CheckpointError, match=r"model.safetensors: 1 tensors are missing.*'connector.2.bias'"
+        CheckpointError, match=r"model.safetensors: 1 tensors are missing.*'model.mm_projector.2.bias'"
     ):
         read(copy.open())
 
@@ -115,7 +115,9 @@ def test_a_projector_of_another_width_is_refused(tmp_path: Path) -> None:
     ):
         read(copy.open())
     copy.configure(mm_hidden_size=32, mm_projector_type="mlp3x_gelu")
-    with pytest.raises(CheckpointError, match=r"tensors are missing, the first is 'connector.4.bias'"):
+    with pytest.raises(
+        CheckpointError, match=r"tensors are missing, the first is 'model.mm_projector.4.bias'"
+    ):
         read(copy.open())
     projector = torch.load(FIXTURES / STAGE1 / "model" / "mm_projector.bin", weights_only=True)
     other = Copy(STAGE1, tmp_path / "alone")
@@ -215,3 +217,11 @@ def test_every_line_names_a_template_that_there_is() -> None:
     for line in LINES.values():
         for name in (line.template, *line.template_by_eos.values()):
             assert not name or template_named(name)
+
+
+def test_a_projectors_file_holds_nothing_else(tmp_path: Path) -> None:
+    copy = Copy(STAGE1, tmp_path)
+    tensors = torch.load(copy.path / "mm_projector.bin", weights_only=True)
+    torch.save(tensors | {"model.embed_tokens.weight": torch.zeros(2, 2)}, copy.path / "mm_projector.bin")
+    with pytest.raises(CheckpointError, match=r"mm_projector.bin: tensor 'model.embed_tokens.weight' is no"):
+        read(copy.open())

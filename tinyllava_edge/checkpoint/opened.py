@@ -46,11 +46,13 @@ from .layouts import (
     whole_file,
 )
 from .llava_line import Line, line_of
-from .nanovlm import is_nanovlm
+from .nanovlm import is_nanovlm, stored_name
 from .pieces import Piece, line_pieces
 from .read_config import model_config
 from .source_names import names_under_sources
 from .tensor_names import LLAVA_PREFIXES, UPSTREAM_PREFIXES
+
+_OTHER_NAMES = (LINE, LEGACY, PROJECTOR, LLAVA)
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,17 @@ class Checkpoint:
             return self.base.file_of(name)
         if self.layout in (FOLDERS, LORA):
             return self.path / name.split(".")[0] / PICKLE_FILE
-        own = (piece.whole for piece in self.pieces if piece.part and name.startswith(f"{piece.part}."))
-        return next(own, self.pieces[0].whole)
+        return self._piece_of(name).whole
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor, where that is neither ours nor TinyLLaVA Factory's name."""
+        if self.layout == NANOVLM:
+            return stored_name(name)
+        return self._piece_of(name).key_of(name) if self.layout in _OTHER_NAMES else name
+
+    def _piece_of(self, name: str) -> Piece:
+        own = (piece for piece in self.pieces if piece.part and name.startswith(f"{piece.part}."))
+        return next(own, self.pieces[0])
 
     @cached_property
     def sha256(self) -> str:

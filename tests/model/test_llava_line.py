@@ -161,7 +161,7 @@ def test_half_a_download_is_named(tmp_path: Path) -> None:
     tower.unlink()
     with pytest.raises(MissingFileError, match=rf"holds no vision tower, which config.json names: '{_CLIP}'"):
         read(copy.open())
-    with pytest.raises(MissingFileError, match=r"Give --sources DIR with openai/.*/config.json in it"):
+    with pytest.raises(MissingFileError, match=r"config.json: mm_vision_tower = 'openai/.* in DIR/openai/"):
         read(copy.open(sources=None))
 
 
@@ -225,3 +225,57 @@ def test_a_projectors_file_holds_nothing_else(tmp_path: Path) -> None:
     torch.save(tensors | {"model.embed_tokens.weight": torch.zeros(2, 2)}, copy.path / "mm_projector.bin")
     with pytest.raises(CheckpointError, match=r"mm_projector.bin: tensor 'model.embed_tokens.weight' is no"):
         read(copy.open())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        (INSIDE, {"hidden_size": "48"}, r"/config.json: hidden_size = '48' is not a possible value"),
+        (INSIDE, {"num_attention_heads": 5}, r"/config.json: hidden_size 48, num_attention_heads 5, "),
+        (INSIDE, {"mm_vision_select_layer": "-2"}, r"mm_vision_select_layer = '-2' is not a possible"),
+        (INSIDE, {"mm_vision_select_layer": 9}, r"mm_vision_select_layer 9 does not exist in a tower of 3"),
+        (INSIDE, {"mm_projector_type": "identity"}, r"mm_projector_type 'identity' needs equal .* 48 and 32"),
+        (INSIDE, {"rope_scaling": {"type": "linear"}}, r"/config.json: rope_scaling.factor = None is not"),
+        (INSIDE, {"mm_vision_tower": "/x/clip-other/"}, r"mm_vision_tower = '/x/.*, whose .* in DIR/x/clip-"),
+        (INSIDE, {"mm_vision_tower": ""}, r"config.json: mm_vision_tower is missing"),
+    ],
+)
+def test_a_key_is_named_as_its_file_has_it(
+    tmp_path: Path, name: str, values: dict[str, Any], said: str
+) -> None:
+    copy = Copy(name, tmp_path)
+    copy.configure(**values)
+    with pytest.raises(CheckpointError, match=said):
+        assert copy.open().config
+
+
+def test_a_towers_key_is_named_in_the_towers_file(tmp_path: Path) -> None:
+    copy = Copy(NAMED, tmp_path)
+    file = copy.sources / _CLIP / "config.json"
+    file.write_text(file.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5'))
+    said = rf"sources/{_CLIP}/config.json: vision_config.hidden_size 32, num_attention_heads 5, "
+    with pytest.raises(CheckpointError, match=said):
+        assert copy.open().config
+
+
+def test_sources_may_be_the_tower_itself(tmp_path: Path) -> None:
+    copy = Copy(NAMED, tmp_path)
+    read(copy.open(sources=copy.sources / _CLIP))
+
+
+@pytest.mark.parametrize("tower", ["mobileclip_l_1024", "BAAI/EVA-CLIP", "EVA02_CLIP_L_336_psz14_s6B"])
+def test_towers_of_another_kind_are_refused_by_name(tmp_path: Path, tower: str) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(mm_vision_tower=tower)
+    with pytest.raises(UnsupportedModelError, match=rf"mm_vision_tower = '{tower}': the tower .* is not"):
+        assert copy.open().config
+
+
+@pytest.mark.parametrize("key", ["mm_hidden_size", "hidden_size"])
+def test_llava_phis_projector_has_widths_of_its_own(tmp_path: Path, key: str) -> None:
+    copy = Copy("llava_phi-zhuyiche-pad", tmp_path)
+    nested = copy.open().raw_config["vision_config"]
+    nested["mm_projector"][key] = 24
+    copy.configure(vision_config=nested)
+    with pytest.raises(CheckpointError, match=rf"vision_config.mm_projector.{key} = 24, but the "):
+        assert copy.open().config

@@ -206,8 +206,9 @@ def test_siglip2_of_any_size_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_adapter_of_the_line_is_refused_by_name(tmp_path: Path) -> None:
     copy = Copy(STAGE1, tmp_path)
-    (copy.path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match=r"a LoRA adapter of LLaVA is not merged here"):
+    (copy.path / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna"}')
+    said = rf"a LoRA adapter of LLaVA is not .*: python scripts/merge_lora_w.* --model-path {copy.path} --mod"
+    with pytest.raises(UnsupportedModelError, match=said + "el-base lmsys/vicuna --save-model-path MERGED"):
         assert copy.open().layout
 
 
@@ -279,3 +280,16 @@ def test_llava_phis_projector_has_widths_of_its_own(tmp_path: Path, key: str) ->
     copy.configure(vision_config=nested)
     with pytest.raises(CheckpointError, match=rf"vision_config.mm_projector.{key} = 24, but the "):
         assert copy.open().config
+
+
+def test_an_unknown_kind_of_model_is_said_before_its_tensors_are_looked_at(tmp_path: Path) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(model_type="llava_mistral")
+    with pytest.raises(UnsupportedModelError, match="model_type is 'llava_mistral'"):
+        read_headers(copy.open())
+
+
+def test_how_its_config_samples_changes_nothing(tmp_path: Path) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(do_sample=True, temperature=0.2, top_p=0.7, max_new_tokens=512, max_length=4096)
+    read(copy.open())

@@ -32,6 +32,7 @@ class Line:
         cuts_rows: its loader cuts the vocabulary to the tokenizer's length.
         patch_tokens: tokens that its loader adds to the tokenizer where `mm_use_im_patch_token` is not false.
         head_bias: the head of its Phi has a bias.
+        merge_script: of its repository, that merges a LoRA adapter; "" where it has none.
     """
 
     code: str
@@ -43,12 +44,30 @@ class Line:
     cuts_rows: bool = True
     patch_tokens: int = 0
     head_bias: bool = False
+    merge_script: str = "scripts/merge_lora_weights.py"
+
+    def unmerged(self, adapter: Path, base: str) -> UnsupportedModelError:
+        """What to say of a LoRA adapter that was trained on `base`."""
+        how = "as its loader does, and save the model."
+        if self.merge_script:
+            how = (
+                f"in its repository: python {self.merge_script} --model-path {adapter.parent} "
+                f"--model-base {base} --save-model-path MERGED. Then give MERGED."
+            )
+        return UnsupportedModelError(
+            f"{adapter}: a LoRA adapter of {self.code} is not merged here. Merge it into its base {how}"
+        )
 
 
 _BENCH: dict[str, Any] = {"code": "TinyLLaVABench", "siglip_processor": True}
 _LLAVA: dict[str, Any] = {"code": "LLaVA", "siglip_processor": True, "patch_tokens": 1}
+_NEXT = {"code": "LLaVA-NeXT", "merge_script": "scripts/archived/merge_lora_weights.py"}
 _MOE: dict[str, Any] = {"code": "MoE-LLaVA", "template": "phi", "siglip_selects": True, "patch_tokens": 2}
-_BUNNY: dict[str, Any] = {"code": "Bunny", "template": "bunny"}
+_BUNNY: dict[str, Any] = {
+    "code": "Bunny",
+    "template": "bunny",
+    "merge_script": "script/merge_lora_weights.py --model-type TYPE",  # `phi-2` and so on, its own names
+}
 _LLAMA3 = "llava_pp_llama3"
 
 LINES = {
@@ -61,8 +80,10 @@ LINES = {
         template_by_eos={"<|eot_id|>": _LLAMA3, "<|end_of_text|>": _LLAMA3},
         **_LLAVA,
     ),
-    "llava_qwen": Line(family="qwen2", template="qwen_1_5", **{**_LLAVA, "code": "LLaVA-NeXT"}),
-    "llava_qwen2": Line(family="qwen2", template="qwen_2", **{**_LLAVA, "code": "ml-fastvlm"}),
+    "llava_qwen": Line(family="qwen2", template="qwen_1_5", **{**_LLAVA, **_NEXT}),
+    "llava_qwen2": Line(
+        family="qwen2", template="qwen_2", **{**_LLAVA, "code": "ml-fastvlm", "merge_script": ""}
+    ),
     "llava_qwen1_5": Line(family="qwen2", **_MOE),
     "llava_phi": Line(family="phi", **_MOE),
     "llava_stablelm": Line(family="stablelm", **_MOE),

@@ -47,12 +47,7 @@ def model_config(
         UnsupportedModelError: a part is not supported; the message lists what is.
     """
     path = directory / "config.json"
-    if raw.get("model_type") != "tinyllava":
-        raise UnsupportedModelError(
-            f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
-            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
-            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
-        )
+    check_model_type(raw, path)
     vision = vision_config(raw, path)
     language = language_config(raw, path)
     own = _nanovlm(raw)
@@ -87,6 +82,16 @@ def model_config(
         processor=own.processor if own else None,
         extra_tokens=own.extra_tokens if own else (),
     )
+
+
+def check_model_type(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse a config.json, in TinyLLaVA Factory's words, of another kind of model."""
+    if raw.get("model_type") != "tinyllava":
+        raise UnsupportedModelError(
+            f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
+            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
+            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
+        )
 
 
 def _inferred_template(directory: Path, language: LanguageConfig, line: Line | None) -> tuple[str, str]:

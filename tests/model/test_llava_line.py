@@ -96,7 +96,7 @@ def test_missing_projector_tensors_are_named(tmp_path: Path) -> None:
     copy = Copy(INSIDE, tmp_path)
     copy.change(copy.path / "model.safetensors", lambda tensors: tensors.pop("model.mm_projector.2.bias"))
     with pytest.raises(
-        CheckpointError, match=r"model.safetensors: 1 tensors are missing.*'connector.2.bias'"
+        CheckpointError, match=r"model.safetensors: 1 tensors are missing.*'model.mm_projector.2.bias'"
     ):
         read(copy.open())
 
@@ -118,7 +118,9 @@ def test_a_projector_of_another_width_is_refused(tmp_path: Path) -> None:
     ):
         read(copy.open())
     copy.configure(mm_hidden_size=32, mm_projector_type="mlp3x_gelu")
-    with pytest.raises(CheckpointError, match=r"tensors are missing, the first is 'connector.4.bias'"):
+    with pytest.raises(
+        CheckpointError, match=r"tensors are missing, the first is 'model.mm_projector.4.bias'"
+    ):
         read(copy.open())
     projector = torch.load(FIXTURES / STAGE1 / "model" / "mm_projector.bin", weights_only=True)
     other = Copy(STAGE1, tmp_path / "alone")
@@ -162,7 +164,7 @@ def test_half_a_download_is_named(tmp_path: Path) -> None:
     tower.unlink()
     with pytest.raises(MissingFileError, match=rf"holds no vision tower, which config.json names: '{_CLIP}'"):
         read(copy.open())
-    with pytest.raises(MissingFileError, match=r"Give --sources DIR with openai/.*/config.json in it"):
+    with pytest.raises(MissingFileError, match=r"config.json: mm_vision_tower = 'openai/.* in DIR/openai/"):
         read(copy.open(sources=None))
 
 
@@ -207,8 +209,9 @@ def test_siglip2_of_any_size_is_refused_by_name(tmp_path: Path) -> None:
 
 def test_an_adapter_of_the_line_is_refused_by_name(tmp_path: Path) -> None:
     copy = Copy(STAGE1, tmp_path)
-    (copy.path / "adapter_config.json").write_text("{}")
-    with pytest.raises(UnsupportedModelError, match=r"a LoRA adapter of LLaVA is not merged here"):
+    (copy.path / "adapter_config.json").write_text('{"base_model_name_or_path": "lmsys/vicuna"}')
+    said = rf"a LoRA adapter of LLaVA is not .*: python scripts/merge_lora_w.* --model-path {copy.path} --mod"
+    with pytest.raises(UnsupportedModelError, match=said + "el-base lmsys/vicuna --save-model-path MERGED"):
         assert copy.open().layout
 
 
@@ -242,3 +245,78 @@ def test_phi3_tokens_strip_space_marks_too(
         settings["added_tokens_decoder"]["2"]["rstrip"] = True
         settings["added_tokens_decoder"]["454"]["lstrip"] = True
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def test_a_projectors_file_holds_nothing_else(tmp_path: Path) -> None:
+    copy = Copy(STAGE1, tmp_path)
+    tensors = torch.load(copy.path / "mm_projector.bin", weights_only=True)
+    torch.save(tensors | {"model.embed_tokens.weight": torch.zeros(2, 2)}, copy.path / "mm_projector.bin")
+    with pytest.raises(CheckpointError, match=r"mm_projector.bin: tensor 'model.embed_tokens.weight' is no"):
+        read(copy.open())
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        (INSIDE, {"hidden_size": "48"}, r"/config.json: hidden_size = '48' is not a possible value"),
+        (INSIDE, {"num_attention_heads": 5}, r"/config.json: hidden_size 48, num_attention_heads 5, "),
+        (INSIDE, {"mm_vision_select_layer": "-2"}, r"mm_vision_select_layer = '-2' is not a possible"),
+        (INSIDE, {"mm_vision_select_layer": 9}, r"mm_vision_select_layer 9 does not exist in a tower of 3"),
+        (INSIDE, {"mm_projector_type": "identity"}, r"mm_projector_type 'identity' needs equal .* 48 and 32"),
+        (INSIDE, {"rope_scaling": {"type": "linear"}}, r"/config.json: rope_scaling.factor = None is not"),
+        (INSIDE, {"mm_vision_tower": "/x/clip-other/"}, r"mm_vision_tower = '/x/.*, whose .* in DIR/x/clip-"),
+        (INSIDE, {"mm_vision_tower": ""}, r"config.json: mm_vision_tower is missing"),
+    ],
+)
+def test_a_key_is_named_as_its_file_has_it(
+    tmp_path: Path, name: str, values: dict[str, Any], said: str
+) -> None:
+    copy = Copy(name, tmp_path)
+    copy.configure(**values)
+    with pytest.raises(CheckpointError, match=said):
+        assert copy.open().config
+
+
+def test_a_towers_key_is_named_in_the_towers_file(tmp_path: Path) -> None:
+    copy = Copy(NAMED, tmp_path)
+    file = copy.sources / _CLIP / "config.json"
+    file.write_text(file.read_text().replace('"num_attention_heads": 4', '"num_attention_heads": 5'))
+    said = rf"sources/{_CLIP}/config.json: vision_config.hidden_size 32, num_attention_heads 5, "
+    with pytest.raises(CheckpointError, match=said):
+        assert copy.open().config
+
+
+def test_sources_may_be_the_tower_itself(tmp_path: Path) -> None:
+    copy = Copy(NAMED, tmp_path)
+    read(copy.open(sources=copy.sources / _CLIP))
+
+
+@pytest.mark.parametrize("tower", ["mobileclip_l_1024", "BAAI/EVA-CLIP", "EVA02_CLIP_L_336_psz14_s6B"])
+def test_towers_of_another_kind_are_refused_by_name(tmp_path: Path, tower: str) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(mm_vision_tower=tower)
+    with pytest.raises(UnsupportedModelError, match=rf"mm_vision_tower = '{tower}': the tower .* is not"):
+        assert copy.open().config
+
+
+@pytest.mark.parametrize("key", ["mm_hidden_size", "hidden_size"])
+def test_llava_phis_projector_has_widths_of_its_own(tmp_path: Path, key: str) -> None:
+    copy = Copy("llava_phi-zhuyiche-pad", tmp_path)
+    nested = copy.open().raw_config["vision_config"]
+    nested["mm_projector"][key] = 24
+    copy.configure(vision_config=nested)
+    with pytest.raises(CheckpointError, match=rf"vision_config.mm_projector.{key} = 24, but the "):
+        assert copy.open().config
+
+
+def test_an_unknown_kind_of_model_is_said_before_its_tensors_are_looked_at(tmp_path: Path) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(model_type="llava_mistral")
+    with pytest.raises(UnsupportedModelError, match="model_type is 'llava_mistral'"):
+        read_headers(copy.open())
+
+
+def test_how_its_config_samples_changes_nothing(tmp_path: Path) -> None:
+    copy = Copy(INSIDE, tmp_path)
+    copy.configure(do_sample=True, temperature=0.2, top_p=0.7, max_new_tokens=512, max_length=4096)
+    read(copy.open())

@@ -102,7 +102,7 @@ def test_a_tied_head_may_be_there_under_the_embeddings_name(tmp_path: Path) -> N
         ),
         (
             {"decoder.rotary_embd.inv_freq": torch.ones(4)},
-            "rotary_emb.inv_freq' is not what config.json makes",
+            "'decoder.rotary_embd.inv_freq' is not what config.json makes",
         ),
         ({"vision_encoder.more": torch.zeros(1)}, "tensor 'vision_encoder.more' belongs to no part"),
         ({"decoder.blocks.0.attn.q_proj.bias": torch.zeros(32)}, "q_proj.bias' is left over"),

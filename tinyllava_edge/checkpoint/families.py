@@ -458,6 +458,8 @@ BOOKKEEPING_KEYS = frozenset(
         *("chunk_size_feed_forward", "id2label", "label2id", "length_penalty", "max_length", "num_beams"),
         *("num_beam_groups", "num_return_sequences", "repetition_penalty", "return_dict", "temperature"),
         *("top_k", "top_p", "typical_p", "tokenizer_class", "use_bfloat16", "tie_encoder_decoder"),
+        *("do_sample", "early_stopping", "max_new_tokens", "min_length", "no_repeat_ngram_size"),
+        *("diversity_penalty", "encoder_no_repeat_ngram_size", "renormalize_logits"),
     )
 )
 # Keys that are harmless at these values only.

@@ -8,10 +8,10 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFileError, guarded
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, guarded
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
-from .llava_line import Line, line_config, line_of, tower_config, tower_name
+from .llava_line import Line, is_tower, line_config, line_of, no_tower, tower_config, tower_name
 from .nanovlm import is_nanovlm, nanovlm_config
 from .other_layouts import llava_config
 from .source_names import names_under_sources, say_taken
@@ -56,15 +56,23 @@ def _line_config(
 ) -> dict[str, Any]:
     """The tower's config is inside, beside its weights, or in the repository that `mm_vision_tower` names."""
     beside = path.parent / "vision_tower" / "config.json"
-    name = tower_name(raw)
-    found = read_json_object(beside) if lexists(beside) else named_config(name, sources)
-    vision = tower_config(raw, found)
-    if vision is None:
-        raise MissingFileError(f"{beside}: no such file. Give --sources DIR with {name}/config.json in it.")
+    found = beside if lexists(beside) else _tower_file(tower_name(raw), sources)
+    tower = tower_config(raw, None if found is None else read_json_object(found))
+    if tower is None:
+        raise no_tower(raw, path)
     stored = raw.get("vocab_size")
     if type(stored) is int and rows is not None:
         raw = {**raw, "vocab_size": min(stored, rows)}
-    return line_config(raw, line, vision, path)
+    vision, under = tower
+    return line_config(raw, line, vision, path, f"{path if found is None else found}: {under}")
+
+
+def _tower_file(name: str, sources: Path | None) -> Path | None:
+    """A tower's config.json under `sources`, or there itself."""
+    named = named_file(name, sources)
+    if named is None and sources is not None and lexists(sources / "config.json"):
+        return sources / "config.json" if is_tower(read_json_object(sources / "config.json")) else None
+    return named
 
 
 def tokenizer_length(directory: Path) -> int | None:
@@ -184,6 +192,12 @@ def _say_unread(path: Path, tokens: str) -> None:
 
 
 def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
+    """What the file of `named_file` says."""
+    path = named_file(name, sources)
+    return None if path is None else read_json_object(path)
+
+
+def named_file(name: str, sources: Path | None) -> Path | None:
     """`<sources>/<name>/config.json`, where there is one; of a path also what its end names."""
     for each in names_under_sources(name) if sources is not None else []:
         assert sources is not None
@@ -191,7 +205,7 @@ def named_config(name: str, sources: Path | None) -> dict[str, Any] | None:
         if lexists(path):
             if each != name:
                 say_taken(name, str(path))
-            return read_json_object(path)
+            return path
     return None
 
 

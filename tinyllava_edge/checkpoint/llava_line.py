@@ -10,10 +10,11 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
 from .families import TOWERS
-from .source_names import public_name
+from .source_names import names_under_sources, public_name
+from .values import Translated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Line:
         cuts_rows: its loader cuts the vocabulary to the tokenizer's length.
         patch_tokens: tokens that its loader adds to the tokenizer where `mm_use_im_patch_token` is not false.
         head_bias: the head of its Phi has a bias.
+        merge_script: of its repository, that merges a LoRA adapter; "" where it has none.
     """
 
     code: str
@@ -42,12 +44,30 @@ class Line:
     cuts_rows: bool = True
     patch_tokens: int = 0
     head_bias: bool = False
+    merge_script: str = "scripts/merge_lora_weights.py"
+
+    def unmerged(self, adapter: Path, base: str) -> UnsupportedModelError:
+        """What to say of a LoRA adapter that was trained on `base`."""
+        how = "as its loader does, and save the model."
+        if self.merge_script:
+            how = (
+                f"in its repository: python {self.merge_script} --model-path {adapter.parent} "
+                f"--model-base {base} --save-model-path MERGED. Then give MERGED."
+            )
+        return UnsupportedModelError(
+            f"{adapter}: a LoRA adapter of {self.code} is not merged here. Merge it into its base {how}"
+        )
 
 
 _BENCH: dict[str, Any] = {"code": "TinyLLaVABench", "siglip_processor": True}
 _LLAVA: dict[str, Any] = {"code": "LLaVA", "siglip_processor": True, "patch_tokens": 1}
+_NEXT = {"code": "LLaVA-NeXT", "merge_script": "scripts/archived/merge_lora_weights.py"}
 _MOE: dict[str, Any] = {"code": "MoE-LLaVA", "template": "phi", "siglip_selects": True, "patch_tokens": 2}
-_BUNNY: dict[str, Any] = {"code": "Bunny", "template": "bunny"}
+_BUNNY: dict[str, Any] = {
+    "code": "Bunny",
+    "template": "bunny",
+    "merge_script": "script/merge_lora_weights.py --model-type TYPE",  # `phi-2` and so on, its own names
+}
 _LLAMA3 = "llava_pp_llama3"
 
 LINES = {
@@ -60,8 +80,10 @@ LINES = {
         template_by_eos={"<|eot_id|>": _LLAMA3, "<|end_of_text|>": _LLAMA3},
         **_LLAVA,
     ),
-    "llava_qwen": Line(family="qwen2", template="qwen_1_5", **{**_LLAVA, "code": "LLaVA-NeXT"}),
-    "llava_qwen2": Line(family="qwen2", template="qwen_2", **{**_LLAVA, "code": "ml-fastvlm"}),
+    "llava_qwen": Line(family="qwen2", template="qwen_1_5", **{**_LLAVA, **_NEXT}),
+    "llava_qwen2": Line(
+        family="qwen2", template="qwen_2", **{**_LLAVA, "code": "ml-fastvlm", "merge_script": ""}
+    ),
     "llava_qwen1_5": Line(family="qwen2", **_MOE),
     "llava_phi": Line(family="phi", **_MOE),
     "llava_stablelm": Line(family="stablelm", **_MOE),
@@ -113,8 +135,13 @@ _OLD_NAMES = {
     "norm_eps": "layer_norm_eps",
     "num_heads": "num_attention_heads",
 }
+# What config.json calls keys of TinyLLaVA Factory's.
+_OWN_KEYS = {
+    "vision_feature_layer": "mm_vision_select_layer",
+    "vision_feature_select_strategy": "mm_vision_select_feature",
+}
 # Others have projectors under other connectors' names.
-_SHARED_PROJECTORS = re.compile(r"linear|identity|mlp\d+x_gelu")
+_SHARED_PROJECTORS = re.compile(r"linear|identity|mlp[1-9]\d?x_gelu")
 _NOT_OF_THE_LANGUAGE_MODEL = (
     *("mm_", "tune_", "freeze_", "tokenizer_", "image_", "video_", "vision_", "use_mm_", "pad_token"),
     *("resampler_", "num_queries", "num_resampler_", "load_moe_", "unfreeze_", "use_s2", "s2"),
@@ -130,6 +157,8 @@ _REFUSED = {
     "load_moe_mm_projector": "a mixture of projectors",
     "mm_video_tower": "a video tower",
 }
+_TOWER_KEYS = ("mm_vision_tower", "mm_image_tower")
+_OTHER_TOWERS = re.compile(r"EVA(?=\d*[-_])|mobileclip", re.IGNORECASE)
 _TRAINED_TOWER = ("unfreeze_mm_vision_tower", "unfreeze_vision_tower")
 
 
@@ -149,7 +178,7 @@ def line_of(raw: Mapping[str, Any]) -> Line | None:
 
 def tower_name(raw: Mapping[str, Any]) -> str:
     """The repository that a tower is of, by config.json."""
-    return str(raw.get("mm_vision_tower") or raw.get("mm_image_tower") or "")
+    return next((str(raw[key]) for key in _TOWER_KEYS if raw.get(key)), "")
 
 
 def picture_of(raw: Mapping[str, Any]) -> str | None:
@@ -169,22 +198,47 @@ def is_tower(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in (*_WHOLE_TOWERS, *TOWERS)
 
 
-def tower_config(raw: Mapping[str, Any], found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """A tower's own config: in config.json, in the file that was found for its name, or of a known name."""
-    inside = raw.get("vision_config")
+def no_tower(raw: Mapping[str, Any], path: Path) -> MissingFileError | UnsupportedModelError:
+    """What to say where a tower's own config is nowhere."""
+    name = tower_name(raw)
+    key = next((key for key in _TOWER_KEYS if raw.get(key)), _TOWER_KEYS[0])
+    if other := _OTHER_TOWERS.search(name):
+        return UnsupportedModelError(
+            f"{path}: {key} = {name!r}: the tower {other[0]} is not supported. Supported: CLIP, SigLIP."
+        )
+    if not name:
+        return MissingFileError(f"{path}: {key} is missing, which names the vision tower.")
+    return MissingFileError(
+        f"{path}: {key} = {name!r}, whose config.json is not there. Give --sources DIR with that "
+        f"repository's files in DIR/{[*names_under_sources(name), 'NAME'][0]} or in DIR itself."
+    )
+
+
+def tower_config(
+    raw: Mapping[str, Any], found: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], str] | None:
+    """A tower's own config: in config.json, in the file that was found for its name, or of a known name.
+
+    Returns:
+        It, and what stands before its keys in the file that it is in; None where it is nowhere.
+    """
+    under, inside = "", raw.get("vision_config")
     if isinstance(inside, dict) and isinstance(inside.get("vision_tower"), dict):
-        found = inside["vision_tower"]
+        under, found = "vision_config.vision_tower.", inside["vision_tower"]
     if found is None:
         public = public_name(tower_name(raw), KNOWN_TOWERS)
-        return dict(KNOWN_TOWERS[public]) if public else None
+        return (dict(KNOWN_TOWERS[public]), "") if public else None
     kind = str(found.get("model_type"))
     tower = found.get("vision_config", found)
     if kind not in _WHOLE_TOWERS or not isinstance(tower, dict):
-        return dict(found)
-    return {**tower, "model_type": _WHOLE_TOWERS[kind]}
+        return dict(found), under
+    under += "" if tower is found else "vision_config."
+    return {**tower, "model_type": _WHOLE_TOWERS[kind]}, under
 
 
-def line_config(raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any], path: Path) -> dict[str, Any]:
+def line_config(
+    raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any], path: Path, place: str
+) -> dict[str, Any]:
     """A `config.json` of the line as TinyLLaVA Factory would write it.
 
     Source: docs/sources/llava_line.md#keys-of-the-configuration.
@@ -194,23 +248,24 @@ def line_config(raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any], p
         line: whose it is.
         vision: the tower's own config, with every layer.
         path: of the file, for messages.
+        place: the tower's file and what stands before its keys there, for messages.
 
     Raises:
         UnsupportedModelError: a projector or a step that TinyLLaVA Factory does not have.
-        CheckpointError: the projector's width is not the tower's.
+        CheckpointError: the projector's widths are not those of tower and language model.
     """
     nested = raw.get("vision_config")
     parts: Mapping[str, Any] = nested if line is _LLAVA_PHI and isinstance(nested, dict) else {}
     projector = _projector(raw, line, parts, path)
-    width, tower_width = raw.get("mm_hidden_size"), vision.get("hidden_size")
-    if None not in (width, tower_width) and width != tower_width:
+    _check_widths(raw, parts, vision, path)
+    if projector == "identity" and vision.get("hidden_size") != raw.get("hidden_size"):
         raise CheckpointError(
-            f"{path}: mm_hidden_size = {shown(width)}, but the tower {tower_name(raw)!r} has hidden_size "
-            f"{shown(tower_width)}: the projector is of another tower."
+            f"{path}: mm_projector_type 'identity' needs equal widths, found hidden_size "
+            f"{shown(raw.get('hidden_size'))} and {shown(vision.get('hidden_size'))} of the tower."
         )
     own = {key: value for key, value in raw.items() if not key.startswith(_NOT_OF_THE_LANGUAGE_MODEL)}
     text = {new: own.pop(old) for old, new in _OLD_NAMES.items() if old in own} | own
-    return {
+    config = {
         "model_type": "tinyllava",
         "text_config": {**text, "model_type": line.family},
         **_tower(raw, line, vision),
@@ -221,6 +276,26 @@ def line_config(raw: Mapping[str, Any], line: Line, vision: Mapping[str, Any], p
         "tokenizer_model_max_length": raw.get("tokenizer_model_max_length") or 2048,
         "torch_dtype": raw.get("dtype") or raw.get("torch_dtype"),
     }
+    return Translated(config, {**_OWN_KEYS, "text_config": f"{path}: ", "vision_config": place})
+
+
+def _check_widths(
+    raw: Mapping[str, Any], parts: Mapping[str, Any], vision: Mapping[str, Any], path: Path
+) -> None:
+    """The projector's, of which LLaVA-Phi has a config of its own."""
+    inner = parts.get("mm_projector")
+    under, own = ("vision_config.mm_projector.", inner) if isinstance(inner, dict) else ("", raw)
+    width, tower_width = own.get("mm_hidden_size"), vision.get("hidden_size")
+    if None not in (width, tower_width) and width != tower_width:
+        raise CheckpointError(
+            f"{path}: {under}mm_hidden_size = {shown(width)}, but the tower {tower_name(raw)!r} has "
+            f"hidden_size {shown(tower_width)}: the projector is of another tower."
+        )
+    if own.get("hidden_size") not in (None, raw.get("hidden_size")):
+        raise CheckpointError(
+            f"{path}: {under}hidden_size = {shown(own['hidden_size'])}, but the language model has "
+            f"hidden_size {shown(raw.get('hidden_size'))}: the projector is of another model."
+        )
 
 
 def _projector(raw: Mapping[str, Any], line: Line, parts: Mapping[str, Any], path: Path) -> str:
@@ -242,7 +317,7 @@ def _projector(raw: Mapping[str, Any], line: Line, parts: Mapping[str, Any], pat
     projector = str(inner.get("mm_projector_type", "linear")) if isinstance(inner, dict) else said
     if not _SHARED_PROJECTORS.fullmatch(projector):
         raise UnsupportedModelError(
-            f"{path}: {line.code}'s projector {projector!r} is not supported. "
+            f"{path}: {line.code}'s projector {projector!r} (mm_projector_type) is not supported. "
             "Supported in this layout: linear, identity, mlpNx_gelu."
         )
     return projector

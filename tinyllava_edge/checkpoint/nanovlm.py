@@ -167,6 +167,11 @@ def _check_fit(raw: Mapping[str, Any], values: Mapping[str, int], path: Path) ->
     ):
         if values[whole] % values[part]:
             raise CheckpointError(f"{path}: {whole} {values[whole]} is no multiple of {part} {values[part]}.")
+    if values["lm_hidden_dim"] // values["lm_n_heads"] % 2:
+        raise CheckpointError(
+            f"{path}: lm_hidden_dim {values['lm_hidden_dim']} and lm_n_heads {values['lm_n_heads']} give "
+            "heads of an odd size, of which RoPE turns pairs."
+        )
     factor, grid = values["mp_pixel_shuffle_factor"], values["vit_img_size"] // values["vit_patch_size"]
     if not grid or grid % factor:
         raise CheckpointError(

@@ -11,7 +11,7 @@ from os.path import lexists
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
+from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.verified_files import sha256_of_file
 
 from .config import ModelConfig
@@ -46,11 +46,13 @@ from .layouts import (
     whole_file,
 )
 from .llava_line import Line, line_of
-from .nanovlm import is_nanovlm
+from .nanovlm import is_nanovlm, stored_name
 from .pieces import Piece, line_pieces
-from .read_config import model_config
+from .read_config import check_model_type, model_config
 from .source_names import names_under_sources
 from .tensor_names import LLAVA_PREFIXES, UPSTREAM_PREFIXES
+
+_OTHER_NAMES = (LINE, LEGACY, PROJECTOR, LLAVA)
 
 
 @dataclass(frozen=True)
@@ -150,22 +152,25 @@ class Checkpoint:
         if has_all_parts(path):
             return LORA if (path / ADAPTER_CONFIG).exists() else FOLDERS
         if (whole := whole_file(path)) is not None:
-            if self.line is not None:
-                return LEGACY if self.line.code == "TinyLLaVABench" else LINE
-            if is_nanovlm(self.raw_config):
-                return NANOVLM
-            return LLAVA if is_llava(self.raw_config) else WHOLE[whole.name]
+            return self._whole_layout(whole)
         if lexists(path / "config.json") and self.line is not None:
             if is_adapter(path):
-                raise UnsupportedModelError(
-                    f"{adapter_file(path)}: a LoRA adapter of {self.line.code} is not merged here. Merge it "
-                    "into its language model with that code's own script first."
-                )
+                raise self.line.unmerged(adapter_file(path), next(iter(base_names(path)), "BASE"))
             if lexists(path / PROJECTOR_FILE):
                 return PROJECTOR
         if self.base is None:
             raise no_weights(path)
         return ADAPTER
+
+    def _whole_layout(self, whole: Path) -> str:
+        if self.line is not None:
+            return LEGACY if self.line.code == "TinyLLaVABench" else LINE
+        if is_nanovlm(self.raw_config):
+            return NANOVLM
+        if is_llava(self.raw_config):
+            return LLAVA
+        check_model_type(self.raw_config, self.config_path)
+        return WHOLE[whole.name]
 
     @cached_property
     def base(self) -> "Checkpoint | None":
@@ -209,8 +214,17 @@ class Checkpoint:
             return self.base.file_of(name)
         if self.layout in (FOLDERS, LORA):
             return self.path / name.split(".")[0] / PICKLE_FILE
-        own = (piece.whole for piece in self.pieces if piece.part and name.startswith(f"{piece.part}."))
-        return next(own, self.pieces[0].whole)
+        return self._piece_of(name).whole
+
+    def stored_name(self, name: str) -> str:
+        """What the file calls a tensor, where that is neither ours nor TinyLLaVA Factory's name."""
+        if self.layout == NANOVLM:
+            return stored_name(name)
+        return self._piece_of(name).key_of(name) if self.layout in _OTHER_NAMES else name
+
+    def _piece_of(self, name: str) -> Piece:
+        own = (piece for piece in self.pieces if piece.part and name.startswith(f"{piece.part}."))
+        return next(own, self.pieces[0])
 
     @cached_property
     def sha256(self) -> str:

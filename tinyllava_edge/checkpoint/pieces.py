@@ -11,13 +11,21 @@ from os.path import lexists  # a link that leads nowhere is not absent, but dama
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.errors import MissingFileError
+from tinyllava_edge.errors import CheckpointError, MissingFileError
 
 from .file_headers import names_in
 from .files import read_json_object
 from .layouts import PROJECTOR_FILE, check_is_there, listed_shards, no_weights, whole_file
 from .llava_line import is_tower, line_of, tower_name, trained_tower
-from .tensor_names import LINE_PREFIXES, LINE_TOWERS, TOWER_PREFIXES, Prefixes, canonical_name, layer_of_tower
+from .tensor_names import (
+    LINE_PREFIXES,
+    LINE_TOWERS,
+    TOWER_PREFIXES,
+    Prefixes,
+    canonical_name,
+    layer_of_tower,
+    stored_name,
+)
 
 Folders = Callable[[str], list[Path]]
 
@@ -46,9 +54,31 @@ class Piece:
         listed = list(listed_shards(self.whole)) if self.whole.suffix == ".json" else [self.whole]
         return [check_is_there(path) for path in listed]
 
+    @cached_property
+    def keys(self) -> dict[str, str]:
+        """Our name of each tensor -> the file's; nothing where only torch can tell."""
+        try:
+            found = {self.name(key, self.whole): key for key in names_in(self.whole)}
+        except MissingFileError:
+            return {}
+        return {name: key for name, key in found.items() if name is not None}
+
+    def key_of(self, name: str) -> str:
+        """What the file calls, or would call, a tensor of ours."""
+        return self.keys.get(name) or stored_name(name, self.prefixes, self.keys.values())
+
     def name(self, key: str, path: Path) -> str | None:
-        """Our name of a tensor, None where it is not read; errors as `canonical_name`."""
+        """Our name of a tensor, None where it is not read.
+
+        Raises:
+            CheckpointError: it belongs to no part, or to another one than is to be here.
+            UnsupportedModelError: it is of an adapter that was not merged.
+        """
         name = canonical_name(key, self.prefixes, path)
+        if name is not None and self.part and not name.startswith(f"{self.part}."):
+            raise CheckpointError(
+                f"{path}: tensor {key!r} is none of the {self.part}, which alone is expected in this file."
+            )
         if name is None or (self.without and name.startswith(self.without)):
             return None
         if self.layers is not None and layer_of_tower(name) >= self.layers:

@@ -20,7 +20,7 @@ from .layouts import PROJECTOR_FILE, whole_file
 from .llava_line import LINES, Line
 from .nanovlm import OWN, NanoVlm
 from .source_names import public_name
-from .values import MAX_SIZE, resolved_part, whole_number
+from .values import MAX_SIZE, place_of, resolved_part, said_as, whole_number
 
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
@@ -47,12 +47,7 @@ def model_config(
         UnsupportedModelError: a part is not supported; the message lists what is.
     """
     path = directory / "config.json"
-    if raw.get("model_type") != "tinyllava":
-        raise UnsupportedModelError(
-            f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
-            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
-            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
-        )
+    check_model_type(raw, path)
     vision = vision_config(raw, path)
     language = language_config(raw, path)
     own = _nanovlm(raw)
@@ -89,6 +84,16 @@ def model_config(
     )
 
 
+def check_model_type(raw: Mapping[str, Any], path: Path) -> None:
+    """Refuse a config.json, in TinyLLaVA Factory's words, of another kind of model."""
+    if raw.get("model_type") != "tinyllava":
+        raise UnsupportedModelError(
+            f"{path}: model_type is {raw.get('model_type')!r}, expected 'tinyllava'. "
+            "Supported today: checkpoints saved by TinyLLaVA Factory or by `tinyllava-edge train`, "
+            f"transformers' llava, nanoVLM's, and of LLaVA's code line {', '.join(LINES)}."
+        )
+
+
 def _inferred_template(directory: Path, language: LanguageConfig, line: Line | None) -> tuple[str, str]:
     """Name of the prompt template, which upstream never stores, and why it is that one."""
     sidecar = directory / SIDECAR_FILE
@@ -117,7 +122,7 @@ def _nanovlm(raw: Mapping[str, Any]) -> NanoVlm | None:
 
 def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     """The vision tower of a whole config.json."""
-    values = resolved_part(raw, "vision_config", TOWERS, path)
+    values, place = resolved_part(raw, "vision_config", TOWERS, path), place_of(raw, "vision_config", path)
     if (mlp_ratio := values.pop("mlp_ratio", None)) is not None:
         values["intermediate_size"] = values["hidden_size"] * mlp_ratio
     config = VisionConfig(
@@ -130,21 +135,24 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
     )
     if config.select_strategy not in ("patch", "cls_patch"):
         raise UnsupportedModelError(
-            f"{path}: vision_feature_select_strategy {config.select_strategy!r} is not supported. "
-            "Supported: patch, cls_patch."
+            f"{path}: {said_as(raw, 'vision_feature_select_strategy')} {config.select_strategy!r} is not "
+            "supported. Supported: patch, cls_patch."
         )
     if config.hidden_act not in VISION_ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{path}: vision_config.hidden_act {config.hidden_act!r} is not supported. "
+            f"{place}hidden_act {config.hidden_act!r} is not supported. "
             f"Supported: {', '.join(VISION_ACTIVATIONS)}."
         )
     if not 0 <= config.num_used_layers <= config.num_hidden_layers:
         raise CheckpointError(
-            f"{path}: vision_feature_layer {config.feature_layer} does not exist in a tower of "
-            f"{config.num_hidden_layers} layers."
+            f"{path}: {said_as(raw, 'vision_feature_layer')} {config.feature_layer} does not exist in a "
+            f"tower of {config.num_hidden_layers} layers."
         )
     if config.hidden_size % config.num_attention_heads or config.num_tokens < 1:
-        raise CheckpointError(f"{path}: vision_config has sizes that do not fit together: {config}.")
+        raise CheckpointError(
+            f"{place}hidden_size {config.hidden_size}, num_attention_heads {config.num_attention_heads}, "
+            f"image_size {config.image_size} and patch_size {config.patch_size} do not fit together."
+        )
     return config
 
 
@@ -180,7 +188,7 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
 
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     """The language model of a whole config.json."""
-    values = resolved_part(raw, "text_config", FAMILIES, path)
+    values, place = resolved_part(raw, "text_config", FAMILIES, path), place_of(raw, "text_config", path)
     family, eos = values["architecture"], values["eos_token_id"]
     common = _openelm_sizes(values, path) if FAMILIES[family].layers_differ else _common_sizes(values)
     if FAMILIES[family].window_ends_context and values["sliding_window"] is not None:
@@ -201,16 +209,17 @@ def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:
     if config.family.layers_differ:
         counts = list(zip(values["num_query_heads"], values["num_kv_heads"], strict=True))
     if rest or any(queries % keys for queries, keys in counts) or config.head_dim % 2:
-        raise CheckpointError(f"{path}: text_config has head counts that do not fit together: {config}.")
+        raise CheckpointError(
+            f"{place}hidden_size {config.hidden_size}, num_attention_heads {heads}, num_key_value_heads "
+            f"{config.num_key_value_heads} and head_dim {config.head_dim} do not fit together."
+        )
     if config.rotary_dim % 2 or not 2 <= config.rotary_dim <= config.head_dim:
         raise CheckpointError(
-            f"{path}: text_config.partial_rotary_factor gives RoPE {config.rotary_dim} of a head's "
+            f"{place}partial_rotary_factor gives RoPE {config.rotary_dim} of a head's "
             f"{config.head_dim} values; it turns pairs, at least one and at most the whole head."
         )
     if max(config.eos_token_ids, default=0) >= config.vocab_size:
-        raise CheckpointError(
-            f"{path}: text_config.eos_token_id {eos} is no row of a vocabulary of {config.vocab_size}."
-        )
+        raise CheckpointError(f"{place}eos_token_id {eos} is no row of a vocabulary of {config.vocab_size}.")
     return config
 
 

@@ -18,13 +18,13 @@ _NUMBERS = {
 _OTHERS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
-def read_rope_scaling(diff: Mapping[str, Any], computed: Sequence[str], where: str) -> dict[str, Any] | None:
+def read_rope_scaling(diff: Mapping[str, Any], computed: Sequence[str], place: str) -> dict[str, Any] | None:
     """What `rope_scaling` (transformers 4) or `rope_parameters` (5) stretch; None where neither does.
 
     Args:
         diff: a `text_config`.
         computed: the kinds that the family has.
-        where: the config, for messages.
+        place: the config's file, and what stands before its keys, for messages.
 
     Returns:
         `rope_type` and the numbers of its kind.
@@ -34,9 +34,9 @@ def read_rope_scaling(diff: Mapping[str, Any], computed: Sequence[str], where: s
         CheckpointError: a number is missing or impossible.
     """
     keys = [key for key in ("rope_scaling", "rope_parameters") if isinstance(diff.get(key), dict)]
-    found = [_one(diff[key], computed, f"{where}.{key}") for key in keys]
+    found = [_one(diff[key], computed, f"{place}{key}") for key in keys]
     if len(found) == 2 and found[0] != found[1]:
-        raise CheckpointError(f"{where}: rope_scaling and rope_parameters say different things. Remove one.")
+        raise CheckpointError(f"{place}rope_scaling and rope_parameters say different things. Remove one.")
     return found[0] if found else None
 
 

@@ -5,7 +5,7 @@ its own prefix. Source: docs/sources/tinyllava.md#checkpoint-layouts.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
@@ -78,6 +78,14 @@ def canonical_name(key: str, prefixes: Prefixes, path: Path) -> str | None:
     raise CheckpointError(
         f"{path}: tensor {key!r} belongs to no part. Expected names that start with {', '.join(prefixes)}."
     )
+
+
+def stored_name(name: str, prefixes: Prefixes, keys: Iterable[str]) -> str:
+    """What a flat file that has these names calls, or would call, the tensor of one of ours."""
+    fits = [theirs for theirs, ours in prefixes.items() if ours and name.startswith(ours)]
+    used = [theirs for theirs in fits if any(key.startswith(theirs) for key in keys)]
+    theirs = next(iter(used or fits[-1:]), "")
+    return theirs + name.removeprefix(prefixes.get(theirs) or "")
 
 
 def layer_of_tower(name: str) -> int:

@@ -14,6 +14,29 @@ MAX_SIZE = 1 << 24  # of anything: what is larger is a lie, or meant to exhaust 
 MAX_LAYERS = 1 << 10
 
 
+class Translated(dict[str, Any]):
+    """A config.json in TinyLLaVA Factory's words, which are not its own.
+
+    Attributes:
+        own: a key of ours -> the file's, for messages; a part's -> its file and what stands before its keys.
+    """
+
+    def __init__(self, values: Mapping[str, Any], own: Mapping[str, str]) -> None:
+        super().__init__(values)
+        self.own = own
+
+
+def said_as(raw: Mapping[str, Any], key: str) -> str:
+    """What the file calls a key of the top level."""
+    return raw.own.get(key, key) if isinstance(raw, Translated) else key
+
+
+def place_of(raw: Mapping[str, Any], part: str, path: Path) -> str:
+    """A part's file and what stands before its keys there, for messages."""
+    place = f"{path}: {part}."
+    return raw.own.get(part, place) if isinstance(raw, Translated) else place
+
+
 def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], path: Path) -> dict[str, Any]:
     """One part's values: its diff over its family's defaults.
 
@@ -30,24 +53,22 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
     diff = raw.get(key)
     if not isinstance(diff, dict):
         raise CheckpointError(f"{path}: {key} is missing or not an object.")
-    family = diff.get("model_type")
+    family, place = diff.get("model_type"), place_of(raw, key, path)
     if not isinstance(family, str) or family not in parts:
         raise UnsupportedModelError(
-            f"{path}: {key}.model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
+            f"{place}model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
         )
     defaults = parts[family].defaults
-    where = f"{path}: {key}"
-    values = {**defaults, **_known_values(diff, parts[family], where)}
-    rope_scaling = read_rope_scaling(diff, parts[family].rope_kinds, where)
+    values = {**defaults, **_known_values(diff, parts[family], place)}
+    rope_scaling = read_rope_scaling(diff, parts[family].rope_kinds, place)
     for name, wanted in parts[family].only.items():
         if values[name] != wanted:
             raise UnsupportedModelError(
-                f"{path}: {key}.{name} = {shown(values[name])} is not supported for {family!r}, only "
-                f"{wanted!r} is."
+                f"{place}{name} = {shown(values[name])} is not supported for {family!r}, only {wanted!r} is."
             )
     for name, value in values.items():
         if not _is_possible(name, value, defaults[name]):
-            raise CheckpointError(f"{path}: {key}.{name} = {shown(value)} is not a possible value.")
+            raise CheckpointError(f"{place}{name} = {shown(value)} is not a possible value.")
         if isinstance(defaults[name], float) and value is not None:
             values[name] = float(value)  # transformers 5 takes no whole number there
     if rope_scaling is not None:
@@ -56,7 +77,7 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
     return values
 
 
-def _known_values(diff: dict[str, Any], part: Part, where: str) -> dict[str, Any]:
+def _known_values(diff: dict[str, Any], part: Part, place: str) -> dict[str, Any]:
     """The keys of a diff that the family has; one that might change the maths is refused."""
     known = part.defaults.keys()
     values = {name: value for name, value in diff.items() if name in known}
@@ -70,7 +91,7 @@ def _known_values(diff: dict[str, Any], part: Part, where: str) -> dict[str, Any
                 name,
                 "it is not known, so the model might be computed wrongly. Remove the key if it has no effect",
             )
-            raise UnsupportedModelError(f"{where}.{name} = {shown(value)}: {reason}.")
+            raise UnsupportedModelError(f"{place}{name} = {shown(value)}: {reason}.")
     return values
 
 
@@ -107,5 +128,5 @@ def whole_number(raw: Mapping[str, Any], key: str, default: int, path: Path, min
     """
     value = raw.get(key, default)
     if type(value) is not int or not minimum <= value <= MAX_SIZE:
-        raise CheckpointError(f"{path}: {key} = {shown(value)} is not a possible whole number.")
+        raise CheckpointError(f"{path}: {said_as(raw, key)} = {shown(value)} is not a possible whole number.")
     return value

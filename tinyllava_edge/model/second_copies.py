@@ -115,8 +115,8 @@ def check_buffer(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> Non
         found, expected, rtol=max(_FLOAT32_ROUNDING, 2 * eps), atol=0.0
     ):
         raise CheckpointError(
-            f"{checkpoint}: {name!r} is not what config.json makes of it, and it is computed, not read. Is "
-            "config.json of another model?"
+            f"{checkpoint.file_of(name)}: tensor {checkpoint.stored_name(name)!r} is not what config.json "
+            "makes of it, and it is computed, not read. Is config.json of another model?"
         )
 
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID, ModelConfig
 from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, NANOVLM
-from tinyllava_edge.checkpoint.nanovlm import stored_name
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS, UPSTREAM_PREFIXES
 from tinyllava_edge.errors import CheckpointError, PromptError, UnsupportedModelError
@@ -121,7 +120,9 @@ def _checked_values(
     same: dict[str, torch.Tensor] = {}
     for name, tensor in iter_tensors(checkpoint):
         if name in found:
-            raise CheckpointError(f"{checkpoint}: tensor {name!r} is there twice.")
+            raise CheckpointError(
+                f"{checkpoint.file_of(name)}: tensor {checkpoint.stored_name(name)!r} is there twice."
+            )
         found[name] = tuple(tensor.shape)
         if name in tied:
             same[name] = tensor
@@ -139,14 +140,15 @@ def _check_equal(checkpoint: Checkpoint, same: dict[str, torch.Tensor]) -> None:
     """Which of two was trained, nobody can see: docs/sources/tinyllava.md#a-head-beside-a-tied-embedding."""
     first, *others = same.values()
     if others and not torch.equal(first, others[0]):
+        key = "tie_word_embeddings" if checkpoint.line else "text_config.tie_word_embeddings"
+        key = "lm_tie_weights" if checkpoint.layout == NANOVLM else key
         keep = ""
         if checkpoint.config.language.family.only.get("tie_word_embeddings") is not True:
-            key = "tie_word_embeddings" if checkpoint.line else "text_config.tie_word_embeddings"
             keep = f"Write false in {key} to keep the head, as transformers 5 does, or r"
+        names = " and ".join(repr(checkpoint.stored_name(name)) for name in same)
         raise CheckpointError(
-            f"{checkpoint.config_path}: tie_word_embeddings, but in {checkpoint.file_of(_HEAD)} "
-            f"{' and '.join(map(repr, same))} differ. {keep or 'R'}emove the head from the file, which "
-            "TinyLLaVA Factory's loader drops in silence."
+            f"{checkpoint.config_path}: {key}, but in {checkpoint.file_of(_HEAD)} {names} differ. "
+            f"{keep or 'R'}emove the head from the file, which TinyLLaVA Factory's loader drops in silence."
         )
 
 
@@ -157,26 +159,21 @@ def _check_shapes(
         where = checkpoint.file_of(name)
         if name not in expected and not _is_harmless(name, checkpoint.config):
             raise CheckpointError(
-                f"{where}: tensor {_stored_name(checkpoint, name)!r} is left over: the model that "
+                f"{where}: tensor {checkpoint.stored_name(name)!r} is left over: the model that "
                 f"{checkpoint.config_path} describes has no such part. Is it of another model?"
             )
         if shape != expected.get(name, shape):
             raise CheckpointError(
-                f"{where}: tensor {_stored_name(checkpoint, name)!r} has shape {list(shape)}, "
+                f"{where}: tensor {checkpoint.stored_name(name)!r} has shape {list(shape)}, "
                 f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(name, checkpoint)}."
             )
     missing = expected.keys() - found.keys()
     if missing:
-        names = sorted({_stored_name(checkpoint, name) for name in missing})
+        names = sorted({checkpoint.stored_name(name) for name in missing})
         raise CheckpointError(
             f"{checkpoint.file_of(min(missing))}: {len(names)} tensors are missing, the first is "
             f"{names[0]!r}."
         )
-
-
-def _stored_name(checkpoint: Checkpoint, name: str) -> str:
-    """What the checkpoint's file calls a tensor, where it has names of its own."""
-    return stored_name(name) if checkpoint.layout == NANOVLM else name
 
 
 def _size_key(name: str, checkpoint: Checkpoint) -> str:
@@ -194,17 +191,14 @@ def _size_key(name: str, checkpoint: Checkpoint) -> str:
 
 
 def _check_values(checkpoint: Checkpoint, name: str, tensor: torch.Tensor) -> None:
+    where = f"{checkpoint.file_of(name)}: tensor {checkpoint.stored_name(name)!r}"
     if tensor.dtype == torch.int8:
-        raise UnsupportedModelError(f"{checkpoint}: tensor {name!r} is {EIGHT_BITS}")
+        raise UnsupportedModelError(f"{where} is {EIGHT_BITS}")
     if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        raise CheckpointError(
-            f"{checkpoint}: tensor {name!r} is {tensor.dtype}, expected floating point of 16 bits or more."
-        )
+        raise CheckpointError(f"{where} is {tensor.dtype}, expected floating point of 16 bits or more.")
     lowest, highest = tensor.aminmax()  # takes no memory, and NaN goes through it
     if not (lowest.float().isfinite() and highest.float().isfinite()):  # of float64, float32 has not all
-        raise CheckpointError(
-            f"{checkpoint}: tensor {name!r} holds NaN or infinity (in float32): the file is damaged."
-        )
+        raise CheckpointError(f"{where} holds NaN or infinity (in float32): the file is damaged.")
 
 
 def upstream_state_dict(model: TinyLlava) -> dict[str, torch.Tensor]:

@@ -71,6 +71,7 @@ def test_what_is_computed_otherwise_is_refused_by_key_and_value(
         ({"mp_pixel_shuffle_factor": 3}, "mp_pixel_shuffle_factor 3 does not divide the 4 x 4 patches"),
         ({"mp_image_token_length": 64}, "mp_image_token_length is 64"),
         ({"vit_n_heads": 5}, "vit_hidden_dim 32 is no multiple of vit_n_heads 5"),
+        ({"lm_hidden_dim": 12}, "lm_hidden_dim 12 and lm_n_heads 4 give heads of an odd size"),
         ({"lm_n_kv_heads": 3}, "lm_n_heads 4 is no multiple of lm_n_kv_heads 3"),
         ({"lm_n_blocks": None}, "lm_n_blocks is missing"),
         ({"lm_vocab_size": -1}, "lm_vocab_size = -1 is not a possible value"),

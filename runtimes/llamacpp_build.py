@@ -29,7 +29,7 @@ _ASK = (
 _VARIANT = re.compile(r"loaded CPU backend from \S*ggml-cpu-([\w.]+?)\.(?:so|dll|dylib)")
 # What makes products faster on this architecture -> what another instruction does as well.
 _FASTER = {
-    "avx512f": "", "avx512_vnni": "", "avx512_bf16": "", "amx_int8": "", "avx_vnni": "avx512_vnni",
+    "avx512f": "", "avx512_vnni": "", "avx512_bf16": "", "avx_vnni": "avx512_vnni",
     "asimddp": "", "asimdhp": "", "i8mm": "",
 }  # fmt: skip
 CPU_BUILD = "llama.cpp: CPU build, a GPU is there"

@@ -5,11 +5,16 @@ would look for them beside Python's program and in the current directory, where 
 they are loaded here, from the package's folder (docs/sources/llamacpp.md#variants-of-the-cpu-backend).
 """
 
+import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import BackendError
+
+# With AMX, whose product of q8_0 dies of an illegal instruction (docs/sources/llamacpp.md#amx).
+_LEFT_OUT = ("sapphirerapids",)
 
 
 def load_backends(bindings: Any) -> None:
@@ -26,12 +31,24 @@ def load_backends(bindings: Any) -> None:
         return
     ggml = bindings._ctypes_extensions.load_shared_library("ggml", folder)
     if ggml.ggml_backend_reg_count() == 0:
-        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
+        if variant := best_variant(folder):
+            ggml.ggml_backend_load(os.fsencode(variant))
         if ggml.ggml_backend_reg_count() == 0:
             raise BackendError(
                 f"{folder}: no backend of llama.cpp there fits this processor. Install llama.cpp again: "
                 "python -m tinyllava_edge.install --fresh"
             )
+
+
+def best_variant(folder: Path) -> Path | None:
+    """The CPU backend that scores this processor highest, as llama.cpp chooses; None where none fits."""
+    scores: dict[Path, int] = {}
+    for path in sorted(folder.glob("*ggml-cpu-*")):
+        if not any(name in path.name for name in _LEFT_OUT):
+            with suppress(OSError, AttributeError):
+                scores[path] = ctypes.CDLL(str(path)).ggml_backend_score()
+    best = max(scores, key=lambda path: scores[path], default=None)
+    return best if best and scores[best] > 0 else None
 
 
 def backend_folder(bindings: Any) -> Path:

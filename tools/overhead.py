@@ -41,7 +41,7 @@ def opening(bundle: Bundle, is_new: bool) -> float:
 def question(bundle: Bundle, is_new: bool) -> float:
     """The ids of a first question, with the second tokenizer or without."""
     if not is_new:
-        TextTokenizer._has_only_ends = lambda *_: False  # type: ignore[method-assign]
+        TextTokenizer._has_only_marks = lambda *_: False  # type: ignore[method-assign]
     tokenizer = TextTokenizer(bundle.read_text("tokenizer.json"), bos_id=None, checked=True)
     start = time.perf_counter()
     tokenizer.encode(bundle.manifest.prompt.template, [("What is this?", None)], honour_special=False)

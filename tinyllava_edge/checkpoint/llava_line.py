@@ -286,10 +286,10 @@ def _check_widths(
     inner = parts.get("mm_projector")
     under, own = ("vision_config.mm_projector.", inner) if isinstance(inner, dict) else ("", raw)
     width, tower_width = own.get("mm_hidden_size"), vision.get("hidden_size")
-    if None not in (width, tower_width) and width != tower_width:
+    if width is not None and isinstance(tower_width, int) and width != tower_width:
         raise CheckpointError(
             f"{path}: {under}mm_hidden_size = {shown(width)}, but the tower {tower_name(raw)!r} has "
-            f"hidden_size {shown(tower_width)}: the projector is of another tower."
+            f"hidden_size {tower_width}: the projector is of another tower."
         )
     if own.get("hidden_size") not in (None, raw.get("hidden_size")):
         raise CheckpointError(

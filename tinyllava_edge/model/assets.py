@@ -18,6 +18,7 @@ from tinyllava_edge.checkpoint.llava_line import picture_of
 from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.source_names import is_plain, public_name, say_taken
+from tinyllava_edge.checkpoint.values import place_of
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 from tinyllava_edge.image import Preprocessing, preprocessing_from_processor
 from tinyllava_edge.prompt import (
@@ -215,7 +216,8 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
     # DINOv2 takes any size: its position table is interpolated.
     if how.image_size != config.vision.image_size and config.vision.architecture != "dinov2":
         raise CheckpointError(
-            f"{where}: pictures of {how.image_size} px, but vision_config.image_size is "
+            f"{where}: pictures of {how.image_size} px, but "
+            f"{place_of(checkpoint.factory_config, 'vision_config', checkpoint.config_path)}image_size is "
             f"{config.vision.image_size}."
         )
     return how

@@ -44,7 +44,7 @@ class Scripted:
     def forced(self, prompt: Prompt, ids: Sequence[int]) -> Any:
         if not (size := self._task.settings.get("vocab_size")):
             return None
-        return 9.0 * np.eye(size, dtype=np.float32)[list(ids)]
+        return 9.0 * np.eye(size, dtype=np.float32)[list(ids), : self._task.settings.get("width")]
 
     def peak_bytes(self) -> int:
         return peak_of()

@@ -81,11 +81,11 @@ def test_rivals_are_rows_of_the_same_rounds_and_those_that_fail_say_why(
     plan = plan_of(honest)
     vocab_size = plan.bundles["tiny"].manifest.language.vocab_size
     scripted |= {
-        "sees": rival(vocab_size=vocab_size, remembers=True),
+        "sees": rival(vocab_size=vocab_size + 1, remembers=True),  # and a row for <image>
         "blind": rival(facts={"language_only": True}),
         "raises": rival(fails="raises"),
         "dies": rival(fails="dies"),
-        "other words": rival(vocab_size=vocab_size + 1),
+        "other words": rival(vocab_size=vocab_size, width=vocab_size - 1),
         "not made": Rival(module="scripted_rival", environment="transformers", reads="checkpoint"),
     }
     places = Places(home=tmp_path, checkpoint=llava(tmp_path / "llava"))

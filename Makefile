@@ -155,19 +155,11 @@ peers: $(PEERS:%=.peers/%/ready)
 	.peers/$*/bin/python -m pip install -qq -r $<
 	touch $@
 
-# The program, of the very source and for the very instructions that `make test` builds the library from.
-SERVER := .peers/llama-server
-$(SERVER)/ready: $(LISTS)llama-server.txt
-	$(PYTHON) -m venv $(SERVER)
-	$(SERVER)/bin/python -m pip install -qq -r $<
-	$(SERVER)/bin/python -m pip download -qq --no-deps --no-binary llama-cpp-python -d $(SERVER) "$(LLAMA_CPP)"
-	tar -xzf $(SERVER)/llama_cpp_python-*.tar.gz -C $(SERVER) --strip-components=1
-	$(SERVER)/bin/cmake -S $(SERVER)/vendor/llama.cpp -B $(SERVER)/build -G Ninja \
-		-DCMAKE_MAKE_PROGRAM=$(abspath $(SERVER))/bin/ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
-		$(if $(filter x86_64,$(shell uname -m)),-DGGML_NATIVE=OFF) -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
-		-DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF
-	$(SERVER)/bin/cmake --build $(SERVER)/build --target llama-server
-	cp $(SERVER)/build/bin/llama-server $(SERVER)/llama-server
+# The program, for this machine and of the very source that the library is built from.
+.peers/llama-server/ready: $(LISTS)llama-server.txt $(VENV)/ready
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -qq -r $<
+	$(BIN)/python -m tools.llama_server $(@D) "$(LLAMA_CPP)"
 	touch $@
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.

@@ -7,6 +7,8 @@ import ctypes
 from collections.abc import Sequence
 from typing import Any
 
+from tinyllava_edge.llamacpp_backends import load_backends
+
 from .lines import Marks, Prompt, Sample, Task, peak_of
 
 _BATCH = 512  # llama.cpp's default physical batch; the logical one, 2048, only splits what is longer
@@ -26,6 +28,7 @@ class Mtmd:
         from PIL import Image
 
         self._task, self._llama, self._mtmd = task, llama_cpp, mtmd_cpp
+        load_backends(llama_cpp)  # which instructions, as the bundle's own rows; OpenMP waits as it comes
         llama_cpp.llama_backend_init()
         parameters = llama_cpp.llama_model_default_params()
         self._model = _there(

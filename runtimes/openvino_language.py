@@ -158,7 +158,8 @@ class OpenVinoLanguage:
 
     def _check_ends(self, path: Path, model: Any) -> None:
         inputs = {port.any_name for port in model.inputs}
-        sizes = [list(port.partial_shape)[-1] for port in (model.input("inputs_embeds"), model.outputs[0])]
+        ends = [port for port in model.inputs if port.any_name == "inputs_embeds"] + model.outputs[:1]
+        sizes = [list(port.partial_shape)[-1] for port in ends if port.partial_shape.rank.is_static]
         found = [size.get_length() if size.is_static else -1 for size in sizes]
         if inputs != _INPUTS or found != [self.hidden_size, self.vocab_size]:
             raise BundleError(

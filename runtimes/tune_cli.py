@@ -20,7 +20,7 @@ def tune(
     """
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
-    from tinyllava_edge.presets import BOUND
+    from tinyllava_edge.presets import BOUND, DEFAULT_PRESET
     from tinyllava_edge.tuned import write_tuned
 
     from .preset_table import preset_rows, preset_table
@@ -37,4 +37,5 @@ def tune(
     bound = " and ".join(
         f"{gate.metric} {'<=' if gate.kind == 'max' else '>='} {gate.limit:g}" for gate in BOUND
     )
-    note(f"balanced is within {bound} of the checkpoint; kept in {path}")
+    balanced = next(row for row in rows if row["preset"] == DEFAULT_PRESET)
+    note(f"{balanced['why'] or f'balanced is within {bound} of the checkpoint'}; kept in {path}")

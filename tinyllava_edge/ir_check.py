@@ -96,10 +96,8 @@ def check_ir(path: Path, weights: Mapping[str, int], variant: str, spec: Languag
         for name, constant in found.constants.items()
         if name.endswith(("embed_tokens.weight", "token_embeddings.weight"))
     ]
-    if len(tables) != 1 or (tables[0].shape[0], prod(tables[0].shape[1:])) != (
-        spec.vocab_size,
-        spec.hidden_size,
-    ):
+    sizes = [(*table.shape[:1], prod(table.shape[1:])) for table in tables]
+    if sizes != [(spec.vocab_size, spec.hidden_size)]:
         _refuse(path, f"no token embedding of {spec.vocab_size} x {spec.hidden_size}, the manifest's")
     allowed = _KINDS.get(variant)
     if allowed is None or tables[0].kind not in allowed:

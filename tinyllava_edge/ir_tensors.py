@@ -75,6 +75,11 @@ def open_tensors(path: Path) -> dict[str, IrTensor]:
         if set(parts) != needed:
             raise BundleError(f"{path}: {name} of {constant.kind} lacks {sorted(needed - set(parts))}.")
         is_grouped = ".scale" in parts
+        for kind in needed - {""}:
+            if parts[kind][0].shape != (*constant.shape[:2], 1) or len(constant.shape) != 3:
+                raise BundleError(
+                    f"{path}: {name}{kind} is {list(parts[kind][0].shape)} for {list(constant.shape)}."
+                )
         shape = (constant.shape[0], prod(constant.shape[1:])) if is_grouped else constant.shape
         found[name] = IrTensor(name, _NAMES[constant.kind], shape, parts)
     return found

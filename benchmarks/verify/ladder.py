@@ -203,8 +203,8 @@ class Report:
             checks = [
                 {
                     "metric": check.metric,
-                    "value": _spelled(check.value),
-                    "gate": check.gate and {**asdict(check.gate), "limit": _spelled(check.gate.limit)},
+                    "value": spelled(check.value),
+                    "gate": check.gate and {**asdict(check.gate), "limit": spelled(check.gate.limit)},
                     "passed": check.passed,
                 }
                 for check in result.checks
@@ -222,7 +222,8 @@ class Report:
         }
 
 
-def _spelled(value: float) -> float | str:
+def spelled(value: float) -> float | str:
+    """A figure for JSON, which has no infinity."""
     return value if math.isfinite(value) else str(value)
 
 

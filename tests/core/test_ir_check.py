@@ -13,6 +13,7 @@ from tests.runtimes.tiny_ir import write_tiny_ir
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.ir_check import check_ir, read_constants
+from tinyllava_edge.ir_tensors import open_tensors
 
 SPEC = LanguageSpec(
     architecture="llama",
@@ -98,6 +99,10 @@ CHANGES = {
     "a layer twice": (replaced('<layer id="1"', '<layer id="0"'), "the layer '0' twice"),
     "cut off": (lambda text: text[: len(text) // 2], "XML that cannot be read"),
     "deep": (replaced("<layers>", "<layers>" * 5000), "the element 'layers' in 'layers'"),
+    "a table without rows": (
+        replaced('shape="300, 2, 32" offset="24" size="19200"', 'shape="" offset="24" size="1"'),
+        "no token embedding of 300 x 64",
+    ),
     "another table": (
         lambda text: text.replace("embed_tokens", "other_table"),
         "no token embedding of 300 x 64",
@@ -119,6 +124,14 @@ def test_weights_that_are_cut_off_or_not_there_are_refused(graph: Path) -> None:
     for beside in ({}, {"other.bin": 7}, {weights.name: 7, "x.so": 7}):
         with pytest.raises(BundleError, match=r"a \.xml with its \.bin beside it"):
             check_ir(graph, beside, "ov_int8", SPEC)
+
+
+def test_scales_of_other_rows_are_refused(graph: Path) -> None:
+    text = graph.read_text()
+    graph.write_text(text.replace('shape="300, 2, 1"', 'shape="2, 300, 1"'))
+    check(graph)
+    with pytest.raises(BundleError, match=r"embed_tokens\.weight\.scale is \[2, 300, 1\] for \[300, 2, 32\]"):
+        open_tensors(graph)
 
 
 def test_another_model_or_variant_than_the_manifests_is_refused(graph: Path) -> None:

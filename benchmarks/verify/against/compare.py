@@ -96,7 +96,10 @@ def compare_against(
     found: list[Finding] = []
     for path, kind in kinds.items():
         on_file(f"{kind} {path.name}")
-        found += _findings(path, kind, kinds, given)
+        about_file = list(_findings(path, kind, kinds, given))
+        if all(one.passed is None for one in about_file):
+            raise UsageError(f"--against {path}: a {kind} with nothing in it to compare. Give {KNOWN}.")
+        found += about_file
     order = sorted(found, key=lambda one: STAGES.index(one.stage))
     names = " + ".join(dict.fromkeys(kinds.values()))
     return AgainstReport(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.benchmarks.verify.ladder import spelled
 from tinyllava_edge.metrics import min_token_cosine, nmse, snr_db
 
 Floats = npt.NDArray[np.float32]
@@ -77,8 +78,12 @@ class AgainstReport:
             "kind": self.kind,
             "files": list(self.files),
             "checkpoint": self.checkpoint,
-            "findings": [asdict(one) for one in self.findings],
+            "findings": [asdict(one) | {"figures": _spelled(one.figures)} for one in self.findings],
         }
+
+
+def _spelled(figures: dict[str, float]) -> dict[str, float | str]:
+    return {name: spelled(value) for name, value in figures.items()}
 
 
 def fact(what: str, expected: Any, found: Any, cause: str = "", stage: str = "files") -> Finding:
@@ -123,6 +128,24 @@ def features(
     passed = figures["snr_db"] >= least
     return Finding(
         stage=stage, what=what, figures=figures, gate=gate, passed=passed, cause="" if passed else cause()
+    )
+
+
+def tensor_snr_db(expected: Floats, found: Floats) -> float:
+    """`snr_db`, and -infinity where a value is not finite: NaN is below nothing."""
+    return snr_db(expected, found) if np.isfinite(found).all() else -np.inf
+
+
+def lowest_snr(worst: tuple[float, str], least: float) -> Finding:
+    """The tensor that is furthest off, by its name and `tensor_snr_db`."""
+    passed = worst[0] >= least
+    return Finding(
+        stage="weights",
+        what=worst[1],
+        figures={"lowest_snr_db": worst[0]},
+        gate=f"SNR >= {least:g} dB",
+        passed=passed,
+        cause="" if passed else f"{worst[1]} is not the checkpoint's",
     )
 
 

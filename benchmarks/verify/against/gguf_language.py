@@ -11,9 +11,9 @@ import torch
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.language_gguf import LanguageSource
-from tinyllava_edge.metrics import kl_divergence, nmse, snr_db, top1_agreement
+from tinyllava_edge.metrics import kl_divergence, nmse, top1_agreement
 
-from .findings import LEAST_SNR_QUANTIZED_DB, Finding, fact
+from .findings import LEAST_SNR_QUANTIZED_DB, Finding, fact, tensor_snr_db
 from .llama_process import ids_and_logits
 
 _EXACT = ("F32", "F16", "BF16")
@@ -54,7 +54,7 @@ def _weights(path: Path, source: LanguageSource) -> Finding:
             said = f"shape {list(values.shape)}, expected {list(tensor.shape)}"
             return Finding(stage="weights", what=rule.name, gate=said, passed=False, cause=said)
         undone = rule.restore(torch.from_numpy(values.reshape(tuple(tensor.shape)).copy()))
-        measured = snr_db(tensor.float().numpy(), undone.contiguous().numpy())
+        measured = tensor_snr_db(tensor.float().numpy(), undone.contiguous().numpy())
         least = _LEAST_EXACT_DB if kind.name in _EXACT else LEAST_SNR_QUANTIZED_DB
         worst = min(worst, (measured - least, f"{rule.name} {kind.name}"))
         if measured < least:

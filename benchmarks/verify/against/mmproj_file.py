@@ -10,15 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
+from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.interchange.bundle_files import as_picture
 from tinyllava_edge.export.interchange.mtmd import PIXELS_NODE
 from tinyllava_edge.export.interchange.mtmd_process import Encoded, encode_pictures
 from tinyllava_edge.export.interchange.picture_prompt import picture_prompt
-from tinyllava_edge.export.interchange.widened import Stream, tower_tensors
+from tinyllava_edge.export.interchange.widened import PER_HEAD, Stream, tower_tensors
 from tinyllava_edge.metrics import snr_db
 from tinyllava_edge.model.assets import Assets
 
-from .findings import Finding, fact, features, pixels
+from .findings import Finding, fact, features, lowest_snr, pixels, tensor_snr_db
 from .gguf_fields import field_values
 from .tower_states import all_states, connect, tower_cause
 
@@ -51,16 +52,19 @@ class MmprojFile:
         self._numbers = picture_numbers
         self._keys = field_values(path)
         tower = reference.config.vision
-        width = int(self._keys.get("clip.vision.embedding_length", tower.hidden_size))
-        extra = (width - tower.hidden_size) // tower.num_attention_heads
+        widened = tower.hidden_size + PER_HEAD * tower.num_attention_heads
+        extra = PER_HEAD if self._keys.get("clip.vision.embedding_length") == widened else 0
         self._stream = Stream(hidden=tower.hidden_size, heads=tower.num_attention_heads, extra=extra)
 
     def findings(self) -> Iterator[Finding]:
         """Stage by stage."""
         yield from self._files()
         yield from self._weights()
-        yield from self._pixels()
-        yield from self._graph()
+        try:
+            yield from self._pixels()
+            yield from self._graph()
+        except ExportError as error:
+            yield Finding(stage="pixels", what="libmtmd", passed=False, cause=str(error))
 
     def _files(self) -> Iterator[Finding]:
         tower, how = self._reference.config.vision, self._assets.preprocessing
@@ -99,16 +103,8 @@ class MmprojFile:
                 if values.size != wanted.size:
                     yield features("weights", name, wanted, np.asarray(values, dtype=np.float32))
                     return
-                worst = min(worst, (snr_db(wanted, values.reshape(wanted.shape)), name))
-        passed = worst[0] >= 30
-        yield Finding(
-            stage="weights",
-            what=worst[1],
-            figures={"lowest_snr_db": worst[0]},
-            gate="SNR >= 30 dB",
-            passed=passed,
-            cause="" if passed else f"{worst[1]} is not the checkpoint's",
-        )
+                worst = min(worst, (tensor_snr_db(wanted, values.reshape(wanted.shape)), name))
+        yield lowest_snr(worst, least=30)
 
     def _pixels(self) -> Iterator[Finding]:
         trial = [self._reference.pictures[number] for number in self._numbers]

@@ -9,11 +9,10 @@ from PIL import Image
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.image import preprocess
-from tinyllava_edge.metrics import snr_db
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.vlm import checked_tensors
 
-from .findings import Finding, fact, pixels
+from .findings import Finding, fact, lowest_snr, pixels, tensor_snr_db
 from .vision_graph import processor_cause
 
 
@@ -60,13 +59,5 @@ def _weights(reference: CheckpointReference, other: Checkpoint) -> Finding:
             if found.shape != expected.shape:
                 said = f"shape {list(found.shape)}, expected {list(expected.shape)}"
                 return Finding(stage="weights", what=name, gate=said, passed=False, cause=said)
-            worst = min(worst, (snr_db(expected, found), name))
-    passed = worst[0] >= 40
-    return Finding(
-        stage="weights",
-        what=worst[1],
-        figures={"lowest_snr_db": worst[0]},
-        gate="SNR >= 40 dB",
-        passed=passed,
-        cause="" if passed else f"{worst[1]} is another tensor",
-    )
+            worst = min(worst, (tensor_snr_db(expected, found), name))
+    return lowest_snr(worst, least=40)

@@ -1,6 +1,7 @@
 """A vision tower that somebody else exported: a bare ONNX file, or an OpenVINO folder of optimum-intel."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,8 @@ def onnx_findings(path: Path, reference: CheckpointReference) -> Iterator[Findin
     """
     import onnxruntime
 
-    try:
+    with _refused(path, "onnxruntime", str):
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        raise UsageError(
-            f"--against {path}: onnxruntime does not open it ({str(error).splitlines()[0][:200]})."
-        ) from None
     given = [value for value in session.get_inputs() if len(value.shape) == 4]
     if len(session.get_inputs()) != 1 or not given:
         names = [f"{value.name} {value.shape}" for value in session.get_inputs()]
@@ -55,7 +52,8 @@ def onnx_findings(path: Path, reference: CheckpointReference) -> Iterator[Findin
         values = batch.astype(np.float16) if half else batch
         return np.asarray(session.run(None, {given[0].name: values})[0], dtype=np.float32)
 
-    yield from _rows(run, reference, (0, 3))
+    with _refused(path, "onnxruntime", str):
+        yield from _rows(run, reference, (0, 3))
 
 
 def openvino_findings(folder: Path, reference: CheckpointReference, assets: Assets) -> Iterator[Finding]:
@@ -68,21 +66,32 @@ def openvino_findings(folder: Path, reference: CheckpointReference, assets: Asse
         import openvino
     except ImportError:
         raise UsageError(f"--against {folder}: needs the package openvino: pip install openvino.") from None
+    from tinyllava_edge.runtimes.openvino_library import said
+
     yield from _processor(folder, reference, assets)
     core = openvino.Core()
 
     def compiled(name: str) -> Any:
-        try:
-            return core.compile_model(str(folder / name), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        except RuntimeError as error:
-            raise UsageError(
-                f"--against {folder / name}: OpenVINO does not read it ({str(error).splitlines()[-1][:200]})."
-            ) from None
+        return core.compile_model(str(folder / name), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    vision = compiled(VISION_XML)
-    yield from _rows(lambda batch: np.asarray(vision(batch)[0], dtype=np.float32), reference, (0, 3))
+    with _refused(folder / VISION_XML, "OpenVINO", said):
+        vision = compiled(VISION_XML)
+        yield from _rows(lambda batch: np.asarray(vision(batch)[0], dtype=np.float32), reference, (0, 3))
     if (folder / TEXT_XML).is_file() and (folder / LANGUAGE_XML).is_file():
-        yield from _language(compiled(TEXT_XML), compiled(LANGUAGE_XML), reference)
+        with _refused(folder / LANGUAGE_XML, "OpenVINO", said):
+            yield from _language(compiled(TEXT_XML), compiled(LANGUAGE_XML), reference)
+
+
+@contextmanager
+def _refused(path: Path, library: str, said: Callable[[Exception], str]) -> Iterator[None]:
+    """What a library says of a graph that it cannot open, or not compute with a checkpoint's inputs."""
+    try:
+        yield
+    except TinyLlavaEdgeError:
+        raise
+    except Exception as error:  # the libraries' exceptions share no base class
+        words = " ".join(said(error).split())[:200]
+        raise UsageError(f"--against {path}: {library} cannot compute it ({words}).") from None
 
 
 def _processor(folder: Path, reference: CheckpointReference, assets: Assets) -> Iterator[Finding]:

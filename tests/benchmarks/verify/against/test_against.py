@@ -137,6 +137,18 @@ def test_a_bare_tower_of_another_layer(tiny: Held, towers: Path) -> None:
     assert "of hidden_states[4], the checkpoint uses hidden_states[3]" in report.first.cause
 
 
+def test_a_graph_that_its_library_refuses_is_one_line(tiny: Held, towers: Path, tmp_path: Path) -> None:
+    (tmp_path / "tower.onnx").write_bytes(b"\x08\x08")
+    with pytest.raises(UsageError, match=r"onnxruntime cannot compute it \(.*No graph was found"):
+        tiny.against(tmp_path / "tower.onnx")
+    folder = openvino_folder(tmp_path / "ir", towers / "right.onnx", tiny.path)
+    ir = folder / "openvino_vision_embeddings_model.xml"
+    ir.write_text(ir.read_text().replace('version="opset1"', 'version="opset77"', 1))
+    with pytest.raises(UsageError, match=r"OpenVINO cannot compute it \(.*opset77\)") as caught:
+        tiny.against(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_dumped_tensors_are_held_stage_by_stage(tiny: Held, tmp_path: Path) -> None:
     reference = tiny.given.reference
     picture = reference.pictures[3].upright
@@ -158,11 +170,70 @@ def test_dumped_tensors_are_held_stage_by_stage(tiny: Held, tmp_path: Path) -> N
     np.testing.assert_array_equal(made, pixels)
 
 
+BYTES = np.zeros((20, 30, 3), np.uint8)
+REFUSED_DUMPS: dict[str, tuple[dict[str, Any], str]] = {
+    "no colours": ({"picture": BYTES[..., 0]}, r"picture \[20, 30\], expected \[h, w, 3\]"),
+    "0 to 1": ({"picture": BYTES + 0.5}, "of whole numbers below 256"),
+    "no picture": ({"picture": BYTES[:0]}, r"picture \[0, 30, 3\]"),
+    "no such id": ({"ids": np.array([1, 10**6]), "logits": np.zeros((2, 9))}, "ids .* whole numbers below"),
+    "a negative id": ({"ids": np.array([1, -1]), "logits": np.zeros((2, 9))}, "ids .* whole numbers below"),
+    "two prompts": ({"ids": np.zeros((2, 3)), "logits": np.zeros((3, 9))}, r"ids \[2, 3\], expected \[n\]"),
+    "complex": ({"pixels": np.zeros((3, 8, 8), complex)}, "no .npz file of plain arrays"),
+    "nothing beside": ({"ids": np.array([1])}, "a dump with nothing in it to compare"),
+    "no such layer": ({"picture": BYTES, "hidden_states.99": BYTES[0]}, "nothing in it to compare"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_DUMPS)
+def test_a_dump_of_which_nothing_can_be_computed_is_one_line(what: str, tiny: Held, tmp_path: Path) -> None:
+    arrays, says = REFUSED_DUMPS[what]
+    np.savez(tmp_path / "dump.npz", **arrays)
+    with pytest.raises(UsageError, match=says):
+        tiny.against(tmp_path / "dump.npz")
+
+
+def test_pixels_of_another_size_differ(tiny: Held, tmp_path: Path) -> None:
+    np.savez(tmp_path / "dump.npz", pixels=np.zeros((3, 8, 8)), tower=np.zeros((4, 8)))
+    report = tiny.against(tmp_path / "dump.npz")
+    assert report.first is not None
+    assert report.first.cause.startswith("pixels is [3, 8, 8], the checkpoint has [3, ")
+
+
+def test_a_weight_that_is_no_number_is_not_equal(tiny: Held, tmp_path: Path) -> None:
+    import gguf
+
+    path = tmp_path / "f16.gguf"
+    write_language_gguf(path, language_source(tiny.path), "f16")
+    table = next(one for one in gguf.GGUFReader(path).tensors if one.name == "token_embd.weight")
+    content = bytearray(path.read_bytes())
+    content[table.data_offset : table.data_offset + 2] = b"\xff\xff"  # a row that no prompt asks for
+    path.write_bytes(content)
+    report = tiny.against(path)
+    assert report.first is not None
+    assert (report.first.stage, report.first.what) == ("weights", "token_embd.weight F16")
+    assert '"snr_db": "-inf"' in json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_an_mmproj_file_that_llamacpp_refuses_differs(tiny: Held, tmp_path: Path) -> None:
+    path = tmp_path / "mmproj.gguf"
+    write_our_mmproj(path, tiny.path)
+    key = b"clip.vision.embedding_length"
+    content = path.read_bytes()
+    start = content.index(key) + len(key) + 4
+    path.write_bytes(content[:start] + b"\xff\xff\xff\x7f" + content[start + 4 :])
+    report = tiny.against(path)
+    assert report.first is not None
+    assert report.first.what == "clip.vision.embedding_length"
+    assert any("llama.cpp" in one.cause for one in report.findings if one.what == "libmtmd")
+
+
 def test_transformers_llava_of_the_checkpoint_is_equal_and_a_changed_one_is_not(
     tiny: Held, tmp_path: Path
 ) -> None:
     export_llava(tiny.path, tmp_path / "llava", ExportOptions())
-    assert tiny.against(tmp_path / "llava").passed
+    same = tiny.against(tmp_path / "llava")
+    assert same.passed
+    assert '{"lowest_snr_db": "inf"}' in json.dumps(same.to_json(), allow_nan=False)
 
     def damage(tensors: dict[str, Any]) -> None:
         tensors["multi_modal_projector.linear_2.bias"] += 1

@@ -9,8 +9,8 @@ OUT ?= demo-out
 TORCH ?= torch==2.13.0
 LLAMA_CPP ?= llama-cpp-python==0.3.36
 # llama.cpp is built with CUDA where there is a GPU; LLAMA_BUILD=--cpu leaves that out. pip keeps a CPU wheel and offers
-# it to every later machine that shares its cache, so on x86-64 it has a backend for each kind of processor. A wheel
-# that is there already and was built in another way is taken where it runs, and what it leaves unused is said.
+# it to every later machine that shares its cache, so on x86-64 it is for AVX2. LLAMA_BUILD="--every-processor --fresh"
+# has a backend for each kind of processor. A wheel that runs is taken, and what it leaves unused is said.
 LLAMA_BUILD ?=
 INSTALL_LLAMA = $(BIN)/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
 LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build

@@ -125,18 +125,23 @@ def find_nvcc(root: Path = HERE) -> str | None:
     return _program(root, "nvcc")
 
 
-def build_variables(toolkit: Toolkit, machine: Machine) -> dict[str, str]:
+def build_variables(toolkit: Toolkit, machine: Machine, *, every_processor: bool = True) -> dict[str, str]:
     """Environment variables of the build.
 
     On x86-64 it is not for the processor at hand, as pip's cache or an image may go to another machine: it is
-    for every kind on Linux; for AVX2 with CUDA (whose library then says what it misses), with an old compiler
-    and on other systems. On ARM it is for the processor at hand: the compilers of its boards know no SME.
+    for AVX2, or for every kind. On ARM it is for the processor at hand: the compilers of its boards know no SME.
+
+    Args:
+        toolkit: what there is to compile with.
+        machine: what it is for.
+        every_processor: whether to have a backend for each kind of x86-64, where that works: on Linux, without
+            CUDA (whose library then says what it misses), with a compiler that knows them.
     """
     flags, own = [*LEFT_OUT], os.environ.get("CMAKE_ARGS", "").split()
     if machine.cpu.architecture.lower() in ("x86_64", "amd64"):
         suits = not toolkit.nvcc and machine.system.startswith("Linux") and toolkit.knows_all_variants
         is_plain = not any(flag.startswith("-DGGML_") for flag in own)
-        flags += ALL_VARIANTS if suits and is_plain else ["-DGGML_NATIVE=OFF"]
+        flags += ALL_VARIANTS if every_processor and suits and is_plain else ["-DGGML_NATIVE=OFF"]
     if toolkit.nvcc:
         flags += ["-DGGML_CUDA=ON", f"-DCMAKE_CUDA_ARCHITECTURES={toolkit.architecture}"]
         if machine.jetson or toolkit.architecture in TEGRAS.values():
@@ -225,6 +230,11 @@ def _main(arguments: list[str] | None = None) -> int:
         "--cuda", metavar="ARCHITECTURE", help="for a GPU that is not shown here (in an image)"
     )
     parser.add_argument("--cpu", action="store_true", help="without the GPU that is here")
+    parser.add_argument(
+        "--every-processor",
+        action="store_true",
+        help="with a backend for each kind of x86-64; twice the time",
+    )
     parser.add_argument("--left-out", action="store_true", help="only print what every build leaves out")
     options = parser.parse_args(arguments)
     if options.left_out:
@@ -242,7 +252,7 @@ def _main(arguments: list[str] | None = None) -> int:
             f"{llamacpp_line(requirement=options.requirement)}\n"
         )
         toolkit = cpu_toolkit()
-    variables = build_variables(toolkit, read_machine())
+    variables = build_variables(toolkit, read_machine(), every_processor=options.every_processor)
     fresh = ["--no-cache-dir", *_again()] if options.fresh or toolkit.nvcc else []
     command = [*shlex.split(pip("install")), *fresh, options.requirement]
     sys.stderr.write(f"{shlex.join([*(f'{k}={v}' for k, v in variables.items()), *command])}\n")

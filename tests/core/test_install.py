@@ -126,6 +126,26 @@ def test_a_build_for_x86_64_is_for_every_kind_of_its_processors(
     assert flags[-2:] == ["-DGGML_NATIVE=OFF", "-DGGML_NATIVE=ON"]  # CMake takes the last
 
 
+def test_make_builds_for_every_processor_only_when_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a cold build of it was timed as a whole."""
+    asked: list[str] = []
+
+    def pip(command: list[str], *, env: dict[str, str], check: bool) -> Any:
+        asked.append(env["CMAKE_ARGS"])
+        return SimpleNamespace(returncode=0)
+
+    toolkit = install.Toolkit()
+    machine: Any = SimpleNamespace(
+        cpu=SimpleNamespace(architecture="x86_64", usable_cores=2), system="Linux 6", memory=None, jetson=None
+    )
+    monkeypatch.delenv("CMAKE_ARGS", raising=False)
+    monkeypatch.setattr(install, "find_toolkit", lambda: toolkit)
+    monkeypatch.setattr(install, "read_machine", lambda: machine)
+    monkeypatch.setattr(install.subprocess, "run", pip)
+    assert [install._main(words) for words in ([], ["--every-processor"])] == [0, 0]
+    assert ["ALL_VARIANTS" in flags for flags in asked] == [False, True]
+
+
 def test_a_compiler_that_knows_no_new_instructions_builds_for_avx2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """How near a row's answer is to the reference's: what its speed is worth.
 
 The reference answers the request greedily; then every row is given these very tokens, and its distributions
-over each next one are compared, as `verify` does (docs/verify.md). Nobody is timed meanwhile.
+over each next one are compared, as `verify` does (docs/measuring.md). Nobody is timed meanwhile.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -86,7 +86,8 @@ def read_tuned(bundle: Bundle) -> Tuned | None:
         status = os.fstat(file.fileno())
         if is_private(status) and status.st_size <= MAX_BYTES:
             found = Tuned.model_validate_json(file.read())
-            if (found.manifest_sha256, found.machine) == (bundle.manifest_sha256, machine_key()):
+            is_of_this = (found.manifest_sha256, found.machine) == (bundle.manifest_sha256, machine_key())
+            if is_of_this and (found.threads or 1) <= read_cpu().usable_cores:
                 return found
     return None
 

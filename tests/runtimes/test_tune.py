@@ -52,6 +52,12 @@ def test_a_tuned_setting_holds_unless_another_is_asked_for(tmp_path: Path) -> No
         assert (options.threads, options.flash_attention) == (2, "on")
 
 
+def test_a_record_of_more_threads_than_cores_is_none(tmp_path: Path) -> None:
+    bundle = bundle_with(tmp_path, None)
+    write_tuned(bundle, measured(bundle, 50, 40, threads=99999))  # 17 GB of stacks
+    assert read_tuned(bundle) is None
+
+
 def test_a_named_variant_is_taken_whatever_the_preset(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, [stage("f16", 0, 1.0), stage("q8_0", 0.001, 1.0)])
     with open_bundle(bundle, language="f16", preset="small") as model:

@@ -10,19 +10,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 7860,
-    "tinyllava_edge/checkpoint": 2265,
-    "tinyllava_edge/model": 2235,
-    "export": 2938,
-    "runtimes": 4143,
+    "tinyllava_edge": 8888,
+    "tinyllava_edge/checkpoint": 3200,
+    "tinyllava_edge/model": 2337,
+    "export": 4712,
+    "runtimes": 5319,
     "runtimes/trt": 3761,
-    "train": 2566,
-    "benchmarks/verify": 3203,
-    "benchmarks/bench": 2920,
+    "train": 2576,
+    "benchmarks/verify": 4815,
+    "benchmarks/bench": 6446,
     "benchmarks/evals": 2509,
     "benchmarks/hardware": 1337,
 }
-FROM_THE_CHECKOUT = {"tools": 1602, "examples": 1420}
+FROM_THE_CHECKOUT = {"tools": 1856, "examples": 1420}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -58,5 +58,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 35_909
-    assert sum(ROOMS.values()) <= 38_931
+    assert sum(INSTALLED.values()) <= 45_900
+    assert sum(ROOMS.values()) <= 49_176

@@ -129,13 +129,13 @@ def build_variables(toolkit: Toolkit, machine: Machine, *, every_processor: bool
     """Environment variables of the build.
 
     On x86-64 it is not for the processor at hand, as pip's cache or an image may go to another machine: it is
-    for AVX2, or for every kind. On ARM it is for the processor at hand: the compilers of its boards know no SME.
+    for AVX2, or for every kind. On ARM it is for the one at hand: the compilers of its boards know no SME.
 
     Args:
         toolkit: what there is to compile with.
         machine: what it is for.
-        every_processor: whether to have a backend for each kind of x86-64, where that works: on Linux, without
-            CUDA (whose library then says what it misses), with a compiler that knows them.
+        every_processor: whether to have a backend for each kind of x86-64, where that works: on Linux,
+            without CUDA (whose library then says what it misses), with a compiler that knows them.
     """
     flags, own = [*LEFT_OUT], os.environ.get("CMAKE_ARGS", "").split()
     if machine.cpu.architecture.lower() in ("x86_64", "amd64"):

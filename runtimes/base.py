@@ -21,6 +21,7 @@ from tinyllava_edge.presets import PRESETS
 Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 KV_TYPES = tuple(KV_BYTES)
 FLASH_ATTENTION = ("auto", "on", "off")
+MAX_THREADS = 1024  # each has a stack: 32,000 took 17 GB
 _LEAST = {"context_length": 1, "threads": 1, "gpu_layers": 0, "main_gpu": 0, "device": 0}
 
 
@@ -156,6 +157,8 @@ class BackendOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"{name} is {value}; it must be {least} or more.")
+        if (self.threads or 1) > MAX_THREADS:
+            raise UsageError(f"threads is {self.threads}; {MAX_THREADS} at most.")
 
     def positions(self, spec: LanguageSpec) -> int:
         """Positions of the context to make; more than the model was made for are a UsageError."""

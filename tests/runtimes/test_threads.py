@@ -8,12 +8,20 @@ import sys
 import pytest
 
 from tinyllava_edge.device import read_cpu
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes import threads
+from tinyllava_edge.runtimes.base import BackendOptions
 
 
 def test_the_budget_is_what_was_asked_for_or_the_usable_cores() -> None:
     assert threads.thread_budget(3) == 3
     assert threads.thread_budget(None) == read_cpu().usable_cores
+
+
+@pytest.mark.parametrize("number", [0, -1, 1025, 10**9])
+def test_numbers_of_threads_that_no_machine_has_are_refused(number: int) -> None:
+    with pytest.raises(UsageError, match=f"threads is {number}"):
+        BackendOptions(threads=number)
 
 
 SHOW_POLICY = """

@@ -6,7 +6,7 @@ environments are refused, and nothing is claimed that the intervals of both do n
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -108,7 +108,8 @@ def small_differences(first: Record, second: Record) -> list[Difference]:
 
 
 def _all_differences(first: Record, second: Record) -> list[Difference]:
-    return list(_different("", _conditions(first), _conditions(second)))
+    packages = first["machine"]["versions"].keys() & second["machine"]["versions"].keys() - {_OWN_PACKAGE}
+    return list(_different("", _conditions(first, packages), _conditions(second, packages)))
 
 
 def _is_small(found: Difference) -> bool:
@@ -165,12 +166,13 @@ def _key(cell: Record) -> tuple[str, ...]:
     return tuple(cell[name] for name in ("model", "runtime", "vision", "language"))
 
 
-def _conditions(record: Record) -> dict[str, Any]:
+def _conditions(record: Record, packages: Set[str]) -> dict[str, Any]:
+    """What must be alike; a package that one of two reports never asked for tells nothing."""
     machine = record["machine"]
     memory_total = {"memory_total_bytes": (machine["memory"] or {}).get("total_bytes")}
     return {
         "machine": {**{name: machine[name] for name in _MACHINE}, **memory_total},
-        "versions": {name: value for name, value in machine["versions"].items() if name != _OWN_PACKAGE},
+        "versions": {name: value for name, value in machine["versions"].items() if name in packages},
         "request": record["request"],
         "model": {
             bundle["name"]: {name: bundle[name] for name in ("checkpoint_sha256", "manifest_sha256")}

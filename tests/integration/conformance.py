@@ -184,8 +184,10 @@ def torch_greedy(model: TinyLlava, ids: list[int], pictures: torch.Tensor, count
     return answer
 
 
-def bundle_greedy(model: Model, ids: list[int], pictures: list[Path], count: int) -> list[int]:
-    """Tokens one by one through the backends themselves."""
+def bundle_greedy(
+    model: Model, ids: list[int], pictures: list[Path], count: int, never: Sequence[int] = ()
+) -> list[int]:
+    """Tokens one by one through the backends themselves; `never` are not chosen."""
     embeddings = iter(model.encode(pictures)) if pictures else iter(())
     model.language.truncate(0)
     position = start = 0
@@ -200,7 +202,9 @@ def bundle_greedy(model: Model, ids: list[int], pictures: list[Path], count: int
         start = index + 1
     answer: list[int] = []
     for _ in range(count):
-        answer.append(int(model.language.last_logits().argmax()))
+        logits = model.language.last_logits().copy()
+        logits[list(never)] = -np.inf
+        answer.append(int(logits.argmax()))
         model.language.evaluate(np.array(answer[-1:], dtype=np.int32), position)
         position += 1
     model.language.truncate(0)

@@ -1,0 +1,31 @@
+"""The command in a process of its own, as a user meets it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # faster for tiny tensors, and kind to who shares the machine
+
+
+class Ran(NamedTuple):
+    """What a command left."""
+
+    code: int
+    out: str
+    errors: str
+
+    @property
+    def last_line(self) -> str:
+        """Of what it said; of one that failed, why."""
+        lines = (self.errors or self.out).strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+def ran(*words: str | Path, seconds: int = 600) -> Ran:
+    """`tinyllava-edge WORDS`."""
+    line = [sys.executable, "-m", "tinyllava_edge", *map(str, words)]
+    env = {**os.environ, **_ONE_THREAD}
+    done = subprocess.run(line, capture_output=True, text=True, timeout=seconds, env=env)
+    return Ran(done.returncode, done.stdout, done.stderr)

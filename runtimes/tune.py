@@ -23,7 +23,7 @@ from .registry import LANGUAGE_BACKENDS, VISION_BACKENDS, Entry, language_opener
 TEXT_POSITIONS = 48  # of template and question
 _DECODED = 12  # tokens, of which a token's time is the median
 _ROUNDS = 3
-# An alternative is taken where it is this much faster: less is noise (A/A of tune on nano: .98 to 1.02).
+# An alternative is taken where it is this much faster; less may be noise.
 _WORTH = 0.95
 
 Say = Callable[[str], None]
@@ -92,10 +92,10 @@ def tune(bundle: Bundle, *, seconds: float = 60.0, say: Say = lambda line: None)
         vision_ms=vision,
         language=language,
     )
-    return found if clock.is_over else replace_settings(bundle, found, say)
+    return found if clock.is_over else _with_settings(bundle, found, say)
 
 
-def replace_settings(bundle: Bundle, found: Tuned, say: Say) -> Tuned:
+def _with_settings(bundle: Bundle, found: Tuned, say: Say) -> Tuned:
     """Threads and flash attention, tried with llama.cpp's fastest variant against the default, in turns."""
     known = found.language.get("llamacpp")
     if not known:

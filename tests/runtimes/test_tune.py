@@ -10,6 +10,8 @@ import pytest
 from tests.core.test_presets import bundle_with, measured, stage
 from tinyllava_edge.cli import main
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.runtimes.auto import _with_tuned
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.tuned import read_tuned, write_tuned
 
@@ -56,6 +58,26 @@ def test_a_record_of_more_threads_than_cores_is_none(tmp_path: Path) -> None:
     bundle = bundle_with(tmp_path, None)
     write_tuned(bundle, measured(bundle, 50, 40, threads=99999))  # 17 GB of stacks
     assert read_tuned(bundle) is None
+
+
+@pytest.mark.parametrize(
+    "runtime", ["onnxruntime+llamacpp", "onnxruntime-cuda+llamacpp", "openvino", "torch"]
+)
+def test_tuned_settings_are_for_llamacpp_on_the_cpu(tmp_path: Path, runtime: str) -> None:
+    bundle = bundle_with(tmp_path, None)
+    write_tuned(bundle, measured(bundle, 50, 40, threads=1, flash_attention="off"))
+    found = _with_tuned(runtime, bundle, BackendOptions())
+    is_meant = runtime == "onnxruntime+llamacpp"
+    assert (found.threads, found.flash_attention) == ((1, "off") if is_meant else (None, None))
+
+
+def test_a_runtime_that_is_named_has_no_tuned_settings(tmp_path: Path) -> None:
+    """What is compared with others has what it was told to have."""
+    bundle = bundle_with(tmp_path, None)
+    write_tuned(bundle, measured(bundle, 50, 40, threads=1, flash_attention="off"))
+    with open_bundle(bundle, runtime="onnxruntime+llamacpp") as model:
+        options = model.language._options  # type: ignore[attr-defined]
+        assert (options.threads, options.flash_attention) == (None, None)
 
 
 def test_a_named_variant_is_taken_whatever_the_preset(tmp_path: Path) -> None:

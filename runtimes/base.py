@@ -225,3 +225,12 @@ def check_pixels(name: str, pixels: npt.NDArray[np.float32], image_size: int) ->
             f"{name}: expected pixels [batch, 3, {image_size}, {image_size}] float32, batch > 0; "
             f"found {list(pixels.shape)} {pixels.dtype}."
         )
+
+
+def check_embeddings(name: str, embeddings: npt.NDArray[np.float32], shape: tuple[int, int, int]) -> None:
+    """A BackendError for embeddings that are not [batch, tokens, hidden] float32."""
+    if embeddings.shape != shape or embeddings.dtype != np.float32:
+        raise BackendError(
+            f"{name}: expected embeddings {[*shape]} float32, found "
+            f"{list(embeddings.shape)} {embeddings.dtype}."
+        )

@@ -19,7 +19,7 @@ from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
 from .access import freed_with
-from .base import BackendOptions, check_open, check_pixels
+from .base import BackendOptions, check_embeddings, check_open, check_pixels
 from .openvino_library import compile_model, read_model, said
 
 _FLOAT32 = "f32"
@@ -93,11 +93,7 @@ class OpenVinoVision:
         except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
             raise BackendError(f"{self.name}: OpenVINO failed ({said(error)}).") from None
         embeddings: npt.NDArray[np.float32] = found[EMBEDDINGS]  # a copy
-        if embeddings.shape != (len(pixels), *self._output_shape) or embeddings.dtype != np.float32:
-            raise BackendError(
-                f"{self.name}: expected embeddings {[len(pixels), *self._output_shape]} float32, found "
-                f"{list(embeddings.shape)} {embeddings.dtype}."
-            )
+        check_embeddings(self.name, embeddings, (len(pixels), *self._output_shape))
         return embeddings
 
     def close(self) -> None:

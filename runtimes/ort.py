@@ -22,7 +22,7 @@ from tinyllava_edge.extras import install_line
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 
 from .access import freed_with, let_forks_end
-from .base import BackendOptions, check_open, check_pixels
+from .base import BackendOptions, check_embeddings, check_open, check_pixels
 from .registry import TWO_ONNXRUNTIMES
 from .threads import thread_budget
 
@@ -125,11 +125,7 @@ class OnnxVision:
             embeddings: npt.NDArray[np.float32] = self._run(pixels)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"{self.name}: ONNX Runtime failed ({_first_line(error)}).") from None
-        if embeddings.shape != (len(pixels), *self._output_shape) or embeddings.dtype != np.float32:
-            raise BackendError(
-                f"{self.name}: expected embeddings {[len(pixels), *self._output_shape]} float32, found "
-                f"{list(embeddings.shape)} {embeddings.dtype}."
-            )
+        check_embeddings(self.name, embeddings, (len(pixels), *self._output_shape))
         return embeddings
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.machine_files import HERE
 from tinyllava_edge.process import Terminated
 
-from .cli_options import BundleArgument, JsonOption, Settings, with_settings
+from .cli_options import JsonOption, NamedBundleArgument, Settings, with_settings
 from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @with_settings
 def run(
-    bundle: BundleArgument,
+    bundle: NamedBundleArgument,
     pictures_and_question: Annotated[
         list[str], typer.Argument(metavar="[PICTURE]... QUESTION", help="Picture files, then the question.")
     ],
@@ -50,7 +50,7 @@ def run(
 
 @with_settings
 def chat(
-    bundle: BundleArgument,
+    bundle: NamedBundleArgument,
     settings: Settings,
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures of the first question.")
@@ -150,18 +150,17 @@ def _open(
     bundle: str, pictures: Sequence[str], settings: Settings
 ) -> "tuple[Model, list[Picture], dict[str, Any]]":
     """Check bundle, pictures and settings before the weights take their time; say what was chosen."""
-    from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
     from tinyllava_edge.install import llamacpp_line
 
     from .base import BackendOptions
+    from .bundle_by_name import open_named
     from .llamacpp_build import CPU_BUILD, lacks_cuda
     from .model import open_bundle
 
     how = settings.how()
-    opened = Bundle.open(bundle_path(bundle))
     images: list[Picture] = [open_picture(path) for path in pictures]
+    opened, settings = open_named(bundle, settings)
     options = vars(settings.read(BackendOptions))
     model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""

@@ -16,6 +16,9 @@ from .registry import DEFAULT_RUNTIME
 
 T = TypeVar("T")
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's directory, or nano.")]
+NamedBundleArgument = Annotated[
+    str, typer.Argument(help="A bundle's directory, nano, or owner/name[@revision] of the hub.")
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of each engine.", show_default="the usable cores", min=1),

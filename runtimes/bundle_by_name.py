@@ -37,6 +37,11 @@ _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json"}
 VISION, LANGUAGE = "fp16", "q8_0"  # half of what the next more precise ones take
 
 
+def is_to_fetch(name_or_path: str) -> bool:
+    """Whether it is a hub's name whose bundle is not kept here yet."""
+    return not bundle_path(name_or_path).exists() and kept_bundle(name_or_path) is not None
+
+
 def open_named(name_or_path: str, settings: Settings) -> tuple[Bundle, Settings]:
     """A bundle's directory, `nano`, or a name of the hub, which is fetched the first time.
 
@@ -61,6 +66,11 @@ def open_named(name_or_path: str, settings: Settings) -> tuple[Bundle, Settings]
 
 
 def _fetch(text: str, kept: Path, settings: Settings) -> None:
+    if find_spec("huggingface_hub") is None:
+        line = install_line("torch")
+        raise MissingExtraError(
+            f"{text}: no such directory, and to ask the hub needs huggingface_hub: {line}"
+        )
     try:
         repository = read_repository(text)
     except CheckpointError:

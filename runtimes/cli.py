@@ -154,13 +154,16 @@ def _open(
     from tinyllava_edge.install import llamacpp_line
 
     from .base import BackendOptions
-    from .bundle_by_name import open_named
+    from .bundle_by_name import is_to_fetch, open_named
     from .llamacpp_build import CPU_BUILD, lacks_cuda
     from .model import open_bundle
 
     how = settings.how()
-    images: list[Picture] = [open_picture(path) for path in pictures]
+    if is_to_fetch(bundle):  # a picture that is not there is said before gigabytes come
+        for path in pictures:
+            open_picture(path)
     opened, settings = open_named(bundle, settings)
+    images: list[Picture] = [open_picture(path) for path in pictures]
     options = vars(settings.read(BackendOptions))
     model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""

@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from glob import escape
-from importlib.util import find_spec
 from pathlib import Path
 
 from tinyllava_edge.cache import cache_folder
-from tinyllava_edge.errors import CheckpointError, MissingExtraError
+from tinyllava_edge.errors import CheckpointError
 
 from .files import read_json_object
 from .llava_line import line_of
@@ -195,17 +194,10 @@ def read_repository(text: str) -> Repository:
 
     Raises:
         CheckpointError: as `download_checkpoint`.
-        MissingExtraError: huggingface_hub is not installed.
     """
     parsed = parse_name(text)
     assert parsed is not None, text
     name, revision = parsed
-    if find_spec("huggingface_hub") is None:
-        from tinyllava_edge.extras import install_line
-
-        raise MissingExtraError(
-            f"{text}: no such directory, and to ask the hub needs huggingface_hub: {install_line('torch')}"
-        )
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 

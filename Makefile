@@ -152,13 +152,13 @@ peers: $(PEERS:%=.peers/%/ready)
 
 .peers/%/ready: $(LISTS)%.txt
 	$(PYTHON) -m venv .peers/$*
-	.peers/$*/bin/python -m pip install -qq -r $<
+	.peers/$*/bin/python -m pip install -qq --no-deps -r $<
 	touch $@
 
 # The program, for this machine and of the very source that the library is built from.
 .peers/llama-server/ready: $(LISTS)llama-server.txt $(VENV)/ready
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -qq -r $<
+	$(@D)/bin/python -m pip install -qq --no-deps -r $<
 	$(BIN)/python -m tools.llama_server $(@D) "$(LLAMA_CPP)"
 	touch $@
 

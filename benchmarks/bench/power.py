@@ -85,9 +85,12 @@ def _tegrastats(program: str) -> Sampler[Watts]:
             for line in process.stdout:
                 rails = read_tegrastats(line).rails
                 yield {name: rail.now_mw / 1000 for name, rail in rails.items()}
+
+    def stop() -> None:
+        process.kill()
         process.wait()
 
-    return Sampler(readings(), process.kill)
+    return Sampler(readings(), stop)
 
 
 @dataclass

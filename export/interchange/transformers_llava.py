@@ -39,15 +39,21 @@ _HEAD_BIAS = "language_model.lm_head.bias"
 _SHARD_BYTES = 2 << 30
 
 
-def check_llava(config: ModelConfig) -> None:
+def check_llava(config: ModelConfig, image_size: int) -> None:
     """Find what LlavaForConditionalGeneration cannot compute, before any work is done.
+
+    Args:
+        config: of the checkpoint.
+        image_size: of the pictures that its tower sees.
 
     Raises:
         UnsupportedModelError: a part that it has not; the message says what is.
     """
     why = ""
-    if config.second_vision is not None or config.vision.architecture == "dinov2":
-        why = "a DINOv2 tower, whose position table it resizes in another way than upstream did"
+    if config.second_vision is not None:
+        why = "two towers on one picture"
+    elif image_size != config.vision.image_size:
+        why = "a DINOv2 position table that is resized, which it does in another way than upstream did"
     elif config.connector.type != "mlp2x_gelu":
         why = f"the connector {config.connector.type!r}; LLaVA's is mlp2x_gelu"
     elif config.language.architecture == "openelm":
@@ -81,8 +87,8 @@ def export_llava(
     checkpoint = Checkpoint(
         path, sources=options.sources, template=options.template, allow_pickle=options.allow_pickle
     )
-    check_llava(checkpoint.config)
     assets = read_assets(checkpoint)
+    check_llava(checkpoint.config, assets.preprocessing.image_size)
     if fault := template_fault(assets.template):
         raise ExportError(f"{path}: {fault}. Give --template with one that asks questions.")
     tokenizer, image_id = _with_image_token(assets)

@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 import torch
 
-from tests.integration.dinov2 import download_onnx, write_checkpoint
+from tests.integration.dinov2 import write_checkpoint
 from tests.integration.vision_precisions import SYMMETRIC, measure, print_table
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.precisions import PRECISIONS
+from tools.dinov2 import download_onnx
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
 

@@ -1,4 +1,4 @@
-"""The whole chain on real weights: SmolLM2-135M with a random tower. Not in `make test`.
+"""The whole chain on real weights: SmolLM2-135M with a ViT-S/14. Not in `make test`.
 
 pytest -m network -s tests/integration/test_real_weights.py
 """
@@ -20,6 +20,7 @@ from tinyllava_edge.console import note
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.vlm import load_model
+from tools.dinov2 import download_onnx
 from tools.smollm2 import download_gguf, write_checkpoint
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]
@@ -35,7 +36,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def chain(original: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
     folder = tmp_path_factory.mktemp("chain")
-    checkpoint = write_checkpoint(original, folder / "checkpoint")
+    checkpoint = write_checkpoint(original, download_onnx(folder), folder / "checkpoint")
     start = time.perf_counter()
     export_bundle(checkpoint, folder / "bundle")
     bundle = Bundle.open(folder / "bundle")

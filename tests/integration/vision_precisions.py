@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tests.integration.dinov2 import download_onnx, write_checkpoint
+from tests.integration.dinov2 import write_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.export import int8
@@ -31,6 +31,7 @@ from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.precisions import PRECISIONS
 from tinyllava_edge.runtimes.ort import PROVIDERS, session_options
+from tools.dinov2 import download_onnx
 
 # Not among those that int8 is fitted to: photographs, and a drawing.
 HELD_OUT = Path(__file__).parents[2] / "docs" / "pictures"

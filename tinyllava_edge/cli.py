@@ -36,6 +36,11 @@ COMMANDS = {
     ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "serve": (
+        "tinyllava_edge.runtimes.serve.cli",
+        "serve",
+        "Answer requests over HTTP, as OpenAI's clients ask.",
+    ),
     "tune": (
         "tinyllava_edge.runtimes.tune_cli",
         "tune",
@@ -95,6 +100,8 @@ EXTRAS = {
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "openvino": "openvino",
+    "fastapi": "serve",
+    "uvicorn": "serve",
     "matplotlib": "plots",
     "cryptography": "packs",
 }

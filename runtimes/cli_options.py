@@ -36,6 +36,7 @@ AllowPickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+_MOST_GRAMMAR_BYTES = 1 << 20
 _BY_PRESET = "what the preset takes"
 
 
@@ -111,6 +112,30 @@ class Settings(Opening):
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
     ] = None
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divide logits of tokens in question and answer by this; 1 is none.")
+    ] = 1.0
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Take this from a logit for each time its token was generated.")
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, typer.Option(help="Take this once from the logits of generated tokens.")
+    ] = 0.0
+    system: Annotated[str | None, typer.Option(help="The system text.", show_default="the model's own")] = (
+        None
+    )
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="The answer is JSON that fits this schema.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar, in llama.cpp's GBNF.")
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --json, the log-probability of each token and of the N likeliest.", min=0
+        ),
+    ] = None
     honour_special: Annotated[
         bool,
         typer.Option("--honour-special", help="Take text such as </s> in a question as the special token."),
@@ -121,16 +146,33 @@ class Settings(Opening):
         """What `Model.answer` is told beside turns and pictures.
 
         Raises:
-            UsageError: a setting is out of range.
+            UsageError: a setting is out of range, or of no use here.
+            FileError: a file that holds one cannot be read.
         """
+        from tinyllava_edge.errors import UsageError
         from tinyllava_edge.sampling import Sampling
 
+        if self.logprobs is not None and not self.json:
+            raise UsageError("--logprobs has a place in JSON alone. Add --json.")
+        schema = self.json_schema
+        if schema is not None and not schema.lstrip().startswith("{"):
+            schema = _read(Path(schema))
         return {
             "sampling": self.read(Sampling),
             "max_tokens": self.max_tokens,
             "stop": tuple(self.stop or ()),
             "honour_special": self.honour_special,
+            "system": self.system,
+            "json_schema": schema,
+            "grammar": None if self.grammar is None else _read(self.grammar),
+            "logprobs": self.logprobs,
         }
+
+
+def _read(path: Path) -> str:
+    from tinyllava_edge.user_files import read_user_text
+
+    return read_user_text(path, most=_MOST_GRAMMAR_BYTES)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -12,6 +12,7 @@ from tinyllava_edge.sampling import Sampler
 from .access import Access
 from .answer_text import AnswerText
 from .context import Element
+from .logprobs import Logprobs, TokenLogprob
 from .timings import Finish, Stopwatch, Timings
 
 
@@ -26,6 +27,7 @@ class Run:
         sampler: chooses them.
         text: what they say.
         stopwatch: started when the answer was asked for.
+        logprobs: of its tokens, where they are wanted.
         on_end: called when nothing more comes, except after an error or before the first token.
         ids: the tokens so far.
         is_cancelled: the answer ends with its next token.
@@ -40,6 +42,7 @@ class Run:
     text: AnswerText
     stopwatch: Stopwatch
     on_end: Callable[["Run"], None]
+    logprobs: Logprobs | None = None
     ids: list[int] = field(default_factory=list)
     is_cancelled: bool = False
     finish: Finish = "closed"
@@ -99,6 +102,11 @@ class Stream(Iterator[str]):
     def ids(self) -> list[int]:
         """Token ids so far, the one that ended the answer left out."""
         return list(self._run.ids)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """One entry for each of `ids`: see `logprobs.py`; None where they were not asked for."""
+        return None if self._run.logprobs is None else list(self._run.logprobs.entries)
 
     @property
     def timings(self) -> Timings | None:

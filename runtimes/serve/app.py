@@ -91,7 +91,7 @@ class Answering:
     async def _until_gone(self, receive: Any) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
-        self._served.withdraw(self._job, ApiError(400, "the client went away.", code="disconnected"))
+        self._served.withdraw(self._job, ApiError(499, "the client went away.", code="disconnected"))
 
 
 class _Stream(Response):

@@ -31,7 +31,7 @@ class BodyReader:
         """The whole body; its bytes count as held until `release`.
 
         Raises:
-            ApiError: 413, 408, 503, or 400 where the client has gone.
+            ApiError: 413, 408, 503, or 499 where the client has gone.
         """
         length = headers.get("content-length", "")
         if length.isdigit() and int(length[:20]) > MAX_BODY_BYTES:
@@ -55,7 +55,7 @@ class BodyReader:
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise ApiError(400, "the client went away.", code="disconnected")
+                raise ApiError(499, "the client went away.", code="disconnected")
             part = message.get("body", b"")
             size, more = size + len(part), message.get("more_body", False)
             if size > MAX_BODY_BYTES:

@@ -1,5 +1,6 @@
 """What a client is told when a request fails: OpenAI's shape, and nothing about this machine."""
 
+import re
 from typing import Any
 
 from tinyllava_edge.errors import (
@@ -10,6 +11,7 @@ from tinyllava_edge.errors import (
     UsageError,
 )
 
+_PATH = re.compile(r"(?<![\w/<])/(?:[\w.@+-]+/)+[\w.@+-]*")
 FAILED = "the model failed on this request; the server's own output says why."
 
 
@@ -62,9 +64,9 @@ def told(error: Exception) -> ApiError:
     if isinstance(error, PromptError):
         return ApiError(400, str(error), param="messages")
     if isinstance(error, UsageError):
-        return ApiError(400, str(error))
+        return ApiError(400, _PATH.sub("(a file)", str(error)))  # a grammar's has llama.cpp's words in it
     if isinstance(error, ImageError):
-        return ApiError(400, str(error), param="messages", code="invalid_image")
+        return ApiError(400, _PATH.sub("(a file)", str(error)), param="messages", code="invalid_image")
     return ApiError(500, FAILED, code="model_failed")
 
 

@@ -32,6 +32,13 @@ NOT_HERE: dict[str, Any] = {
 }
 
 
+_TELLING = {
+    "extra_forbidden": 1,
+    "literal_error": 2,
+    "finite_number": 3,
+}  # kinds of faults that say more than others
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -150,8 +157,11 @@ def read_request(body: Any) -> ChatRequest:
 
 
 def _field_error(error: ValidationError) -> ApiError:
-    """The first fault that says something: of a field that may be text or a list, the deepest one."""
-    first = max(error.errors(include_url=False), key=lambda fault: len(fault["loc"]))
+    """The fault that says most; of a field that may be text or a list, the deepest one."""
+    first = max(
+        error.errors(include_url=False),
+        key=lambda fault: (_TELLING.get(fault["type"], 0), len(fault["loc"])),
+    )
     parts = [
         part
         for part in first["loc"]

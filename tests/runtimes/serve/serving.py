@@ -86,7 +86,7 @@ def running(
     store_mb: int = 0,
     bundle: str | Path = "nano",
 ) -> Iterator[Running]:
-    """nano behind a server until the block ends."""
+    """Serve nano until the block ends."""
     with open_bundle(bundle, threads=1, store_mb=store_mb) as model:
         if slow_s:
             model.language = Slowed(model.language, slow_s)

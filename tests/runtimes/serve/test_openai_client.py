@@ -149,7 +149,9 @@ def test_the_log_probabilities_are_the_models(client: openai.OpenAI, model: Mode
     for found in (whole, in_pieces):
         assert [entry.token for entry in found] == [entry.text for entry in expected]
         assert [len(entry.top_logprobs) for entry in found] == [3] * len(expected)
-        assert [entry.logprob for entry in found] == pytest.approx([entry.logprob for entry in expected], abs=1e-4)
+        assert [entry.logprob for entry in found] == pytest.approx(
+            [entry.logprob for entry in expected], abs=1e-4
+        )
 
 
 def test_an_answer_in_json_is_json(client: openai.OpenAI) -> None:

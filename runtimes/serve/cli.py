@@ -15,6 +15,8 @@ from tinyllava_edge.runtimes.cli_options import Opening, with_settings
 if TYPE_CHECKING:
     from tinyllava_edge.runtimes.model import Model
 
+    from .images import KnownPictures
+
 KEY_VARIABLE = "TINYLLAVA_EDGE_API_KEY"
 MIN_KEY_CHARACTERS = 16
 MAX_KEY_FILE_BYTES = 65_536
@@ -41,10 +43,15 @@ def serve(
         list[str] | None,
         typer.Option(help="Let pages of this origin ask, as https://example.org; several times."),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Fetch pictures of https URLs of this host; several times. None by default."),
+    ] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait for a model.", min=1, max=1024)] = 32,
     deadline: Annotated[float, typer.Option(help="Seconds for a request, its wait included.", min=1)] = 300.0,
 ) -> None:
     """Answer requests of OpenAI's clients until Ctrl-C."""
+    from .images import KnownPictures, fetch_from, open_file_store
     from .server import is_loopback, listen, url_of
 
     keys = _read_keys(api_key_file)
@@ -69,19 +76,19 @@ def serve(
                 models[name] = _open(name, bundle, settings)
             where = f"{url_of(listening)}/v1{' with an API key' if keys else ''}"
             note(f"{', '.join(models)} at {where}; Ctrl-C ends")
-            _run(listening, models, rules, settings, queue=queue, deadline_s=deadline)
+            known = KnownPictures(open_file_store(settings.store_mb), fetch_from(allow_host or ()))
+            _run(listening, models, rules, known, queue=queue, deadline_s=deadline)
         finally:
             for model in models.values():
                 model.close()
 
 
 def _run(
-    listening: Any, models: "dict[str, Model]", rules: dict[str, Any], settings: Opening, **bounds: Any
+    listening: Any, models: "dict[str, Model]", rules: dict[str, Any], known: "KnownPictures", **bounds: Any
 ) -> None:
     """Serve until a signal, which is raised again at the end."""
     from .app import Server
     from .gate import Rules
-    from .images import KnownPictures, open_file_store
     from .metrics import Metrics
     from .server import GRACE_S, Program
     from .worker import Served
@@ -90,7 +97,6 @@ def _run(
     served = {
         name: Served(name, model, metrics, max_waiting=bounds["queue"]) for name, model in models.items()
     }
-    known = KnownPictures(open_file_store(settings.store_mb))
     server = Server(served, metrics, Rules(**rules), pictures=known, deadline_s=bounds["deadline_s"])
     try:
         Program(server, served.values()).run(sockets=[listening])

@@ -6,13 +6,15 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 
 from PIL import Image
 
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import ImageError
 from tinyllava_edge.image import open_picture
+from tinyllava_edge.picture_url import fetch_https
 from tinyllava_edge.runtimes.store import FOLDER, PictureStore
 
 from .errors import ApiError
@@ -34,6 +36,12 @@ def open_file_store(store_mb: int) -> PictureStore | None:
     if store_mb == 0:
         return None
     return PictureStore(cache_folder() / FOLDER, b"files of requests", store_mb * 10**6)
+
+
+def fetch_from(hosts: Collection[str]) -> Fetch | None:
+    """What fetches https URLs of the hosts that the owner names; None where there is none."""
+    allowed = frozenset(host.lower() for host in hosts)
+    return partial(fetch_https, max_bytes=MAX_PICTURE_BYTES, hosts=allowed) if allowed else None
 
 
 class KnownPictures:
@@ -61,8 +69,8 @@ class KnownPictures:
         elif url[:8].lower() == "https://" and self._fetch is not None:
             try:
                 data = self._fetch(url)
-            except Exception as error:  # which has the address that was tried, and what the other side said
-                raise _bad(f"the URL was not fetched ({type(error).__name__}).", where) from None
+            except ImageError:  # which has addresses of the owner's network, and what is there said
+                raise _bad("the URL may not be fetched from here, or has no picture.", where) from None
         else:
             hosts = "" if self._fetch is None else ", or an https URL of a host that the owner allows"
             raise _bad(f"expected a data URL, data:image/...;base64,...{hosts}.", where)

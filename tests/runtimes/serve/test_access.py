@@ -50,7 +50,7 @@ def client(server: Running) -> Iterator[httpx.Client]:
 def test_without_the_key_every_route_but_health_is_401(
     client: httpx.Client, authorization: str | None
 ) -> None:
-    headers = {} if authorization is None else {"Authorization": authorization.encode("latin-1")}
+    headers = {} if authorization is None else {b"Authorization": authorization.encode("latin-1")}
     assert client.get("/health", headers=headers).status_code == 200
     for response in (
         *(client.get(route, headers=headers) for route in ROUTES),

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.runtimes.serve.serving import QUESTION, Running, asked, data_url, running
-from tinyllava_edge import Model, open_bundle
+from tinyllava_edge import Model, open_bundle, picture_url
 from tinyllava_edge.memory import anonymous_bytes
 from tinyllava_edge.runtimes.serve.errors import ApiError
-from tinyllava_edge.runtimes.serve.images import KnownPictures
+from tinyllava_edge.runtimes.serve.images import KnownPictures, fetch_from
 from tinyllava_edge.runtimes.serve.messages import read_messages
 from tinyllava_edge.runtimes.serve.request import ChatRequest, read_request
 
@@ -117,6 +117,42 @@ def test_without_the_owners_word_no_url_is_fetched(url: str, monkeypatch: pytest
     with pytest.raises(ApiError) as found:
         KnownPictures().from_url(url, "x")
     assert found.value.status == 400
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_no_url_but_of_the_allowed_hosts_is_fetched(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("it connected"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("it looked a name up"))
+    with pytest.raises(ApiError) as found:
+        KnownPictures(fetch=fetch_from(["Pictures.Example"])).from_url(url, "x")
+    assert found.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "::ffff:10.0.0.1", "fd00::1"]
+)
+def test_an_allowed_host_that_is_a_private_address_is_not_fetched(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.create_connection", lambda *_, **__: pytest.fail("it connected"))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(0, 0, 0, "", (address, 443))])
+    with pytest.raises(ApiError, match="may not be fetched") as found:
+        KnownPictures(fetch=fetch_from(["pictures.example"])).from_url("https://pictures.example/x", "x")
+    assert address not in found.value.message
+
+
+def test_a_redirect_to_another_host_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    get, asked_for = picture_url._get, []
+
+    def redirected(url: str, *rest: Any) -> bytes | str:
+        asked_for.append(url)
+        return "https://other.example/y" if len(asked_for) == 1 else get(url, *rest)
+
+    monkeypatch.setattr(picture_url, "_get", redirected)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("it looked a name up"))
+    with pytest.raises(ApiError, match="may not be fetched"):
+        KnownPictures(fetch=fetch_from(["pictures.example"])).from_url("https://pictures.example/x", "x")
+    assert asked_for == ["https://pictures.example/x", "https://other.example/y"]
 
 
 @pytest.fixture(scope="module")

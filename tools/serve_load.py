@@ -1,9 +1,9 @@
 """Load a server as people do: `python -m tools.serve_load http://127.0.0.1:8000 --clients 1,2,4,8`.
 
-Closed loop: so many clients, each of which asks again as soon as it has its answer. Poisson: requests arrive at a
-mean rate, whether the server is done or not, as from many people who know nothing of each other. Times are the
-client's: TTFT from sending a request to the first text, TPOT of the text after it by the server's count of
-tokens. Goodput counts answers a second that kept both bounds. Every chunk is read as it comes.
+Closed loop: so many clients, each of which asks again as soon as it has its answer. Poisson: requests arrive
+at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are the
+client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count of
+tokens. Goodput counts the answers a second that kept both bounds.
 
 Definitions: docs/sources/measuring.md#times-of-a-request.
 """
@@ -23,6 +23,8 @@ from typing import Any
 
 import httpx
 
+from tinyllava_edge.console import note, print_json
+
 QUESTIONS = ("What is this?", "What colour is it?", "Is it alive?", "Can one eat it?")
 
 
@@ -39,7 +41,8 @@ class Sample:
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Sample:
     """Send one request and read its stream."""
-    began, first, usage = time.perf_counter(), 0.0, {}
+    began, first = time.perf_counter(), 0.0
+    usage: dict[str, Any] = {}
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
@@ -129,7 +132,8 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     async with httpx.AsyncClient(base_url=options.url, headers=headers, timeout=120, limits=limits) as client:
         source = bodies(options.model, options.pictures, options.max_tokens, options.grammar, options.seed)
         await ask(client, next(source))
-        loads = [("closed", int(n)) for n in options.clients.split(",")] if options.clients else []
+        loads: list[tuple[str, float]] = []
+        loads += [("closed", int(n)) for n in options.clients.split(",")] if options.clients else []
         loads += [("poisson", float(rate)) for rate in options.rates.split(",")] if options.rates else []
         for kind, amount in loads:
             began = time.perf_counter()
@@ -138,7 +142,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             name = f"{amount} clients" if kind == "closed" else f"{amount:g}/s"
             bounds_ms = (options.ttft_ms, options.tpot_ms)
             rows.append(summed_up(name, samples, time.perf_counter() - began, bounds_ms))
-            print(f"{name}: {len(samples)} requests", file=sys.stderr)
+            note(f"{name}: {len(samples)} requests")
     return rows
 
 
@@ -171,11 +175,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = asyncio.run(measure(options))
-    print(
-        json.dumps({"url": options.url, "seconds": options.seconds, "rows": rows})
-        if options.json
-        else table(rows)
-    )
+    if options.json:
+        print_json({"url": options.url, "seconds": options.seconds, "rows": rows})
+    else:
+        sys.stdout.write(table(rows))
 
 
 if __name__ == "__main__":

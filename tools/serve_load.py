@@ -1,9 +1,9 @@
 """Load a server as people do: `python -m tools.serve_load http://127.0.0.1:8000 --clients 1,2,4,8`.
 
 Closed loop: so many clients, each of which asks again as soon as it has its answer. Poisson: requests arrive
-at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are the
-client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count of
-tokens. Goodput counts the answers a second that kept both bounds.
+at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are
+the client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count
+of tokens. Goodput counts the answers a second that kept both bounds.
 
 Definitions: docs/sources/measuring.md#times-of-a-request.
 """

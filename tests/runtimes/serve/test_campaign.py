@@ -27,7 +27,7 @@ from tinyllava_edge.runtimes.serve.images import KnownPictures, fetch_from
 from tinyllava_edge.runtimes.serve.messages import read_messages
 from tinyllava_edge.runtimes.serve.request import ChatRequest, read_request
 
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|site-packages|\.py\b")
+LEAKS = re.compile(r"\b0x[0-9a-f]{6,}|Traceback|site-packages|\.py\b")
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 422, 429, 503}
 CHAT = "/v1/chat/completions"
 

@@ -84,6 +84,9 @@ class Opening:
             help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
         ),
     ] = 0
+    allow_url: Annotated[
+        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
+    ] = False
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None

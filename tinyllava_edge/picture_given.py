@@ -59,9 +59,17 @@ def name_of(picture: object) -> str:
     return name if hasattr(picture, "read") and isinstance(name, str) and name else "picture"
 
 
-def not_a_picture(given: object) -> ImageError:
+def not_a_picture(given: object, more: str = "") -> ImageError:
     """What is said of anything else."""
-    return ImageError(f"{type(given).__name__} is no picture: expected {EXPECTED}.")
+    return ImageError(f"{type(given).__name__} is no picture: expected {EXPECTED}.{more}")
+
+
+def refuse_url(url: str) -> ImageError:
+    """What is said of an URL where nothing is to be fetched."""
+    return ImageError(
+        f"{name_of(url)}: nothing is fetched unless you say so: --allow-url (allow_url=True, or a function "
+        "that fetches)."
+    )
 
 
 def as_file(picture: Any, *, max_bytes: int, allow_url: bool | Fetch = False) -> BinaryIO | Image.Image:
@@ -125,10 +133,7 @@ def _from_url(url: str, max_bytes: int, allow_url: bool | Fetch) -> bytes:
     if is_data_url(url):
         return read_data_url(url, max_bytes)
     if allow_url is False:
-        raise ImageError(
-            f"{name_of(url)}: nothing is fetched unless you say so: --allow-url (allow_url=True, or a "
-            "function that fetches)."
-        )
+        raise refuse_url(url)
     if allow_url is True:
         from tinyllava_edge.picture_url import fetch_https  # ssl takes its time
 

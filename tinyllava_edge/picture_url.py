@@ -65,24 +65,28 @@ def _get(url: str, max_bytes: int, ends_at: float) -> bytes | str:
     )
     with _connected(host, parts.port or 443, ends_at) as connection:
         connection.request("GET", target, headers={"User-Agent": "tinyllava-edge", "Accept": "image/*"})
-        answer = connection.getresponse()
-        if answer.status in _REDIRECTS and (place := answer.getheader("Location")):
-            return place
-        if answer.status != 200:
-            raise ImageError(f"the server answers {answer.status} {answer.reason:.80}.")
-        too_large = ImageError(f"expected at most {max_bytes:,} bytes.")
-        if (answer.length or 0) > max_bytes:
+        with connection.getresponse() as answer:
+            if answer.status in _REDIRECTS and (place := answer.getheader("Location")):
+                return place
+            if answer.status != 200:
+                raise ImageError(f"the server answers {answer.status} {answer.reason:.80}.")
+            return _content(answer, max_bytes, ends_at)
+
+
+def _content(answer: http.client.HTTPResponse, max_bytes: int, ends_at: float) -> bytes:
+    too_large = ImageError(f"expected at most {max_bytes:,} bytes.")
+    if (answer.length or 0) > max_bytes:
+        raise too_large
+    content = bytearray()
+    while block := answer.read(_BLOCK):
+        content += block
+        if len(content) > max_bytes:
             raise too_large
-        content = bytearray()
-        while block := answer.read(_BLOCK):
-            content += block
-            if len(content) > max_bytes:
-                raise too_large
-        if answer.length:
-            raise ImageError("the connection ended before the picture did.")
-        if time.monotonic() >= ends_at:  # what ends where the connection does may have been cut by the clock
-            raise TimeoutError
-        return bytes(content)
+    if time.monotonic() >= ends_at:  # cut by the clock, which looks as if it had ended by itself
+        raise TimeoutError
+    if answer.length:
+        raise ImageError("the connection ended before the picture did.")
+    return bytes(content)
 
 
 @contextmanager

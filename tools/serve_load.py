@@ -139,7 +139,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             began = time.perf_counter()
             run: Any = closed_loop if kind == "closed" else poisson
             samples = await run(client, source, amount, options.seconds)
-            name = f"{amount} clients" if kind == "closed" else f"{amount:g}/s"
+            name = f"closed loop, {amount}" if kind == "closed" else f"Poisson, {amount:g} a second"
             bounds_ms = (options.ttft_ms, options.tpot_ms)
             rows.append(summed_up(name, samples, time.perf_counter() - began, bounds_ms))
             note(f"{name}: {len(samples)} requests")

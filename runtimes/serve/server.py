@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from .connections import HEADER_TIMEOUT_S, MAX_HEADER_BYTES, TimedConnection
 from .worker import Served
 
 GRACE_S = 10.0  # for answers that run when the server is to end
+_BACKLOG = 128
 _LAST_WORDS_S = 2.0  # for what they are told then
 
 
@@ -25,12 +27,29 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: the address is taken, not of this machine, or unknown.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With its protocol, which socket.create_server leaves out: asyncio sets TCP_NODELAY by that. Without it
+        # the pieces of a stream wait 40 ms for the client's delayed ACK.
+        listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"{host}:{port}: cannot listen there: {reason}. Stop what does, or give --port or --host."
-        raise UsageError(message) from None
+        raise _cannot_listen(host, port, error) from None
+    try:
+        if os.name == "posix":  # elsewhere it would let a second server in
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise _cannot_listen(host, port, error) from None
+    return listening
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    reason = error.strerror or str(error)
+    return UsageError(
+        f"{host}:{port}: cannot listen there: {reason}. Stop what does, or give --port or --host."
+    )
 
 
 def is_loopback(listening: socket.socket) -> bool:

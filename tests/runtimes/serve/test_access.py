@@ -141,6 +141,14 @@ def test_slow_clients_are_hung_up_on() -> None:
             assert client.post(CHAT, json=asked()).status_code == 200
 
 
+def test_no_piece_waits_for_an_ack() -> None:
+    with running() as server, connect(server):
+        server.wait_until(lambda: server.program.server_state.connections)
+        [connection] = server.program.server_state.connections
+        opened = connection.transport.get_extra_info("socket")
+        assert opened.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_more_connections_than_there_may_be_are_503() -> None:
     with running(connection=Hasty) as server:
         kept = [connect(server) for _ in range(6)]

@@ -44,6 +44,13 @@ def pictures() -> list[bytes]:
     return found
 
 
+def as_png(draw: random.Random) -> str:
+    """The URL of a small picture that nobody has sent before."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (24, 24), draw.randbytes(24 * 24 * 3)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def damaged(data: bytes, draw: random.Random) -> bytes:
     """Some bytes other than they were, or missing, or twice."""
     changed = bytearray(data)
@@ -280,10 +287,10 @@ def server() -> Iterator[Running]:
         yield found
 
 
-def test_150_requests_drawn_at_random_have_a_status_of_ours(server: Running) -> None:
-    statuses = check_requests(server, 150, seed=1)
+def test_100_requests_drawn_at_random_have_a_status_of_ours(server: Running) -> None:
+    statuses = check_requests(server, 100, seed=1)
     assert statuses[200] > 1
-    assert statuses[400] > 20
+    assert statuses[400] > 10
 
 
 @pytest.mark.long

@@ -29,7 +29,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
         family, kind, protocol, _, address = found[0]
-        # With its protocol, which socket.create_server leaves out: asyncio sets TCP_NODELAY by that. Without it
+        # With its protocol, by which asyncio sets TCP_NODELAY (socket.create_server leaves it out): else
         # the pieces of a stream wait 40 ms for the client's delayed ACK.
         listening = socket.socket(family, kind, protocol)
     except OSError as error:

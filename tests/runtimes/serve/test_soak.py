@@ -1,4 +1,4 @@
-"""Five minutes of everything at once: the server's memory, threads and files stay what they were. nano, CPU."""
+"""Minutes of everything at once: the server's memory and files stay what they were. nano, CPU."""
 
 import os
 import random
@@ -13,6 +13,7 @@ import pytest
 from tests.runtimes.serve.serving import LONG, QUESTION, asked, data_url
 from tests.runtimes.serve.test_campaign import as_png, drawn_body
 from tests.runtimes.serve.test_serve_command import started
+from tinyllava_edge.console import note
 from tinyllava_edge.memory import anonymous_bytes
 
 CHAT = "/v1/chat/completions"
@@ -57,7 +58,7 @@ def test_memory_stays_what_it_was(capsys: pytest.CaptureFixture[str]) -> None:
         answer = httpx.post(f"{url}{CHAT}", json=asked(QUESTION, data_url()), timeout=30)
         assert answer.json()["choices"][0]["message"]["content"] == "blueberries"
     with capsys.disabled():
-        print(f"\nsoak: {sum(counts)} requests in {SOAK_S:.0f} s; MB: {seen}; files open: {open_files}")
+        note(f"\nsoak: {sum(counts)} requests in {SOAK_S:.0f} s; MB: {seen}; files open: {open_files}")
     assert min(counts) > 0
     assert open_files < 40
     # Pictures that are known by their hash (128 MiB), their embeddings (256 MiB) and nothing else may grow.

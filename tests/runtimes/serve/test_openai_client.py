@@ -187,6 +187,12 @@ def test_the_lines_of_the_page_print_an_answer(
     assert capsys.readouterr().out == "blueberries\n"
 
 
+def test_an_answer_may_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    said = create(client, message(QUESTION)).choices[0].message.model_dump()
+    again = create(client, message(QUESTION), said, message("And why?"))
+    assert again.usage.prompt_tokens > 40
+
+
 def test_the_models_are_listed(client: openai.OpenAI, model: Model) -> None:
     [listed] = client.models.list().data
     assert (listed.id, listed.object) == ("nano", "model")

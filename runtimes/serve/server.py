@@ -3,8 +3,11 @@
 import asyncio
 import ipaddress
 import os
+import signal
 import socket
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -97,6 +100,24 @@ class Program(uvicorn.Server):
         )
         super().__init__(config)
         self._served, self._grace_s = served, grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's, for the signals that end a command here; one that the caller ignores stays so."""
+        wanted = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        is_main = threading.current_thread() is threading.main_thread()
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in wanted
+            if is_main and number is not None and signal.getsignal(number) != signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for captured in reversed(self._captured_signals):
+            signal.raise_signal(captured)  # which gives the command its exit code
 
     async def shutdown(self, sockets: Sequence[Any] | None = None) -> None:
         """Refuse what waits, let answers end, and end them where they do not."""

@@ -49,7 +49,7 @@ def started(*options: str | Path, **environment: str) -> "Iterator[tuple[subproc
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_the_shells_code(number: signal.Signals) -> None:
     with started(**{KEY_VARIABLE: KEY}) as (process, url):
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -59,6 +59,16 @@ def test_a_signal_ends_it_with_the_shells_code(number: signal.Signals) -> None:
         process.send_signal(number)
         printed, said = process.communicate(timeout=20)
         assert (process.returncode, printed, said) == (128 + number, "", "tinyllava-edge: stopped.\n")
+
+
+def test_a_signal_that_its_caller_ignores_does_not_end_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with started() as (process, url):
+            process.send_signal(signal.SIGHUP)
+            assert httpx.post(f"{url}/v1/chat/completions", json=asked(), timeout=30).status_code == 200
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def assert_refused(*options: str | Path, named: tuple[str, ...], **environment: str) -> None:

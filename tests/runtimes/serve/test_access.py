@@ -100,7 +100,7 @@ def test_an_address_is_a_name_where_other_machines_may_ask() -> None:
 class Hasty(TimedConnection):
     """A connection whose clocks are short, and of which there may be few."""
 
-    header_timeout_s = 0.3
+    header_timeout_s = 1.0
     write_timeout_s = 0.3
     max_connections = 6
 
@@ -119,7 +119,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 def test_slow_clients_are_hung_up_on() -> None:
     """Headers that drip, a body that does, a client that says nothing, and one that does not read."""
-    with running(connection=Hasty, body_timeout_s=0.3) as server:
+    with running(connection=Hasty, body_timeout_s=1.0) as server:
         silent, slow_head, slow_body = connect(server), connect(server), connect(server)
         slow_head.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n")
         slow_body.sendall(

@@ -239,6 +239,11 @@ def test_a_hostile_request_has_its_status(
     assert ask(client) == golden
 
 
+def test_the_page_says_how_many_there_are() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"{len(BODIES)} hostile bodies" in page
+
+
 def raw(server: Running, sent: bytes) -> bytes:
     """All that the server says to some bytes before it hangs up."""
     host, port = server.url.removeprefix("http://").split(":")

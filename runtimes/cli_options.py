@@ -44,8 +44,8 @@ _BY_PRESET = "what the preset takes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What `run` and `chat` may be told: the runtime, `BackendOptions`, `Sampling`, and how to answer."""
+class Opening:
+    """What a command that opens a bundle may be told: the runtime and `BackendOptions`."""
 
     runtime: Annotated[
         str,
@@ -87,14 +87,24 @@ class Settings:
             help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
         ),
     ] = 0
-    allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
-    ] = False
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None
     sources: SourcesOption = None
     allow_pickle: AllowPickleOption = False
+
+    def read(self, kind: type[T]) -> T:
+        """The value of a dataclass whose fields are options."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Opening):
+    """What commands that ask may be told besides: `Sampling`, and how to answer."""
+
+    allow_url: Annotated[
+        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
+    ] = False
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1)
     ] = None
@@ -138,10 +148,6 @@ class Settings:
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each answer.")] = False
 
-    def read(self, kind: type[T]) -> T:
-        """The value of a dataclass whose fields are options."""
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
-
     def how(self) -> dict[str, Any]:
         """What `Model.answer` is told beside turns and pictures.
 
@@ -176,13 +182,15 @@ def _read(path: Path) -> str:
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `Settings` in the place of its argument `settings`."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
-    options = inspect.signature(Settings).parameters
+    """The command with an option for each field of its argument `settings` in the place of that."""
+    parameters_of = inspect.signature(command, eval_str=True).parameters
+    kind: type[Opening] = parameters_of["settings"].annotation
+    own = [one for one in parameters_of.values() if one.name != "settings"]
+    options = inspect.signature(kind).parameters
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        settings = Settings(**{name: given.pop(name) for name in options})
+        settings = kind(**{name: given.pop(name) for name in options})
         command(**given, settings=settings)
 
     parameters = [*own, *options.values()]

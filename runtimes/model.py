@@ -452,6 +452,8 @@ class Model:
                 return "stop_string"
             if len(run.ids) == run.max_tokens:
                 return "max_tokens"
+            if run.is_cancelled:
+                return "closed"
             self._context.append(token)
             token = self._choose(run)
         return "stop_id"

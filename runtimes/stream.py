@@ -35,6 +35,7 @@ class Run:
         logprobs: of its tokens, where they are wanted.
         on_end: called when nothing more comes, except after an error or before the first token.
         ids: the tokens so far.
+        is_cancelled: the answer ends with its next token.
         finish: what ended the answer, "closed" until something did.
         timings: None until nothing more comes.
     """
@@ -48,6 +49,7 @@ class Run:
     on_end: Callable[["Run"], None]
     logprobs: Logprobs | None = None
     ids: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
     finish: Finish = "closed"
     timings: Timings | None = None
 
@@ -105,6 +107,10 @@ class Stream(Iterator[str]):
         is_alive = reader.is_alive() and reader.ident in sys._current_frames()  # is_alive() of a foreign one
         recently = time.monotonic() - self._read_at < IDLE_S
         return self.is_open and reader is not threading.current_thread() and is_alive and recently
+
+    def cancel(self) -> None:
+        """End the answer with the token that is being computed; any thread may say so, and does not wait."""
+        self._run.is_cancelled = True
 
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""

@@ -195,7 +195,7 @@ class _Round:
         self._say("opened", index, load_warm_s=found.load_warm_s, facts=facts)
 
     def _warm_up(self, index: int, stack: ExitStack) -> None:
-        """Requests until their time is steady, or there were as many as there may be."""
+        """Requests until their time is steady, or there were as many or for as long as there may be."""
         worker, found = self.workers[index], self.session.cells[index]
         totals: list[float] = []
         start = time.monotonic()
@@ -208,7 +208,10 @@ class _Round:
             found.warm_up.append(sample)
             self._say("sample", index, job="warm_up", sample=sample)
             totals.append(sample["warm"]["total_ms"])
-            if time.monotonic() - start >= self.amount.warm_up_s and is_steady(totals):
+            spent_s = time.monotonic() - start
+            if spent_s >= self.amount.warm_up_s and is_steady(totals):
+                break
+            if spent_s >= self.amount.most_warm_up_s and len(totals) > 1:
                 break
         found.peak_memory_bytes = worker.ask("peak")["peak_memory_bytes"]
         self._say("warm", index)

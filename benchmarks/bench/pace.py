@@ -15,7 +15,8 @@ _WORTH = 2  # blocks that a session must have room for, to be begun under a boun
 class Amount:
     """How much is measured: `blocks` in each of `sessions`, each giving two runs of every cell.
 
-    `warm_up_s` is the least time that a cell is warmed up for in a session, `warm_up_runs` the most requests.
+    `warm_up_s` is the least time that a cell is warmed up for in a session, `warm_up_runs` the most requests;
+    after `most_warm_up_s` two are enough.
     Without `alone` no cell is opened by itself before, so there are no cold loads and no peaks of a GPU.
     """
 
@@ -23,6 +24,7 @@ class Amount:
     blocks: int
     warm_up_s: float = 2.0
     warm_up_runs: int = MOST_WARM_UP_RUNS
+    most_warm_up_s: float = 20.0
     alone: bool = True
 
     @property

@@ -49,7 +49,7 @@ def llama_sizes(draw: st.DrawFn) -> dict[str, object]:
     }
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(llama_sizes())
 def test_any_llama_gives_torchs_logits(sizes: dict[str, object]) -> None:
     with TemporaryDirectory() as folder:

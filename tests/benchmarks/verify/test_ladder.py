@@ -236,7 +236,7 @@ SIZES = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, phases=[Phase.generate])
+@settings(max_examples=2, deadline=None, phases=[Phase.generate])
 @given(sizes=SIZES)
 def test_any_llama_with_any_siglip_passes_the_f32_gate(
     sizes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory

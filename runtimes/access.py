@@ -1,5 +1,7 @@
 """Who may use a model: one thread at a time, of the process that opened it, where it is freed once.
 
+A stream that a thread reads is that thread's until it has ended; who asks meanwhile waits for it.
+
 Native libraries keep threads and pools that a fork does not copy: to compute with them, or to free them, in a
 child would wait for ever. So a child is refused, and what the parent opened stays in it until it ends.
 """
@@ -16,6 +18,7 @@ from typing import TypeVar
 from tinyllava_edge.errors import BackendError
 
 Native = TypeVar("Native")
+_LOOK_S = 0.1  # between two looks at whether a thread has died: nothing tells that
 
 
 class Access:
@@ -23,7 +26,7 @@ class Access:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._lock = threading.Lock()
+        self._turn = threading.Condition(threading.Lock())
         self._thread: int | None = None  # whose call runs
 
     @property
@@ -48,12 +51,24 @@ class Access:
             raise BackendError(
                 "the model is called again while a call of the same thread runs. Wait until that one is done."
             )
-        with self._lock:
+        with self._turn:
             try:
                 self._thread = threading.get_ident()
                 yield
             finally:
                 self._thread = None
+
+    def tell(self) -> None:
+        """Within a call: a stream has ended, so look again."""
+        self._turn.notify_all()
+
+    def let_others(self) -> None:
+        """Within a call, let other threads' calls be made until one of them tells, or for a moment."""
+        self._thread = None
+        try:
+            self._turn.wait(_LOOK_S)
+        finally:
+            self._thread = threading.get_ident()
 
 
 def freed_with(

@@ -39,6 +39,10 @@ class Chat:
         """Questions, with their markers placed, and answers of the conversation so far."""
         return list(self._turns)
 
+    def __repr__(self) -> str:
+        last = f", last {self._turns[-1][0][:40]!r}" if self._turns else ""
+        return f"<Chat of {len(self._turns)} turns, {len(self._pictures)} pictures{last}>"
+
     def reset(self) -> None:
         """Begin a new conversation.
 

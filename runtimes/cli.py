@@ -21,6 +21,7 @@ from .cli_options import BundleArgument, JsonOption, Settings, with_settings
 from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:
+    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.image import Picture
 
     from .chat import Chat
@@ -33,7 +34,11 @@ if TYPE_CHECKING:
 def run(
     bundle: BundleArgument,
     pictures_and_question: Annotated[
-        list[str], typer.Argument(metavar="[PICTURE]... QUESTION", help="Picture files, then the question.")
+        list[str],
+        typer.Argument(
+            metavar="[PICTURE]... QUESTION",
+            help="Picture files, data URLs or - for standard input, then the question.",
+        ),
     ],
     settings: Settings,
 ) -> None:
@@ -63,6 +68,8 @@ def chat(
     """
     from .chat import Chat
 
+    if "-" in (pictures or ()):
+        raise UsageError("- is standard input, where the questions are. Give pictures as files.")
     model, waiting, how = _open(bundle, pictures or (), settings)
     with model:
         talk = Chat(model)
@@ -71,7 +78,7 @@ def chat(
         while (line := _read_line()) not in (None, "/quit"):
             answered = len(talk.turns)
             try:
-                waiting = _chat_line(model, talk, line or "", waiting, how, as_json=settings.json)
+                waiting = _chat_line(model, talk, line or "", waiting, how, settings)
             except Terminated:
                 raise
             except KeyboardInterrupt:
@@ -149,26 +156,36 @@ def _clean(folders: Sequence[Path], *, as_json: bool) -> None:
 def _open(
     bundle: str, pictures: Sequence[str], settings: Settings
 ) -> "tuple[Model, list[Picture], dict[str, Any]]":
-    """Check bundle, pictures and settings before the weights take their time; say what was chosen."""
+    """Check bundle, pictures and settings before the weights take their time."""
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
+
+    from .picture_arguments import picture_argument
+
+    how = settings.how()
+    opened = Bundle.open(bundle_path(bundle))
+    images: list[Picture] = [
+        open_picture(picture_argument(given), allow_url=settings.allow_url) for given in pictures
+    ]
+    return open_model(opened, settings), images, how
+
+
+def open_model(bundle: "Bundle", settings: Settings) -> "Model":
+    """Open what the settings ask for, and say what was chosen."""
     from tinyllava_edge.install import llamacpp_line
 
     from .base import BackendOptions
     from .llamacpp_build import CPU_BUILD, lacks_cuda
     from .model import open_bundle
 
-    how = settings.how()
-    opened = Bundle.open(bundle_path(bundle))
-    images: list[Picture] = [open_picture(path) for path in pictures]
-    options = vars(settings.read(BackendOptions))
-    model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
+    options = {**vars(settings.read(BackendOptions)), "allow_url": settings.allow_url}
+    model = open_bundle(bundle, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""
     note(f"vision: {model.vision.name}; language: {model.language.name}{why}")
     if "llamacpp" in model.runtime and lacks_cuda():
         note(f"{CPU_BUILD}: {llamacpp_line()}")
-    return model, images, how
+    return model
 
 
 def _read_line() -> str | None:
@@ -188,7 +205,12 @@ def _read_line() -> str | None:
 
 
 def _chat_line(
-    model: "Model", talk: "Chat", line: str, waiting: "list[Picture]", how: dict[str, Any], *, as_json: bool
+    model: "Model",
+    talk: "Chat",
+    line: str,
+    waiting: "list[Picture]",
+    how: dict[str, Any],
+    settings: Settings,
 ) -> "list[Picture]":
     """Do what a line says; returns the pictures that wait for a question."""
     from tinyllava_edge.image import open_picture
@@ -197,13 +219,13 @@ def _chat_line(
     if not line:
         return waiting
     if command == "/image":
-        return [*waiting, open_picture(rest.strip())]
+        return [*waiting, open_picture(rest.strip(), allow_url=settings.allow_url)]
     if command == "/reset":
         talk.reset()
         return []
     if command.startswith("/"):
         raise UsageError(f"{command} is no command. There are /image PATH, /reset and /quit.")
-    _print_answer(model, talk.ask(line, waiting, **how), as_json=as_json)
+    _print_answer(model, talk.ask(line, waiting, **how), as_json=settings.json)
     return []
 
 

@@ -101,6 +101,9 @@ class Settings:
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
     ] = None
+    allow_url: Annotated[
+        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
+    ] = False
     honour_special: Annotated[
         bool,
         typer.Option("--honour-special", help="Take text such as </s> in a question as the special token."),

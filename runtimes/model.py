@@ -6,7 +6,7 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 """
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.image import Picture
+from tinyllava_edge.picture_given import Fetch
 from tinyllava_edge.prompt import TextTokenizer, Turn, check_turns, place_markers
 from tinyllava_edge.sampling import Sampler, Sampling
 
 from .access import Access
 from .answer_text import AnswerText
+from .ask_each import AHEAD, Answered, ask_each
 from .auto import open_runtime
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .chat import Chat
 from .context import Context, Element, count_positions
-from .pictures import PictureEncoder, as_pictures
+from .pictures import PictureEncoder, Prepared, as_pictures
 from .registry import DEFAULT_RUNTIME
 from .store import PictureStore, open_store
 from .stream import Run, Stream
@@ -45,6 +47,7 @@ def open_bundle(
     checkpoint: str | Path | None = None,
     sources: str | Path | None = None,
     store_mb: int = 0,
+    allow_url: bool | Fetch = False,
     **options: Any,
 ) -> "Model":
     """Open a bundle to ask it; used in a `with` statement, it is closed at the end.
@@ -57,6 +60,7 @@ def open_bundle(
         sources: where the configs are that the checkpoint only names, likewise.
         store_mb: keep what pictures become on disk, up to so many megabytes (10^6 bytes) for all bundles, so
             that a later process answers about a known picture at once; 0 keeps nothing. `store.py`.
+        allow_url: fetch pictures given as https URLs, as `picture_url.fetch_https` does; or what does it.
         options: the other fields of `BackendOptions`: `vision`, `language`, `kv_type`, `context_length`,
             `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
 
@@ -76,7 +80,7 @@ def open_bundle(
     opened = open_runtime(runtime, bundle, asked)
     try:
         store = open_store(bundle, opened, asked, store_mb * 10**6)
-        model = Model(bundle, opened.vision, opened.language, store)
+        model = Model(bundle, opened.vision, opened.language, store, allow_url)
     except BaseException:
         opened.vision.close()
         opened.language.close()
@@ -88,10 +92,10 @@ def open_bundle(
 class Model:
     """An opened bundle.
 
-    It answers one question at a time, and asking the next one closes the answer that runs. Calls of several
-    threads wait for each other: `ask` from beginning to end, a stream for each piece; whose stream another
-    thread's question closed gets a BackendError with the next piece. A call from a forked child is one too.
-    Freed when it is closed, or dropped.
+    It answers one question at a time, and asking the next one closes the answer that runs. Threads wait for
+    each other: what another one asks begins when the stream that is read has ended, or was closed or dropped,
+    its reader has died, or nobody has read on for `stream.IDLE_S`. A call from a forked child is a
+    BackendError. Freed when it is closed, which waits for no stream, or dropped.
 
     Attributes:
         access: whose turn it is, for a conversation on top.
@@ -111,6 +115,7 @@ class Model:
         vision: VisionBackend,
         language: LanguageBackend,
         store: PictureStore | None = None,
+        allow_url: bool | Fetch = False,
     ) -> None:
         manifest = bundle.manifest
         self.access = Access()
@@ -125,11 +130,17 @@ class Model:
         tokenizer_json = bundle.read_text(TOKENIZER_FILE)
         self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._store = store
-        self._encoder = PictureEncoder(vision, manifest.vision, store)
+        self._allow_url = allow_url
+        self._encoder = PictureEncoder(vision, manifest.vision, store, allow_url)
         self._context = Context(language, store)
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        what = f"vision {self.vision.name}, language {self.language.name}"
+        return f"<Model {self.bundle.root.name}: {what}, context {self.language.context_length}{state}>"
 
     def __enter__(self) -> "Model":
         return self
@@ -145,27 +156,32 @@ class Model:
         if not self.access.is_here:
             return
         with self.access.call():
-            if not self._closed:
-                self.end_running()
+            if (running := self._running()) is not None:
+                running.end_for_another()
             self._closed = True
             self.vision.close()
             self.language.close()
 
     def end_running(self) -> None:
-        """Within a call, close the answer that runs, if one does.
+        """Within a call, wait for the answer that another thread reads, or close this thread's own.
 
         Raises:
             BackendError: the model is closed.
         """
         self._check_open()
-        if (running := self._running()) is not None:
+        while (running := self._running()) is not None and running.is_read_elsewhere:
+            del running  # or it could not be dropped
+            self.access.let_others()
+            self._check_open()
+        if running is not None:
             running.end_for_another()
 
     def forget(self) -> None:
         """Begin a new conversation with nothing computed, as after opening."""
         self.reset()
         with self.access.call():
-            self._encoder = PictureEncoder(self.vision, self.bundle.manifest.vision, self._store)
+            spec = self.bundle.manifest.vision
+            self._encoder = PictureEncoder(self.vision, spec, self._store, self._allow_url)
             self._context = Context(self.language, self._store)
 
     def answer(
@@ -188,7 +204,8 @@ class Model:
             turns: questions and answers, the last one's None. One picture's `<image>` marker moves to the
                 front of its question; several pictures need one each; one picture without any marker is the
                 first question's. A marker in an answer is dropped.
-            pictures: of all turns, in order, or a single one: paths, file contents or PIL images.
+            pictures: of all turns, in order, or a single one, each a `picture_given.Picture`: a path, a URL,
+                what is in a file, an array, a PIL image.
             sampling: how tokens are chosen; the most likely one by default.
             max_tokens: most tokens of the answer, or None for 512 or what the context leaves.
             stop: strings that end the answer, and are no part of it; a single one may stand by itself.
@@ -260,6 +277,25 @@ class Model:
         """
         with self.access.call():
             return "".join(self._answer([(question, None)], pictures, **_grouped(settings)).pieces)
+
+    def prepare(self, picture: Picture) -> Prepared:
+        """Decode and preprocess a picture, in any thread and while the model answers, for `answer`.
+
+        Raises:
+            ImageError: it cannot be read or fetched, or is over the limits.
+        """
+        return self._encoder.prepare(picture)
+
+    def ask_each(
+        self,
+        question: str | Iterable[str],
+        pictures: Any,
+        *,
+        ahead: int = AHEAD,
+        **settings: Any,
+    ) -> Generator[Answered, None, None]:
+        """An answer about each picture by itself, in order; see `ask_each.ask_each`, settings as of `ask`."""
+        return ask_each(self, question, pictures, ahead=ahead, settings=_grouped(settings))
 
     def chat(
         self, question: str, pictures: Sequence[Picture] | Picture | None = None, **settings: Any

@@ -1,16 +1,19 @@
 """Pictures -> rows of the language model's input, each picture encoded once."""
 
 import hashlib
-import os
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from tinyllava_edge.bundle import VisionSpec
+from tinyllava_edge.errors import ImageError
 from tinyllava_edge.image import Picture, open_picture, preprocess
+from tinyllava_edge.picture_given import EXPECTED, Fetch, is_picture, not_a_picture
 
 from .base import VisionBackend
 from .context import PictureRows
@@ -20,11 +23,40 @@ from .timings import Stopwatch
 CACHE_BYTES = 256 << 20  # about 35 pictures of Phi-2 with SigLIP, 728 x 2560
 
 
-def as_pictures(given: Sequence[Picture] | Picture | None) -> tuple[Picture, ...]:
-    """Several pictures, or one by itself: a path is a sequence too, of characters that are no pictures."""
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that was decoded and preprocessed ahead, for this model alone.
+
+    Attributes:
+        pixels: [3, image_size, image_size] float32.
+        spent_ns: how long that took.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    spent_ns: int
+
+
+def as_pictures(given: Any) -> tuple[Picture, ...]:
+    """Several pictures, or one by itself, as `is_picture` has it; None is none.
+
+    Raises:
+        ImageError: it is neither, or something in it is no picture.
+    """
     if given is None:
         return ()
-    return (given,) if isinstance(given, str | bytes | os.PathLike | Image.Image) else tuple(given)
+    if _is_one(given):
+        return (given,)
+    if not isinstance(given, Sequence | Iterator):
+        raise not_a_picture(given)
+    several = tuple(given)
+    for place, one in enumerate(several):
+        if not _is_one(one):
+            raise ImageError(f"pictures[{place}] is of type {type(one).__name__}: expected {EXPECTED}.")
+    return several
+
+
+def _is_one(given: object) -> bool:
+    return is_picture(given) or isinstance(given, Prepared)
 
 
 class PictureEncoder:
@@ -33,12 +65,25 @@ class PictureEncoder:
     A picture is known by the hash of its pixels and the vision backend's name (which has the variant), so the
     same picture under two names, or sent again in a later turn, is encoded once; with a store, once for all
     processes.
+
+    Args:
+        vision: encodes them.
+        spec: how they become pixels, and what they are encoded to.
+        store: keeps that on disk, or None.
+        allow_url: as of `open_picture`.
     """
 
-    def __init__(self, vision: VisionBackend, spec: VisionSpec, store: PictureStore | None = None) -> None:
+    def __init__(
+        self,
+        vision: VisionBackend,
+        spec: VisionSpec,
+        store: PictureStore | None = None,
+        allow_url: bool | Fetch = False,
+    ) -> None:
         self._vision = vision
         self._spec = spec
         self._store = store
+        self._allow_url = allow_url
         self._cache_bytes = CACHE_BYTES
         self._cache: OrderedDict[bytes, PictureRows] = OrderedDict()
 
@@ -50,9 +95,19 @@ class PictureEncoder:
             BackendError: the vision backend failed.
         """
         with stopwatch.stage("preprocess"):
-            all_pixels = [preprocess(open_picture(picture), self._spec.preprocessing) for picture in pictures]
+            ahead = sum(one.spent_ns for one in pictures if isinstance(one, Prepared))
+            prepared = [self.prepare(picture) for picture in pictures]
+        stopwatch.spent_ns["preprocess"] += ahead
         with stopwatch.stage("vision"):
-            return [self._rows(pixels) for pixels in all_pixels]
+            return [self._rows(one.pixels) for one in prepared]
+
+    def prepare(self, picture: Picture | Prepared) -> Prepared:
+        """Decode and preprocess a picture, if that was not done; any thread may. Errors as of `encode`."""
+        if isinstance(picture, Prepared):
+            return picture
+        started = time.perf_counter_ns()
+        pixels = preprocess(open_picture(picture, allow_url=self._allow_url), self._spec.preprocessing)
+        return Prepared(pixels, time.perf_counter_ns() - started)
 
     def _rows(self, pixels: npt.NDArray[np.float32]) -> PictureRows:
         digest = hashlib.sha256(self._vision.name.encode())

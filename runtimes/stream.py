@@ -1,6 +1,8 @@
 """An answer while it is made: what its loop works on, and what the caller holds of it."""
 
+import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import GEN_CLOSED, getgeneratorstate
@@ -13,6 +15,9 @@ from .access import Access
 from .answer_text import AnswerText
 from .context import Element
 from .timings import Finish, Stopwatch, Timings
+
+IDLE_S = 60.0  # a stream that nobody reads for so long is ended when another thread asks
+_SHOWN = 40  # characters of an answer
 
 
 @dataclass(kw_only=True)
@@ -51,38 +56,62 @@ class Stream(Iterator[str]):
         pieces: what computes them, for whoever is within a call already.
 
     Raises:
-        BackendError: for the next piece, where another thread's question ended the answer: what was read is
-            not all of it.
+        BackendError: for the next piece, where the model was closed, or another thread asked after nobody had
+            read for `IDLE_S`: what was read is not all of it.
     """
 
     def __init__(self, run: Run, pieces: Generator[str, None, None], access: Access) -> None:
         self._run = run
         self.pieces = pieces  # no cycle: `pieces` knows the run, not this stream, so dropping closes it
         self._access = access
-        self._reader = threading.get_ident()
+        self._reader = threading.current_thread()
+        self._read_at = time.monotonic()
         self._is_cut = False
 
     def __next__(self) -> str:
         with self._access.call():
-            self._reader = threading.get_ident()
+            self._reader = threading.current_thread()
             if self._is_cut:
                 raise BackendError(
-                    "another thread asked the model something, which ended this answer. Read answers with "
-                    "Model.ask, which waits its turn, or hold a lock from each question to its last piece."
+                    "another thread closed the model, or asked it something after nobody had read on for "
+                    f"{IDLE_S:g} s, which ended this answer. Read an answer to its end, or with Model.ask."
                 )
-            return next(self.pieces)
+            try:
+                return next(self.pieces)
+            finally:
+                self._read_at = time.monotonic()
+                if not self.is_open:
+                    self._access.tell()
 
     def close(self) -> None:
         """End the answer here; calling it twice is harmless."""
         if self._access.is_here:
             with self._access.call():
                 self.pieces.close()
+                self._access.tell()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether more may come."""
+        return getgeneratorstate(self.pieces) != GEN_CLOSED
+
+    @property
+    def is_read_elsewhere(self) -> bool:
+        """Whether another thread that lives asked for it, or read of it last, and not too long ago."""
+        reader = self._reader
+        is_alive = reader.is_alive() and reader.ident in sys._current_frames()  # is_alive() of a foreign one
+        recently = time.monotonic() - self._read_at < IDLE_S
+        return self.is_open and reader is not threading.current_thread() and is_alive and recently
 
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""
-        is_read_elsewhere = self._reader != threading.get_ident()
-        self._is_cut = is_read_elsewhere and getgeneratorstate(self.pieces) != GEN_CLOSED
+        self._is_cut = self.is_open and self._reader is not threading.current_thread()
         self.pieces.close()
+        self._access.tell()
+
+    def __repr__(self) -> str:
+        state = f"ended by {self.finish}" if self.finish else "open" if self.is_open else "ended"
+        return f"<Stream {state}, {len(self._run.ids)} tokens: {self.text[:_SHOWN]!r}>"
 
     @property
     def text(self) -> str:

@@ -27,6 +27,8 @@ KINDS: dict[str, Callable[[Path], object]] = {
 # GIVEN is what is no file.
 OPTIONS = {
     "run": "run nano GIVEN What?",
+    "ask": "ask nano What? GIVEN",
+    "ask --input": "ask nano --input GIVEN -o FOLDER/out.jsonl",
     "chat": "chat nano GIVEN",
     "explain": "explain nano GIVEN What? --checkpoint nano",
     "eval --questions": "eval nano --questions GIVEN --images FOLDER",

@@ -6,18 +6,23 @@ with open_bundle("nano") as model:
     print(model.ask("What is this?", ["photo.jpg"]))
     for piece in model.chat("What is this?", ["photo.jpg"]):
         print(piece, end="", flush=True)
+    for found in model.ask_each("What is this?", Path("photos").iterdir()):
+        print(found.picture, found.answer or found.error)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tinyllava_edge.runtimes.ask_each import Answered
+    from tinyllava_edge.runtimes.async_model import AsyncModel, open_bundle_async
     from tinyllava_edge.runtimes.chat import Chat
     from tinyllava_edge.runtimes.model import Model, open_bundle
 
     __version__: str
 
-__all__ = ["Chat", "Model", "__version__", "open_bundle"]
+__all__ = ["Answered", "AsyncModel", "Chat", "Model", "__version__", "open_bundle", "open_bundle_async"]
+_ASYNC = ("AsyncModel", "open_bundle_async")
 
 
 def __getattr__(name: str) -> Any:
@@ -25,5 +30,11 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("tinyllava-edge")
     if name in __all__:
-        return getattr(import_module("tinyllava_edge.runtimes.model"), name)
+        where = "async_model" if name in _ASYNC else "model"
+        return getattr(import_module(f"tinyllava_edge.runtimes.{where}"), name)
     raise AttributeError(name)
+
+
+def __dir__() -> list[str]:
+    """With what is imported only when it is used."""
+    return sorted({*globals(), *__all__})

@@ -21,6 +21,7 @@ from tinyllava_edge.atomic_files import (
     output_file,
     write_bytes,
 )
+from tinyllava_edge.console import note
 from tinyllava_edge.errors import OutputBusyError, OutputExistsError, ResumeError
 from tinyllava_edge.file_lock import IS_WINDOWS, OPEN_FLAGS, lock_at
 
@@ -84,6 +85,17 @@ def append_lines(
         yield lines
     finally:
         lines.close()
+
+
+@contextmanager
+def kept_is_said(file: "AppendedLines") -> Iterator[None]:
+    """Whatever ends the block, say how to go on with what stands in the file."""
+    try:
+        yield
+    except BaseException:
+        if file.begun:
+            note(f"{file.path}: what was answered is kept; --resume goes on with it.")
+        raise
 
 
 class AppendedLines:

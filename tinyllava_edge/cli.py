@@ -35,6 +35,11 @@ COMMANDS = {
         "Ask checkpoint and bundle one question: where they differ first, and why.",
     ),
     "run": ("tinyllava_edge.runtimes.cli", "run", "Ask one question about a picture."),
+    "ask": (
+        "tinyllava_edge.benchmarks.evals.ask_cli",
+        "ask",
+        "Ask about many pictures: an answer for each.",
+    ),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
     "tune": (
         "tinyllava_edge.runtimes.tune_cli",

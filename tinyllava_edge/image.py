@@ -5,8 +5,6 @@ CLIPImageProcessor and BitImageProcessor in their PIL variants: docs/sources/tin
 Needs Pillow and numpy only, so that a device computes the same pixels as the trainer.
 """
 
-import io
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,7 +27,8 @@ from tinyllava_edge.picture_formats import (
     open_format,
     within,
 )
-from tinyllava_edge.user_files import open_user_file
+from tinyllava_edge.picture_given import Fetch, as_file, name_of
+from tinyllava_edge.picture_given import Picture as Picture
 
 MAX_FILE_BYTES = 512 << 20  # 40 megapixels of four 16-bit channels are 320 MB
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
@@ -43,8 +42,6 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 _DARKEST_WHITE = 64  # of 256: what 14 bits in 16 reach; fewer bits are darker
 
 _MAX_VALUE = 1e4  # of a rescaled byte's mean and deviation; keeps every pixel within float32
-
-Picture = str | os.PathLike[str] | bytes | Image.Image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +81,7 @@ def open_picture(
     on_white: bool = False,
     max_bytes: int = MAX_FILE_BYTES,
     deadline_s: float | None = None,
+    allow_url: bool | Fetch = False,
 ) -> Image.Image:
     """Open a picture as 8-bit RGB.
 
@@ -92,27 +90,27 @@ def open_picture(
     of over 40 megapixels is decoded at half its sides.
 
     Args:
-        picture: a file, what is in one, or a Pillow image.
+        picture: a file or its name, what is in one, a URL, an array or an image: `picture_given.Picture`.
+            Of an array [height, width, 4] the alpha comes last.
         on_white: composite alpha on white.
         max_bytes: of a file, or of what is in one; for what strangers send 10 MB are plenty.
         deadline_s: seconds until decoding ends with an error; None has no clock, as files of one's own need.
+        allow_url: fetch an https URL, as `picture_url.fetch_https` does, or with a function that you give.
 
     Raises:
-        ImageError: not a picture, over 40 megapixels (a JPEG 120) or 16384 pixels a side (found before
-            decoding), over `max_bytes`, not decoded in time, of a format whose decoder is not installed, or
-            values whose range nothing says.
+        ImageError: not a picture, not to be fetched, over 40 megapixels (a JPEG 120) or 16384 pixels a side
+            (found before decoding), over `max_bytes`, not decoded in time, of a format whose decoder is not
+            installed, or values whose range nothing says.
     """
-    name = _name(picture)
-    if isinstance(picture, bytes) and len(picture) > max_bytes:
-        raise ImageError(f"{name}: expected at most {max_bytes:,}.")
+    name = name_of(picture)
     convert = _on_white if on_white else _to_rgb
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own size warning: our limit is stricter
-            if isinstance(picture, Image.Image):
-                fit(picture, shrink=False)
-                return convert(picture, _stored_bits(picture))
-            file = _opened(picture, max_bytes)
+            file = as_file(picture, max_bytes=max_bytes, allow_url=allow_url)
+            if isinstance(file, Image.Image):
+                fit(file, shrink=False)
+                return convert(file, _stored_bits(file))
             if deadline_s is None:
                 return _decode(file, convert)
             watched: Any = WatchedFile(file, time.monotonic() + deadline_s)
@@ -125,18 +123,6 @@ def open_picture(
         raise ImageError(f"{name}: {far_too_large()}") from None
     except Exception as error:  # Pillow's parsers raise many types on damaged files
         raise ImageError(f"{name}: damaged picture ({type(error).__name__}).") from None
-
-
-def _name(picture: Picture) -> str:
-    if isinstance(picture, Image.Image):
-        return "picture"
-    return f"picture of {len(picture)} bytes" if isinstance(picture, bytes) else str(picture)
-
-
-def _opened(picture: str | os.PathLike[str] | bytes, max_bytes: int) -> BinaryIO:
-    if isinstance(picture, bytes):
-        return io.BytesIO(picture)
-    return open_user_file(picture, most=max_bytes, error=ImageError)
 
 
 def _decode(file: BinaryIO, convert: Callable[[Image.Image, int], Image.Image]) -> Image.Image:

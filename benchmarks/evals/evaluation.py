@@ -1,13 +1,12 @@
 """One evaluation: what is asked of which variants, how far it is, and what came of it."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge import __version__
-from tinyllava_edge.append_jsonl import AppendedLines, append_lines
+from tinyllava_edge.append_jsonl import AppendedLines, append_lines, kept_is_said
 from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress
@@ -161,7 +160,7 @@ class Evaluation:
             first, self._depends_on(), resume=resume, force=force, mark=answers_mark, others=others
         ) as file:
             self.answers = known_answers(file, self._questions, self.answers)
-            with _kept_is_said(file):
+            with kept_is_said(file):
                 self._ask(file)
             file.settle(*(self._lines(way) for way in self.answers))
             if self.skip_bad or not self._failed:
@@ -281,13 +280,3 @@ def _say(found: Sequence[BadRecord]) -> None:
     for record in found:
         reason = " ".join(record.reason.split())
         note(f"{record.file}: record {record.index} (id {record.id}): {record.kind}: {reason}")
-
-
-@contextmanager
-def _kept_is_said(file: AppendedLines) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if file.begun:
-            note(f"{file.path}: what was answered is kept; --resume goes on with it.")
-        raise

@@ -48,7 +48,7 @@ def read_record(raw: Raw, index: int, images: Path) -> Record:
 
     is_llava = "conversations" in raw
     pairs = read(_pairs, raw["conversations"]) if is_llava else [read(_pair, raw)]
-    image = read(_shown, raw, images)
+    image = read(shown_picture, raw, images)
     if faults:
         return DataError(" ".join(faults))
     id_ = _first(raw, _ID, index)
@@ -115,7 +115,8 @@ def _pairs(messages: Any) -> list[tuple[str, tuple[str, ...]]]:
     return list(zip(texts[::2], [*answers, ()], strict=False))
 
 
-def _shown(raw: Mapping[str, Any], images: Path) -> Shown | None:
+def shown_picture(raw: Mapping[str, Any], images: Path) -> Shown | None:
+    """The picture of a record, in the folder; a DataError where it names none."""
     name = raw.get("image")
     if isinstance(name, list):
         if len(name) > 1:

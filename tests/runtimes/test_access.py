@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import tinyllava_edge
 from tests.runtimes import bundles
 from tests.runtimes.bundles import picture
 from tests.runtimes.scripted_models import scripted_model
@@ -65,14 +67,100 @@ def test_threads_that_ask_wait_for_each_other(bundle: Bundle) -> None:
         assert [found[question] for question in questions] == alone
 
 
-def test_a_stream_that_another_threads_question_ended_says_so(bundle: Bundle) -> None:
+def started(work: Callable[[], Any]) -> tuple[threading.Thread, list[Any]]:
+    """A thread that has begun to do something, and where what it gave will be."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()), daemon=True)
+    thread.start()
+    return thread, found
+
+
+def finished(waiting: tuple[threading.Thread, list[Any]]) -> Any:
+    waiting[0].join(timeout=30)
+    assert not waiting[0].is_alive()
+    return waiting[1][0]
+
+
+@pytest.mark.parametrize("end", ["read", "close", "drop", "ask", "die"])
+def test_a_question_waits_for_the_stream_that_another_thread_reads(bundle: Bundle, end: str) -> None:
+    model = scripted_model(bundle, ANSWER)
+    go = threading.Event()
+
+    def read() -> str:
+        stream: Any = model.answer([("what", None)])
+        pieces = [next(stream)]
+        held.append(stream if end == "die" else None)
+        assert go.wait(30)
+        if end == "read":
+            pieces += list(stream)
+        elif end == "close":
+            stream.close()
+        elif end == "ask":
+            assert model.ask("another") == ANSWER  # the same thread's next question closes its own stream
+            with pytest.raises(StopIteration):
+                next(stream)
+        stream = None
+        if end == "drop":
+            assert resumed.wait(30)
+        return "".join(pieces)
+
+    held: list[Any] = []
+    resumed = threading.Event()
+    reader = started(read)
+    while not held:
+        time.sleep(0.001)
+    asked = started(lambda: model.ask("why"))
+    asked[0].join(0.15)
+    assert asked[0].is_alive(), "it did not wait"
+    go.set()
+    assert finished(asked) == ANSWER
+    resumed.set()
+    said = finished(reader)
+    assert said == ANSWER if end == "read" else ANSWER.startswith(said) and said != ANSWER
+
+
+def test_streams_of_many_threads_are_all_whole(bundle: Bundle) -> None:
+    model = scripted_model(bundle, ANSWER)
+    threads = [started(lambda: ["".join(model.answer([("q", None)])) for _ in range(3)]) for _ in range(6)]
+    assert [finished(thread) for thread in threads] == [[ANSWER] * 3] * 6
+
+
+def test_a_stream_that_nobody_reads_is_ended_for_another_thread_and_says_so(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllava_edge.runtimes.stream.IDLE_S", 0.2)
     model = scripted_model(bundle, ANSWER)
     stream = model.answer([("what", None)])
     next(stream)
     assert in_thread(lambda: model.ask("why")) == ANSWER
-    with pytest.raises(BackendError, match="another thread asked"):
+    with pytest.raises(BackendError, match="another thread closed the model, or asked it"):
         next(stream)
     assert model.ask("what") == ANSWER
+
+
+def test_closing_waits_for_no_stream_and_its_reader_is_told(bundle: Bundle) -> None:
+    model = scripted_model(bundle, ANSWER)
+    stream = model.answer([("what", None)])
+    next(stream)
+    in_thread(model.close)
+    with pytest.raises(BackendError, match="another thread closed"):
+        next(stream)
+    with pytest.raises(BackendError, match="is closed"):
+        model.ask("what")
+
+
+def test_what_is_printed_says_what_it_is(bundle: Bundle) -> None:
+    model = scripted_model(bundle, ANSWER)
+    stream = model.chat("what")
+    assert repr(stream) == "<Stream open, 0 tokens: ''>"
+    "".join(stream)
+    assert repr(stream).startswith("<Stream ended by stop_id, ")
+    assert repr(stream).endswith(f" tokens: {ANSWER!r}>")
+    assert repr(model) == "<Model tiny: vision scripted, language scripted, context 1024>"
+    assert repr(model._chat) == "<Chat of 1 turns, 0 pictures, last 'what'>"
+    model.close()
+    assert ", closed>" in repr(model)
+    assert {"open_bundle", "Model", "open_bundle_async"} <= set(dir(tinyllava_edge))
 
 
 def test_a_stream_may_be_read_in_another_thread_than_asked(bundle: Bundle) -> None:

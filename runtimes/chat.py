@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID
 from tinyllava_edge.image import Picture
-from tinyllava_edge.prompt import Turn, check_turns, place_markers
+from tinyllava_edge.prompt import Template, Turn, check_turns, place_markers
 
 from .context import Element, PictureRows
 from .pictures import as_pictures
@@ -61,6 +61,7 @@ class Chat:
         pictures: Sequence[Picture] | Picture | None = None,
         *,
         honour_special: bool = False,
+        system: str | None = None,
         **how: Any,
     ) -> Stream:
         """Ask a question, with new pictures or about those of earlier turns; the answer comes in pieces.
@@ -73,7 +74,8 @@ class Chat:
             question: one picture's `<image>` marker moves to the front; several pictures need one each.
             pictures: new ones, or a single one: paths, file contents or PIL images.
             honour_special: see `Model.answer`, as for errors and times.
-            how: its `sampling`, `max_tokens` and `stop`.
+            system: likewise; of this answer alone, so that the one before may have had another.
+            how: its `sampling`, `max_tokens`, `stop`, `json_schema`, `grammar` and `logprobs`.
         """
         with self._model.access.call():
             self._model.end_running()
@@ -82,28 +84,29 @@ class Chat:
             check_turns([*self._turns, (question, None)])
             with stopwatch.stage("tokenize"):
                 [(placed, _)] = place_markers([(question, None)], len(given), self._template)
-                prompt = self._prompt(placed, honour_special)
-            return self._model.start(prompt, given, stopwatch, on_end=partial(self._keep, placed), **how)
+                template = self._model.template(system)
+                prompt = self._prompt(template, placed, honour_special)
+            keep = partial(self._keep, template, placed)
+            return self._model.start(prompt, given, stopwatch, on_end=keep, **how)
 
     def _begin(self) -> None:
         self._turns: list[Turn] = []
         self._pictures: list[PictureRows] = []
         self._seen: list[Element] = []  # what the model saw; empty: go by the text
+        self._seen_with = self._template
 
-    def _prompt(self, question: str, honour_special: bool) -> list[Element]:
+    def _prompt(self, template: Template, question: str, honour_special: bool) -> list[Element]:
         """The conversation up to a question whose markers are placed; -200 stands for its pictures."""
-        ids = self._encode([*self._turns, (question, None)], honour_special)
-        if self._seen:
-            before = self._encode(self._turns, honour_special)
+        encode = partial(self._model.tokenizer.encode, template, honour_special=honour_special)
+        ids = encode([*self._turns, (question, None)])
+        if self._seen and template == self._seen_with:
+            before = encode(self._turns)
             if ids[: len(before)] == before:
                 return [*self._seen, *ids[len(before) :]]
         known = iter(self._pictures)
         return [next(known, token) if token == IMAGE_TOKEN_ID else token for token in ids]
 
-    def _encode(self, turns: Sequence[Turn], honour_special: bool) -> list[int]:
-        return self._model.tokenizer.encode(self._template, turns, honour_special=honour_special)
-
-    def _keep(self, question: str, run: Run) -> None:
+    def _keep(self, template: Template, question: str, run: Run) -> None:
         """Add the turn, with the generated ids where they say just what the text says."""
         is_closed = run.finish == "closed"
         if is_closed and not run.text.text:
@@ -114,3 +117,4 @@ class Chat:
         is_cut = run.finish == "stop_string" or (is_closed and run.text.holds_text)
         end = [] if is_cut or self._end_id is None else [self._end_id]
         self._seen = [*run.prompt, *run.ids, *end] if end else []
+        self._seen_with = template

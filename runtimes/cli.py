@@ -239,6 +239,7 @@ def _print_answer(model: "Model", answer: "Stream", *, as_json: bool) -> None:
                 typer.echo(shown(piece), nl=False)
     assert answer.timings is not None, "a finished answer has timings"
     if as_json:
+        found = answer.logprobs
         print_json(
             {
                 "answer": answer.text,
@@ -249,6 +250,7 @@ def _print_answer(model: "Model", answer: "Stream", *, as_json: bool) -> None:
                 "vision": model.vision.name,
                 "language": model.language.name,
                 "timings": asdict(answer.timings),
+                **({} if found is None else {"logprobs": [asdict(entry) for entry in found]}),
             }
         )
         return

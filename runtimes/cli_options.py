@@ -36,12 +36,13 @@ AllowPickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
+_MOST_GRAMMAR_BYTES = 1 << 20
 _BY_PRESET = "what the preset takes"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What `run` and `chat` may be told: the runtime, `BackendOptions`, `Sampling`, and how to answer."""
+class Opening:
+    """What a command that opens a bundle may be told: the runtime and `BackendOptions`."""
 
     runtime: Annotated[
         str,
@@ -88,6 +89,16 @@ class Settings:
     ] = None
     sources: SourcesOption = None
     allow_pickle: AllowPickleOption = False
+
+    def read(self, kind: type[T]) -> T:
+        """The value of a dataclass whose fields are options."""
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Opening):
+    """What `run` and `chat` may be told besides: `Sampling`, and how to answer."""
+
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1)
     ] = None
@@ -104,40 +115,79 @@ class Settings:
     allow_url: Annotated[
         bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
     ] = False
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Divide logits of tokens in question and answer by this; 1 is none.")
+    ] = 1.0
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Take this from a logit for each time its token was generated.")
+    ] = 0.0
+    presence_penalty: Annotated[
+        float, typer.Option(help="Take this once from the logits of generated tokens.")
+    ] = 0.0
+    system: Annotated[str | None, typer.Option(help="The system text.", show_default="the model's own")] = (
+        None
+    )
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="The answer is JSON that fits this schema.")
+    ] = None
+    grammar: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar, in llama.cpp's GBNF.")
+    ] = None
+    logprobs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --json, the log-probability of each token and of the N likeliest.", min=0
+        ),
+    ] = None
     honour_special: Annotated[
         bool,
         typer.Option("--honour-special", help="Take text such as </s> in a question as the special token."),
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each answer.")] = False
 
-    def read(self, kind: type[T]) -> T:
-        """The value of a dataclass whose fields are options."""
-        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})  # type: ignore[arg-type]
-
     def how(self) -> dict[str, Any]:
         """What `Model.answer` is told beside turns and pictures.
 
         Raises:
-            UsageError: a setting is out of range.
+            UsageError: a setting is out of range, or of no use here.
+            FileError: a file that holds one cannot be read.
         """
+        from tinyllava_edge.errors import UsageError
         from tinyllava_edge.sampling import Sampling
 
+        if self.logprobs is not None and not self.json:
+            raise UsageError("--logprobs has a place in JSON alone. Add --json.")
+        schema = self.json_schema
+        if schema is not None and not schema.lstrip().startswith("{"):
+            schema = _read(Path(schema))
         return {
             "sampling": self.read(Sampling),
             "max_tokens": self.max_tokens,
             "stop": tuple(self.stop or ()),
             "honour_special": self.honour_special,
+            "system": self.system,
+            "json_schema": schema,
+            "grammar": None if self.grammar is None else _read(self.grammar),
+            "logprobs": self.logprobs,
         }
 
 
+def _read(path: Path) -> str:
+    from tinyllava_edge.user_files import read_user_text
+
+    return read_user_text(path, most=_MOST_GRAMMAR_BYTES)
+
+
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of `Settings` in the place of its argument `settings`."""
-    own = [one for one in inspect.signature(command).parameters.values() if one.name != "settings"]
-    options = inspect.signature(Settings).parameters
+    """The command with an option for each field of its argument `settings` in the place of that."""
+    parameters_of = inspect.signature(command, eval_str=True).parameters
+    kind: type[Opening] = parameters_of["settings"].annotation
+    own = [one for one in parameters_of.values() if one.name != "settings"]
+    options = inspect.signature(kind).parameters
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        settings = Settings(**{name: given.pop(name) for name in options})
+        settings = kind(**{name: given.pop(name) for name in options})
         command(**given, settings=settings)
 
     parameters = [*own, *options.values()]

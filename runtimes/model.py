@@ -20,16 +20,19 @@ from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.errors import BackendError, ContextOverflowError, UsageError
 from tinyllava_edge.image import Picture
 from tinyllava_edge.picture_given import Fetch
-from tinyllava_edge.prompt import TextTokenizer, Turn, check_turns, place_markers
+from tinyllava_edge.prompt import Template, TextTokenizer, Turn, check_turns, place_markers
 from tinyllava_edge.sampling import Sampler, Sampling
 
 from .access import Access
+from .answer_settings import GREEDY, AnswerSettings
 from .answer_text import AnswerText
 from .ask_each import AHEAD, Answered, ask_each
 from .auto import open_runtime
 from .base import BackendOptions, LanguageBackend, VisionBackend
 from .chat import Chat
 from .context import Context, Element, count_positions
+from .grammar import Grammars
+from .logprobs import Logprobs
 from .pictures import PictureEncoder, Prepared, as_pictures
 from .registry import DEFAULT_RUNTIME
 from .store import PictureStore, open_store
@@ -37,7 +40,6 @@ from .stream import Run, Stream
 from .timings import Finish, Stopwatch, Timings
 
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
-GREEDY = Sampling()
 
 
 def open_bundle(
@@ -133,6 +135,7 @@ class Model:
         self._allow_url = allow_url
         self._encoder = PictureEncoder(vision, manifest.vision, store, allow_url)
         self._context = Context(language, store)
+        self._grammars = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None
@@ -184,7 +187,7 @@ class Model:
             self._encoder = PictureEncoder(self.vision, spec, self._store, self._allow_url)
             self._context = Context(self.language, self._store)
 
-    def answer(
+    def answer(  # noqa: PLR0913  # what a user may set, each by its name
         self,
         turns: Sequence[Turn],
         pictures: Sequence[Picture] | Picture | None = None,
@@ -193,6 +196,10 @@ class Model:
         max_tokens: int | None = None,
         stop: Sequence[str] | str = (),
         honour_special: bool = False,
+        system: str | None = None,
+        json_schema: dict[str, Any] | str | None = None,
+        grammar: str | None = None,
+        logprobs: int | None = None,
     ) -> Stream:
         """Answer the last of some turns, which hold all there is to know; the answer comes in pieces.
 
@@ -210,16 +217,30 @@ class Model:
             max_tokens: most tokens of the answer, or None for 512 or what the context leaves.
             stop: strings that end the answer, and are no part of it; a single one may stand by itself.
             honour_special: whether text such as `</s>` in the turns is the special token, as upstream.
+            system: in the place of the template's own system text, as docs/decoding.md has it.
+            json_schema: the answer is JSON that fits this schema, an object or its text, where it ends by
+                itself; one that is cut (`finish` is "max_tokens" or "stop_string") may be no JSON at all.
+            grammar: likewise, the answer is a sentence of this grammar, in llama.cpp's GBNF.
+            logprobs: keep the log-probability of each token, and so many of the likeliest (0 to 20) in its
+                place: `Stream.logprobs`.
 
         Raises:
-            PromptError: markers and pictures do not fit together.
+            PromptError: markers and pictures do not fit together, or the template has no system text.
+            GrammarError: the schema or grammar cannot be read, or the bundle has no vocabulary for it.
             ContextOverflowError: prompt and answer do not fit in the context; nothing was done yet.
             UsageError: a setting is out of range, or the turns are something else.
             BackendError: the model is closed.
         """
-        how: dict[str, Any] = {"sampling": sampling, "max_tokens": max_tokens, "stop": stop}
+        how: dict[str, Any] = {
+            "sampling": sampling,
+            "max_tokens": max_tokens,
+            "stop": stop,
+            "json_schema": json_schema,
+            "grammar": grammar,
+            "logprobs": logprobs,
+        }
         with self.access.call():
-            return self._answer(turns, pictures, honour_special=honour_special, **how)
+            return self._answer(turns, pictures, honour_special=honour_special, system=system, **how)
 
     def _answer(
         self,
@@ -227,6 +248,7 @@ class Model:
         pictures: Sequence[Picture] | Picture | None,
         *,
         honour_special: bool = False,
+        system: str | None = None,
         **how: Any,
     ) -> Stream:
         self.end_running()
@@ -235,7 +257,9 @@ class Model:
         check_turns(turns)
         asked = [(question, text and text.replace(IMAGE_MARKER, "")) for question, text in turns]
         with stopwatch.stage("tokenize"):
-            prompt = self.tokenize(asked, honour_special=honour_special, num_pictures=len(given))
+            prompt = self.tokenize(
+                asked, honour_special=honour_special, num_pictures=len(given), system=system
+            )
         return self.start(prompt, given, stopwatch, **how)
 
     def start(
@@ -244,21 +268,22 @@ class Model:
         pictures: Sequence[Picture],
         stopwatch: Stopwatch,
         *,
-        sampling: Sampling = GREEDY,
-        max_tokens: int | None = None,
-        stop: Sequence[str] | str = (),
         on_end: Callable[[Run], None] = lambda run: None,
+        **settings: Any,
     ) -> Stream:
-        """Within a call, the stream of an answer to a tokenised prompt; arguments as in `Run`, `answer`."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}; it must be 1 or more.")
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        """Within a call, the stream of an answer to a tokenised prompt; as `Run` and `AnswerSettings` say."""
+        how = AnswerSettings(**settings)
+        text_ids = [element for element in prompt if isinstance(element, int) and element != IMAGE_TOKEN_ID]
+        constraint = self._grammars.start(how.json_schema, how.grammar)
+        # Text such as the template's end may stand in what a grammar wants, which says itself where it ends.
+        end = () if constraint else (self._template.end,)
         run = Run(
             prompt=prompt,
             pictures=pictures,
-            max_tokens=self._check_room(prompt, max_tokens),
-            sampler=Sampler(sampling),
-            text=AnswerText(self.tokenizer.decode, (self._template.end, *stops)),
+            max_tokens=self._check_room(prompt, how.max_tokens),
+            text=AnswerText(self.tokenizer.decode, (*end, *how.stops)),
+            logprobs=None if how.logprobs is None else Logprobs(self.tokenizer.decode, how.logprobs),
+            sampler=Sampler(how.sampling, text_ids, constraint),
             stopwatch=stopwatch,
             on_end=on_end,
         )
@@ -272,8 +297,8 @@ class Model:
         Args:
             question: one picture's `<image>` marker moves to the front; several pictures need one each.
             pictures: as for `answer`, as are errors.
-            settings: `max_tokens`, `stop` and `honour_special` of `answer`, and the fields of `Sampling`:
-                `temperature`, `top_k`, `top_p`, `min_p`, `seed`.
+            settings: the keyword arguments of `answer`, and the fields of `Sampling` by themselves:
+                `temperature`, `top_k`, `top_p`, `min_p`, `seed`, `repetition_penalty` and so on.
         """
         with self.access.call():
             return "".join(self._answer([(question, None)], pictures, **_grouped(settings)).pieces)
@@ -312,8 +337,17 @@ class Model:
         """Begin the model's own conversation anew; see `Chat.reset`."""
         self._chat.reset()
 
+    def template(self, system: str | None) -> Template:
+        """The bundle's, with another system text where one is given; a PromptError where it has none."""
+        return self._template if system is None else self._template.with_system(system)
+
     def tokenize(
-        self, turns: Sequence[Turn], *, honour_special: bool = True, num_pictures: int | None = None
+        self,
+        turns: Sequence[Turn],
+        *,
+        honour_special: bool = True,
+        num_pictures: int | None = None,
+        system: str | None = None,
     ) -> list[int]:
         """Token ids as upstream gives them, -200 standing for each picture.
 
@@ -321,9 +355,10 @@ class Model:
             turns: questions and answers; None for an answer that is to come.
             honour_special: False takes special-token text as plain text, as `answer` does.
             num_pictures: how many there are, or None to follow upstream, which keeps one marker a question.
+            system: in the place of the template's own system text.
         """
         placed = place_markers(turns, num_pictures, self._template)
-        return self.tokenizer.encode(self._template, placed, honour_special=honour_special)
+        return self.tokenizer.encode(self.template(system), placed, honour_special=honour_special)
 
     def encode(self, pictures: Sequence[Picture] | Picture) -> npt.NDArray[np.float32]:
         """Embeddings [pictures, tokens, hidden]."""
@@ -386,7 +421,7 @@ class Model:
         run.prompt = [next(rows) if element == IMAGE_TOKEN_ID else element for element in run.prompt]
         with run.stopwatch.stage("prefill"):
             reused = self._context.prefill(run.prompt)
-            first = run.sampler.choose(self._context.last_logits())
+            first = self._choose(run)
         try:
             run.finish = yield from self._decode(first, run)
             if rest := run.text.finish():
@@ -417,9 +452,19 @@ class Model:
                 return "stop_string"
             if len(run.ids) == run.max_tokens:
                 return "max_tokens"
+            if run.is_cancelled:
+                return "closed"
             self._context.append(token)
-            token = run.sampler.choose(self._context.last_logits())
+            token = self._choose(run)
         return "stop_id"
+
+    def _choose(self, run: Run) -> int:
+        """The next token, whose log-probability is kept where it is wanted."""
+        logits = self._context.last_logits()
+        token = run.sampler.choose(logits)
+        if run.logprobs is not None and token not in self._stop_ids:
+            run.logprobs.add(token, logits)
+        return token
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tinyllava_edge.sampling import Sampler
 from .access import Access
 from .answer_text import AnswerText
 from .context import Element
+from .logprobs import Logprobs, TokenLogprob
 from .timings import Finish, Stopwatch, Timings
 
 IDLE_S = 60.0  # a stream that nobody reads for so long is ended when another thread asks
@@ -31,8 +32,10 @@ class Run:
         sampler: chooses them.
         text: what they say.
         stopwatch: started when the answer was asked for.
+        logprobs: of its tokens, where they are wanted.
         on_end: called when nothing more comes, except after an error or before the first token.
         ids: the tokens so far.
+        is_cancelled: the answer ends with its next token.
         finish: what ended the answer, "closed" until something did.
         timings: None until nothing more comes.
     """
@@ -44,7 +47,9 @@ class Run:
     text: AnswerText
     stopwatch: Stopwatch
     on_end: Callable[["Run"], None]
+    logprobs: Logprobs | None = None
     ids: list[int] = field(default_factory=list)
+    is_cancelled: bool = False
     finish: Finish = "closed"
     timings: Timings | None = None
 
@@ -103,6 +108,10 @@ class Stream(Iterator[str]):
         recently = time.monotonic() - self._read_at < IDLE_S
         return self.is_open and reader is not threading.current_thread() and is_alive and recently
 
+    def cancel(self) -> None:
+        """End the answer with the token that is being computed; any thread may say so, and does not wait."""
+        self._run.is_cancelled = True
+
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""
         self._is_cut = self.is_open and self._reader is not threading.current_thread()
@@ -122,6 +131,11 @@ class Stream(Iterator[str]):
     def ids(self) -> list[int]:
         """Token ids so far, the one that ended the answer left out."""
         return list(self._run.ids)
+
+    @property
+    def logprobs(self) -> list[TokenLogprob] | None:
+        """One entry for each of `ids`: see `logprobs.py`; None where they were not asked for."""
+        return None if self._run.logprobs is None else list(self._run.logprobs.entries)
 
     @property
     def timings(self) -> Timings | None:

@@ -41,6 +41,11 @@ COMMANDS = {
         "Ask about many pictures: an answer for each.",
     ),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "serve": (
+        "tinyllava_edge.runtimes.serve.cli",
+        "serve",
+        "Answer requests over HTTP, as OpenAI's clients ask.",
+    ),
     "tune": (
         "tinyllava_edge.runtimes.tune_cli",
         "tune",
@@ -100,6 +105,8 @@ EXTRAS = {
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "openvino": "openvino",
+    "fastapi": "serve",
+    "uvicorn": "serve",
     "matplotlib": "plots",
     "cryptography": "packs",
 }

@@ -162,6 +162,10 @@ class UsageError(TinyLlavaEdgeError):
     """Options that do not fit together."""
 
 
+class GrammarError(UsageError):
+    """A grammar or JSON schema cannot be read, or not be held to by this bundle."""
+
+
 @contextmanager
 def guarded(where: object, error: type[TinyLlavaEdgeError]) -> Iterator[None]:
     """Whatever goes wrong inside, a panic of Rust included, is one line of this type; Ctrl-C passes."""

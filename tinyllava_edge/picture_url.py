@@ -6,7 +6,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -24,11 +24,12 @@ _KEPT = "%/?&=:;+,!~*'()@$-._[]"  # of a path and a query, which may be quoted a
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-def fetch_https(url: str, max_bytes: int) -> bytes:
+def fetch_https(url: str, max_bytes: int, hosts: Collection[str] | None = None) -> bytes:
     """Fetch a picture: https only, also behind a redirect, and only from addresses of the public network.
 
     The name is looked up once, and the address that was checked is the one that is connected to: a name that
-    is private a moment later does not count. No proxy, cookie or password is used.
+    is private a moment later does not count. No proxy, cookie or password is used. Where `hosts` are named,
+    in lower case, a URL of another one is not fetched, nor is a redirect followed to it.
 
     Raises:
         ImageError: it is another address or scheme, does not answer in time, or is over `max_bytes`.
@@ -37,6 +38,8 @@ def fetch_https(url: str, max_bytes: int) -> bytes:
     for _ in range(MAX_REDIRECTS + 1):
         shown = url.split("?")[0][:200]
         try:
+            if hosts is not None and urlsplit(url).hostname not in hosts:
+                raise ImageError("its host is not one that may be fetched from.")
             found = _get(url, max_bytes, ends_at)
         except ImageError as error:
             raise ImageError(f"{shown}: {error}") from None

@@ -98,10 +98,12 @@ class Template:
         """This template with another system text.
 
         Raises:
-            PromptError: it has no place for one.
+            PromptError: it has no place for one, or the text has a picture's marker.
         """
         if self.frame is None:
-            raise PromptError(f"template {self.name!r} has no place for a system text.")
+            raise PromptError(f"template {self.name!r} has no place for a system text. Leave it out.")
+        if IMAGE_MARKER in text:
+            raise PromptError(f"the system text has {IMAGE_MARKER}; pictures belong to questions.")
         return replace(self, system=text.join(self.frame))
 
     @property
@@ -111,9 +113,15 @@ class Template:
         return next(fits, None) if self.system else None
 
     @property
+    def _system(self) -> tuple[str, str, str]:
+        """What is before the system text, that text, which is typed like a question, and what is behind."""
+        before, after = self.frame or (self.system, "")
+        return before, self.system.removeprefix(before).removesuffix(after), after
+
+    @property
     def marks(self) -> list[str]:
         """The special tokens that its own text is made of, once each."""
-        parts = (self.system, self.picture, self.question, self.answer, self.end, self.between)
+        parts = (*self._system[::2], self.picture, self.question, self.answer, self.end, self.between)
         return list(dict.fromkeys(_MARK.findall("".join(parts))))
 
     def with_marks(self, stand_ins: Mapping[str, str]) -> "Template":
@@ -122,9 +130,10 @@ class Template:
         def put(text: str) -> str:
             return _MARK.sub(lambda match: stand_ins.get(match[0], match[0]), text)
 
+        before, system, after = self._system
         return replace(
             self,
-            system=put(self.system),
+            system=f"{put(before)}{system}{put(after)}",
             question=put(self.question),
             answer=put(self.answer),
             between=put(self.between),
@@ -354,7 +363,8 @@ class TextTokenizer:
         return_holes()  # reading 150,000 tokens leaves 80 MB of holes
         self._added = self._exact.get_added_tokens_decoder()
         self._json = tokenizer_json
-        self._plain: dict[Template, tuple[Tokenizer, dict[int, int], Template]] = {}
+        # By what is special of a template, which a system text does not change.
+        self._plain: dict[frozenset[str], tuple[Tokenizer, dict[int, int], dict[str, str]]] = {}
 
     def encode(self, template: Template, turns: Sequence[Turn], *, honour_special: bool = True) -> list[int]:
         """Ids of a conversation whose markers are placed, -200 standing for each picture.
@@ -371,8 +381,8 @@ class TextTokenizer:
         ids = self._join(self._exact, {}, template.render(turns))
         if honour_special or self._has_only_marks(template, turns, ids):
             return ids
-        plain, to_original, private = self._plain_tokenizer(template)
-        return self._join(plain, to_original, private.render(turns))
+        plain, to_original, stand_ins = self._plain_tokenizer(frozenset((*template.marks, template.end)))
+        return self._join(plain, to_original, template.with_marks(stand_ins).render(turns))
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of one text as upstream's tokenizer call gives them, BOS first where there is one."""
@@ -388,6 +398,11 @@ class TextTokenizer:
         """Id of one token's exact string, or None."""
         found: int | None = self._exact.token_to_id(token)
         return found
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of special tokens, which are no part of an answer's text."""
+        return frozenset(id_ for id_, token in self._added.items() if token.special)
 
     def _join(self, tokenizer: Tokenizer, to_original: dict[int, int], prompt: str) -> list[int]:
         ids: list[int] = [] if self.bos_id is None else [self.bos_id]
@@ -419,18 +434,17 @@ class TextTokenizer:
         )
         return [*next(pieces)] == [*next(pieces)]
 
-    def _plain_tokenizer(self, template: Template) -> tuple[Tokenizer, dict[int, int], Template]:
-        """A tokenizer to which every special token is unknown, its ids' originals, and `template` for it.
+    def _plain_tokenizer(self, own: frozenset[str]) -> tuple[Tokenizer, dict[int, int], dict[str, str]]:
+        """A tokenizer that knows no special token, its ids' originals, and what stands for each mark.
 
         Renaming the special tokens, rather than switching them off, leaves everything that happens around
         them (prefix spaces, splits) as it is. The template's own are renamed with them; one that is no token
         of this vocabulary is text for everybody.
         """
-        if template not in self._plain:
+        if own not in self._plain:
             data = json.loads(self._json)
             originals: dict[str, int] = {}
             stand_ins: dict[str, str] = {}
-            own = {*template.marks, template.end}
             for token in data["added_tokens"]:
                 if token["special"] or token["content"] in own:
                     private = _private_text()
@@ -443,8 +457,8 @@ class TextTokenizer:
             return_holes()
             loaded = {text: tokenizer.token_to_id(text) for text in originals}
             to_original = {id_: originals[text] for text, id_ in loaded.items() if id_ is not None}
-            self._plain[template] = (tokenizer, to_original, template.with_marks(stand_ins))
-        return self._plain[template]
+            self._plain[own] = (tokenizer, to_original, stand_ins)
+        return self._plain[own]
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> list[int]:

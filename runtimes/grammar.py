@@ -66,11 +66,14 @@ class Grammars:
 
 
 def _text(wanted: dict[str, Any] | str | None) -> str:
-    if isinstance(wanted, str):
-        return wanted
-    if not isinstance(wanted, dict):
+    """As text; what of it is no JSON or no Unicode is a GrammarError."""
+    if not isinstance(wanted, str | dict):
         raise GrammarError(f"a grammar must be text and a schema an object, found {type(wanted).__name__}.")
     try:
-        return json.dumps(wanted)
+        text = wanted if isinstance(wanted, str) else json.dumps(wanted)
+        text.encode()
+    except UnicodeEncodeError:
+        raise GrammarError("the grammar holds a character that is not valid Unicode.") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise GrammarError(f"the JSON schema is not JSON ({error}).") from None
+    return text

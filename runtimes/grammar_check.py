@@ -17,6 +17,7 @@ MAX_CHARACTERS = (
     200_000  # of a grammar: one of 64 rules, or a schema's of a hundred properties, has a few thousand
 )
 _SECONDS, _BYTES = 20, 2 << 30
+_PARSER = "parse: error parsing grammar: "  # on its standard error, and not in its log
 
 
 def check_grammar(gguf: Path, wanted: dict[str, Any], stop_ids: tuple[int, ...]) -> str:
@@ -43,7 +44,9 @@ def check_grammar(gguf: Path, wanted: dict[str, Any], stop_ids: tuple[int, ...])
         raise GrammarError(f"the {kind} took over {_SECONDS} s to read. Give a simpler one.") from None
     words = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
     if done.returncode == 2 and words:
-        raise GrammarError(words[-1])
+        *before, last = words
+        found = next((line.removeprefix(_PARSER) for line in before if line.startswith(_PARSER)), "")
+        raise GrammarError(f"llama.cpp cannot read the {kind}: {found:.300}." if found else last)
     if done.returncode:
         said = words[0] if words else f"code {done.returncode}"
         raise GrammarError(
@@ -79,7 +82,7 @@ def _converted(schema: str) -> str:
     class Converter(library.SchemaConverter):  # type: ignore[misc,name-defined]  # they are loaded late
         def _format_literal(self, literal: str) -> str:
             """A value's JSON as a literal; the converter's own lets a backslash through."""
-            plain = json.dumps(json.loads(literal), ensure_ascii=False)
+            plain = json.dumps(json.loads(literal), ensure_ascii=False, allow_nan=False)
             return '"' + re.sub(r'["\\]', r"\\\g<0>", plain) + '"'
 
     try:
@@ -87,14 +90,13 @@ def _converted(schema: str) -> str:
         converter = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
         converter.visit(converter.resolve_refs(read, ""), "")
         text: str = converter.format_grammar()
+        text.encode()  # half of a surrogate pair
     except json.JSONDecodeError as error:
         raise GrammarError(f"the JSON schema is not JSON: {error}.") from None
     except GrammarError:
         raise
     except (Exception, RecursionError) as error:
-        raise GrammarError(
-            f"the JSON schema cannot be converted: {error or type(error).__name__!r}."
-        ) from None
+        raise GrammarError(f"the JSON schema cannot be converted: {error}.") from None
     # Its characters of a string have the control characters too, which are none of JSON's.
     return text.replace('char ::= [^"\\\\]', 'char ::= [^"\\\\\\x00-\\x1F]')
 
@@ -103,7 +105,7 @@ def _parse(text: str, gguf: Path, stop_ids: list[int]) -> None:
     """Parse it, and look at the whole vocabulary once: what a grammar costs at each token shows here."""
     import numpy as np
 
-    from .llamacpp_grammar import LlamaCppGrammar, LlamaCppVocabulary
+    from .llamacpp_grammar import ANSWER, LlamaCppGrammar, LlamaCppVocabulary
 
     if "\0" in text or not text.strip():
         raise GrammarError("the grammar is empty, or has a zero byte.")
@@ -112,7 +114,8 @@ def _parse(text: str, gguf: Path, stop_ids: list[int]) -> None:
             f"the JSON schema becomes {len(text):,} characters of grammar; {MAX_CHARACTERS:,} at most."
         )
     vocabulary = LlamaCppVocabulary(gguf, (), stop_ids)
-    LlamaCppGrammar(vocabulary, text).mask(np.zeros(vocabulary.size, np.float32))
+    for root in (ANSWER, "root"):
+        LlamaCppGrammar(vocabulary, text, root).mask(np.zeros(vocabulary.size, np.float32))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,11 @@ class _Reader:
             return self._alternatives(keys, lone, where)
         kind, beside = next(((key, also) for key, also in _KINDS if key in keys), ("type", ()))
         self._refuse_others(keys, (kind, "type", *beside), where)
-        if kind == "type" and schema.get("format") in _FORMATS and keys.get("type", "string") == "string":
+        if (
+            kind == "type"
+            and str(schema.get("format")) in _FORMATS
+            and keys.get("type", "string") == "string"
+        ):
             return {"type": "string", "format": schema["format"]}
         known = keys.get("type", list(_TYPES))
         for one in known if isinstance(known, list) else [known]:
@@ -129,20 +133,32 @@ def _check_values(keys: dict[str, Any], where: str) -> None:
             raise GrammarError(
                 f"the JSON schema's {key} at {where} is {value!r:.40}; it must be 0 to {_MOST}."
             )
+    for least, most in (("minItems", "maxItems"), ("minLength", "maxLength")):
+        if keys.get(least, 0) > keys.get(most, _MOST):
+            raise GrammarError(f"the JSON schema's {least} at {where} is over its {most}.")
     for key in {"prefixItems", "enum"} & set(keys):
         _list(keys[key], where, key)
     properties = _mapping(keys.get("properties", {}), where)
     for name in _list(keys.get("required", []), where, "required", empty=True):
-        if name not in properties:
+        if not isinstance(name, str) or name not in properties:
             raise GrammarError(
                 f"the JSON schema requires {name!r:.60} at {where}, which is none of its properties."
             )
     pattern = keys.get("pattern", "^$")
-    if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern) or re.search(r"\{[^}]*\d{4}", pattern):
+    if not isinstance(pattern, str) or not _is_plain(pattern):
         raise GrammarError(
             f"the JSON schema's pattern {pattern!r:.80} at {where} cannot be held to: it must go from ^ to "
             "$, without '.', negated classes and classes by name. Write [0-9] for a digit."
         )
+
+
+def _is_plain(pattern: str) -> bool:
+    """Whether the converter reads a pattern as it is meant."""
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return _PATTERN.fullmatch(pattern) is not None and not re.search(r"\{[^}]*\d{4}", pattern)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ another process has parsed it (`grammar_check.py`).
 
 import ctypes
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from .access import freed_with
 from .llamacpp_library import Library, load_library
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
+
+# Models answer with a space first where their template has one, which the answer's text drops; without it
+# they would have to spell their first word in pieces that they never saw.
+ANSWER = "tinyllava-answer"
 
 
 class LlamaCppVocabulary:
@@ -37,6 +41,7 @@ class LlamaCppVocabulary:
     def __init__(self, path: Path, special_ids: Collection[int], stop_ids: Collection[int]) -> None:
         loaded: Library = load_library()
         self.library = library = loaded.bindings
+        self.log = loaded.log
         parameters = library.llama_model_default_params()
         parameters.vocab_only, parameters.use_mmap = True, False
         model = library.llama_model_load_from_file(os.fsencode(path), parameters)
@@ -46,72 +51,58 @@ class LlamaCppVocabulary:
         self.pointer = library.llama_model_get_vocab(model)
         self.size = int(library.llama_vocab_n_tokens(self.pointer))
         self.stop_ids = frozenset(stop_ids)
-        self._never = frozenset(special_ids) - self.stop_ids
-        self.end_id = next(filter(self._ends, sorted(self.stop_ids)), None)
-        if self.end_id is None:
+        ends = {token for token in range(self.size) if library.llama_vocab_is_eog(self.pointer, token)}
+        if not ends & self.stop_ids:
             raise GrammarError(
-                f"{path}: llama.cpp knows none of the ids {sorted(stop_ids)} as the end of an answer."
+                f"{path}: llama.cpp knows none of the ids {sorted(stop_ids)} as an end, so no grammar "
+                "can end. Leave the grammar or schema out."
             )
-
-    def is_never(self, token: int) -> bool:
-        """Whether no grammar lets it through: special ones, ends that are not ours, rows without a token."""
-        return (
-            token in self._never or token >= self.size or (token not in self.stop_ids and self._ends(token))
-        )
-
-    def never(self, size: int) -> Iterable[int]:
-        """Those of `is_never` up to `size`, but for ends, of which llama.cpp says what it does of `end_id`."""
-        return (*(token for token in self._never if token < size), *range(self.size, size))
-
-    def _ends(self, token: int) -> bool:
-        return 0 <= token < self.size and bool(self.library.llama_vocab_is_eog(self.pointer, token))
+        self.end_id = min(ends & self.stop_ids)
+        self.never = frozenset((*ends, *special_ids)) - self.stop_ids
 
 
 class LlamaCppGrammar:
-    """A `sampling.Constraint`: one answer's place in a grammar.
+    """A `sampling.Constraint`: one answer's place in a grammar, which is GBNF that was checked.
 
     Raises:
         GrammarError: llama.cpp does not take the text.
     """
 
-    def __init__(self, vocabulary: LlamaCppVocabulary, gbnf: str) -> None:
+    def __init__(self, vocabulary: LlamaCppVocabulary, gbnf: str, root: str = ANSWER) -> None:
         self._vocabulary, self._library = vocabulary, vocabulary.library
-        sampler = self._library.llama_sampler_init_grammar(vocabulary.pointer, gbnf.encode(), b"root")
+        text = f'{gbnf}\n{ANSWER} ::= " "? root\n'.encode()
+        sampler = self._library.llama_sampler_init_grammar(vocabulary.pointer, text, root.encode())
         if not sampler:
-            raise GrammarError("llama.cpp cannot read the grammar.")
+            raise GrammarError(f"llama.cpp cannot read the grammar.{vocabulary.log.said()}")
         self._sampler = sampler
         freed_with(self, sampler, self._library.llama_sampler_free)
         self._one = np.zeros(1, _TOKEN)
 
     def allows(self, token: int) -> bool:
         """See `Constraint`."""
-        if self._vocabulary.is_never(token):
+        vocabulary = self._vocabulary
+        if token in vocabulary.never or token >= vocabulary.size:
             return False
-        self._one["id"] = self._vocabulary.end_id if token in self._vocabulary.stop_ids else token
+        self._one["id"] = vocabulary.end_id if token in vocabulary.stop_ids else token
         self._one["logit"] = 0
         self._apply(self._one)
         return bool(np.isfinite(self._one["logit"][0]))
 
     def mask(self, logits: npt.NDArray[np.float32]) -> None:
         """See `Constraint`; a GrammarError where no token of the vocabulary goes on."""
-        vocabulary, count = self._vocabulary, min(logits.size, self._vocabulary.size)
-        tokens = np.zeros(count, _TOKEN)
-        tokens["id"] = np.arange(count)
+        vocabulary = self._vocabulary
+        tokens = np.zeros(min(logits.size, vocabulary.size), _TOKEN)
+        tokens["id"] = np.arange(tokens.size)
         self._apply(tokens)
-        may_end = self.allows(vocabulary.end_id)  # type: ignore[arg-type]  # it has one
-        refused = np.ones(logits.size, bool)
-        refused[tokens["id"]] = ~np.isfinite(tokens["logit"])
-        refused[[*vocabulary.never(logits.size)]] = True
-        ends = (
-            [token for token in np.flatnonzero(~refused) if vocabulary.is_never(int(token))]
-            if may_end
-            else []
-        )
-        refused[ends] = True
-        refused[sorted(vocabulary.stop_ids)] = not may_end
-        logits[refused] = -np.inf
-        if not np.isfinite(logits.max()):
-            raise GrammarError("the grammar wants text that no token of this vocabulary goes on with.")
+        allowed = np.zeros(logits.size, bool)  # a row without a token is not
+        allowed[: tokens.size] = np.isfinite(tokens["logit"])
+        allowed[[*vocabulary.stop_ids]] = allowed[vocabulary.end_id]
+        allowed[[token for token in vocabulary.never if token < logits.size]] = False
+        logits[~allowed] = -np.inf
+        if not allowed.any():
+            raise GrammarError(
+                "the grammar wants text that no token of this vocabulary goes on with. Give another one."
+            )
 
     def accept(self, token: int) -> None:
         """See `Constraint`."""

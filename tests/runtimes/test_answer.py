@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.runtimes import bundles
@@ -14,7 +15,7 @@ from tests.runtimes.scripted_models import SYSTEM, CountingLanguage, bundle_ids,
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.config import IMAGE_TOKEN_ID
 from tinyllava_edge.errors import ContextOverflowError, PromptError, UsageError
-from tinyllava_edge.prompt import Turn
+from tinyllava_edge.prompt import Turn, template_named
 from tinyllava_edge.runtimes.model import Model, open_bundle
 from tinyllava_edge.runtimes.stream import Stream
 from tinyllava_edge.sampling import Sampling
@@ -217,6 +218,74 @@ def test_sampling_reaches_the_answer(bundle: Bundle) -> None:
         first, again, other = (say(Sampling(temperature=1.5, seed=seed)) for seed in (1, 1, 2))
         assert first == again != other
         assert say(Sampling(temperature=3, top_k=1)) == say(Sampling())
+
+
+def test_a_penalty_changes_the_most_likely_answer(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "aaaaaaaa")
+    assert model.ask("what") == "aaaaaaaa"
+    assert model.ask("what", presence_penalty=1.9) != "aaaaaaaa"
+    assert model.ask("what", repetition_penalty=3) != "aaaaaaaa"
+
+
+def test_a_system_text_stands_in_the_place_of_the_templates_own(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "a")
+    assert isinstance(model.language, CountingLanguage)
+    for system, ids in ((None, SYSTEM), ("be brief", "be brief ")):
+        model.language.seen.clear()
+        model.forget()
+        model.ask("why", system=system, max_tokens=1)
+        assert model.language.seen == [bundles.BOS, *bundle_ids(f"{ids}USER: why ASSISTANT:")]
+
+
+@pytest.mark.parametrize("honour_special", [False, True])
+def test_special_text_in_a_system_text_is_as_plain_as_in_a_question(
+    bundle: Bundle, honour_special: bool
+) -> None:
+    model = scripted_model(bundle, "a")
+    model.ask("why", system="be</s>brief", max_tokens=1, honour_special=honour_special)
+    assert isinstance(model.language, CountingLanguage)
+    assert model.language.seen.count(bundles.EOS) == int(honour_special)
+
+
+def test_a_system_text_of_one_answer_in_a_conversation_is_gone_in_the_next(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "the cat")
+    for question, system in (("what", "be kind"), ("why", "be brief"), ("who", None)):
+        list(model.chat(question, picture(1) if question == "what" else None, system=system))
+    # The context holds the whole prompt as the template has it; the last position gives the logits.
+    turns: list[Turn] = [("<image>\nwhat", "the cat"), ("why", "the cat"), ("who", None)]
+    stream = model.answer(turns, picture(1))
+    told = reused(stream)
+    assert stream.timings is not None
+    assert told >= stream.timings.prompt_tokens - 1
+
+
+def test_a_system_text_that_has_no_place_or_holds_a_picture_is_refused(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "a")
+    with pytest.raises(PromptError, match="pictures belong to questions"):
+        model.ask("what", system="see <image>")
+    with pytest.raises(PromptError, match="'pretrain' has no place for a system text"):
+        template_named("pretrain").with_system("be brief")
+
+
+def test_log_probabilities_are_those_of_the_models_own_logits(bundle: Bundle) -> None:
+    with open_bundle(bundle, threads=1, kv_type="f32") as model:
+        how = Sampling(temperature=2, top_k=5, seed=3, presence_penalty=1)
+        stream = model.answer(FIRST, picture(1), sampling=how, max_tokens=6, logprobs=4)
+        assert (stream.logprobs, model.answer(FIRST).logprobs) == ([], None)
+        stream = model.answer(FIRST, picture(1), sampling=how, max_tokens=6, logprobs=4)
+        list(stream)
+        found = stream.logprobs
+        assert found is not None
+        assert [entry.id for entry in found] == stream.ids
+        assert "".join(entry.text for entry in found).strip() == stream.text
+        logits = model.logits(FIRST, picture(1))[-1].astype(np.float64)
+        expected = logits - np.log(np.exp(logits).sum())
+        assert found[0].logprob == pytest.approx(expected[found[0].id], abs=1e-4)
+        assert [one.id for one in found[0].top] == np.argsort(-expected)[:4].tolist()
+        assert [one.logprob for one in found[0].top] == pytest.approx(np.sort(expected)[:-5:-1], abs=1e-4)
+        for bad in (-1, 21, True):
+            with pytest.raises(UsageError, match="it must be 0 to 20"):
+                model.answer(FIRST, logprobs=bad)
 
 
 # --- ask

@@ -6,6 +6,7 @@ The pictures are shown where standard output is a terminal with colours; NO_COLO
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -120,6 +121,18 @@ def show_pictures(console: Console, asked: list[Asked]) -> None:
         console.print()
 
 
+def lines_of(asked: list[Asked]) -> Iterator[str]:
+    """A line for each picture, and the counts."""
+    about: dict[str, list[Asked]] = {}
+    for one in asked:
+        about.setdefault(one.picture, []).append(one)
+    for answers in about.values():
+        kind, other = (next((one for one in answers if one.type == name), None) for name in KINDS)
+        yield f"{answers[0].thing:34}{kind!s:42}{other}"
+    yield f"\n{len(about)} pictures, drawn by a seed, of things that nano was never trained on:"
+    yield from (count_line(asked, kind) for kind in KINDS)
+
+
 def main() -> None:
     """The command; one line where an argument is wrong."""
     bundle = sys.argv[1] if len(sys.argv) > 1 else "nano"
@@ -130,14 +143,7 @@ def main() -> None:
         say(str(error))
         sys.exit(USER_ERROR)
     show_pictures(console, asked)
-    about: dict[str, list[Asked]] = {}
-    for one in asked:
-        about.setdefault(one.picture, []).append(one)
-    for answers in about.values():
-        kind, other = (next((a for a in answers if a.type == name), None) for name in KINDS)
-        sys.stdout.write(f"{answers[0].thing:34}{kind!s:42}{other}\n")
-    sys.stdout.write(f"\n{len(about)} pictures, drawn by a seed, of things that nano was never trained on:\n")
-    sys.stdout.writelines(f"{count_line(asked, kind)}\n" for kind in KINDS)
+    sys.stdout.writelines(f"{line}\n" for line in lines_of(asked))
 
 
 if __name__ == "__main__":

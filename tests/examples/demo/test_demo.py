@@ -1,6 +1,7 @@
 """The demo: its pictures are those that the seed draws, and it counts as `eval` does. nano's bundle, CPU."""
 
 import json
+import platform
 import subprocess
 import sys
 from io import StringIO
@@ -16,6 +17,7 @@ from examples.demo.__main__ import (
     Asked,
     ask_all,
     count_line,
+    lines_of,
     picture_lines,
     show_pictures,
     wilson,
@@ -79,6 +81,16 @@ def test_it_asks_every_question_and_is_right_where_eval_says_so(asked: list[Aske
     assert 0 < sum(one.is_right for one in asked) < len(asked)
     right = sum(one.is_right for one in asked if one.type == "kind")
     assert count_line(asked, "kind").startswith(f"kind of thing: {right} of 40 right, 95 % interval ")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors round float16 in other ways")
+def test_readme_shows_what_it_prints(asked: list[Asked]) -> None:
+    readme = (HERE.parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("<!-- demo: begin -->\n")[1].split("<!-- demo: end -->")[0]
+    _, rows, counts = (part.splitlines() for part in shown.replace(" " * 4, "", 1).split("    ...\n"))
+    printed = "\n".join(lines_of(asked)).splitlines()
+    assert [line.removeprefix("    ") for line in rows] == printed[: len(rows)]
+    assert [line.removeprefix("    ") for line in counts] == printed[-len(counts) :]
 
 
 def test_wilsons_interval_is_the_published_one() -> None:

@@ -139,6 +139,7 @@ class AsyncStream(AsyncIterator[str]):
     """Pieces of an answer; `text`, `ids`, `timings` and `finish` are those of a `Stream`.
 
     Attributes:
+        stream: what it awaits the pieces of; None before the first was asked for.
         reader: the task that asks for it, or has read of it last; None before that.
         is_open: whether more may come.
     """
@@ -146,7 +147,7 @@ class AsyncStream(AsyncIterator[str]):
     def __init__(self, model: AsyncModel, ask: Callable[[], Stream]) -> None:
         self._model = model
         self._ask = ask
-        self._stream: Stream | None = None
+        self.stream: Stream | None = None
         self.reader: asyncio.Task[Any] | None = None
         self.is_open = True
 
@@ -155,9 +156,9 @@ class AsyncStream(AsyncIterator[str]):
             raise StopAsyncIteration
         self.reader = asyncio.current_task()
         try:
-            if self._stream is None:
-                self._stream = await self._model.begin(self, self._ask)
-            piece: str | None = await self._model.in_worker(next, self._stream, None)
+            if self.stream is None:
+                self.stream = await self._model.begin(self, self._ask)
+            piece: str | None = await self._model.in_worker(next, self.stream, None)
         except BaseException:  # cancelled, too
             await asyncio.shield(self.aclose())
             raise
@@ -168,29 +169,29 @@ class AsyncStream(AsyncIterator[str]):
 
     async def aclose(self) -> None:
         """End the answer here; calling it twice is harmless."""
-        if self._stream is not None and self.is_open:
-            await self._model.in_worker(self._stream.close)
+        if self.stream is not None and self.is_open:
+            await self._model.in_worker(self.stream.close)
         self.is_open = False
 
     def __repr__(self) -> str:
-        return f"<Async{repr(self._stream)[1:]}" if self._stream else "<AsyncStream not asked yet>"
+        return f"<Async{repr(self.stream)[1:]}" if self.stream else "<AsyncStream not asked yet>"
 
     @property
     def text(self) -> str:
         """All pieces so far."""
-        return self._stream.text if self._stream else ""
+        return self.stream.text if self.stream else ""
 
     @property
     def ids(self) -> list[int]:
         """Token ids so far."""
-        return self._stream.ids if self._stream else []
+        return self.stream.ids if self.stream else []
 
     @property
     def timings(self) -> Timings | None:
         """None until the answer has ended."""
-        return self._stream.timings if self._stream else None
+        return self.stream.timings if self.stream else None
 
     @property
     def finish(self) -> Finish | None:
         """What ended the answer, likewise."""
-        return self._stream.finish if self._stream else None
+        return self.stream.finish if self.stream else None

@@ -17,7 +17,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.machine_files import HERE
 from tinyllava_edge.process import Terminated
 
-from .cli_options import BundleArgument, JsonOption, Settings, with_settings
+from .cli_options import JsonOption, NamedBundleArgument, Settings, with_settings
 from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @with_settings
 def run(
-    bundle: BundleArgument,
+    bundle: NamedBundleArgument,
     pictures_and_question: Annotated[
         list[str],
         typer.Argument(
@@ -55,7 +55,7 @@ def run(
 
 @with_settings
 def chat(
-    bundle: BundleArgument,
+    bundle: NamedBundleArgument,
     settings: Settings,
     pictures: Annotated[
         list[str] | None, typer.Argument(metavar="[PICTURE]...", help="Pictures of the first question.")
@@ -157,17 +157,19 @@ def _open(
     bundle: str, pictures: Sequence[str], settings: Settings
 ) -> "tuple[Model, list[Picture], dict[str, Any]]":
     """Check bundle, pictures and settings before the weights take their time."""
-    from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.image import open_picture
 
+    from .bundle_by_name import is_to_fetch, open_named
     from .picture_arguments import picture_argument
 
+    def shown() -> "list[Picture]":
+        return [open_picture(picture_argument(given), allow_url=settings.allow_url) for given in pictures]
+
     how = settings.how()
-    opened = Bundle.open(bundle_path(bundle))
-    images: list[Picture] = [
-        open_picture(picture_argument(given), allow_url=settings.allow_url) for given in pictures
-    ]
+    # A picture that is not there is said before gigabytes come.
+    first = shown() if is_to_fetch(bundle) else []
+    opened, settings = open_named(bundle, settings)
+    images = first or shown()
     return open_model(opened, settings), images, how
 
 

@@ -16,6 +16,9 @@ from .registry import DEFAULT_RUNTIME
 
 T = TypeVar("T")
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's directory, or nano.")]
+NamedBundleArgument = Annotated[
+    str, typer.Argument(help="A bundle's directory, nano, or owner/name[@revision] of the hub.")
+]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", help="Threads of each engine.", show_default="the usable cores", min=1),
@@ -84,6 +87,9 @@ class Opening:
             help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
         ),
     ] = 0
+    allow_url: Annotated[
+        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
+    ] = False
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None
@@ -112,9 +118,6 @@ class Settings(Opening):
     stop: Annotated[
         list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
     ] = None
-    allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
-    ] = False
     repetition_penalty: Annotated[
         float, typer.Option(help="Divide logits of tokens in question and answer by this; 1 is none.")
     ] = 1.0

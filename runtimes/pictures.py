@@ -47,7 +47,7 @@ def as_pictures(given: Any) -> tuple[Picture, ...]:
     if _is_one(given):
         return (given,)
     if not isinstance(given, Sequence | Iterator):
-        raise not_a_picture(given)
+        raise not_a_picture(given, " Several are a list of them.")
     several = tuple(given)
     for place, one in enumerate(several):
         if not _is_one(one):

@@ -1,6 +1,7 @@
 """A hub on this machine, for tests: enough of its HTTP interface for huggingface_hub's own client.
 
-A repository is a directory `root/owner/name`; its only commit is `COMMIT`. Every request is kept.
+A repository is a directory `root/owner/name`; its only commit is `COMMIT`. One with a file `.gated` wants a
+login. Every request is kept.
 """
 
 import hashlib
@@ -32,6 +33,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.split("?")[0].strip("/")
         self.requests.append(path)
         parts = path.split("/")
+        name = parts[2:4] if parts[:2] == ["api", "models"] else parts[:2]
+        if (self.root / "/".join(name) / ".gated").exists():
+            self._send(401, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted."})
+            return
         if parts[:2] == ["api", "models"]:
             self._describe(self.root / parts[2] / parts[3], parts[4:])
         elif "resolve" in parts and (file := self.root / parts[0] / parts[1] / "/".join(parts[4:])).is_file():

@@ -7,6 +7,7 @@ hashes before any native parser sees a byte. Nothing executable is ever in a bun
 import hashlib
 import json
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -269,6 +270,11 @@ def _read_manifest(root: Path) -> tuple[bytes, Manifest]:
     path = root / MANIFEST_FILE
     if not root.is_dir():
         raise BundleError(f"{root}: no such directory. Give the path of a bundle, or 'nano'.")
+    if not path.is_file() and (root / "config.json").is_file():
+        raise BundleError(
+            f"{root}: is a checkpoint, and a bundle is wanted. Make one: tinyllava-edge export "
+            f"{shlex.quote(str(root))} -o BUNDLE"
+        )
     if not path.is_file():
         raise BundleError(f"{path}: no such file, so {root} is not a (complete) bundle. Export it again.")
     if path.stat().st_size > MAX_MANIFEST_BYTES:

@@ -59,9 +59,9 @@ def name_of(picture: object) -> str:
     return name if hasattr(picture, "read") and isinstance(name, str) and name else "picture"
 
 
-def not_a_picture(given: object) -> ImageError:
+def not_a_picture(given: object, more: str = "") -> ImageError:
     """What is said of anything else."""
-    return ImageError(f"{type(given).__name__} is no picture: expected {EXPECTED}.")
+    return ImageError(f"{type(given).__name__} is no picture: expected {EXPECTED}.{more}")
 
 
 def refuse_url(url: str) -> ImageError:

@@ -13,7 +13,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes.auto import settle_runtime
 from tinyllava_edge.runtimes.base import BackendOptions
-from tinyllava_edge.runtimes.registry import CPU_RUNTIME, runtime_entries
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME, language_target, runtime_entries
 
 from .pace import Amount
 from .peers.rivals import Absent, RivalCell
@@ -159,9 +159,14 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
 def _names_of(
     bundle: Bundle, part: Literal["vision", "language"], names: tuple[str, ...], runtime: str = ""
 ) -> list[str | None]:
-    """The named variants, or with "all" the verified ones; one that is not verified is measured if named."""
+    """The named variants, or with "all" the verified ones; one that is not verified is measured if named.
+
+    Of names for several runtimes each takes those that it reads; where it reads none, it says so itself.
+    """
     if names != (ALL,):
-        return [variant.name for variant in chosen_variants(bundle, part, names)]
+        named = chosen_variants(bundle, part, names)
+        read = [variant.name for variant in named if variant.target == (runtime and language_target(runtime))]
+        return read or [variant.name for variant in named]
     variants = chosen_variants(bundle, part, (), runtime)
     return [v.name for v in variants if v.status == "verified"] or [v.name for v in variants]
 

@@ -57,7 +57,7 @@ def test_two_hundred_rows_are_learned_merged_exported_and_verified(tmp_path: Pat
     assert outcome["steps"] == 40
     assert outcome["last_loss"] < 0.5 * outcome["first_loss"]
     assert json.loads((tmp_path / "tuned" / "tinyllava_edge.json").read_text())["merge_error"] <= 1e-5
-    _run("export", tuned, "-o", bundle, "--vision", "fp16", "--language", "f16,q8_0")
+    _run("export", tuned, "-o", bundle, "--vision", "fp16", "--language", "q8_0")
     _run("verify", bundle, "--checkpoint", tuned, "--quick")
     answer = _run("run", bundle, str(tmp_path / "0.png"), "Disc or box?")
     assert answer.split()[0] in ("disc", "box")

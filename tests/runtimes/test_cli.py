@@ -1,5 +1,6 @@
 """`run`, `chat` and `doctor` as a user starts them."""
 
+import base64
 import io
 import json
 import os
@@ -96,6 +97,29 @@ def test_run_answers_without_torch(bundle: Path, photo: Path) -> None:
     assert result.stdout.strip()
     assert "vision: onnxruntime fp32; language: llamacpp f32, f16 KV" in result.stderr
     assert "first token after" in result.stderr
+
+
+def test_ask_answers_without_torch(bundle: Path, photo: Path) -> None:
+    words = ("ask", bundle, "what is this", photo, "--max-tokens", 4, "--threads", 1, "--json")
+    result = without(NOT_ON_A_DEVICE, *words)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["answer"]
+
+
+def test_a_picture_on_standard_input_and_one_in_a_url_are_seen(
+    bundle: Path, photo: Path, command: Command
+) -> None:
+    words = ["--max-tokens", "4", "--threads", "1"]
+    asked = [sys.executable, "-m", "tinyllava_edge", "run", str(bundle), "-", "what is this", *words]
+    result = subprocess.run(asked, input=photo.read_bytes(), capture_output=True, check=True, timeout=120)
+    url = f"data:image/png;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+    for picture in (photo, url):
+        assert command("run", bundle, picture, "what is this", *words).stdout == result.stdout.decode()
+    said = command("chat", bundle, url, *words, stdin=f"what is this\n/reset\n/image {url}\nwhat is this\n")
+    assert said.stdout == 2 * result.stdout.decode()
+    for name, message in (("https://example.com/a.png", "--allow-url"), ("-", "where the questions are")):
+        refused = command("chat", bundle, name, stdin="what\n")
+        assert (refused.returncode, message in refused.stderr) == (2, True), refused
 
 
 def test_run_prints_one_line_of_json_with_what_was_used_and_every_time(

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.runtimes.bundles import write_bundle
-from tinyllava_edge.errors import GrammarError
+from tinyllava_edge.cli import app
+from tinyllava_edge.errors import GrammarError, TinyLlavaEdgeError
 from tinyllava_edge.runtimes import llamacpp_grammar
 from tinyllava_edge.runtimes.json_schema import read_schema
 from tinyllava_edge.runtimes.model import Model, open_bundle
+from tinyllava_edge.sampling import Sampling
 
 PICTURE = "docs/pictures/emoji.webp"
 PERSON = {
@@ -64,9 +67,7 @@ def test_json_fits_its_schema_at_any_temperature(model: Model) -> None:
         pytest.fail("no answer was whole")
 
 
-def _hot(seed: int) -> Any:
-    from tinyllava_edge.sampling import Sampling
-
+def _hot(seed: int) -> Sampling:
     return Sampling(temperature=1, seed=seed)
 
 
@@ -195,3 +196,34 @@ def test_a_text_is_checked_once_and_its_memory_freed_once(
     del stream
     gc.collect()
     assert freed.total() == 21
+
+
+def test_the_commands_options_are_the_models_settings(tmp_path: Any) -> None:
+    grammar, schema = tmp_path / "yes_no.gbnf", tmp_path / "schema.json"
+    grammar.write_text('root ::= "yes" | "no"')
+    schema.write_text('{"const": "no"}')
+    penalties = ["--repetition-penalty", "1.1", "--frequency-penalty", "0.1", "--presence-penalty", "0.1"]
+    for options, answers in (
+        (["--grammar", str(grammar), *penalties, "--system", "Be brief."], ("yes", "no")),
+        (["--json-schema", str(schema), "--stop", "x", "--stop", "y"], ('"no"',)),
+        (["--json-schema", '{"const": 5}'], ("5",)),
+    ):
+        result = CliRunner().invoke(app, ["run", "nano", PICTURE, "?", "--json", "--logprobs", "2", *options])
+        said = json.loads(result.stdout)
+        assert said["answer"] in answers
+        assert [len(entry["top"]) for entry in said["logprobs"]] == [2] * said["timings"]["generated_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--logprobs", "1"], "Add --json"),
+        (["--grammar", "absent.gbnf"], "absent.gbnf: cannot be read: no such file"),
+        (["--json-schema", "{"], "not JSON"),
+        (["--presence-penalty", "3"], "presence_penalty is 3.0; it must be -2 to 2"),
+    ],
+)
+def test_an_option_that_says_nothing_is_one_line(options: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["run", "nano", "?", *options])
+    assert isinstance(result.exception, TinyLlavaEdgeError)
+    assert said in str(result.exception)

@@ -1,4 +1,4 @@
-"""Checkpoints of the Hugging Face hub: `owner/name[@revision]`, pinned to a commit.
+"""Checkpoints and bundles of the Hugging Face hub: `owner/name[@revision]`, pinned to a commit.
 
 Only a command that names one asks the hub, and only for the files listed here: never a `.py` file, and a
 pickle only where pickles are allowed. Everything lies in huggingface_hub's own cache, which is found again
@@ -7,7 +7,11 @@ without a network.
 
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 
 from tinyllava_edge.cache import cache_folder
@@ -146,15 +150,85 @@ def _linked(snapshots: list[Snapshot]) -> Path:
     return folder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """What a repository of the hub holds at one commit.
+
+    Attributes:
+        name: `owner/name`.
+        commit: of all that follows.
+        sizes: bytes of each file.
+    """
+
+    name: str
+    commit: str
+    sizes: dict[str, int]
+
+    def to_download(self, *, allow_pickle: bool) -> int:
+        """Bytes of a checkpoint that `download_checkpoint` would still fetch."""
+        from huggingface_hub import try_to_load_from_cache
+
+        patterns = (*CHECKPOINT_FILES, *(PICKLES if allow_pickle else ()))
+        return sum(
+            size
+            for file, size in self.sizes.items()
+            if any(fnmatch(file, pattern) for pattern in patterns)
+            if not isinstance(try_to_load_from_cache(self.name, file, revision=self.commit), str)
+        )
+
+    def download(self, files: Iterable[str], folder: Path) -> None:
+        """Write files into a folder, going on with what an earlier call left; else a CheckpointError."""
+        from huggingface_hub import snapshot_download
+
+        with _asking(f"{self.name}@{self.commit}", self.name, self.commit):
+            snapshot_download(
+                self.name,
+                revision=self.commit,
+                allow_patterns=[escape(file) for file in files],
+                local_dir=folder,
+            )
+
+
+def read_repository(text: str) -> Repository:
+    """Ask the hub what `owner/name[@revision]` holds; nothing is downloaded.
+
+    Raises:
+        CheckpointError: as `download_checkpoint`.
+    """
+    parsed = parse_name(text)
+    assert parsed is not None, text
+    name, revision = parsed
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with _asking(text, name, revision):
+        hub = HfApi()
+        commit = hub.model_info(name, revision=revision).sha
+        tree = hub.list_repo_tree(name, revision=commit, recursive=True)
+        sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    return Repository(name=name, commit=str(commit), sizes=sizes)
+
+
 def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
     parsed = parse_name(text)
     assert parsed is not None, text
     repository, revision = parsed
-    from huggingface_hub import errors as hub_errors
     from huggingface_hub import snapshot_download
 
-    try:
+    with _asking(text, repository, revision):
         path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+    if not _COMMIT.fullmatch(path.name):
+        raise CheckpointError(f"{text}: the hub did not say which commit it is ({path.name}).")
+    return Snapshot(path=path, repository=repository, commit=path.name)
+
+
+@contextmanager
+def _asking(text: str, repository: str, revision: str | None) -> Iterator[None]:
+    """Whatever the hub's client says is one line."""
+    from huggingface_hub import errors as hub_errors
+
+    try:
+        yield
     except hub_errors.GatedRepoError:
         raise CheckpointError(
             f"{text}: the hub gives it only to who has accepted its terms. Accept them on its page, then run "
@@ -173,6 +247,3 @@ def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
             f"{text}: no such directory here, and the hub could not be asked ({kind}: {reason}). "
             "Where there is no network, copy the checkpoint's directory here and give its path."
         ) from None
-    if not _COMMIT.fullmatch(path.name):
-        raise CheckpointError(f"{text}: the hub did not say which commit it is ({path.name}).")
-    return Snapshot(path=path, repository=repository, commit=path.name)

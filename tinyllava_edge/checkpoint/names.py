@@ -1,7 +1,9 @@
 """What a user may call a checkpoint or bundle: `nano`, a path, or a checkpoint of the hub."""
 
 from pathlib import Path
+from urllib.parse import quote
 
+from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import UsageError
 
 from .hub import HUB, Snapshot, cached_snapshot, download_checkpoint, download_sources, parse_name
@@ -58,8 +60,21 @@ def check_sources(sources: Path | None) -> None:
 
 
 def bundle_path(name_or_path: str | Path) -> Path:
-    """The directory of a bundle; `nano` is the one that comes with the package."""
-    return _FOLDER / "bundle" if str(name_or_path) == NANO else Path(name_or_path)
+    """The directory of a bundle: `nano`'s is in the package, a hub's where `run` has put it."""
+    if str(name_or_path) == NANO:
+        return _FOLDER / "bundle"
+    path = Path(name_or_path)
+    kept = None if path.exists() else kept_bundle(str(name_or_path))
+    return kept if kept is not None and kept.is_dir() else path
+
+
+def kept_bundle(text: str) -> Path | None:
+    """Where the bundle of `owner/name[@revision]` is kept, or will be; None for any other text."""
+    parsed = parse_name(text)
+    if parsed is None:
+        return None
+    name, revision = parsed
+    return cache_folder() / "bundles" / f"{name}@{quote(revision or 'main', safe='')}"
 
 
 def is_shipped(path: Path) -> bool:

@@ -67,6 +67,14 @@ def test_several_runtimes_are_told_apart_by_name(bundles: dict[str, Bundle]) -> 
     assert found == ["scripted fp32 + f32", f"{DEFAULT} fp32 + f32", "scripted fp32 + f32 again"]
 
 
+def test_each_runtime_takes_the_named_variants_that_it_reads(bundles: dict[str, Bundle]) -> None:
+    object.__setattr__(bundles["tiny"].variant("language", "q8_0"), "target", "openvino")
+    found = names(bundles, runtimes=(DEFAULT, "openvino"), language=("f32", "f16", "q8_0"))
+    assert found[:-1] == [f"{DEFAULT} fp32 + f32", f"{DEFAULT} fp32 + f16", "openvino fp32 + q8_0"]
+    unread = names(bundles, runtimes=("openvino",), language=("f32",))
+    assert unread[0] == "fp32 + f32"  # which says so when it is opened
+
+
 def test_several_bundles_are_told_apart_by_name(honest: Honest, tmp_path: Path) -> None:
     roots = [honest.bundle, Path(shutil.copytree(honest.bundle, tmp_path / "other"))]
     both = named_bundles([Bundle.open(root) for root in roots])

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_a_bad_picture_ends_nothing(ask: Ask, photos: Path) -> None:
     assert "3 of 3, 1 failed" in err
     code, out, _ = ask(QUESTION, photos, "--skip-bad")
     assert (code, len(out.splitlines())) == (0, 2)
+
+
+def test_a_long_run_says_how_far_it_is_and_how_fast(
+    ask: Ask, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinyllava_edge.benchmarks.evals.ask_cli._LINE_EVERY_S", 0.0)
+    code, out, err = ask(QUESTION, photos, "-o", tmp_path / "answers.jsonl")
+    assert (code, out) == (0, ""), err
+    said = re.findall(r"^ask: (\d) of 3, 0 failed, \d+\.\d\d a second$", err, re.MULTILINE)
+    assert said == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,6 @@ class Opening:
             help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
         ),
     ] = 0
-    allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
-    ] = False
     checkpoint: Annotated[
         Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
     ] = None
@@ -103,8 +100,11 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Opening):
-    """What `run` and `chat` may be told besides: `Sampling`, and how to answer."""
+    """What commands that ask may be told besides: `Sampling`, and how to answer."""
 
+    allow_url: Annotated[
+        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
+    ] = False
     max_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1)
     ] = None

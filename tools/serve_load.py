@@ -1,9 +1,9 @@
 """Load a server as people do: `python -m tools.serve_load http://127.0.0.1:8000 --clients 1,2,4,8`.
 
 Closed loop: so many clients, each of which asks again as soon as it has its answer. Poisson: requests arrive
-at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are the
-client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count of
-tokens. Goodput counts the answers a second that kept both bounds.
+at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are
+the client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count
+of tokens. Goodput counts the answers a second that kept both bounds.
 
 Definitions: docs/sources/measuring.md#times-of-a-request.
 """
@@ -139,7 +139,7 @@ async def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             began = time.perf_counter()
             run: Any = closed_loop if kind == "closed" else poisson
             samples = await run(client, source, amount, options.seconds)
-            name = f"{amount} clients" if kind == "closed" else f"{amount:g}/s"
+            name = f"closed loop, {amount}" if kind == "closed" else f"Poisson, {amount:g} a second"
             bounds_ms = (options.ttft_ms, options.tpot_ms)
             rows.append(summed_up(name, samples, time.perf_counter() - began, bounds_ms))
             note(f"{name}: {len(samples)} requests")

@@ -8,12 +8,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.runtimes.timings import Timings
 
 from .answering import Answering
 from .answers import KEEP_ALIVE, Completion, failed
 from .body import BodyReader, parse_json
-from .errors import ApiError
+from .errors import ApiError, told
 from .gate import Gate, Rules, read_headers
 from .images import KnownPictures
 from .jobs import Event, Piece
@@ -71,6 +72,7 @@ class Server:
         routes.add_api_route("/v1/models/{name}", self._show_model, methods=["GET"])
         routes.add_api_route("/v1/chat/completions", self._complete, methods=["POST"], response_model=None)
         routes.add_exception_handler(ApiError, _as_json)
+        routes.add_exception_handler(TinyLlavaEdgeError, _as_json)
         routes.add_exception_handler(HTTPException, _as_json)
         routes.add_exception_handler(Exception, _as_json)
         self.app = Gate(routes, rules, metrics)
@@ -163,6 +165,8 @@ async def _chunks(
 async def _as_json(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):  # of the router: no such path or method
         error = ApiError(error.status_code, f"{error.detail}.".lower(), headers=dict(error.headers or {}))
+    if isinstance(error, TinyLlavaEdgeError):
+        error = told(error)
     if not isinstance(error, ApiError):  # a fault of ours, which uvicorn writes to the owner's terminal
         error = ApiError(500, "the server failed.", code="server_failed")
     return JSONResponse(error.body, error.status, headers=error.headers)

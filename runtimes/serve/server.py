@@ -2,8 +2,12 @@
 
 import asyncio
 import ipaddress
+import os
+import signal
 import socket
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -15,6 +19,7 @@ from .connections import HEADER_TIMEOUT_S, MAX_HEADER_BYTES, TimedConnection
 from .worker import Served
 
 GRACE_S = 10.0  # for answers that run when the server is to end
+_BACKLOG = 128
 _LAST_WORDS_S = 2.0  # for what they are told then
 
 
@@ -25,12 +30,29 @@ def listen(host: str, port: int) -> socket.socket:
         UsageError: the address is taken, not of this machine, or unknown.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=128)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With its protocol, by which asyncio sets TCP_NODELAY (socket.create_server leaves it out): else
+        # the pieces of a stream wait 40 ms for the client's delayed ACK.
+        listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        reason = error.strerror or str(error)
-        message = f"{host}:{port}: cannot listen there: {reason}. Stop what does, or give --port or --host."
-        raise UsageError(message) from None
+        raise _cannot_listen(host, port, error) from None
+    try:
+        if os.name == "posix":  # elsewhere it would let a second server in
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise _cannot_listen(host, port, error) from None
+    return listening
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    reason = error.strerror or str(error)
+    return UsageError(
+        f"{host}:{port}: cannot listen there: {reason}. Stop what does, or give --port or --host."
+    )
 
 
 def is_loopback(listening: socket.socket) -> bool:
@@ -78,6 +100,24 @@ class Program(uvicorn.Server):
         )
         super().__init__(config)
         self._served, self._grace_s = served, grace_s
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's, for the signals that end a command here; one that the caller ignores stays so."""
+        wanted = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        is_main = threading.current_thread() is threading.main_thread()
+        before = {
+            number: signal.signal(number, self.handle_exit)
+            for number in wanted
+            if is_main and number is not None and signal.getsignal(number) != signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        for captured in reversed(self._captured_signals):
+            signal.raise_signal(captured)  # which gives the command its exit code
 
     async def shutdown(self, sockets: Sequence[Any] | None = None) -> None:
         """Refuse what waits, let answers end, and end them where they do not."""

@@ -109,7 +109,8 @@ class Served:
                 job.tell(told(error))
             finally:
                 self._running = None
-                self._spent_s.append(time.monotonic() - started)
+                if not job.stopped:  # one that nobody wanted any more says nothing of the next
+                    self._spent_s.append(time.monotonic() - started)
 
     def _answer(self, job: Job) -> None:
         with closing(job.ask(self.model)) as stream:

@@ -27,7 +27,7 @@ from tinyllava_edge.runtimes.serve.images import KnownPictures, fetch_from
 from tinyllava_edge.runtimes.serve.messages import read_messages
 from tinyllava_edge.runtimes.serve.request import ChatRequest, read_request
 
-LEAKS = re.compile(r"0x[0-9a-f]{6,}|Traceback|site-packages|\.py\b")
+LEAKS = re.compile(r"\b0x[0-9a-f]{6,}|Traceback|site-packages|\.py\b")
 STATUSES = {200, 400, 401, 403, 404, 405, 408, 411, 413, 415, 421, 422, 429, 503}
 CHAT = "/v1/chat/completions"
 
@@ -42,6 +42,13 @@ def pictures() -> list[bytes]:
         image.save(file, name, **options)
         found.append(file.getvalue())
     return found
+
+
+def as_png(draw: random.Random) -> str:
+    """The URL of a small picture that nobody has sent before."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (24, 24), draw.randbytes(24 * 24 * 3)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def damaged(data: bytes, draw: random.Random) -> bytes:
@@ -280,10 +287,10 @@ def server() -> Iterator[Running]:
         yield found
 
 
-def test_150_requests_drawn_at_random_have_a_status_of_ours(server: Running) -> None:
-    statuses = check_requests(server, 150, seed=1)
+def test_100_requests_drawn_at_random_have_a_status_of_ours(server: Running) -> None:
+    statuses = check_requests(server, 100, seed=1)
     assert statuses[200] > 1
-    assert statuses[400] > 20
+    assert statuses[400] > 10
 
 
 @pytest.mark.long

@@ -21,7 +21,7 @@ from tinyllava_edge.runtimes.serve.connections import MAX_HEADER_BYTES
 JSON = {"Content-Type": "application/json"}
 # Nothing of this machine: paths, addresses of memory, Python's own words.
 LEAKS = re.compile(
-    rf"0x[0-9a-f]{{6,}}|Traceback|\.py\b|site-packages|{re.escape(str(ROOT))}|/(?:root|home|usr|tmp)/"
+    rf"\b0x[0-9a-f]{{6,}}|Traceback|\.py\b|site-packages|{re.escape(str(ROOT))}|/(?:root|home|usr|tmp)/"
 )
 
 
@@ -131,6 +131,7 @@ BODIES: dict[str, tuple[int, str, Any]] = {
     "max_tokens as text": (400, "max_tokens", field(max_tokens="5")),
     "temperature = -1": (400, "temperature", field(temperature=-1)),
     "top_p = 2": (400, "top_p", field(top_p=2)),
+    "top_p = 0": (400, "top_p", field(top_p=0)),
     "a negative seed": (400, "seed", field(seed=-1)),
     "penalty = 3": (400, "presence_penalty", field(presence_penalty=3)),
     "17 stops": (400, "stop", field(stop=["x"] * 17)),
@@ -236,6 +237,11 @@ def test_a_hostile_request_has_its_status(
     content = b"{}" if "Content-Type" in headers else None
     check_error(client.request(method, path, headers=headers, content=content), status)
     assert ask(client) == golden
+
+
+def test_the_page_says_how_many_there_are() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    assert f"{len(BODIES)} hostile bodies" in page
 
 
 def raw(server: Running, sent: bytes) -> bytes:

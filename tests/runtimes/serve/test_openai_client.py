@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.runtimes.serve.serving import CAT, EMOJI, QUESTION, Running, data_url, running
+from tests.runtimes.serve.serving import CAT, EMOJI, QUESTION, ROOT, Running, data_url, running
 from tinyllava_edge import Model, open_bundle
 from tinyllava_edge.prompt import Turn
 from tinyllava_edge.sampling import Sampling
@@ -173,6 +174,23 @@ def test_a_picture_is_known_by_its_hash(client: openai.OpenAI) -> None:
     assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
     with pytest.raises(openai.NotFoundError, match="Send it again"):
         create(client, message(text(QUESTION), {"type": "image_id", "image_id": "0" * 64}))
+
+
+def test_the_lines_of_the_page_print_an_answer(
+    server: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    [lines] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "serve.md").read_text("utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(lines.replace("http://127.0.0.1:8000", server.url), names)
+    names["client"].close()
+    assert capsys.readouterr().out == "blueberries\n"
+
+
+def test_an_answer_may_be_sent_back_as_it_came(client: openai.OpenAI) -> None:
+    said = create(client, message(QUESTION)).choices[0].message.model_dump()
+    again = create(client, message(QUESTION), said, message("And why?"))
+    assert again.usage.prompt_tokens > 40
 
 
 def test_the_models_are_listed(client: openai.OpenAI, model: Model) -> None:

@@ -70,20 +70,26 @@ def in_background(server: Running, **fields: Any) -> "tuple[threading.Thread, li
     return thread, found
 
 
+def begin_stream(server: Running, **fields: Any) -> socket.socket:
+    """A connection on which an answer has begun."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=10)
+    body = json.dumps(asked(stream=True, grammar=LONG, max_tokens=300, **fields)).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
 def test_a_full_queue_is_429_with_the_time_that_was_measured() -> None:
     with running(slow_s=SLOW_S / 2, max_waiting=1) as server, server.client() as client:
         assert client.post(CHAT, json=asked(grammar=LONG, max_tokens=60)).status_code == 200
-        threads = []
-        for count in (0, 1):
-            threads.append(in_background(server, grammar=LONG, max_tokens=50))
-            server.wait_until(lambda: server.served.is_answering and server.served.num_waiting == count)  # noqa: B023
-        response = client.post(CHAT, json=asked())
+        with begin_stream(server), begin_stream(server):
+            server.wait_until(lambda: server.served.is_answering and server.served.num_waiting == 1)
+            response = client.post(CHAT, json=asked())
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"
-        assert 2 <= int(response.headers["retry-after"]) <= 10
-        for thread, found in threads:
-            thread.join()
-            assert found[0].status_code == 200
+        assert 2 <= int(response.headers["retry-after"]) <= 20  # two of 0.6 s, or more on a busy machine
+        server.wait_until(lambda: not server.served.is_answering)
         assert client.post(CHAT, json=asked()).status_code == 200
 
 
@@ -106,25 +112,22 @@ def test_a_client_with_one_request_does_not_wait_for_all_of_another() -> None:
     assert ended.index("127.0.0.2") in (1, 2)
 
 
-def begin_stream(server: Running, **fields: Any) -> socket.socket:
-    """A connection on which an answer has begun."""
-    host, port = server.url.removeprefix("http://").split(":")
-    connection = socket.create_connection((host, int(port)), timeout=10)
-    body = json.dumps(asked(stream=True, grammar=LONG, max_tokens=300, **fields)).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-    return connection
-
-
-def test_a_client_that_goes_away_ends_its_answer_within_two_tokens() -> None:
+def test_a_client_that_goes_away_ends_its_answer_within_two_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     with running(slow_s=SLOW_S) as server:
-        connection = begin_stream(server)
-        while b'"content"' not in connection.recv(65536):
-            pass
-        connection.close()
-        before = server.language.evaluated
-        server.wait_until(lambda: not server.served.is_answering, 2)
-        assert server.language.evaluated <= before + 2
+        noticed: list[int] = []
+        withdraw = server.served.withdraw
+
+        def noted(*arguments: Any) -> None:
+            noticed.append(server.language.evaluated)
+            withdraw(*arguments)
+
+        monkeypatch.setattr(server.served, "withdraw", noted)
+        with begin_stream(server) as connection:
+            while b'"content"' not in connection.recv(65536):
+                pass
+        server.wait_until(lambda: not server.served.is_answering)
+        assert server.language.evaluated <= noticed[0] + 2
+        assert server.language.evaluated < 100, "the answer has 300"
         with server.client() as client:
             assert client.post(CHAT, json=asked()).status_code == 200
 
@@ -132,13 +135,12 @@ def test_a_client_that_goes_away_ends_its_answer_within_two_tokens() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_while_it_waits_frees_its_place(stream: bool) -> None:
     with running(slow_s=SLOW_S, max_waiting=1) as server:
-        first = begin_stream(server)
-        server.wait_until(lambda: server.served.is_answering)
-        with server.client() as client, pytest.raises(httpx.ReadTimeout):
-            client.post(CHAT, json=asked(stream=stream), timeout=0.2)
-        server.wait_until(lambda: server.served.num_waiting == 0, 2)
-        first.close()
-        server.wait_until(lambda: not server.served.is_answering, 2)
+        with begin_stream(server):
+            server.wait_until(lambda: server.served.is_answering)
+            with server.client() as client, pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=asked(stream=stream), timeout=0.2)
+            server.wait_until(lambda: server.served.num_waiting == 0)
+        server.wait_until(lambda: not server.served.is_answering)
         assert 'status="499"' in server.metrics.text({"queue_depth": {}, "running": {}})
 
 
@@ -148,7 +150,7 @@ def test_a_request_ends_at_its_deadline() -> None:
         response = client.post(CHAT, json=asked(grammar=LONG, max_tokens=300))
         assert response.status_code == 503
         assert response.json()["error"]["code"] == "deadline_exceeded"
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 6
         streamed = client.post(CHAT, json=asked(grammar=LONG, max_tokens=300, stream=True)).text
         events = [line for line in streamed.splitlines() if line.startswith("data: ")]
         assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,9 @@ import httpx
 import pytest
 
 from tests.runtimes.serve.serving import ROOT, asked
-from tinyllava_edge.runtimes.serve.cli import KEY_VARIABLE
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.runtimes.serve.cli import KEY_VARIABLE, _check_origins, _names, _read_keys
+from tinyllava_edge.runtimes.serve.server import listen
 
 KEY = "a-key-of-24-characters-!"
 
@@ -47,7 +49,7 @@ def started(*options: str | Path, **environment: str) -> "Iterator[tuple[subproc
         process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_the_shells_code(number: signal.Signals) -> None:
     with started(**{KEY_VARIABLE: KEY}) as (process, url):
         headers = {"Authorization": f"Bearer {KEY}"}
@@ -57,6 +59,16 @@ def test_a_signal_ends_it_with_the_shells_code(number: signal.Signals) -> None:
         process.send_signal(number)
         printed, said = process.communicate(timeout=20)
         assert (process.returncode, printed, said) == (128 + number, "", "tinyllava-edge: stopped.\n")
+
+
+def test_a_signal_that_its_caller_ignores_does_not_end_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with started() as (process, url):
+            process.send_signal(signal.SIGHUP)
+            assert httpx.post(f"{url}/v1/chat/completions", json=asked(), timeout=30).status_code == 200
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def assert_refused(*options: str | Path, named: tuple[str, ...], **environment: str) -> None:
@@ -75,23 +87,32 @@ def test_two_servers_on_one_port_are_one_line() -> None:
         assert_refused("nano", "--port", port, named=(port, "in use", "--port"))
 
 
-def test_what_other_machines_reach_needs_a_key(tmp_path: Path) -> None:
+def test_what_other_machines_reach_needs_a_key() -> None:
     assert_refused("nano", "--host", "0.0.0.0", "--port", "0", named=("0.0.0.0", "--api-key-file"))
-    short = tmp_path / "keys"
-    short.write_text(f"{KEY}\nshort\n")
-    assert_refused("nano", "--api-key-file", short, named=(str(short), "key 2", "16"))
-    short.write_text("\n")
-    assert_refused("nano", "--api-key-file", short, named=(str(short), "no API key"))
+
+
+def test_a_file_of_keys_has_good_ones(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    for text, named in ((f"{KEY}\nshort\n", "key 2 must be 16"), (f"{KEY} x", "key 1"), ("\n", "no API key")):
+        file.write_text(text)
+        with pytest.raises(UsageError, match=f"{file}: {named}"):
+            _read_keys(file)
+    file.write_text(f"{KEY}\n\n{KEY}2 \n")
+    assert _read_keys(file) == [KEY, f"{KEY}2"]
 
 
 @pytest.mark.parametrize(
-    ("options", "named"),
+    ("work", "named"),
     [
-        (("absent",), ("absent",)),
-        (("nano", "tests/../nano"), ("same name",)),
-        (("nano", "--allow-origin", "example.org/x"), ("example.org/x", "https://")),
-        (("nano", "--host", "no.such.host.invalid", "--port", "0"), ("no.such.host.invalid",)),
+        (lambda: _names(["nano", "tests/../nano"]), "same name"),
+        (lambda: _check_origins(["example.org/x"]), r"example.org/x.*https://"),
+        (lambda: listen("no.such.host.invalid", 0), "no.such.host.invalid"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(options: tuple[str, ...], named: tuple[str, ...]) -> None:
-    assert_refused(*options, *(() if "--port" in options else ("--port", "0")), named=named)
+def test_what_cannot_be_served_is_said(work: Callable[[], object], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        work()
+
+
+def test_a_bundle_that_is_not_there_is_one_line() -> None:
+    assert_refused("absent", "--port", "0", named=("absent",))

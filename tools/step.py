@@ -1,7 +1,7 @@
 """Run one long step and say what it is doing: `python tools/step.py "what, and about how long" COMMAND...`.
 
-A line at its start, one every 20 seconds with the last thing that the command said, and one at its end;
-where it fails, the end of what it said. Needs nothing but Python: the
+A line at its start, one every 20 seconds with the last line of the command's standard output, and one at its
+end; where it fails, the end of that output. Its standard error is shown as it comes. Needs nothing but Python: the
 Makefile runs it before anything is installed.
 """
 
@@ -31,7 +31,7 @@ def run_step(what: str, command: Sequence[str], *, every_s: float = EVERY_S) -> 
     start = time.monotonic()
     with tempfile.NamedTemporaryFile("w+b", suffix=".log") as log:
         environment = {"PIP_VERBOSE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **os.environ}
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        process = subprocess.Popen(command, stdout=log, env=environment)
         try:
             while True:
                 try:

@@ -8,12 +8,14 @@ from tools.step import run_step
 
 
 def test_a_long_step_gives_signs_of_life(capfd: pytest.CaptureFixture[str]) -> None:
-    code = "import time; print('[ 3/9] Building x.c', flush=True); time.sleep(0.5)"
+    said = "print('[ 3/9] Building x.c', flush=True); print('a GPU is left out', file=sys.stderr, flush=True)"
+    code = f"import sys, time; {said}; time.sleep(0.5)"
     assert run_step("compiles; half a second", [sys.executable, "-c", code], every_s=0.2) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    first, *alive, last = err.splitlines()
+    first, warning, *alive, last = err.splitlines()
     assert first == "== compiles; half a second"
+    assert warning == "a GPU is left out", "what a person should read comes at once"
     assert alive[-1].endswith(": [ 3/9] Building x.c")
     assert last.startswith("   done after ")
 

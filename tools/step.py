@@ -1,8 +1,8 @@
 """Run one long step and say what it is doing: `python tools/step.py "what, and about how long" COMMAND...`.
 
 A line at its start, one every 20 seconds with the last line of the command's standard output, and one at its
-end; where it fails, the end of that output. Its standard error is shown as it comes. Needs nothing but Python: the
-Makefile runs it before anything is installed.
+end; where it fails, the end of that output. Its standard error is shown as it comes. Needs nothing but
+Python: the Makefile runs it before anything is installed.
 """
 
 import os

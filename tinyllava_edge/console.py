@@ -63,10 +63,10 @@ def progress() -> Progress:
 def print_json(value: dict[str, Any]) -> None:
     """Print one line of JSON on stdout, for programs; what a terminal would obey is escaped.
 
-    In front stands `schema`, the version of all that commands print: docs/json.md.
+    At its end stands `schema`, the version of all that commands print: docs/json.md.
     """
     only_ascii = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
-    text = json.dumps({"schema": JSON_SCHEMA, **value}, ensure_ascii=only_ascii, allow_nan=False)
+    text = json.dumps({**value, "schema": JSON_SCHEMA}, ensure_ascii=only_ascii, allow_nan=False)
     sys.stdout.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tinyllava_edge.errors import ImageError, PromptError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.picture_given import is_picture
 
+from .logprobs import TokenLogprob
 from .pictures import Prepared, as_pictures
 from .timings import Timings
 
@@ -32,6 +33,7 @@ class Answered:
         timings: of the answer; `preprocess_ms` is the time of the thread that ran ahead, and no part of
             `first_token_ms` and `total_ms`. None where it failed.
         error: why it failed; None where it did not.
+        logprobs: of the answer's tokens where they were asked for, as `Stream.logprobs`.
     """
 
     index: int
@@ -40,6 +42,7 @@ class Answered:
     answer: str | None
     timings: Timings | None
     error: TinyLlavaEdgeError | None = None
+    logprobs: list[TokenLogprob] | None = None
 
 
 def ask_each(
@@ -118,7 +121,7 @@ def _answered(
     try:
         shown: Any = prepared.result()  # no `Picture`, which is what people give
         stream = model.answer([(question, None)], shown, **settings)
-        text, error = "".join(stream), None
+        text = "".join(stream)
     except (ImageError, PromptError) as fault:  # with its traceback it would hold the picture
         return Answered(
             index=index,
@@ -129,5 +132,10 @@ def _answered(
             error=fault.with_traceback(None),
         )
     return Answered(
-        index=index, picture=picture, question=question, answer=text, timings=stream.timings, error=error
+        index=index,
+        picture=picture,
+        question=question,
+        answer=text,
+        timings=stream.timings,
+        logprobs=stream.logprobs,
     )

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import typer
 
@@ -27,13 +28,14 @@ from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.full_disk import check_space, full_disk_named
 from tinyllava_edge.manifest import MAX_MANIFEST_BYTES, check_listed_names, parse_manifest
 
-from .cli_options import Settings
+from .cli_options import Opening
 
 # Of Phi-2 + SigLIP, whose checkpoint has 6,436,524,152 bytes (benchmarks/results/export/real_size.json), for
 # each byte: CPU seconds, peak memory, and the widest point on the disk for fp16 and q8_0 (with f16 beside).
 _CPU_SECONDS, _MEMORY, _DISK, _LEAST_MEMORY = 1470 / 6.44e9, 4.43 / 6.44, 1.5, 1_500_000_000
 _PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
 _TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json"}
+OpeningT = TypeVar("OpeningT", bound=Opening)
 VISION, LANGUAGE = "fp16", "q8_0"  # half of what the next more precise ones take
 
 
@@ -42,7 +44,7 @@ def is_to_fetch(name_or_path: str) -> bool:
     return not bundle_path(name_or_path).exists() and kept_bundle(name_or_path) is not None
 
 
-def open_named(name_or_path: str, settings: Settings) -> tuple[Bundle, Settings]:
+def open_named(name_or_path: str, settings: OpeningT) -> tuple[Bundle, OpeningT]:
     """A bundle's directory, `nano`, or a name of the hub, which is fetched the first time.
 
     Returns:
@@ -65,7 +67,7 @@ def open_named(name_or_path: str, settings: Settings) -> tuple[Bundle, Settings]
     return Bundle.open(bundle_path(name_or_path)), settings
 
 
-def _fetch(text: str, kept: Path, settings: Settings) -> None:
+def _fetch(text: str, kept: Path, settings: OpeningT) -> None:
     if find_spec("huggingface_hub") is None:
         line = install_line("torch")
         raise MissingExtraError(
@@ -126,7 +128,7 @@ def _download(repository: Repository, kept: Path) -> None:
     work.rename(kept)
 
 
-def _export(repository: Repository, kept: Path, settings: Settings) -> None:
+def _export(repository: Repository, kept: Path, settings: OpeningT) -> None:
     """A checkpoint, which is downloaded and exported by our own command."""
     missing = [name for name in ("torch", "transformers", "onnx", "gguf") if find_spec(name) is None]
     if missing:

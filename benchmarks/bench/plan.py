@@ -165,8 +165,8 @@ def _names_of(
     """
     if names != (ALL,):
         named = chosen_variants(bundle, part, names)
-        read = [variant.name for variant in named if variant.target == (runtime and language_target(runtime))]
-        return read or [variant.name for variant in named]
+        target = runtime and language_target(runtime)
+        return [variant.name for variant in named if variant.target == target] or [v.name for v in named]
     variants = chosen_variants(bundle, part, (), runtime)
     return [v.name for v in variants if v.status == "verified"] or [v.name for v in variants]
 

@@ -59,7 +59,7 @@ def ask(
 
     What fails ends nothing: it is named on stderr, its line has the reason, and the exit code is 1.
     """
-    from tinyllava_edge.bundle import Bundle
+    from tinyllava_edge.runtimes.bundle_by_name import open_named
     from tinyllava_edge.runtimes.cli import open_model
 
     from .ask_rows import depends_on, known_lines, lines_mark
@@ -73,7 +73,8 @@ def ask(
             check_output(output, force=force, mark=lines_mark)
     how = settings.how()
     rows = _rows(question, pictures or [], recursive, settings.allow_url, input, images)
-    with open_model(Bundle.open(bundle_path(bundle)), settings) as model:
+    opened, settings = open_named(bundle, settings)
+    with open_model(opened, settings) as model:
         if output is None:
             asked = _ask(model, rows, how, {}, _printer(settings.json), bar=False)
             failed = sum(line["error"] is not None for line in asked)

@@ -25,7 +25,7 @@ from .records import listed, read_record, shown_picture
 from .tables import TablePicture
 
 Line = dict[str, Any]
-_FIELDS = {"index", "id", "picture", "question", "answer", "finish", "timings", "error"}
+_FIELDS = {"index", "id", "picture", "question", "answer", "finish", "timings", "logprobs", "error"}
 _PICTURE, _QUESTION = ("image", "picture"), ("question", "text", "conversations")
 
 
@@ -140,6 +140,7 @@ def line_of(row: Row, found: Answered | None) -> Line:
         "answer": found.answer if found else None,
         "finish": timings.finish if timings else None,
         "timings": asdict(timings) if timings else None,
+        "logprobs": [asdict(entry) for entry in found.logprobs] if found and found.logprobs else None,
         "error": error and error.encode("utf-8", "backslashreplace").decode(),
     }
 

@@ -107,13 +107,12 @@ def _run(
 
 def _open(name: str, bundle: str, settings: Opening) -> "Model":
     """A bundle, and what was chosen of it."""
-    from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.runtimes.base import BackendOptions
+    from tinyllava_edge.runtimes.bundle_by_name import open_named
     from tinyllava_edge.runtimes.model import open_bundle
 
+    opened, settings = open_named(bundle, settings)
     options = vars(settings.read(BackendOptions))
-    opened = Bundle.open(bundle_path(bundle))
     model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     note(f"{name}: vision: {model.vision.name}; language: {model.language.name}")
     return model

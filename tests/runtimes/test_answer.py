@@ -130,6 +130,17 @@ def test_a_new_answer_closes_the_one_that_runs(bundle: Bundle) -> None:
     assert (running.text, running.finish) == ("the", "closed")
 
 
+def test_a_stream_that_is_cancelled_computes_no_token_more(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "the cat and the dog")
+    stream = model.answer(FIRST)
+    next(stream)
+    before = counts(model)
+    stream.cancel()
+    assert list(stream) == []
+    assert (stream.text, stream.finish, counts(model)) == ("the", "closed", before)
+    assert "".join(model.answer(FIRST)) == "the cat and the dog"
+
+
 def test_a_stream_ends_when_it_is_closed_or_dropped(bundle: Bundle) -> None:
     model = scripted_model(bundle, "the cat and the dog")
     with closing(model.answer(FIRST)) as stream:

@@ -271,3 +271,11 @@ def test_a_kill_loses_no_row_and_doubles_none(ask: Ask, photos: Path, tmp_path: 
     assert [line["id"] for line in found] == list(range(90))
     assert [line["id"] for line in found if line["error"]] == [5]
     assert [line for line in found[:known] if line["id"] != 5] == [line for line in kept if line["id"] != 5]
+
+
+def test_log_probabilities_stand_in_the_lines(ask: Ask, photos: Path) -> None:
+    code, out, _ = ask(QUESTION, photos / "1.png", "--json", "--logprobs", "1")
+    (line,) = lines(out)
+    assert code == 0
+    assert "".join(entry["text"] for entry in line["logprobs"]).strip() == line["answer"]
+    assert all(entry["logprob"] <= 0 for entry in line["logprobs"])

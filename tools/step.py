@@ -1,8 +1,9 @@
 """Run one long step and say what it is doing: `python tools/step.py "what, and about how long" COMMAND...`.
 
-A line at its start, one every 20 seconds with the last line of the command's standard output, and one at its
-end; where it fails, the end of that output. Its standard error is shown as it comes. Needs nothing but
-Python: the Makefile runs it before anything is installed.
+A line at its start, one every 20 seconds with the last thing that the command said (pip tells what it
+compiles on either stream), and one at its end; where it fails, the end of what it said.
+
+Needs nothing but Python: the Makefile runs it before anything is installed.
 """
 
 import os
@@ -16,6 +17,7 @@ from typing import IO
 
 EVERY_S = 20.0
 _END_LINES, _WIDTH = 40, 88
+_FOR_PEOPLE = "llama.cpp: "  # begins what `tinyllava_edge.install` says of a build that leaves something out
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
@@ -31,7 +33,7 @@ def run_step(what: str, command: Sequence[str], *, every_s: float = EVERY_S) -> 
     start = time.monotonic()
     with tempfile.NamedTemporaryFile("w+b", suffix=".log") as log:
         environment = {"PIP_VERBOSE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **os.environ}
-        process = subprocess.Popen(command, stdout=log, env=environment)
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
         try:
             while True:
                 try:
@@ -43,8 +45,11 @@ def run_step(what: str, command: Sequence[str], *, every_s: float = EVERY_S) -> 
             process.terminate()
             process.wait()
             raise
-        if code:
-            _say("\n".join(_last_lines(log, _END_LINES)))
+        log.seek(0)
+        said = [
+            line.decode(errors="replace").rstrip() for line in log if line.startswith(_FOR_PEOPLE.encode())
+        ]
+        _say(*(_last_lines(log, _END_LINES) if code else said))
     ended = f"FAILED, exit code {code}," if code else "done"
     _say(f"   {ended} after {_minutes(time.monotonic() - start)}")
     return code
@@ -62,8 +67,8 @@ def _minutes(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
+def _say(*lines: str) -> None:
+    sys.stderr.writelines(f"{line}\n" for line in lines)
     sys.stderr.flush()
 
 

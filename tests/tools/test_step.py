@@ -8,14 +8,14 @@ from tools.step import run_step
 
 
 def test_a_long_step_gives_signs_of_life(capfd: pytest.CaptureFixture[str]) -> None:
-    said = "print('[ 3/9] Building x.c', flush=True); print('a GPU is left out', file=sys.stderr, flush=True)"
-    code = f"import sys, time; {said}; time.sleep(0.5)"
+    said = "print('llama.cpp: a GPU is left out'); print('[ 3/9] Building x.c', file=sys.stderr, flush=True)"
+    code = f"import sys, time; sys.stdout.reconfigure(line_buffering=True); {said}; time.sleep(0.5)"
     assert run_step("compiles; half a second", [sys.executable, "-c", code], every_s=0.2) == 0
     out, err = capfd.readouterr()
     assert out == ""
-    first, warning, *alive, last = err.splitlines()
+    first, *alive, warning, last = err.splitlines()
     assert first == "== compiles; half a second"
-    assert warning == "a GPU is left out", "what a person should read comes at once"
+    assert warning == "llama.cpp: a GPU is left out", "what a person should read is not lost"
     assert alive[-1].endswith(": [ 3/9] Building x.c")
     assert last.startswith("   done after ")
 

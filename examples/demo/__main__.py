@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from math import sqrt
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image
 from rich.console import Console
@@ -46,12 +46,12 @@ class Asked(NamedTuple):
         return f"{shown}{self.said}" if self.is_right else f"{shown}{self.said} (WRONG: {self.right})"
 
 
-def ask_all(bundle: str, questions: Path = HERE / "questions.json") -> list[Asked]:
-    """Every question of the file by itself, in its order; two stand together about each picture."""
+def ask_all(bundle: str, questions: Path = HERE / "questions.json", **options: Any) -> list[Asked]:
+    """Every question of the file by itself, in its order; `options` are those of `open_bundle`."""
     rows = json.loads(questions.read_text(encoding="utf-8"))
     texts = [row["conversations"][0]["value"].removeprefix("<image>\n") for row in rows]
     pictures = [str(questions.parent / row["image"]) for row in rows]
-    with open_bundle(bundle) as model:
+    with open_bundle(bundle, **options) as model:
         answered = list(model.ask_each(texts, pictures, max_tokens=16))
     return [
         Asked(

@@ -31,7 +31,7 @@ FILES = sorted((HERE / "pictures").iterdir())
 
 @pytest.fixture(scope="module")
 def asked() -> list[Asked]:
-    return ask_all("nano")
+    return ask_all("nano", threads=1)
 
 
 def test_the_pictures_are_few_small_and_named_after_their_artists() -> None:

@@ -228,10 +228,13 @@ def _files(
     """What each row of a rival reads, with what tells it from the rival's others."""
     if rival.reads == "gguf":
         mmproj = find_mmproj(bundle, places.mmproj)
-        for variant in dict.fromkeys(cell.options.language for cell in cells):
-            if variant is not None:
-                gguf = bundle.path(bundle.variant("language", variant).files[0])
-                yield f" {variant}", {"gguf": str(gguf), "mmproj": str(mmproj)}
+        names = dict.fromkeys(cell.options.language for cell in cells if cell.options.language)
+        variants = [bundle.variant("language", language) for language in names]
+        if not (ggufs := [variant for variant in variants if variant.target == "gguf"]):
+            raise UsageError(f"{name} reads GGUF, and no row has such a variant: name one with --language.")
+        for variant in ggufs:
+            gguf = str(bundle.path(variant.files[0]))
+            yield f" {variant.name}", {"gguf": gguf, "mmproj": str(mmproj)}
         return
     checkpoint = find_checkpoint_of(bundle, places.checkpoint)
     if rival.reads == "checkpoint":

@@ -260,3 +260,19 @@ def test_configs_of_transformers_5_as_4_reads_them(tmp_path: Path) -> None:
     }
     assert json.loads((tmp_path / "old" / "preprocessor_config.json").read_text()) == {"size": 3}
     assert (tmp_path / "old" / "model.safetensors").read_bytes() == b"x" * 100
+
+
+def test_what_reads_gguf_has_no_row_for_other_variants(honest: Honest, tmp_path: Path) -> None:
+    bundle = Bundle.open(honest.bundle)
+    object.__setattr__(bundle.variant("language", "q8_0"), "target", "openvino")
+    cells = plan_cells({"tiny": bundle}, Wish(runtimes=("scripted",), language=("f32", "q8_0")))
+    writer = gguf.GGUFWriter(mmproj := tmp_path / "mmproj.gguf", "clip")
+    writer.add_uint32("clip.vision.embedding_length", 48)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    prepared = prepare(bundle, request(honest), tmp_path)
+    places = Places(home=tmp_path, mmproj=mmproj)
+    assert [row.name for row in rivals.plan_rivals(["mtmd"], bundle, cells, places, prepared)] == ["mtmd f32"]
+    (absent,) = rivals.plan_rivals(["mtmd"], bundle, cells[1:2], places, prepared)
+    assert "no row has such a variant" in absent.why  # type: ignore[union-attr]

@@ -13,6 +13,8 @@ LLAMA_CPP ?= llama-cpp-python==0.3.36
 # has a backend for each kind of processor. A wheel that runs is taken, and what it leaves unused is said.
 LLAMA_BUILD ?=
 INSTALL_LLAMA = $(BIN)/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+# Says what is going on while a command is silent.
+STEP := $(PYTHON) tools/step.py
 LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 
 # SmolLM2-135M with the ViT-S/14 of a package, where `make smollm2` has put it.
@@ -34,18 +36,24 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -qq --upgrade pip
-	$(INSTALL_LLAMA)
-	$(BIN)/python -m pip install -qq "$(TORCH)" --editable '.[dev]'
-	$(LLAMA_SUITS) || { $(INSTALL_LLAMA) --fresh && $(LLAMA_SUITS); }
+	$(STEP) "1 of 3: a virtual environment in $(VENV)" sh -c '$(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --upgrade pip'
+	$(STEP) "2 of 3: llama.cpp; compiled once, 7 to 12 minutes on two cores, later a wheel of pip's cache" $(INSTALL_LLAMA)
+	$(STEP) "3 of 3: PyTorch, ONNX, ONNX Runtime and others; minutes, most of them to download" \
+		$(BIN)/python -m pip install "$(TORCH)" --editable '.[dev]'
+	$(LLAMA_SUITS) || { $(STEP) "llama.cpp again, for this machine; 7 to 12 minutes" $(INSTALL_LLAMA) --fresh && \
+		$(LLAMA_SUITS); }
 	touch $@
 
-# The main job on the embedded default model: export, verify, answer, compare.
+# The main job on the embedded default model: export, verify, ask about drawings, compare.
 demo: $(VENV)/ready
+	@echo "== export nano: its vision tower to ONNX, its language model to GGUF; about half a minute"
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision fp32,fp16 --language f32,f16,q8_0,q4_k_m --force
+	@echo "== prove the bundle equal to its checkpoint, stage by stage; one to two minutes"
 	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
-	$(BIN)/tinyllava-edge run $(OUT)/nano docs/pictures/emoji.webp "What is this?"
+	@echo "== ask nano what it was made for: 80 questions about 40 drawings that it never saw"
+	$(BIN)/python -m examples.demo $(OUT)/nano
+	@echo "== compare runtimes and variants; the longest part"
 	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --sessions 2 --runs 12 -o $(OUT)/bench --force
 	@echo "table and plot: $(OUT)/bench/report.md, $(OUT)/bench/report.png"
 

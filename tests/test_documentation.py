@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+from tests.command_lines import check_line
 from tinyllava_edge.cli import COMMANDS
 from tinyllava_edge.export.onnx_file import INLINE_LIMIT
 from tinyllava_edge.gates import STAGES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS_PAGE = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"),
     *("twelve", "thirteen", "fourteen", "fifteen"),
@@ -16,22 +18,35 @@ NUMBERS = (
 
 
 def documented_command(row: str) -> str:
-    """The command that a row of README's table shows; a name may have two words."""
+    """The command that a row of the table shows; a name may have two words."""
     words = row.split()
     two = " ".join(words[:2])
     return two if two in COMMANDS else words[0]
 
 
-def test_readmes_table_has_every_command_and_no_other() -> None:
-    shown = {
-        documented_command(row)
-        for row in re.findall(r"^\| `tinyllava-edge ([^`]+)` \|", README, re.MULTILINE)
-    }
-    assert shown == set(COMMANDS)
+def test_the_table_has_every_command_and_no_other() -> None:
+    rows = re.findall(r"^\| `tinyllava-edge ([^`]+)` \|", COMMANDS_PAGE, re.MULTILINE)
+    assert {documented_command(row) for row in rows} == set(COMMANDS)
+
+
+def test_readme_is_short_and_its_table_narrow() -> None:
+    assert README.count("\n") <= 150
+    tables = re.findall(r"^\|[-:|]+\|$", README, re.MULTILINE)
+    assert tables
+    assert max(table.count("|") - 1 for table in tables) <= 8
+
+
+def test_every_line_from_a_name_to_a_board_is_one_that_its_command_reads() -> None:
+    [section] = re.findall(r"\*\*Not run here\*\*.*?```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line.replace("$NAME", "owner/name") for line in section.splitlines()]
+    ours = [line for line in lines if line.startswith("tinyllava-edge ")]
+    assert len(ours) >= 8
+    for line in ours:
+        check_line(line)
 
 
 def test_the_number_of_stages_is_said_right_wherever_it_is_said() -> None:
-    for name in ("README.md", "docs/measuring.md"):
+    for name in ("docs/commands.md", "docs/measuring.md"):
         said = re.findall(r"(\w+) stages\b", (ROOT / name).read_text(encoding="utf-8").lower())
         numbers = [NUMBERS.index(word) for word in said if word in NUMBERS]
         assert numbers, name
@@ -45,8 +60,9 @@ def test_the_page_of_the_bundle_says_from_which_size_on_weights_lie_apart() -> N
     )
 
 
-def test_every_folder_of_readmes_tree_is_there() -> None:
-    tree = README.split("## Where things are\n")[1].split("Pages:")[0]
+def test_every_folder_of_the_tree_is_there() -> None:
+    tree = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Where things go\n")[1]
+    tree = tree.split("\n\n`")[0]
     folders, room = [], ""
     for indent, name in re.findall(r"^( {4}| {6})(\S+)/ ", tree, re.MULTILINE):
         room = name if len(indent) == 4 else room

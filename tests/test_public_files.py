@@ -14,6 +14,7 @@ import yaml
 from tests.command_lines import ROOT, check_line
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TEMPLATES_CONFIG = ROOT / ".github" / "ISSUE_TEMPLATE" / "config.yml"
 NOTEBOOK = ROOT / "examples" / "notebooks" / "t4.ipynb"
 JETSON = ROOT / "docs" / "jetson.md"
 STEPS = (
@@ -92,6 +93,20 @@ def test_a_workflow_is_one_by_githubs_schema(path: Path) -> None:
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout
+
+
+def test_issue_templates_are_forms_by_githubs_schema_and_ask_for_doctor() -> None:
+    pytest.importorskip("check_jsonschema")
+    forms = sorted(set((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")) - {TEMPLATES_CONFIG})
+    assert [path.stem for path in forms] == ["board_report", "bug", "export_difference"]
+    for schema, files in (("issue-forms", forms), ("issue-config", [TEMPLATES_CONFIG])):
+        command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.github-{schema}"]
+        result = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout
+    lines = [line for path in forms for line in re.findall(r"tinyllava-edge [\w \"./-]+", path.read_text())]
+    assert len(lines) >= 5
+    for line in lines:
+        check_line(line.rstrip(". "))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

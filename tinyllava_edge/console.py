@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+JSON_SCHEMA = 1  # counted up when a field of docs/json.md goes or means something else
 # C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and half
 # surrogate pairs, which no encoding has.
 _OBEYED = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
@@ -59,10 +60,13 @@ def progress() -> Progress:
     )
 
 
-def print_json(value: Any) -> None:
-    """Print one line of JSON on stdout, for programs; what a terminal would obey is escaped."""
+def print_json(value: dict[str, Any]) -> None:
+    """Print one line of JSON on stdout, for programs; what a terminal would obey is escaped.
+
+    At its end stands `schema`, the version of all that commands print: docs/json.md.
+    """
     only_ascii = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
-    text = json.dumps(value, ensure_ascii=only_ascii, allow_nan=False)
+    text = json.dumps({**value, "schema": JSON_SCHEMA}, ensure_ascii=only_ascii, allow_nan=False)
     sys.stdout.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 

@@ -1,19 +1,33 @@
 """Fill README's measured block: `python -m tools.readme`.
 
-From benchmarks/results/*/report.json, each of one `bench`, so that no figure is typed by hand.
+One table and one picture, from benchmarks/results/*/report.json, each of one `bench`: no figure is typed
+by hand.
 """
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tinyllava_edge.atomic_files import write_bytes
 from tinyllava_edge.benchmarks.bench.compare import read_report
-from tinyllava_edge.benchmarks.bench.report import markdown_lines
+from tinyllava_edge.benchmarks.bench.figures import shown_cells
+from tinyllava_edge.benchmarks.bench.pictures import CAPTIONS, draw_all, write_png
 from tinyllava_edge.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 BEGIN, END = "<!-- measured: begin -->\n", "<!-- measured: end -->"
+TABLE = (
+    "| variant or rival | MB | KL | accuracy | first token | per token | end to end | ours / theirs |",
+    "|---|---:|---:|---:|---:|---:|---:|---:|",
+)
+MEANING = """
+One picture, one question, greedy, batch 1; medians in ms. *KL*: of the next token against torch float32,
+in nats. *accuracy*: exact match on questions about things never trained. *ours / theirs*: time end to end
+with its 95 % interval, below 1 ours is faster: in a row of ours over torch, in a rival's row of the variant
+named, our fastest that is no farther from torch.
+"""
+Record = dict[str, Any]
 
 
 def find_reports(root: Path = ROOT) -> list[Path]:
@@ -22,25 +36,102 @@ def find_reports(root: Path = ROOT) -> list[Path]:
 
 
 def measured_block(reports: Sequence[Path]) -> str:
-    """Markdown of every report, in the order of the paths."""
+    """Markdown of all reports, in the order of the paths.
+
+    Raises:
+        DataError: one of them is none, or not whole.
+    """
     if not reports:
         return f"No result is committed. `make bench` measures, and writes {RESULTS}/ and this part.\n"
-    return "\n".join(line for path in reports for line in _lines(path)) + "\n"
+    rows, notes = [], []
+    for path in reports:
+        record = read_report(path)
+        try:
+            rows += [f"| {' | '.join(row)} |" for row in _rows(path.parent.name, record)]
+            notes += list(_notes(path, record))
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: no whole report ({type(error).__name__} {error}). Measure again."
+            ) from None
+    drawn = [path.parent.name for path in reports if (path.parent / "choice.png").exists()]
+    picture = [f"\n![{CAPTIONS['choice']}]({RESULTS}/{name}/choice.png)" for name in drawn[:1]]
+    return "\n".join([*TABLE, *rows, MEANING, *notes, *picture]) + "\n"
 
 
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        title, *rest = markdown_lines(read_report(path), stages=False)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: no whole report ({type(error).__name__} {error}). Measure again.") from None
+def _rows(model: str, record: Record) -> Iterator[Sequence[str]]:
+    """Ours, and behind them the rivals of the same report."""
+    rivals = record.get("rivals") or {"rows": []}
+    is_valid = bool(record["control_passed"].get("total_ms")) and not record.get("quick")
+    over_torch = {
+        one["cell"]: (1 / one["ratio"], 1 / one["high"], 1 / one["low"])
+        for one in record["ratios"]
+        if one["metric"] == "total_ms" and one["baseline"].startswith("torch")
+    }
+    for cell in shown_cells(record):
+        ratio = _ratio_text(over_torch.get(cell["name"]), is_valid)
+        kl = (cell["parity"] or {}).get("mean_kld")
+        yield (f"{model}: {cell['name']}", *_figures(cell, kl, cell["quality"]), ratio)
+    for row in rivals["rows"]:
+        kl = (row["accuracy"] or {}).get("mean_kld")
+        yield (f"{model}: *{row['name']}*", *_figures(row, kl, None), _against(rivals, row, is_valid))
+
+
+def _figures(row: Record, kl: float | None, quality: Record | None) -> Sequence[str]:
+    warm = row["warm"]
+    return (
+        f"{row['size_bytes'] / 1e6:.1f}",
+        "-" if kl is None else f"{float(kl):.1e}",
+        f"{quality['accuracy']:.3f}" if quality else "-",
+        "-" if warm["first_token_ms"] is None else f"{warm['first_token_ms']:.1f}",
+        f"{warm['token_ms']:.2f}",
+        f"{warm['total_ms']:.1f}",
+    )
+
+
+def _against(rivals: Record, row: Record, is_valid: bool) -> str:
+    """Time of our fastest variant that is as near to torch over a rival's; of the reference where unknown."""
+    theirs = (row["accuracy"] or {}).get("mean_kld")
+    known = {name: one["mean_kld"] for name, one in rivals["accuracy"].items()}
+    near = {name for name, ours in known.items() if theirs is not None and ours <= theirs}
+    found = [
+        one
+        for one in rivals["ratios"]
+        if one["rival"] == row["name"] and one["metric"] == "total_ms"
+        if one["cell"] in (near or {rivals["reference"]})
+    ]
+    if not found:
+        return "-"
+    best = min(found, key=lambda one: float(one["ratio"]))
+    return f"{_ratio_text((best['ratio'], best['low'], best['high']), is_valid)} ({best['cell']})"
+
+
+def _ratio_text(ratio: tuple[float, float, float] | None, is_valid: bool) -> str:
+    if ratio is None:
+        return "-"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*ratio) if is_valid else "no claim"
+
+
+def _notes(path: Path, record: Record) -> Iterator[str]:
     folder = f"{RESULTS}/{path.parent.name}"
-    yield f"#{title}"  # below README's own title
-    yield from rest
-    yield f"- Every stage: [{folder}/report.md]({folder}/report.md), raw samples: {folder}/{path.name}"
-    yield ""
-    if (path.parent / "report.png").exists():
-        yield f"![Stages, distribution of the runs, and speed with its interval]({folder}/report.png)"
-        yield ""
+    machine, amount, request = record["machine"], record["amount"], record["request"]
+    cpu = machine["cpu"]
+    yield (
+        f"- {path.parent.name}: {request['num_tokens']} tokens, {amount['runs']} runs in "
+        f"{amount['sessions']} sessions on {cpu['model']}, {cpu['usable_cores']} cores, "
+        f"{machine['time_utc'][:10]}. "
+        f"[All figures]({folder}/report.md), [every sample]({folder}/{path.name})."
+    )
+    for one in (record.get("rivals") or {"absent": []})["absent"]:
+        yield f"- {path.parent.name}: {one['name']} was not measured: {one['why']}"
+
+
+def draw_choice(path: Path) -> None:
+    """Draw choice.png beside a report that has figures for it and no such picture."""
+    if (path.parent / "choice.png").exists():
+        return
+    for name, figure in draw_all(read_report(path)):
+        if name == "choice":
+            write_png(figure, path.parent / "choice.png")
 
 
 def filled(readme: str, block: str) -> str:
@@ -51,9 +142,10 @@ def filled(readme: str, block: str) -> str:
 
 def write_readme(root: Path = ROOT) -> None:
     """Rewrite README.md of the source tree."""
-    path = root / "README.md"
-    block = measured_block(find_reports(root))
-    write_bytes(path, filled(path.read_text(encoding="utf-8"), block).encode())
+    path, reports = root / "README.md", find_reports(root)
+    for report in reports:
+        draw_choice(report)
+    write_bytes(path, filled(path.read_text(encoding="utf-8"), measured_block(reports)).encode())
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def report_mark(folder: Path) -> str:
     return foreign_file(folder, {"report.json", "report.md", "report.html", *pictures}.__contains__)
 
 
-def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
-    """The tables, with what they depend on below them; the one of the stages is long."""
+def markdown_lines(record: Record) -> Iterator[str]:
+    """The tables, with what they depend on below them."""
     yield f"# {title_of(record)}"
     yield ""
     for line in warning_lines(record):
@@ -54,7 +54,7 @@ def markdown_lines(record: Record, *, stages: bool = True) -> Iterator[str]:
         yield ""
     yield what_was_asked(record)
     yield ""
-    for table in tables_of(record, stages=stages):
+    for table in tables_of(record):
         yield from _table_lines(table)
         yield ""
     yield from (f"- {line}" for line in notes_of(record))

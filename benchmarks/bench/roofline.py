@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from tinyllava_edge.console import print_json
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.machine_files import HERE, read_meminfo
 
@@ -140,4 +139,4 @@ def _read_rate(threads: int) -> float:
 
 
 if __name__ == "__main__":
-    print_json(measure_here(int(sys.argv[1])))
+    sys.stdout.write(json.dumps(measure_here(int(sys.argv[1]))))

@@ -25,8 +25,8 @@ class Table:
         return [name for name in self.rows[0] if any(row[name] != "-" for row in self.rows)]
 
 
-def tables_of(record: Record, *, stages: bool = True) -> Iterator[Table]:
-    """All tables that a record has figures for; the one of the stages is long."""
+def tables_of(record: Record) -> Iterator[Table]:
+    """All tables that a record has figures for."""
     cells = shown_cells(record)
     yield Table("Speed, size, parity, accuracy", [_speed_row(record, cell) for cell in cells])
     yield Table("Start, and a second question", [_start_row(cell) for cell in cells])
@@ -36,9 +36,7 @@ def tables_of(record: Record, *, stages: bool = True) -> Iterator[Table]:
         yield Table(f"Growth of {growth['cell']}", [_growth_row(curve) for curve in growth["curves"]])
     for title, rival_rows in rival_tables(record):
         yield Table(title, rival_rows)
-    if stages:
-        rows = [_stage_row(cell, state) for cell in cells for state in STATES if cell[state]]
-        yield Table("Stages", rows)
+    yield Table("Stages", [_stage_row(cell, state) for cell in cells for state in STATES if cell[state]])
 
 
 def _speed_row(record: Record, cell: Record) -> Row:

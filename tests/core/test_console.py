@@ -52,8 +52,8 @@ def test_json_is_the_same_value_without_what_a_terminal_obeys(capsys: pytest.Cap
     value = {"name": "a\x1b\x7f\x9b\u202eé"}
     print_json(value)
     printed = capsys.readouterr().out
-    assert json.loads(printed) == value
-    assert printed == '{"name": "a\\u001b\\u007f\\u009b\\u202eé"}\n'
+    assert json.loads(printed) == {**value, "schema": 1}
+    assert printed == '{"name": "a\\u001b\\u007f\\u009b\\u202eé", "schema": 1}\n'
 
 
 def test_a_full_standard_error_ends_no_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

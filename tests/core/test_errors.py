@@ -28,5 +28,5 @@ def test_half_a_surrogate_pair_can_be_printed(monkeypatch: pytest.MonkeyPatch) -
     stream.write(printable(value["name"]))
     stream.flush()
     line, shown = written.getvalue().decode().split("\n")
-    assert json.loads(line) == value
+    assert json.loads(line) == {"schema": 1, **value}
     assert shown == "caf\u00e9 \\udc80"

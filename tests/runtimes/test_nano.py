@@ -31,7 +31,8 @@ def test_the_lines_of_the_readme_print_an_answer(
     (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(lines.splitlines()) == 3
     exec(lines, {})
-    answer = "".join(model.chat(QUESTION, [PICTURES[1]]))
+    question, picture = re.findall(r'"([^"]+)"', lines.splitlines()[2])
+    answer = "".join(model.chat(question, [ROOT / picture]))
     assert answer
     assert capsys.readouterr().out == f"{answer}\n"
 

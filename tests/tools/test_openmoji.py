@@ -38,4 +38,4 @@ def test_every_picture_of_the_test_sets_is_drawn_again_with_the_same_pixels(tmp_
     command += ["-o", str(tmp_path / "drawn"), "--compare", str(DATA)]
     path = ":".join([str(tmp_path / "site"), *sys.path])
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={"PYTHONPATH": path})
-    assert json.loads(done.stdout) == {"pictures": 430, "identical": 430, "max_difference": 0}
+    assert json.loads(done.stdout) == {"schema": 1, "pictures": 430, "identical": 430, "max_difference": 0}

@@ -1,10 +1,11 @@
 """README's figures are those of the reports in benchmarks/results. No model."""
 
+import json
 import shutil
 from pathlib import Path
 
 from tinyllava_edge.benchmarks.bench.compare import read_report
-from tools.readme import BEGIN, END, ROOT, find_reports, measured_block, write_readme
+from tools.readme import BEGIN, END, ROOT, draw_choice, find_reports, measured_block, write_readme
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,6 +30,50 @@ def test_every_committed_result_is_whole_and_in_the_block() -> None:
         for name in ("report.md", "report.png"):
             assert (path.parent / name).exists()
         assert f"benchmarks/results/{path.parent.name}/report.json" in block
+
+
+def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp_path: Path) -> None:
+    """A made-up rival in nano's own report; 76.9 ms is its torch row's."""
+    record = read_report(ROOT / "benchmarks" / "results" / "nano")
+    ours = {"fp32 + f32": 1e-9, "fp32 + q8_0": 1e-4, "fp32 + q4_k_m": 1e-2}
+    ratio = {"rival": "theirs", "low": 0.4, "high": 0.6}
+    record["rivals"] = {
+        "reference": "fp32 + f32",
+        "accuracy": {name: {"mean_kld": kl, "top1_agreement": 1, "tokens": 8} for name, kl in ours.items()},
+        "rows": [
+            {**record["cells"][0], "name": name, "accuracy": accuracy, "quality": None}
+            for name, accuracy in (("theirs", {"mean_kld": 2e-4}), ("unknown", None))
+        ],
+        "absent": [{"name": "gone", "why": "no environment"}],
+        "ratios": [
+            {**ratio, "cell": cell, "metric": metric, "ratio": value}
+            for cell, value in (("fp32 + f32", 0.5), ("fp32 + q8_0", 0.45), ("fp32 + q4_k_m", 0.41))
+            for metric in ("total_ms", "first_token_ms")
+        ],
+    }
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "report.json").write_text(json.dumps(record))
+    block = measured_block([tmp_path / "a" / "report.json"])
+    [theirs] = [line for line in block.splitlines() if "*theirs*" in line]
+    assert theirs.endswith("| 10.9 | 2.0e-04 | - | 15.0 | 0.98 | 76.9 | 0.45 [0.40, 0.60] (fp32 + q8_0) |")
+    assert "| a: *unknown* | 10.9 | - | - |" in block
+    assert "- a: gone was not measured: no environment" in block
+    record["control_passed"]["total_ms"] = False
+    (tmp_path / "a" / "report.json").write_text(json.dumps(record))
+    block = measured_block([tmp_path / "a" / "report.json"])
+    assert "no claim (fp32 + q8_0)" in block
+    assert "0.45" not in block
+
+
+def test_the_picture_is_drawn_where_there_is_none(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "benchmarks" / "results" / "nano", tmp_path / "nano")
+    picture = tmp_path / "nano" / "choice.png"
+    picture.write_bytes(b"kept")
+    draw_choice(tmp_path / "nano" / "report.json")
+    assert picture.read_bytes() == b"kept"
+    picture.unlink()
+    draw_choice(tmp_path / "nano" / "report.json")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_results_the_block_says_how_to_measure() -> None:

@@ -184,7 +184,7 @@ def test_rows_of_a_file_are_asked_in_any_form(ask: Ask, photos: Path, tmp_path: 
     out = tmp_path / "answers.jsonl"
     code, said, err = ask("And this?", "--input", rows, "--images", photos, "-o", out, "--json")
     assert code == 1, err
-    assert json.loads(said) == {"output": str(out), "rows": 9, "failed": 2, "known": 0}
+    assert json.loads(said) == {"output": str(out), "rows": 9, "failed": 2, "known": 0, "schema": 1}
     found = lines(out)
     assert [line["index"] for line in found] == list(range(9))
     assert [line["id"] for line in found] == [7, "b", None, None, None, 3, 3, "bad", "gone"]

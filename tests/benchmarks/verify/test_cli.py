@@ -38,7 +38,7 @@ def test_verify_prints_one_line_of_json_and_keeps_it_beside_the_manifest(bundle:
     )
     kept = json.loads((bundle / "parity" / "onnxruntime+llamacpp.json").read_text())
     manifest_sha256 = kept.pop("manifest_sha256")
-    assert kept == printed
+    assert {**kept, "schema": 1} == printed
     assert len(manifest_sha256) == 64
     assert printed["passed"]
     assert printed["variants"] == {"vision": ["fp32"], "language": ["f32"]}
@@ -137,7 +137,8 @@ def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, tmp_path: Pat
     assert printed["cells"][0]["quality"]["questions"] == printed["questions"]["questions"] == 1
     assert printed["questions"]["pictures"] == 0
     assert [cell["name"] for cell in printed["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
-    assert printed == json.loads((tmp_path / "out" / "report.json").read_text())
+    written_report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert printed == {"schema": 1, **written_report}
     pictures = {"report.png", "choice.png", "roofline.png"}
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"report.json", "report.md", "report.html", *pictures}

@@ -273,7 +273,7 @@ def test_the_command(tmp_path: Path) -> None:
     out = tmp_path / "engines"
     arguments = ["build", "nano", "--target", "tensorrt-rtx", "--sm", "86", "--json"]
     result = json.loads(run_command(*arguments, "-o", str(out)).stdout)
-    assert result == json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert result == {"schema": 1, **json.loads((out / "report.json").read_text(encoding="utf-8"))}
     assert {path.name for path in out.iterdir()} == {
         "fp16_sm86.engine",
         "report.json",

@@ -22,6 +22,7 @@ import numpy as np
 from tinyllava_edge.console import print_json
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.machine_files import HERE, read_meminfo
+from tinyllava_edge.module_process import module_command
 
 from .onnx_product import matmul_graph
 
@@ -46,7 +47,7 @@ def measure_roof(threads: int) -> Record:
         BackendError: the process failed; what it said is on standard error.
     """
     variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    command = [sys.executable, "-m", __name__, str(threads)]
+    command = module_command(__name__, str(threads))
     result = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **variables}
     )

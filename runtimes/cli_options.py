@@ -51,7 +51,7 @@ class Opening:
         str,
         typer.Option(
             help="onnxruntime+llamacpp, openvino+llamacpp, openvino-bf16+llamacpp, tensorrt+llamacpp, "
-            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, scripted, or auto: what build chose "
+            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, or auto: what build chose "
             "here, else a GPU, else the CPU.",
         ),
     ] = DEFAULT_RUNTIME

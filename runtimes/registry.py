@@ -99,6 +99,7 @@ RUNTIMES = {
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
+OFFERED = tuple(name for name in RUNTIMES if name != "scripted")  # which answers without a model, for tests
 # What is taken where nobody names one; and what commands that compare take, and `doctor` asks for.
 DEFAULT_RUNTIME, CPU_RUNTIME = "auto", "onnxruntime+llamacpp"
 CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
@@ -106,7 +107,7 @@ TWO_ONNXRUNTIMES = (
     "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one"
 )
 _VISION_PEAK = 4  # bytes that a graph may take while it is opened, by those of its file (fp16 on a CPU)
-# Where nothing is for a GPU (`auto.py`); scripted answers without looking.
+# Where nothing is for a GPU (`auto.py`).
 AUTO_ORDER = (CPU_RUNTIME, "torch")
 
 
@@ -121,7 +122,7 @@ def choose_runtime(name: str) -> str:
     if name == "auto":
         return next(filter(is_complete, AUTO_ORDER), AUTO_ORDER[0])
     if name not in RUNTIMES:
-        raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(RUNTIMES)}.")
+        raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(OFFERED)}.")
     return name
 
 

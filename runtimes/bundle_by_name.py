@@ -27,6 +27,7 @@ from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.full_disk import check_space, full_disk_named
 from tinyllava_edge.manifest import MAX_MANIFEST_BYTES, check_listed_names, parse_manifest
 from tinyllava_edge.module_process import module_command
+from tinyllava_edge.process import Talk
 
 from .cli_options import Opening
 
@@ -141,6 +142,7 @@ def _export(repository: Repository, kept: Path, settings: OpeningT) -> None:
     command = module_command("tinyllava_edge", "export", f"{repository.name}@{repository.commit}")
     command += ["-o", str(kept), "--vision", settings.vision or VISION]
     command += ["--language", settings.language or LANGUAGE, "--json"]
+    command += [*["--quiet"] * Talk.quiet, *["--verbose"] * Talk.verbose]
     is_whole = all(not group.isdisjoint(repository.sizes) for group in (_PROCESSORS, _TOKENIZERS))
     if settings.sources or not is_whole:
         command += ["--sources", str(settings.sources or HUB)]

@@ -13,6 +13,7 @@ from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
 from tinyllava_edge.device import has_nvidia_gpu, read_cpu, read_memory
 from tinyllava_edge.errors import MissingExtraError, UsageError
 from tinyllava_edge.memory import return_holes
+from tinyllava_edge.process import detail
 
 from .threads import limit_openmp_spin
 
@@ -200,12 +201,15 @@ def open_backends(
         beside = _begin(open_language, bundle, options) if opens_side_by_side(runtime, bundle) else None
         if beside is not None:
             unless_both.callback(_close_opened, beside)
+        detail(f"{runtime}: opening {bundle.root}{', both halves at once' if beside else ''}")
         vision = open_vision(bundle, options)
+        detail(f"vision: {vision.name}")
         unless_both.callback(vision.close)
         return_holes()  # what it was read from: as much as the weights again
         language = open_language(bundle, options) if beside is None else beside.result()
         if beside is None:
             unless_both.callback(language.close)
+        detail(f"language: {language.name}")
         bundle.check_unchanged()
         unless_both.pop_all()
         return vision, language

@@ -69,7 +69,7 @@ class CheckOptions:
 def hub_check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the report to write.")],
     checkpoints: Annotated[
-        str, typer.Option(help="owner/name[@revision], comma-separated; all released ones by default.")
+        str, typer.Option(help="owner/name or owner/name@revision, comma-separated; by default all released.")
     ] = "",
     vision: Annotated[str, typer.Option(help="Vision precisions, comma-separated.")] = "fp32",
     language: Annotated[

@@ -29,6 +29,7 @@ from tinyllava_edge.console import json_lines, progress
 from tinyllava_edge.errors import EngineBuildError, EngineMemoryError, TensorRTError, TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
 from tinyllava_edge.module_process import module_command
+from tinyllava_edge.process import detail
 
 from .binding import open_tensorrt
 from .builder import OnProgress, build_engine
@@ -122,6 +123,7 @@ def run_apart(
         EngineBuildError: it ended otherwise without a result.
     """
     command = module_command(__spec__.name, to_json(task).decode())
+    detail(f"a process of its own {_DOES[task['job']]}")
     result: dict[str, Any] = {}
     with TemporaryFile() as words:  # not a pipe: a library that says much would wait for somebody to read it
         process = subprocess.Popen(

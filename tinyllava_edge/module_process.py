@@ -17,12 +17,12 @@ def module_command(module: str, *arguments: str) -> list[str]:
 
 def _run(module: str) -> None:
     sys.path[:] = [place for place in sys.path if os.path.abspath(place) != _FOLDER]  # `python FILE` adds it
+    from importlib import import_module
     from runpy import run_module
 
     where = os.path.dirname(_FOLDER)
     sys.path.insert(0, where)
-    import tinyllava_edge  # noqa: F401
-
+    import_module("tinyllava_edge")
     sys.path.remove(where)  # it need not be an installed one; what it imports stands in its __path__
     run_module(module, run_name="__main__", alter_sys=True)
 

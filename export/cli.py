@@ -22,7 +22,9 @@ _DEFAULTS = ExportOptions()
 def export(
     checkpoint: Annotated[
         str,
-        typer.Argument(help="TinyLLaVA checkpoint directory, 'nano', or owner/name[@revision] of the hub."),
+        typer.Argument(
+            help="A checkpoint's directory, 'nano', owner/name or owner/name@revision of the hub."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write.")],
     vision: Annotated[

@@ -7,7 +7,6 @@ memory is free again when the model opens. Its progress and its errors are on th
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +26,8 @@ from tinyllava_edge.extras import install_line
 from tinyllava_edge.file_lock import open_lock, take_lock
 from tinyllava_edge.full_disk import check_space, full_disk_named
 from tinyllava_edge.manifest import MAX_MANIFEST_BYTES, check_listed_names, parse_manifest
+from tinyllava_edge.module_process import module_command
+from tinyllava_edge.process import Talk
 
 from .cli_options import Opening
 
@@ -138,9 +139,10 @@ def _export(repository: Repository, kept: Path, settings: OpeningT) -> None:
         )
     weights = sum(size for file, size in repository.sizes.items() if file.endswith((".safetensors", ".bin")))
     _say_cost(repository, weights, repository.to_download(allow_pickle=settings.allow_pickle), kept)
-    command = [sys.executable, "-m", "tinyllava_edge", "export", f"{repository.name}@{repository.commit}"]
+    command = module_command("tinyllava_edge", "export", f"{repository.name}@{repository.commit}")
     command += ["-o", str(kept), "--vision", settings.vision or VISION]
     command += ["--language", settings.language or LANGUAGE, "--json"]
+    command += [*["--quiet"] * Talk.quiet, *["--verbose"] * Talk.verbose]
     is_whole = all(not group.isdisjoint(repository.sizes) for group in (_PROCESSORS, _TOKENIZERS))
     if settings.sources or not is_whole:
         command += ["--sources", str(settings.sources or HUB)]

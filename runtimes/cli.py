@@ -88,7 +88,7 @@ def chat(
             except TinyLlavaEdgeError as error:
                 if not sys.stdin.isatty():
                     raise
-                note(str(error))
+                note(str(error), is_fault=True)
 
 
 def doctor(

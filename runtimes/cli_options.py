@@ -5,10 +5,11 @@ What they mean is imported when a command runs, so that `--help` stays quick.
 
 import inspect
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 
@@ -17,7 +18,7 @@ from .registry import DEFAULT_RUNTIME
 T = TypeVar("T")
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's directory, or nano.")]
 NamedBundleArgument = Annotated[
-    str, typer.Argument(help="A bundle's directory, nano, or owner/name[@revision] of the hub.")
+    str, typer.Argument(help="A bundle's directory, nano, owner/name or owner/name@revision of the hub.")
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -41,6 +42,16 @@ AllowPickleOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 _MOST_GRAMMAR_BYTES = 1 << 20
 _BY_PRESET = "what the preset takes"
+# Title of a group of options in --help -> its options; the others stand first.
+_PANELS = {
+    "The answer": "max_tokens stop system json_schema grammar logprobs honour_special",
+    "How tokens are drawn": "temperature top_p top_k min_p seed "
+    "repetition_penalty frequency_penalty presence_penalty",
+    "What computes": "runtime preset vision language kv_type context_length threads "
+    "gpu_layers main_gpu device flash_attention store_mb",
+    "With --runtime torch": "checkpoint sources allow_pickle",
+}
+_PANEL_OF = {name: title for title, names in _PANELS.items() for name in names.split()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,7 @@ class Opening:
         str,
         typer.Option(
             help="onnxruntime+llamacpp, openvino+llamacpp, openvino-bf16+llamacpp, tensorrt+llamacpp, "
-            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, scripted, or auto: what build chose "
+            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, or auto: what build chose "
             "here, else a GPU, else the CPU.",
         ),
     ] = DEFAULT_RUNTIME
@@ -193,7 +204,17 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         settings = kind(**{name: given.pop(name) for name in options})
         command(**given, settings=settings)
 
-    parameters = [*own, *options.values()]
+    grouped = sorted(
+        options.values(), key=lambda one: [*_PANEL_OF].index(one.name) if one.name in _PANEL_OF else -1
+    )
+    parameters = [*own, *map(_in_its_panel, grouped)]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {one.name: one.annotation for one in parameters}
     return with_options
+
+
+def _in_its_panel(option: inspect.Parameter) -> inspect.Parameter:
+    kind, info = get_args(option.annotation)
+    info = copy(info)  # commands that have it alone have no panels
+    info.rich_help_panel = _PANEL_OF.get(option.name)
+    return option.replace(annotation=Annotated[kind, info])

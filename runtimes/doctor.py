@@ -19,7 +19,7 @@ from .doctor_board import board_lines, board_problems
 from .doctor_cuda import cuda_lines, cuda_problems, gpu_fault
 from .doctor_gpu import TENSORRT_PACKAGES, GpuReport, examine_gpu, gpu_lines, gpu_of_tree, gpu_problems
 from .llamacpp_build import CPU_BUILD, build_fault, cpu_variant, lacks_cuda, load_mend, unused_line
-from .registry import RUNTIMES, TWO_ONNXRUNTIMES, Entry, runtime_entries
+from .registry import OFFERED, TWO_ONNXRUNTIMES, Entry, runtime_entries
 from .trt.binding import TARGETS
 
 PACKAGES = (
@@ -95,7 +95,7 @@ def examine(root: Path = HERE, bundle: Bundle | None = None) -> Report:
         board=board,
         cuda=cuda,
         gpu=gpu,
-        runtimes=tuple(_examine_runtime(name, gpu, machine, root) for name in RUNTIMES),
+        runtimes=tuple(_examine_runtime(name, gpu, machine, root) for name in OFFERED),
         problems=tuple(problems),
     )
 

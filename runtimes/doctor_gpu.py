@@ -78,6 +78,8 @@ def examine_gpu(fault: Fault | None = None) -> GpuReport:
         gpu = open_cudart().read_gpu()
     except BackendError as error:
         problem = str(error)
+    if fault:  # what it advises would stand beside another advice
+        problem = problem.split(". ")[0]
     return GpuReport(
         gpu=gpu,
         problem=problem,

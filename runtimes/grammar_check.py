@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.errors import GrammarError
+from tinyllava_edge.module_process import module_command
 
 MAX_CHARACTERS = (
     200_000  # of a grammar: one of 64 rules, or a schema's of a hundred properties, has a few thousand
@@ -35,7 +36,7 @@ def check_grammar(gguf: Path, wanted: dict[str, Any], stop_ids: tuple[int, ...])
     if len(text) > MAX_CHARACTERS:
         raise GrammarError(f"the {kind} has {len(text):,} characters; {MAX_CHARACTERS:,} at most.")
     request = json.dumps({**wanted, "gguf": str(gguf), "stop_ids": stop_ids})
-    command = [sys.executable, "-m", __spec__.name]
+    command = module_command(__spec__.name)
     try:
         done = subprocess.run(
             command, input=request.encode(), capture_output=True, timeout=_SECONDS, check=False

@@ -17,15 +17,12 @@ from functools import cache
 
 from tinyllava_edge.device import has_nvidia_gpu, read_cpu
 from tinyllava_edge.install import llamacpp_line
+from tinyllava_edge.module_process import module_command
 
 # As llama_print_system_info() spells them -> as /proc/cpuinfo does.
 _SAME = "AVX AVX2 FMA F16C BMI2 AVX_VNNI AVX512_VBMI AVX512_VNNI AVX512_BF16 AMX_INT8 SVE"
 _ARM = {"NEON": "asimd", "FP16_VA": "asimdhp", "DOTPROD": "asimddp", "MATMUL_INT8": "i8mm"}
 INSTRUCTIONS = {"AVX512": "avx512f", **_ARM, **{name: name.lower() for name in _SAME.split()}}
-_ASK = (
-    "import llama_cpp; from tinyllava_edge.llamacpp_backends import load_backends; load_backends(llama_cpp); "
-    "print(llama_cpp.llama_print_system_info().decode())"
-)
 _VARIANT = re.compile(r"loaded CPU backend from \S*ggml-cpu-([\w.]+?)\.(?:so|dll|dylib)")
 # What makes products faster on this architecture -> what another instruction does as well.
 _FASTER = {
@@ -119,7 +116,7 @@ def _compiled() -> set[str]:
 
 @cache
 def _ask_library() -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-c", _ASK]
+    command = module_command("tinyllava_edge.llamacpp_backends")
     return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
 
 

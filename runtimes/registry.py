@@ -13,6 +13,7 @@ from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
 from tinyllava_edge.device import has_nvidia_gpu, read_cpu, read_memory
 from tinyllava_edge.errors import MissingExtraError, UsageError
 from tinyllava_edge.memory import return_holes
+from tinyllava_edge.process import detail
 
 from .threads import limit_openmp_spin
 
@@ -99,6 +100,7 @@ RUNTIMES = {
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }
+OFFERED = tuple(name for name in RUNTIMES if name != "scripted")  # which answers without a model, for tests
 # What is taken where nobody names one; and what commands that compare take, and `doctor` asks for.
 DEFAULT_RUNTIME, CPU_RUNTIME = "auto", "onnxruntime+llamacpp"
 CUDA_RUNTIME = "onnxruntime-cuda+llamacpp"
@@ -106,7 +108,7 @@ TWO_ONNXRUNTIMES = (
     "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; keep one"
 )
 _VISION_PEAK = 4  # bytes that a graph may take while it is opened, by those of its file (fp16 on a CPU)
-# Where nothing is for a GPU (`auto.py`); scripted answers without looking.
+# Where nothing is for a GPU (`auto.py`).
 AUTO_ORDER = (CPU_RUNTIME, "torch")
 
 
@@ -121,7 +123,7 @@ def choose_runtime(name: str) -> str:
     if name == "auto":
         return next(filter(is_complete, AUTO_ORDER), AUTO_ORDER[0])
     if name not in RUNTIMES:
-        raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(RUNTIMES)}.")
+        raise UsageError(f"there is no runtime {name!r}. Known: auto, {', '.join(OFFERED)}.")
     return name
 
 
@@ -199,12 +201,15 @@ def open_backends(
         beside = _begin(open_language, bundle, options) if opens_side_by_side(runtime, bundle) else None
         if beside is not None:
             unless_both.callback(_close_opened, beside)
+        detail(f"{runtime}: opening {bundle.root}{', both halves at once' if beside else ''}")
         vision = open_vision(bundle, options)
+        detail(f"vision: {vision.name}")
         unless_both.callback(vision.close)
         return_holes()  # what it was read from: as much as the weights again
         language = open_language(bundle, options) if beside is None else beside.result()
         if beside is None:
             unless_both.callback(language.close)
+        detail(f"language: {language.name}")
         bundle.check_unchanged()
         unless_both.pop_all()
         return vision, language

@@ -1,9 +1,23 @@
 """The program: `tinyllava-edge`, or `python -m tinyllava_edge`."""
 
-from importlib import import_module
-from typing import NoReturn
+import os
+import signal
+from contextlib import suppress
 
-from tinyllava_edge.process import run_program
+
+def _stop(number: int, frame: object) -> None:
+    with suppress(OSError):
+        os.write(2, b"tinyllava-edge: stopped.\n")
+    os._exit(128 + number)
+
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)  # a Ctrl-C before `run_program` is no traceback; it sets it anew
+
+from importlib import import_module  # noqa: E402
+from typing import NoReturn  # noqa: E402
+
+from tinyllava_edge.process import run_program  # noqa: E402
 
 
 def main() -> NoReturn:

@@ -40,6 +40,7 @@ from tinyllava_edge.manifest import (
     parse_manifest,
 )
 from tinyllava_edge.onnx_check import RULES, check_onnx
+from tinyllava_edge.process import detail
 from tinyllava_edge.tokenizer_file import MAX_TOKENIZER_BYTES, check_tokenizer
 from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
 from tinyllava_edge.verified_files import VerifiedFiles, open_real, sha256_of_file, sha256_of_open, state_of
@@ -361,6 +362,7 @@ def _check_file(
                 f"{path}: {status.st_size} bytes, the manifest says {entry.size}. Copy it again."
             )
         if not verified.knows(status, remembered):
+            detail(f"{path}: checking {entry.size:,} bytes")
             found = sha256_of_open(file)
             if found != entry.sha256:
                 raise BundleError(

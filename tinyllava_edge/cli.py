@@ -1,14 +1,19 @@
 """The command `tinyllava-edge`: a table of commands, each imported only when it runs."""
 
+import inspect
+import os
 import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from functools import wraps
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageError
-from tinyllava_edge.process import STREAMS, USER_ERROR, say
+from tinyllava_edge.process import STREAMS, USER_ERROR, Talk, detail, say, stop_behind
 
 # name -> (module, function, one line of help)
 COMMANDS = {
@@ -112,15 +117,53 @@ EXTRAS = {
 }
 
 
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error but errors.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, and when.")]
+
+
+def _set_talk(quiet: bool, verbose: bool) -> None:
+    Talk.quiet, Talk.verbose = Talk.quiet or quiet, Talk.verbose or verbose
+    if Talk.quiet and Talk.verbose:
+        raise UsageError("--quiet and --verbose contradict each other: give one.")
+    if Talk.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def _with_talk(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with -q and -v, which may stand before it, too."""
+
+    @wraps(command)
+    def talking(*, quiet: bool, verbose: bool, **given: Any) -> None:
+        _set_talk(quiet, verbose)
+        chosen = (f"{name}={value!r}" for name, value in given.items() if value != own[name].default)
+        detail(f"{command.__module__}.{command.__name__} {' '.join(chosen)}")
+        command(**given)
+
+    own = inspect.signature(command, eval_str=True).parameters
+    kinds = {"quiet": QuietOption, "verbose": VerboseOption}
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    parameters = [one.replace(kind=keyword) for one in own.values()]
+    parameters += [inspect.Parameter(n, keyword, default=False, annotation=k) for n, k in kinds.items()]
+    talking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    talking.__annotations__ = {one.name: one.annotation for one in parameters}
+    return talking
+
+
 class _LazyGroup(TyperGroup):
     """Knows its commands by name, and imports one when it is asked for: their list needs none of them."""
 
     _only_listing = False
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._list(super().format_help, ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        return self._list(super().shell_complete, ctx, incomplete)
+
+    def _list(self, how: Callable[..., Any], *arguments: Any) -> Any:
         self._only_listing = True
         try:
-            super().format_help(ctx, formatter)
+            return how(*arguments)
         finally:
             self._only_listing = False
 
@@ -131,7 +174,9 @@ class _LazyGroup(TyperGroup):
         if cmd_name not in COMMANDS:
             return None
         module, function, help_text = COMMANDS[cmd_name]
-        callback = (lambda: None) if self._only_listing else getattr(import_module(module), function)
+        callback = (
+            (lambda: None) if self._only_listing else _with_talk(getattr(import_module(module), function))
+        )
         command_app = typer.Typer(add_completion=False)
         command_app.command(cmd_name, help=help_text)(callback)
         return typer.main.get_command(command_app)
@@ -141,19 +186,35 @@ class _LazyGroup(TyperGroup):
         name = " ".join(args[:2])
         if len(args) > 1 and name in COMMANDS:
             return name, self.get_command(ctx, name), args[2:]
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = get_close_matches(args[0], COMMANDS)
+            raise UsageError(f"there is no command {args[0]!r}.{_near(near)} {_SEE_HELP}")
         return super().resolve_command(ctx, args)
+
+
+_SEE_HELP = "See tinyllava-edge --help."
+
+
+def _near(names: Sequence[str]) -> str:
+    return f" Did you mean {names[0]}?" if names else ""  # the nearest comes first
 
 
 app = typer.Typer(
     cls=_LazyGroup,
-    add_completion=False,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="From a TinyLLaVA checkpoint to a device: export, proven equal stage by stage, and a fast runtime.",
 )
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+) -> None:
+    Talk.quiet = Talk.verbose = False
+    _set_talk(quiet, verbose)
     if version:
         from tinyllava_edge import __version__
 
@@ -163,10 +224,8 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 def main() -> NoReturn:
     """Run the command, and exit with its code; what a user can mend is one line, and code 2."""
-    command = typer.main.get_command(app)
     try:
-        with command.make_context("tinyllava-edge", sys.argv[1:]) as context:
-            code = command.invoke(context)
+        code = _invoke()
     except typer.Exit as ended:
         code = ended.exit_code
     except ModuleNotFoundError as error:
@@ -196,6 +255,23 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _invoke() -> object:
+    if os.environ.get("NO_COLOR"):
+        vars(import_module("typer.rich_utils"))["COLOR_SYSTEM"] = (
+            None  # neither colour nor what is bold or dim
+        )
+    command: Any = typer.main.get_command(app)
+    command._main_shell_completion({}, "tinyllava-edge")  # ends here where a shell asks
+    try:
+        with command.make_context("tinyllava-edge", sys.argv[1:]) as context:
+            return command.invoke(context)
+    except Exception as error:
+        stop = None if isinstance(error, typer.Exit) else stop_behind(error)
+        if stop is not None:
+            raise stop from None
+        raise
+
+
 def _fail_usage(error: Any) -> NoReturn:
     """An unknown command or option, a missing argument, a bad value."""
     if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help itself
@@ -203,8 +279,9 @@ def _fail_usage(error: Any) -> NoReturn:
         sys.exit(error.exit_code)
     context = getattr(error, "ctx", None)
     hint = f" See {context.command_path} --help." if context is not None else ""
-    message = " ".join(error.format_message().split()).rstrip(".")
-    _fail(UsageError(f"{message}.{hint}"))
+    near = getattr(error, "possibilities", None) or ()
+    message = " ".join((error.message if near else error.format_message()).split()).rstrip(".")
+    _fail(UsageError(f"{message}.{_near(near)}{hint}"))
 
 
 def _fail(error: TinyLlavaEdgeError) -> NoReturn:

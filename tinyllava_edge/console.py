@@ -6,11 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from threading import Event, Thread
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
+
+from tinyllava_edge.process import Talk
 
 JSON_SCHEMA = 1  # counted up when a field of docs/json.md goes or means something else
 # C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and half
@@ -36,8 +39,11 @@ class _SafeConsole(Console):
         return super().render_str(printable(text), *args, **{**options, "markup": False})
 
 
-stdout = _SafeConsole(markup=False, emoji=False)
-stderr = _SafeConsole(stderr=True, markup=False, emoji=False)
+# https://no-color.org: neither colour nor what is bold or dim.
+_PLAIN: dict[str, Any] = {"color_system": None} if os.environ.get("NO_COLOR") else {}
+stdout = _SafeConsole(markup=False, emoji=False, **_PLAIN)
+stderr = _SafeConsole(stderr=True, markup=False, emoji=False, **_PLAIN)
+_FIRST_LINE_S, _LAST_PAUSE_S = 10.0, 60.0
 
 
 class _Description(ProgressColumn):
@@ -47,16 +53,45 @@ class _Description(ProgressColumn):
         return Text(printable(task.description, line_ends=True))
 
 
+class _Lines(Progress):
+    """Progress where there is no terminal: a line after ten seconds, then ever rarer, to one a minute."""
+
+    def __init__(self, *columns: ProgressColumn, **options: Any) -> None:
+        super().__init__(*columns, **options)
+        self._ended = Event()
+
+    def start(self) -> None:
+        super().start()
+        if self.disable and not Talk.quiet:
+            Thread(target=self._report, daemon=True).start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        super().stop()
+
+    def _report(self) -> None:
+        pause = _FIRST_LINE_S
+        while not self._ended.wait(pause):
+            pause = min(2 * pause, _LAST_PAUSE_S)
+            tasks = [task for task in self.tasks if task.description]
+            said = [
+                f"{t.description}: {t.completed:g} of {t.total:g}" if t.total else t.description
+                for t in tasks
+            ]
+            if said:
+                note(printable(f"{', '.join(said)}, {tasks[0].elapsed or 0:.0f} s", line_ends=True))
+
+
 def progress() -> Progress:
-    """A progress bar on stderr, with the time remaining; it leaves nothing behind in a pipe."""
-    return Progress(
+    """A progress bar on stderr, with the time remaining; lines in a pipe, unless it is quick."""
+    return _Lines(
         _Description(),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
-        disable=not stderr.is_terminal,
+        disable=Talk.quiet or not stderr.is_terminal,
     )
 
 
@@ -78,7 +113,13 @@ def json_lines() -> Callable[[object], None]:
     return lambda value: print(json.dumps(value), file=channel, flush=True)
 
 
-def note(text: str) -> None:
-    """Say on stderr what was chosen or is going on; the work does not end where that is full or closed."""
-    with suppress(OSError):
-        stderr.print(text, highlight=False, soft_wrap=True)
+def note(text: str, *, is_fault: bool = False) -> None:
+    """Say on stderr what was chosen or is going on; the work does not end where that is full or closed.
+
+    Args:
+        text: a line.
+        is_fault: something went wrong, which `-q` does not hide.
+    """
+    if is_fault or not Talk.quiet:
+        with suppress(OSError):
+            stderr.print(text, highlight=False, soft_wrap=True)

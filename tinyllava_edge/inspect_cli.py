@@ -28,9 +28,7 @@ BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
 def inspect(
     path: Annotated[
         str,
-        typer.Argument(
-            help="A checkpoint or bundle directory, a GGUF file, nano, or owner/name[@revision] of the hub."
-        ),
+        typer.Argument(help="A directory, a GGUF file, nano, owner/name or owner/name@revision of the hub."),
     ],
     sources: Annotated[
         Path | None, typer.Option(help="Where files are that a checkpoint only names, as for export.")

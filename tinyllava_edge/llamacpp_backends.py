@@ -7,7 +7,9 @@ they are loaded here, from the package's folder (docs/sources/llamacpp.md#varian
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +57,9 @@ def backend_folder(bindings: Any) -> Path:
     """Where llama-cpp-python has llama.cpp's libraries."""
     own = Path(bindings.__file__).resolve().parent / "lib"
     return Path(os.environ.get("LLAMA_CPP_LIB_PATH", own))
+
+
+if __name__ == "__main__":  # what the library says of itself, for who would die with it
+    _bindings = import_module("llama_cpp")
+    load_backends(_bindings)
+    sys.stdout.write(_bindings.llama_print_system_info().decode() + "\n")

@@ -1,4 +1,4 @@
-"""How the program starts and ends: its standard streams, the signals that stop it, and its exit codes.
+"""How the program starts and ends: its standard streams, what stops it, its exit codes; how much it says.
 
 A command that is stopped unwinds as from Ctrl-C, so that every `with` removes what was being written. The
 codes are the shell's: 128 and the number of the signal.
@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
@@ -15,6 +16,18 @@ from typing import Any, NoReturn
 USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + 13  # Windows has no SIGPIPE
 STREAMS = ("standard input", "standard output", "standard error")
 _AGAIN_S = 0.05
+_BEGUN = time.monotonic()
+
+
+class Talk:
+    """How much the program says on standard error: it is -q or -v that changes this.
+
+    Attributes:
+        quiet: nothing but errors.
+        verbose: what is done, too.
+    """
+
+    quiet = verbose = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -30,6 +43,8 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.terminated: Terminated | None = None
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # not that of `__main__`
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and no timer
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
@@ -81,7 +96,7 @@ def run_program(command: Callable[[], object]) -> NoReturn:
     try:
         code = _run(command)
     except BaseException as error:
-        found = _exit_code(stops.terminated or error)
+        found = _exit_code(stops.terminated or stop_behind(error) or error)
         if found is None:
             raise
         code = found
@@ -92,7 +107,15 @@ def run_program(command: Callable[[], object]) -> NoReturn:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), number)  # what is still to be written has nowhere to go
+    exec("")  # Python remembers a Ctrl-C in a library's `exec`, and would die by the signal at its very end
     sys.exit(code)
+
+
+def stop_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """What asked the program to stop, where a library made an error of it: "numpy cannot be imported"."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _run(command: Callable[[], object]) -> int:
@@ -137,9 +160,15 @@ def open_streams() -> None:
         setattr(sys, f"__{name}__", stream)
 
 
-def say(text: str) -> None:
+def detail(text: str) -> None:
+    """With -v, say on standard error what is done, and when: the core needs no rich for it."""
+    if Talk.verbose:
+        say(text, f"{time.monotonic() - _BEGUN:8.2f} s")
+
+
+def say(text: str, begin: str = "tinyllava-edge") -> None:
     """One line on standard error, which may be full; a line end in a name is written out."""
     from tinyllava_edge.console import printable
 
     with suppress(OSError):
-        sys.stderr.write(f"tinyllava-edge: {printable(text.strip(), line_ends=True)}\n")
+        sys.stderr.write(f"{begin}: {printable(text.strip(), line_ends=True)}\n")

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.cache import cache_folder, is_private
-from tinyllava_edge.console import note, print_json, printable, progress
+from tinyllava_edge.console import print_json, printable, progress
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
@@ -30,7 +30,6 @@ _REMEMBERED = 100  # reports
 _PRINTED = 200  # records of one kind; the others are counted, and in --json
 _MAX_WORKERS = 8  # each holds one picture, some 300 MB at the limit of 40 megapixels
 _AHEAD = 64  # records handed to the workers before the first of them is done
-_LINE_EVERY_S = 10.0
 Record = TypeVar("Record")
 
 
@@ -152,20 +151,9 @@ def _in_parallel(
 
 @contextmanager
 def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar, or a line every ten seconds where there is no terminal."""
     with progress() as bar:
         task = bar.add_task(printable(name), total=total)
-        done, last = 0, time.monotonic()
-
-        def advance() -> None:
-            nonlocal done, last
-            done += 1
-            bar.advance(task)
-            if bar.disable and time.monotonic() - last > _LINE_EVERY_S:
-                last = time.monotonic()
-                note(f"{name}: {done} of {total}")
-
-        yield advance
+        yield lambda: bar.advance(task)
 
 
 def check_key(file: Path, pictures: Iterable[Path | str | None], facts: Mapping[str, Any]) -> CheckKey:

@@ -20,7 +20,9 @@ _LORA = LoraOptions()
 
 
 def train(
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Directory of the new checkpoint.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", "--out", help="Directory of the new checkpoint.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
     images: Annotated[
         Path | None,

@@ -21,6 +21,7 @@ import numpy as np
 
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.machine_files import HERE, read_meminfo
+from tinyllava_edge.module_process import module_command
 
 from .onnx_product import matmul_graph
 
@@ -45,7 +46,7 @@ def measure_roof(threads: int) -> Record:
         BackendError: the process failed; what it said is on standard error.
     """
     variables = dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    command = [sys.executable, "-m", __name__, str(threads)]
+    command = module_command(__name__, str(threads))
     result = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, **variables}
     )

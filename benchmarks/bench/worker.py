@@ -1,4 +1,4 @@
-"""One cell of a comparison in its own process: `python -m tinyllava_edge.benchmarks.bench.worker JSON`.
+"""One cell of a comparison in its own process, which is given it as JSON.
 
 Opens one runtime with one pair of variants, then answers each job on its input with one line of JSON. Between
 jobs it waits for input, so it takes no time from the cell that is measured.
@@ -25,6 +25,7 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
+from tinyllava_edge.module_process import module_command
 from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, VisionBackend
 from tinyllava_edge.runtimes.context import Context, PictureRows
 from tinyllava_edge.runtimes.model import Model
@@ -51,7 +52,7 @@ class Cell:
     def command(self, request: "Request") -> list[str]:
         """What starts its process."""
         task = json.dumps({"cell": asdict(self), "request": asdict(request)}, default=str)
-        return [sys.executable, "-m", "tinyllava_edge.benchmarks.bench.worker", task]
+        return module_command("tinyllava_edge.benchmarks.bench.worker", task)
 
     def last_words(self) -> str:
         """Where it said why it ended."""

@@ -175,7 +175,7 @@ def _pace(total: int, known: int, is_bar: bool) -> "Iterator[Callable[[Line], No
             if line["error"] is not None:
                 failed += 1
                 name = "" if str(line["picture"]) in line["error"] else f"{line['picture'] or line['id']}: "
-                note(printable(f"failed: {name}{line['error']}", line_ends=True))
+                note(printable(f"failed: {name}{line['error']}", line_ends=True), is_fault=True)
             if task is None and time.monotonic() - last > _LINE_EVERY_S:
                 last = time.monotonic()
                 note(f"ask: {said()}")

@@ -279,4 +279,4 @@ class Evaluation:
 def _say(found: Sequence[BadRecord]) -> None:
     for record in found:
         reason = " ".join(record.reason.split())
-        note(f"{record.file}: record {record.index} (id {record.id}): {record.kind}: {reason}")
+        note(f"{record.file}: record {record.index} (id {record.id}): {record.kind}: {reason}", is_fault=True)

@@ -11,7 +11,6 @@ command line pins it.
 import json as json_module
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +23,7 @@ from tinyllava_edge.atomic_files import check_output, foreign_file, output_direc
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.module_process import module_command
 
 Record = dict[str, Any]
 _SCORED = ("pope", "textvqa")  # the fields of `Released` with published figures
@@ -69,7 +69,7 @@ class CheckOptions:
 def hub_check(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory of the report to write.")],
     checkpoints: Annotated[
-        str, typer.Option(help="owner/name[@revision], comma-separated; all released ones by default.")
+        str, typer.Option(help="owner/name or owner/name@revision, comma-separated; by default all released.")
     ] = "",
     vision: Annotated[str, typer.Option(help="Vision precisions, comma-separated.")] = "fp32",
     language: Annotated[
@@ -203,7 +203,7 @@ def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Re
     Raises:
         DataError: it printed none; the message is its error.
     """
-    line = [sys.executable, "-m", "tinyllava_edge", command, *map(str, arguments), "--json"]
+    line = module_command("tinyllava_edge", command, *map(str, arguments), "--json")
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     try:
         found: Record = json_module.loads(done.stdout.splitlines()[-1])

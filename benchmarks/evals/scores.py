@@ -23,6 +23,8 @@ from .tables import TablePicture
 MAX_TOKENS = 16  # of a short answer
 MID_GREY = (128, 128, 128)
 RESAMPLES = 2000
+_Z95 = 1.96
+_SAME = 1e-12  # of two means, but for rounding
 Array = npt.NDArray[np.float64]
 
 
@@ -104,7 +106,7 @@ def compare(
     return {
         "agreement": float(same),
         "difference": float(difference.mean()),
-        "difference_ci95": list(_interval(difference, clusters)),
+        "difference_ci95": list(_interval(difference, clusters, least=-1.0)),
     }
 
 
@@ -148,12 +150,19 @@ def _score(right: Array, clusters: Sequence[str]) -> Score:
     return Score(accuracy=float(right.mean()), interval=_interval(right, clusters), questions=len(right))
 
 
-def _interval(values: Array, clusters: Sequence[str]) -> tuple[float, float]:
-    """95 % percentile interval of the mean; pictures are drawn with replacement, with all their questions."""
+def _interval(values: Array, clusters: Sequence[str], least: float = 0.0) -> tuple[float, float]:
+    """95 % percentile interval of the mean; pictures are drawn with replacement, with all their questions.
+
+    Where all pictures have one mean, as where every answer is right, each draw has it too: then the interval
+    is what pictures of another mean, `least` or 1, would make of it, by Wilson's bound on how many there are.
+    """
     _, inverse = np.unique(np.array(clusters), return_inverse=True)
     sums = np.bincount(inverse, weights=values)
     counts = np.bincount(inverse).astype(np.float64)
     draws = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    if high - low > _SAME:
+        return float(low), float(high)
+    others = _Z95**2 / (len(sums) + _Z95**2)  # Wilson's upper bound of a share of which none was seen
+    return float(low - others * (low - least)), float(high + others * (1.0 - high))

@@ -9,6 +9,7 @@ from typing import Any
 
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.module_process import module_command
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME, RUNTIMES, runtime_entries
 
 from .modes import chosen_modes, restore_mode, set_mode
@@ -17,7 +18,7 @@ from .probes import CHECKOUT, PROBES, REQUIRABLE, REQUIRE
 from .steps import Step
 
 GPU_RUNTIMES = tuple(name for name in RUNTIMES if any(entry.needs_gpu for entry in runtime_entries(name)))
-_OURS = (sys.executable, "-m", "tinyllava_edge")
+_OURS = module_command("tinyllava_edge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +109,7 @@ def _bundle_steps(bundle: str, wish: Wish, runtimes: tuple[str, ...], folder: Pa
             has_run=not on_gpu,
         )
     if wish.soak_minutes:
-        module = (sys.executable, "-m", "tinyllava_edge.benchmarks.hardware.soak")
+        module = module_command("tinyllava_edge.benchmarks.hardware.soak")
         yield Step(
             name=f"soak-{name}",
             commands=((*module, bundle, (on_gpu or (CPU_RUNTIME,))[0], str(wish.soak_minutes)),),

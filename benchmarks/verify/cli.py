@@ -29,8 +29,8 @@ def verify(
     checkpoint: Annotated[
         str | None,
         typer.Option(
-            help="The checkpoint it was made from (a directory, 'nano', or owner/name[@revision] of the "
-            "hub): compare with torch float32 on it. Without it, "
+            help="The checkpoint it was made from (a directory, 'nano', owner/name or owner/name@revision of "
+            "the hub): compare with torch float32 on it. Without it, "
             "compare with the tensors stored in the bundle, which needs no torch and tells less."
         ),
     ] = None,

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.module_process import module_command
 
 Floats = npt.NDArray[np.float32]
 
@@ -50,7 +51,7 @@ def encode_pictures(
         np.savez(folder / "in.npz", *pictures)
         request = {"mmproj": str(mmproj), "language": str(language), "folder": scratch, "taps": [*taps]}
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name, json.dumps(request)],
+            module_command(__spec__.name, json.dumps(request)),
             capture_output=True,
             text=True,
             check=False,

@@ -1,4 +1,4 @@
-"""What `build` does with a GPU, in processes apart: `python -m tinyllava_edge.runtimes.trt.process JSON`.
+"""What `build` does with a GPU, in processes apart, which are given a JSON of their task.
 
 The library, its copy of the weights and its workspace are gone when a process ends, the peak memory is that
 of the build alone, and where the system kills a build for want of memory, it is an error and not the end.
@@ -28,6 +28,8 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import json_lines, progress
 from tinyllava_edge.errors import EngineBuildError, EngineMemoryError, TensorRTError, TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
+from tinyllava_edge.module_process import module_command
+from tinyllava_edge.process import detail
 
 from .binding import open_tensorrt
 from .builder import OnProgress, build_engine
@@ -120,7 +122,8 @@ def run_apart(
         EngineMemoryError: the system killed it.
         EngineBuildError: it ended otherwise without a result.
     """
-    command = [sys.executable, "-m", __spec__.name, to_json(task).decode()]
+    command = module_command(__spec__.name, to_json(task).decode())
+    detail(f"a process of its own {_DOES[task['job']]}")
     result: dict[str, Any] = {}
     with TemporaryFile() as words:  # not a pipe: a library that says much would wait for somebody to read it
         process = subprocess.Popen(

@@ -184,6 +184,7 @@ def test_the_report_is_printed_by_file_and_id(tmp_path: Path, capsys: pytest.Cap
 def test_where_there_is_no_terminal_lines_tell_how_far_it_is(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(record_check, "_LINE_EVERY_S", 0)
+    monkeypatch.setattr("tinyllava_edge.console._FIRST_LINE_S", 0.01)
     _check(data, Look())
-    assert "check data.json: 200 of 200" in capsys.readouterr().err
+    assert "check data.json: " in (said := capsys.readouterr().err)
+    assert " of 200, 0 s\n" in said

@@ -35,7 +35,6 @@ def test_a_runtime_whose_package_is_missing_has_the_line_that_installs_it(
     assert not states["onnxruntime+llamacpp"].usable
     assert states["onnxruntime+llamacpp"].mend.endswith("pip install 'onnxruntime>=1.20'")
     assert "pip install 'torch>=2.10' 'transformers>=4.57' " in states["torch"].mend
-    assert states["scripted"].usable
 
 
 def test_a_package_that_does_not_load_is_told_from_one_that_is_missing(

@@ -48,6 +48,7 @@ def test_without_a_gpu_its_runtimes_are_not_usable_and_say_why(gpu: FakeGpu) -> 
     for name in ("tensorrt+llamacpp", "tensorrt-rtx+llamacpp"):
         assert not states[name].usable
         assert states[name].reason.startswith("there is no NVIDIA driver")
+        assert "Install it" not in states[name].reason, "one advice: that of `mend`"
     assert not states["onnxruntime-cuda+llamacpp"].usable
     assert states["onnxruntime+llamacpp"].usable
     assert not engine_folder().exists(), "looking makes nothing"

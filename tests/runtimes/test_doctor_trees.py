@@ -90,7 +90,7 @@ def test_each_tree_has_its_runtimes_and_its_problems(tmp_path: Path, title: str)
     [name] = [name for name in USABLE if name in title]
     report = report_of(tmp_path, TREES[title])
     usable = {one.name.removesuffix("+llamacpp") for one in report.runtimes if one.usable}
-    assert usable - {"scripted", "torch"} == USABLE[name]
+    assert usable - {"torch"} == USABLE[name]
     assert len(report.problems) == len(PROBLEMS[name]), report.problems
     for problem, begin in zip(report.problems, PROBLEMS[name], strict=True):
         assert problem.startswith(begin)

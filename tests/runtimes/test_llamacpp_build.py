@@ -54,7 +54,7 @@ def test_doctor_survives_a_library_that_dies_of_an_illegal_instruction(
     assert not state.usable
     assert "illegal instruction" in state.reason
     assert state.mend == llamacpp_line()
-    assert states["scripted"].usable
+    assert "scripted" not in states, "it is for tests"
 
 
 OLD = "CPU : SSE3 = 1 | AVX = 1 | AVX2 = 1 | F16C = 1 | FMA = 1 | BMI2 = 1 | OPENMP = 1 | REPACK = 1 |"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.process import detail
 
 from .files import read_json_object
 from .llava_line import line_of
@@ -180,6 +181,7 @@ class Repository:
         """Write files into a folder, going on with what an earlier call left; else a CheckpointError."""
         from huggingface_hub import snapshot_download
 
+        detail(f"{self.name}@{self.commit}: to {folder}")
         with _asking(f"{self.name}@{self.commit}", self.name, self.commit):
             snapshot_download(
                 self.name,
@@ -215,6 +217,7 @@ def _download(text: str, patterns: tuple[str, ...]) -> Snapshot:
     repository, revision = parsed
     from huggingface_hub import snapshot_download
 
+    detail(f"{text}: asking the hub for {', '.join(patterns)}")
     with _asking(text, repository, revision):
         path = Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
     if not _COMMIT.fullmatch(path.name):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.module_process import module_command
 
 Floats = npt.NDArray[np.float32]
 _F32 = 0  # GGML_TYPE_F32, for the KV cache
@@ -27,7 +28,7 @@ def ids_and_logits(path: Path, text: str, ids: list[int]) -> tuple[list[int], Fl
     with TemporaryDirectory() as scratch:
         request = json.dumps({"path": str(path), "text": text, "ids": ids, "out": f"{scratch}/out.npz"})
         done = subprocess.run(
-            [sys.executable, "-m", __spec__.name],
+            module_command(__spec__.name),
             input=request,
             capture_output=True,
             text=True,

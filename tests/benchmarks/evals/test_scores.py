@@ -51,6 +51,18 @@ def test_questions_about_one_picture_widen_the_interval() -> None:
     assert together_width == pytest.approx(0.31, rel=0.15)
 
 
+@pytest.mark.parametrize(("answer", "low", "high"), [("cat", 0.839, 1.0), ("dog", 0.0, 0.161)])
+def test_where_all_or_none_are_right_the_interval_is_wilsons(answer: str, low: float, high: float) -> None:
+    questions = [_question("cat", image=f"{index // 3}.png") for index in range(60)]  # 20 pictures
+    assert score(questions, [answer] * 60)["all"].interval == pytest.approx((low, high), abs=1e-3)
+
+
+def test_two_variants_that_never_differ_may_differ_on_other_pictures() -> None:
+    questions = [_question("cat", image=f"{index}.png") for index in range(20)]
+    low, high = compare(questions, ["cat"] * 20, ["cat"] * 20)["difference_ci95"]
+    assert (low, high) == pytest.approx((-0.161, 0.161), abs=1e-3)
+
+
 def test_two_variants_are_compared_answer_by_answer() -> None:
     questions = [_question("cat", image=f"{index}.png") for index in range(4)]
     result = compare(questions, ["cat", "cat", "dog", "cow"], ["cat", "dog", "cat", "cow"])

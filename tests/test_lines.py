@@ -10,19 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 8888,
-    "tinyllava_edge/checkpoint": 3200,
+    "tinyllava_edge": 9560,
+    "tinyllava_edge/checkpoint": 3300,
     "tinyllava_edge/model": 2337,
-    "export": 4712,
-    "runtimes": 5330,
+    "export": 4730,
+    "runtimes": 6888,
+    "runtimes/serve": 2019,
     "runtimes/trt": 3761,
     "train": 2576,
     "benchmarks/verify": 4815,
-    "benchmarks/bench": 6446,
-    "benchmarks/evals": 2509,
+    "benchmarks/bench": 6480,
+    "benchmarks/evals": 2900,
     "benchmarks/hardware": 1337,
 }
-FROM_THE_CHECKOUT = {"tools": 1856, "examples": 1420}
+FROM_THE_CHECKOUT = {"tools": 2550, "examples": 1700}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -58,5 +59,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 45_911
-    assert sum(ROOMS.values()) <= 49_187
+    assert sum(INSTALLED.values()) <= 50_703
+    assert sum(ROOMS.values()) <= 54_953

@@ -63,7 +63,7 @@ class AsyncModel:
 
     async def aclose(self) -> None:
         """Free the model; calling it twice is harmless."""
-        await self._call(self.model.close)
+        await self.in_worker(self.model.close)
 
     async def ask(self, question: str, pictures: Any = None, **settings: Any) -> str:
         """The whole answer, as of `Model.ask`."""
@@ -90,12 +90,12 @@ class AsyncModel:
                 await self._close_own()
                 async with self._queue:
                     await self._wait()
-                    found: Answered | None = await self._call(next, each, None)
+                    found: Answered | None = await self.in_worker(next, each, None)
                 if found is None:
                     return
                 yield found
         finally:
-            await self._call(each.close)
+            await self.in_worker(each.close)
 
     def _ask(self, question: str, pictures: Any, **settings: Any) -> Stream:
         return self.model.answer([(question, None)], pictures, **_grouped(settings))
@@ -111,7 +111,7 @@ class AsyncModel:
         async with self._queue:
             await self._wait()
             self._running = weakref.ref(stream)
-            return await self._call(ask)
+            return await self.in_worker(ask)
 
     async def _close_own(self) -> None:
         """Before the queue: whoever is first in it may wait for this very stream."""
@@ -126,13 +126,9 @@ class AsyncModel:
                 del running  # or it could not be dropped
                 await asyncio.sleep(_LOOK_S)
 
-    async def _call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run it in the thread; it goes on there where this is cancelled, and the next call waits for it."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
-
     async def in_worker(self, function: Callable[..., T], *arguments: Any) -> T:
-        """For a stream of this model."""
-        return await self._call(function, *arguments)
+        """Run it in the model's thread; it goes on there where this is cancelled, and the next call waits."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
 
 
 class AsyncStream(AsyncIterator[str]):

@@ -17,7 +17,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.machine_files import HERE
 from tinyllava_edge.process import Terminated
 
-from .cli_options import JsonOption, NamedBundleArgument, Settings, with_settings
+from .cli_options import JsonOption, NamedBundleArgument, Opening, Settings, with_settings
 from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:
@@ -170,21 +170,22 @@ def _open(
     first = shown() if is_to_fetch(bundle) else []
     opened, settings = open_named(bundle, settings)
     images = first or shown()
-    return open_model(opened, settings), images, how
+    return open_model(opened, settings, allow_url=settings.allow_url), images, how
 
 
-def open_model(bundle: "Bundle", settings: Settings) -> "Model":
-    """Open what the settings ask for, and say what was chosen."""
+def open_model(bundle: "Bundle", settings: Opening, *, allow_url: bool = False, called: str = "") -> "Model":
+    """Open what the settings ask for, and say what was chosen; behind its name where there are several."""
     from tinyllava_edge.install import llamacpp_line
 
     from .base import BackendOptions
     from .llamacpp_build import CPU_BUILD, lacks_cuda
     from .model import open_bundle
 
-    options = {**vars(settings.read(BackendOptions)), "allow_url": settings.allow_url}
+    options = {**vars(settings.read(BackendOptions)), "allow_url": allow_url}
     model = open_bundle(bundle, runtime=settings.runtime, store_mb=settings.store_mb, **options)
     why = f" ({settings.runtime}: {model.runtime_reason})" if model.runtime_reason else ""
-    note(f"vision: {model.vision.name}; language: {model.language.name}{why}")
+    name = called and f"{called}: "
+    note(f"{name}vision: {model.vision.name}; language: {model.language.name}{why}")
     if "llamacpp" in model.runtime and lacks_cuda():
         note(f"{CPU_BUILD}: {llamacpp_line()}")
     return model

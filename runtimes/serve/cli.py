@@ -51,6 +51,9 @@ def serve(
     deadline: Annotated[float, typer.Option(help="Seconds for a request, its wait included.", min=1)] = 300.0,
 ) -> None:
     """Answer requests of OpenAI's clients until Ctrl-C."""
+    from tinyllava_edge.runtimes.bundle_by_name import open_named
+    from tinyllava_edge.runtimes.cli import open_model
+
     from .images import KnownPictures, fetch_from, open_file_store
     from .server import is_loopback, listen, url_of
 
@@ -73,7 +76,8 @@ def serve(
         models: dict[str, Model] = {}
         try:
             for name, bundle in names.items():
-                models[name] = _open(name, bundle, settings)
+                opened, opening = open_named(bundle, settings)
+                models[name] = open_model(opened, opening, called=name)
             where = f"{url_of(listening)}/v1{' with an API key' if keys else ''}"
             note(f"{', '.join(models)} at {where}; Ctrl-C ends")
             known = KnownPictures(open_file_store(settings.store_mb), fetch_from(allow_host or ()))
@@ -103,19 +107,6 @@ def _run(
     finally:
         for each in served.values():
             each.close(GRACE_S)
-
-
-def _open(name: str, bundle: str, settings: Opening) -> "Model":
-    """A bundle, and what was chosen of it."""
-    from tinyllava_edge.runtimes.base import BackendOptions
-    from tinyllava_edge.runtimes.bundle_by_name import open_named
-    from tinyllava_edge.runtimes.model import open_bundle
-
-    opened, settings = open_named(bundle, settings)
-    options = vars(settings.read(BackendOptions))
-    model = open_bundle(opened, runtime=settings.runtime, store_mb=settings.store_mb, **options)
-    note(f"{name}: vision: {model.vision.name}; language: {model.language.name}")
-    return model
 
 
 def _names(bundles: Sequence[str]) -> dict[str, str]:

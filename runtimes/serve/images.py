@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from functools import partial
 
 from PIL import Image
@@ -14,6 +14,7 @@ from PIL import Image
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import ImageError
 from tinyllava_edge.image import open_picture
+from tinyllava_edge.picture_given import Fetch
 from tinyllava_edge.picture_url import fetch_https
 from tinyllava_edge.runtimes.store import FOLDER, PictureStore
 
@@ -27,8 +28,6 @@ _DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,40};base64,", re.IGNORECASE)
 _ID = re.compile("[0-9a-f]{64}")
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM")
 FORMATS = "JPEG, PNG, WebP, GIF (its first frame) or BMP"
-
-Fetch = Callable[[str], bytes]
 
 
 def open_file_store(store_mb: int) -> PictureStore | None:

@@ -148,6 +148,13 @@ def test_warm_is_when_the_last_three_are_like_the_three_before(totals: list[floa
     assert is_steady(totals) is steady
 
 
+def test_a_row_of_long_requests_is_warm_after_two(honest: Honest) -> None:
+    amount = Amount(sessions=1, blocks=1, warm_up_s=60.0, most_warm_up_s=0.0, alone=False)
+    cell = scripted(honest, "a", vision="fp32", language="f32")
+    found = measure_cells([cell, replace(cell, name="a again")], request(honest), amount, {})
+    assert [len(one.warm_up) for one in found.sessions[0].cells] == [2, 2]
+
+
 def test_a_cell_that_cannot_be_opened_is_named(honest: Honest) -> None:
     wrong = scripted(honest, "q3", runtime=RUNTIME, vision="fp32", language="q3_k_m")
     found = measure_cells([wrong], request(honest), BLOCK, {"q3": []})

@@ -175,10 +175,10 @@ class Decoder:
         if dim < head_dim:
             turned, rest = op.variadic_split(heads, _ints(3), _ints([dim, head_dim - dim])).outputs()
         first, second = op.variadic_split(turned, _ints(3), _ints([dim // 2, dim // 2])).outputs()
-        other = op.concat([op.multiply(second, _floats(-1.0)), first], 3)
+        other = op.concat([op.multiply(second, _floats(-1.0)), first], -1)
         cosines, sines = self._rotary
         found = op.add(op.multiply(turned, cosines), op.multiply(other, sines))
-        return found if rest is None else op.concat([found, rest], 3)
+        return found if rest is None else op.concat([found, rest], -1)
 
     def _build_masks(self, positions: Any) -> tuple[Any, Any]:
         """What is added to scores [1, 1, n, all positions]: of full attention, and of a sliding window."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import openvino
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
-from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU, ComputeClass
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.llamacpp_memory import BATCH, OUTPUT_ROWS
 
@@ -46,12 +46,13 @@ def _open(compute: ComputeClass, bundle: Bundle, options: BackendOptions) -> "Op
         bundle.path(variant.files[0]),
         bundle.manifest.language,
         options,
-        name=f"openvino{'-bf16' if compute == BF16_CPU else ''} {variant.name}",
+        name=f"openvino{_SUFFIXES[compute]} {variant.name}",
         compute=compute,
     )
 
 
-open_language, open_language_bf16 = (partial(_open, compute) for compute in (FLOAT32_CPU, BF16_CPU))
+_SUFFIXES = {FLOAT32_CPU: "", BF16_CPU: "-bf16", INT8_CPU: "-int8"}
+open_language, open_language_bf16, open_language_int8 = (partial(_open, compute) for compute in _SUFFIXES)
 
 
 class OpenVinoLanguage:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import openvino
 from openvino.frontend import FrontEndManager
 
-from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, ComputeClass
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU, ComputeClass
 from tinyllava_edge.errors import BackendError
 
 from .access import let_forks_end
@@ -18,7 +18,8 @@ from .threads import thread_budget
 
 DEVICE = "CPU"
 _READERS = {".onnx": "onnx", ".xml": "ir"}
-_PRECISIONS = {FLOAT32_CPU: "f32", BF16_CPU: "bf16"}
+_PRECISIONS = {FLOAT32_CPU: "f32", BF16_CPU: "bf16", INT8_CPU: "bf16"}
+_ACTIVATIONS_GROUP = 32  # values that share a scale where they are rounded to 8 bits
 
 
 class Compiled(NamedTuple):
@@ -68,7 +69,7 @@ def compile_model(
     """
     properties = {
         "INFERENCE_PRECISION_HINT": _PRECISIONS[compute],
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": _ACTIVATIONS_GROUP if compute == INT8_CPU else 0,
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": thread_budget(threads),
@@ -95,10 +96,10 @@ def check_computes(capabilities: list[str], compute: ComputeClass) -> None:
     Raises:
         BackendError: says which, and what to take.
     """
-    if compute == BF16_CPU and "BF16" not in capabilities:
+    if compute in (BF16_CPU, INT8_CPU) and "BF16" not in capabilities:
         raise BackendError(
             "this processor has no bfloat16 products (avx512_bf16 or amx_bf16; tinyllava-edge doctor lists "
-            "what it has). Take the runtime without -bf16."
+            "what it has). Take the runtime without -bf16 and -int8."
         )
 
 

@@ -83,6 +83,7 @@ LANGUAGE_BACKENDS = {
     "llamacpp": Entry("llamacpp:open_language", "llama_cpp", "llamacpp", reads="gguf"),
     "openvino": _openvino("openvino_language:open_language", reads="openvino"),
     "openvino-bf16": _openvino("openvino_language:open_language_bf16", reads="openvino"),
+    "openvino-int8": _openvino("openvino_language:open_language_int8", reads="openvino"),
     "torch": Entry("torch_reference:open_language", "torch", "torch", reads_checkpoint=True),
     "scripted": Entry("scripted:open_language"),
 }
@@ -97,6 +98,7 @@ RUNTIMES = {
     "onnxruntime+openvino": ("onnxruntime", "openvino"),
     "openvino": ("openvino", "openvino"),
     "openvino-bf16": ("openvino-bf16", "openvino-bf16"),
+    "openvino-int8": ("openvino-bf16", "openvino-int8"),
     "torch": ("torch", "torch"),
     "scripted": ("scripted", "scripted"),
 }

@@ -12,10 +12,12 @@ from tinyllava_edge.bounds import at_least, at_most
 from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, LanguageClass
 
 ComputeClass = Literal[
-    "float32 CPU", "fp16 CPU", "bf16 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU"
+    "float32 CPU", "fp16 CPU", "bf16 CPU", "int8 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU"
 ]
 FLOAT32_CPU: ComputeClass = "float32 CPU"
 BF16_CPU: ComputeClass = "bf16 CPU"  # factors rounded to bfloat16, sums in float32
+# As bf16 CPU, and what is multiplied with integers is rounded to 8 bits in groups of 32, as llama.cpp does.
+INT8_CPU: ComputeClass = "int8 CPU"
 # Of which no run on hardware stands in this repository.
 EMULATED: tuple[ComputeClass, ...] = ("fp16 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU")
 
@@ -52,7 +54,11 @@ COMPUTED_CLASSES: dict[tuple[ComputeClass, str], LanguageClass] = {
     ("tf32 GPU", "f32"): _wider(**_TF32, like="f32"),
     # f32 behind a vision tower of float16, which has f16's gates.
     ("tf32 GPU", "f16"): _wider(**_FLOAT16_SUMS, like="f16"),
-    **{("bf16 CPU", kind): _wider(**_BF16, like="f16") for kind in ("f32", "f16")},
+    **{
+        (compute, kind): _wider(**_BF16, like="f16")
+        for compute in (BF16_CPU, INT8_CPU)
+        for kind in ("f32", "f16")
+    },
     ("fp16-accumulating GPU", "f16"): _wider(**_FLOAT16_SUMS, like="f16"),
 }
 

@@ -17,7 +17,7 @@ from tests.runtimes import bundles
 from tests.runtimes.contract import LanguageContract, language_ids
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.bundle import LanguageSpec
-from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.export.language_openvino import write_language_openvino
@@ -98,6 +98,33 @@ def test_bfloat16_is_other_numbers(graphs: Graphs) -> None:
             assert logits is not None
             found.append(logits)
     assert 1e-6 < nmse(*found) < 1e-2
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor has no bfloat16 products")
+def test_what_is_multiplied_with_integers_is_rounded_to_8_bits_and_nothing_else(graphs: Graphs) -> None:
+    errors = {}
+    for name in ("ov_f32", "ov_int8"):
+        found = []
+        for compute in (BF16_CPU, INT8_CPU):
+            with closing(graphs.open(name, compute=compute)) as backend:
+                logits = backend.evaluate(language_ids(backend, 200), 0, all_logits=True)
+                assert logits is not None
+                found.append(logits)
+        errors[name] = nmse(*found)
+    assert errors["ov_f32"] == 0
+    assert 1e-6 < errors["ov_int8"] < 1e-2
+
+
+def test_turned_heads_are_one_operation_of_the_plugin(graphs: Graphs) -> None:
+    with closing(graphs.open("ov_f32")) as backend:
+        kinds = [node.get_rt_info()["layerType"] for node in compiled_ops(backend)]
+    assert kinds.count("RoPE") == 2 * graphs.config.num_hidden_layers
+
+
+def compiled_ops(backend: OpenVinoLanguage) -> list[Any]:
+    """The operations that the CPU plugin computes."""
+    ops: list[Any] = backend._compiled.model.get_runtime_model().get_ordered_ops()
+    return ops
 
 
 def test_a_graph_of_another_size_than_the_manifest_says_is_refused(graphs: Graphs) -> None:

@@ -18,7 +18,7 @@ from tests.runtimes import bundles
 from tests.runtimes.contract import VisionContract
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
-from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU
+from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU, ComputeClass
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import BackendError, BundleError
 from tinyllava_edge.metrics import snr_db
@@ -75,10 +75,13 @@ def test_a_damaged_graph_is_refused_with_what_openvino_says(graph: Path) -> None
         openvino_vision.OpenVinoVision(graph, bundles.vision_spec(), name="x")
 
 
+@pytest.mark.parametrize("compute", [BF16_CPU, INT8_CPU])
 @pytest.mark.parametrize("lacks", [[], ["FP32", "INT8"]])
-def test_bfloat16_without_its_instructions_is_one_clear_line(lacks: list[str]) -> None:
-    with pytest.raises(BackendError, match=r"no bfloat16 products .* Take the runtime without -bf16\.$"):
-        openvino_library.check_computes(lacks, BF16_CPU)
+def test_bfloat16_without_its_instructions_is_one_clear_line(lacks: list[str], compute: ComputeClass) -> None:
+    with pytest.raises(
+        BackendError, match=r"no bfloat16 products .* Take the runtime without -bf16 and -int8\.$"
+    ):
+        openvino_library.check_computes(lacks, compute)
     openvino_library.check_computes(lacks, FLOAT32_CPU)
 
 

@@ -47,7 +47,8 @@ class OpenVinoLlava:
         self._pipeline = openvino_genai.VLMPipeline(
             task.files["model"], "CPU", INFERENCE_NUM_THREADS=task.threads
         )
-        self._picture = openvino.Tensor(np.array(Image.open(task.picture).convert("RGB"))[None])
+        self._pixels = np.array(Image.open(task.picture).convert("RGB"))[None]
+        self._answers = 0
         self._settings = openvino_genai.GenerationConfig()
         self._settings.max_new_tokens = task.num_tokens
         self._settings.ignore_eos = True
@@ -66,6 +67,7 @@ class OpenVinoLlava:
             "cannot_match": [
                 "tokenizes the prompt itself, as one text, and puts a line feed behind the picture",
                 "resizes and crops the picture itself; it is given at the tower's own size",
+                "keeps the context of earlier requests, so the picture of each differs in one pixel",
                 "its CPU plugin computes in bfloat16 where the processor has it, with an 8-bit KV cache",
                 "second question: the second turn of a chat, with the first answer before it",
             ],
@@ -73,13 +75,13 @@ class OpenVinoLlava:
 
     def answer(self, prompt: Prompt) -> Sample:
         """See `Peer`."""
-        return self._generate(prompt.text, [self._picture])
+        return self._generate(prompt.text, [self._unseen_picture()])
 
     def second(self) -> Sample | None:
         """See `Peer`."""
         self._pipeline.start_chat()
         try:
-            self._generate(self._task.first.text, [self._picture])
+            self._generate(self._task.first.text, [self._unseen_picture()])
             return self._generate(self._task.second.text.replace("<image>", "").lstrip("\n"), [])
         finally:
             self._pipeline.finish_chat()
@@ -111,6 +113,13 @@ class OpenVinoLlava:
 
     def close(self) -> None:
         """See `Peer`."""
+
+    def _unseen_picture(self) -> Any:
+        """The picture, its first pixel in another colour each time (docs/sources/peers.md#openvino)."""
+        pixels = self._pixels.copy()
+        self._answers += 1
+        pixels[0, 0, 0] = [self._answers >> shift & 255 for shift in (0, 8, 16)]
+        return self._openvino.Tensor(pixels)
 
     def _generate(self, text: str, pictures: list[Any]) -> Sample:
         marks = Marks()

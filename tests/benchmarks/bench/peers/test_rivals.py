@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -21,6 +22,7 @@ from tinyllava_edge.benchmarks.bench.peers import rivals
 from tinyllava_edge.benchmarks.bench.peers.environments import Environment, listed_versions
 from tinyllava_edge.benchmarks.bench.peers.lines import PICTURE
 from tinyllava_edge.benchmarks.bench.peers.older_transformers import write_readable
+from tinyllava_edge.benchmarks.bench.peers.openvino_llava import OpenVinoLlava
 from tinyllava_edge.benchmarks.bench.peers.planned import with_rivals
 from tinyllava_edge.benchmarks.bench.peers.prepared import (
     converted,
@@ -131,6 +133,15 @@ def test_rivals_are_rows_of_the_same_rounds_and_those_that_fail_say_why(
     assert "- not made: NOT MEASURED: no environment" in text
     write_report(tmp_path, record)
     assert json.loads((tmp_path / "report.json").read_text())["rivals"]["rows"][0]["name"] == "sees"
+
+
+def test_openvino_sees_no_picture_twice_as_it_keeps_prefixes() -> None:
+    peer = object.__new__(OpenVinoLlava)
+    peer._pixels, peer._answers = np.full((1, 8, 8, 3), 255, dtype=np.uint8), 0
+    peer._openvino = SimpleNamespace(Tensor=np.array)
+    seen = [peer._unseen_picture() for _ in range(300)]
+    assert len({picture.tobytes() for picture in seen}) == 300
+    assert all((picture[0].reshape(-1, 3)[1:] == 255).all() for picture in seen)
 
 
 def test_no_rivals_no_section(honest: Honest) -> None:

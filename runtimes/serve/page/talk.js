@@ -29,7 +29,7 @@ export class Entry {
     this.answer = element("p", { class: "answer going" });
     this.text = document.createTextNode(""); // what a model says is this node's data, and never HTML
     this.answer.append(this.text);
-    this.item = element("li", {}, element("div", { class: "question" }, ...thumbnail, element("span", {}, question)), this.answer);
+    this.item = element("div", { class: "entry" }, element("div", { class: "question" }, ...thumbnail, element("span", {}, question)), this.answer);
     if (model) this.item.append(element("p", { class: "small" }, model));
     $("log").append(this.item);
     $("log").setAttribute("aria-busy", "true"); // read out as a whole, once it is whole

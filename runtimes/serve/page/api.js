@@ -24,16 +24,16 @@ export const hasKey = () => key !== "";
 
 /** What the server, or the way to it, said instead of an answer. */
 export class ServerError extends Error {
-  constructor(status, told = {}, after = "") {
+  constructor(status, told = {}) {
     super(told.message ?? `The server said ${status}, without a reason.`);
-    Object.assign(this, { status, code: told.code ?? "", after });
+    Object.assign(this, { status, code: told.code ?? "" });
   }
 
   /** One or two sentences for people. */
   get words() {
     const told = sentence(this.message);
     if (this.status === 0) return "The server does not answer. Does it still run? Your question is kept: ask again.";
-    if (this.status === 429) return `The server is busy: ${this.message} Your question is kept: ask again in ${this.after || "a few"} s.`;
+    if (this.status === 429) return `The server is busy: ${this.message} Your question is kept.`;
     if (this.status === 413) return `That is more than the server takes at once. ${told} Take a smaller picture.`;
     if (this.code === "context_length_exceeded") {
       return `That does not fit into the model's context. ${told} Ask for fewer tokens, shorten the question, or clear the conversation.`;
@@ -61,7 +61,7 @@ async function call(path, options = {}) {
   }
   if (response.ok) return response;
   const body = await response.json().catch(() => ({}));
-  throw new ServerError(response.status, body.error, response.headers.get("Retry-After") ?? "");
+  throw new ServerError(response.status, body.error);
 }
 
 /** The models that the server has loaded. */

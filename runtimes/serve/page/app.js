@@ -33,6 +33,7 @@ async function start() {
   }
   $("model").replaceChildren(...models.map((each) => element("option", {}, describe(each))));
   $("model").disabled = $("show-proof").disabled = false;
+  $("remember").checked = model().context_length >= LONG_CONTEXT;
   showModel();
   showKeyButton();
   focusQuestion();
@@ -42,7 +43,6 @@ function showModel() {
   const { runtime, vision, language, context_length: context, tokens_per_picture: tokens } = model();
   const facts = [["runtime", runtime], ["vision", vision], ["language", language], ["context", `${context.toLocaleString("en")} tokens`], ["a picture", `${tokens} tokens`]];
   $("about-model").replaceChildren(...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
-  $("remember").checked = context >= LONG_CONTEXT;
 }
 
 function showKeyButton() {
@@ -160,7 +160,10 @@ on("question", "keydown", (event) => {
     $("ask").requestSubmit();
   }
 });
-document.addEventListener("keydown", (event) => event.key === "Escape" && going?.abort());
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !document.querySelector("dialog[open]")) going?.abort();
+});
+$("options").addEventListener("invalid", () => ($("options").open = true), true); // else nobody sees what is wrong
 on("stop", "click", () => going?.abort());
 on("clear", "click", () => {
   going?.abort();
@@ -198,12 +201,15 @@ document.addEventListener("paste", (event) => {
   event.preventDefault();
   take(openPicture(file, "pasted picture"));
 });
+const isText = (event) => event.target === $("question") && !event.dataTransfer.types.includes("Files");
 document.addEventListener("dragover", (event) => {
+  if (isText(event)) return;
   event.preventDefault();
   $("drop").classList.add("over");
 });
 document.addEventListener("dragleave", () => $("drop").classList.remove("over"));
 document.addEventListener("drop", (event) => {
+  if (isText(event)) return;
   event.preventDefault();
   $("drop").classList.remove("over");
   const file = fileOf(event.dataTransfer);

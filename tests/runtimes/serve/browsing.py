@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.runtimes.serve.serving import Running
-
 PROGRAM = os.environ.get("TINYLLAVA_EDGE_BROWSER", "/usr/bin/chromium")
 AXE = os.environ.get("TINYLLAVA_EDGE_AXE", "")
 # What every tab is told before its page's own scripts: to remember what the policy refused, and any dialog.
@@ -45,12 +43,12 @@ def browser_at(program: str = PROGRAM) -> Iterator[Any]:
 
 
 @contextmanager
-def tab(browser: Any, server: Running, *, ready: bool = True, **options: Any) -> Iterator[Any]:
+def tab(browser: Any, url: str, *, ready: bool = True, **options: Any) -> Iterator[Any]:
     """The page in a tab of its own; at the end it has asked nobody else, and broken no rule.
 
     Args:
         browser: that runs.
-        server: whose page it is.
+        url: of the server.
         ready: wait until the models are there.
         options: of the browser's context, such as `color_scheme` and `viewport`.
     """
@@ -68,14 +66,14 @@ def tab(browser: Any, server: Running, *, ready: bool = True, **options: Any) ->
     page.on("dialog", on_dialog)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{server.url}/")
+    page.goto(f"{url}/")
     if ready:
         page.wait_for_selector("#model:enabled")
     try:
         yield page
         assert faults == []
         assert page.evaluate("refused") == []
-        assert [url for url in asked if not url.startswith((f"{server.url}/", "blob:", "data:"))] == []
+        assert [one for one in asked if not one.startswith((f"{url}/", "blob:", "data:"))] == []
     finally:
         context.close()
 

@@ -19,6 +19,7 @@ from PIL import Image
 from tests.runtimes.serve.browsing import ask, browser_at, faults_of_access, hand, tab
 from tests.runtimes.serve.serving import CAT, EMOJI, LONG, ROOT, Running, asked, running
 from tests.runtimes.serve.test_page import proof
+from tests.runtimes.serve.test_serve_command import started
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.parity_files import write_parity
@@ -52,7 +53,7 @@ def server(known: KnownPictures) -> Iterator[Running]:
 
 @pytest.fixture
 def page(browser: Any, server: Running) -> Iterator[Any]:
-    with tab(browser, server) as found:
+    with tab(browser, server.url) as found:
         yield found
 
 
@@ -130,7 +131,7 @@ def test_a_picture_that_is_too_large_is_made_smaller_and_no_picture_is_said(
 
 
 def test_an_answer_streams_and_stop_ends_it_on_the_server(browser: Any) -> None:
-    with running(slow_s=0.02) as server, tab(browser, server, reduced_motion="reduce") as page:
+    with running(slow_s=0.02) as server, tab(browser, server.url, reduced_motion="reduce") as page:
         with_grammar(page, LONG)
         page.fill("#question", "Say a lot.")
         page.press("#question", "Enter")
@@ -185,7 +186,7 @@ def test_the_proofs_are_one_click_away_and_hostile_ones_are_text(browser: Any, t
     stages = proof()["stages"]
     stages[0]["detail"] = stages[0]["checks"][0]["metric"] = HOSTILE
     write_parity(bundle, "onnxruntime+llamacpp", proof(verdict="different: first at logits", stages=stages))
-    with running(bundle=bundle.root) as server, tab(browser, server) as page:
+    with running(bundle=bundle.root) as server, tab(browser, server.url) as page:
         page.click("#show-proof")
         page.locator("#proof .verdict.failed", has_text="Different: first at logits").wait_for()
         rows = [row.all_text_contents() for row in (r.locator("th, td") for r in page.locator("tr").all())]
@@ -230,7 +231,7 @@ def test_the_page_is_used_by_keyboard_alone(page: Any) -> None:
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Any) -> None:
-    with running(rules=Rules(keys=[KEY])) as server, tab(browser, server, ready=False) as page:
+    with running(rules=Rules(keys=[KEY])) as server, tab(browser, server.url, ready=False) as page:
         for given in ("not-the-key", KEY):
             page.wait_for_selector("#key[open]")
             page.fill("#key-text", given)
@@ -253,7 +254,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_alone(browser: Any) -> None:
 
 
 def test_errors_of_the_server_are_said_in_words(browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(slow_s=0.02, max_waiting=1) as server, tab(browser, server) as page:
+    with running(slow_s=0.02, max_waiting=1) as server, tab(browser, server.url) as page:
         problem = page.locator(".entry:last-child .problem")
 
         def ask_in_vain(question: str) -> str:
@@ -275,7 +276,9 @@ def test_errors_of_the_server_are_said_in_words(browser: Any, monkeypatch: pytes
             server.wait_until(lambda: server.served.is_answering)
             server.wait_until(lambda number=number: server.served.num_waiting == number)
         said = ask_in_vain("Me too?")
-        assert re.search(r"The server is busy: 1 requests wait already.*ask again in \d+ s\.", said)
+        assert re.search(
+            r"The server is busy: 1 requests wait already; try again in \d+ s\. Your question is kept", said
+        )
         server.served.end_running()
         server.wait_until(lambda: not server.served.num_waiting and server.served.is_answering)
         server.served.end_running()
@@ -289,6 +292,28 @@ def test_errors_of_the_server_are_said_in_words(browser: Any, monkeypatch: pytes
         assert ask(page, "And now?")
         page.context.set_offline(True)
         assert "The server does not answer." in ask_in_vain("Are you there?")
+
+
+def test_a_model_is_picked_from_those_that_are_served(browser: Any) -> None:
+    with started("--language", "q8_0,f16") as (_, url), tab(browser, url) as page:
+        sent = bodies(page)
+        picker = page.locator("#model")
+        assert picker.locator("option").all_text_contents() == [
+            "nano:q8_0: onnxruntime fp16 + llamacpp q8_0",
+            "nano:f16: onnxruntime fp16 + llamacpp f16",
+        ]
+        page.click("#example")
+        page.wait_for_selector("#preview:visible")
+        for number in range(2):
+            picker.select_option(index=number)
+            assert page.locator("#about-model").text_content().count(("q8_0", "llamacpp f16")[number]) == 1
+            assert ask(page, "What kind of thing is this?") == "flower"
+        assert [body["model"] for body in sent] == ["nano:q8_0", "nano:f16"]
+        assert [parts(body) for body in sent] == [["image_url", "text"], ["image_id", "text"]]
+        assert "nano:f16" in page.locator(".entry:last-child > p.small").first.text_content()
+        page.click("#show-proof")
+        page.get_by_role("heading", name="Proof of nano:f16").wait_for()
+        page.locator("#proof table").first.wait_for()
 
 
 def test_earlier_questions_go_along_where_they_are_to_be_remembered(page: Any) -> None:
@@ -311,7 +336,7 @@ def test_earlier_questions_go_along_where_they_are_to_be_remembered(page: Any) -
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [{}, PHONE], ids=["desk", "phone"])
 def test_axe_finds_nothing_wrong(browser: Any, server: Running, scheme: str, size: dict[str, Any]) -> None:
-    with tab(browser, server, color_scheme=scheme, **size) as page:
+    with tab(browser, server.url, color_scheme=scheme, **size) as page:
         assert faults_of_access(page) == []
         page.click("#example")
         page.wait_for_selector("#preview:visible")
@@ -346,7 +371,7 @@ SHOTS: dict[str, dict[str, Any]] = {
 def test_pictures_of_the_page_are_small(browser: Any, name: str) -> None:
     """Those of docs/serve.md, each of a server that has not seen the picture before."""
     path = ROOT / os.environ["TINYLLAVA_EDGE_SHOTS"] / f"{name}.png"
-    with running() as server, tab(browser, server, **SHOTS[name]) as page:
+    with running() as server, tab(browser, server.url, **SHOTS[name]) as page:
         page.click("#example")
         page.wait_for_selector("#preview:visible")
         for question in ("What kind of thing is this?", "Is this a flower?"):

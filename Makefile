@@ -32,7 +32,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers nano nano-bundle clean
+.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -119,6 +119,19 @@ test: $(VENV)/ready
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long
 
+# The page of `serve` in Debian's Chromium (apt-get install chromium npm), and the pictures of it in docs/serve.md.
+# Playwright and axe-core are put into a folder of their own; needs a network the first time.
+BROWSER ?= /usr/bin/chromium
+browser: $(VENV)/ready $(OUT)/browser/ready
+	PYTHONPATH=$(OUT)/browser TINYLLAVA_EDGE_BROWSER=$(BROWSER) TINYLLAVA_EDGE_SHOTS=docs/pictures \
+		TINYLLAVA_EDGE_AXE=$(OUT)/browser/node_modules/axe-core/axe.min.js \
+		$(BIN)/python -m pytest -s -m browser tests/runtimes/serve
+
+$(OUT)/browser/ready:
+	$(BIN)/python -m pip install -qq --target $(@D) playwright==1.65.2
+	npm install --silent --no-save --prefix $(@D) axe-core@4
+	touch $@
+
 # Hostile files for every reader: SEED names the inputs, COUNT is how many there are of each kind. 1000 take 40 minutes.
 SEED ?= 1
 COUNT ?= 100
@@ -136,7 +149,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not network and not long"
+	$(BIN)/python -m pytest -m "not slow and not network and not long and not browser"
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .

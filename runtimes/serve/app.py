@@ -1,6 +1,7 @@
-"""The routes: chat completions, models, health, metrics."""
+"""The routes: chat completions, models and their proofs, health, metrics, and the page."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError
 from tinyllava_edge.runtimes.timings import Timings
 
 from .answering import Answering
@@ -20,6 +21,8 @@ from .images import KnownPictures
 from .jobs import Event, Piece
 from .messages import Asked, read_messages
 from .metrics import CONTENT_TYPE, Metrics
+from .page import add_page
+from .proof import proof_of
 from .request import ChatRequest, read_request
 from .worker import Served
 
@@ -47,7 +50,17 @@ class _Stream(Response):
 
 
 class Server:
-    """The application of some models; `app` is what uvicorn runs."""
+    """The application of some models; `app` is what uvicorn runs.
+
+    Args:
+        models: by the names that clients call them.
+        metrics: counts.
+        rules: who may ask.
+        pictures: those that are known by their hash.
+        deadline_s: for a request, its wait included.
+        body_reader: reads bodies within their limits.
+        with_page: whether there is the page to try models on.
+    """
 
     def __init__(
         self,
@@ -58,6 +71,7 @@ class Server:
         pictures: KnownPictures | None = None,
         deadline_s: float = DEADLINE_S,
         body_reader: BodyReader | None = None,
+        with_page: bool = True,
     ) -> None:
         self._models = models
         self._metrics = metrics
@@ -70,12 +84,13 @@ class Server:
         routes.add_api_route("/metrics", self._show_metrics, methods=["GET"])
         routes.add_api_route("/v1/models", self._list_models, methods=["GET"])
         routes.add_api_route("/v1/models/{name}", self._show_model, methods=["GET"])
+        routes.add_api_route("/v1/models/{name}/proof", self._show_proof, methods=["GET"])
         routes.add_api_route("/v1/chat/completions", self._complete, methods=["POST"], response_model=None)
         routes.add_exception_handler(ApiError, _as_json)
         routes.add_exception_handler(TinyLlavaEdgeError, _as_json)
         routes.add_exception_handler(HTTPException, _as_json)
         routes.add_exception_handler(Exception, _as_json)
-        self.app = Gate(routes, rules, metrics)
+        self.app = Gate(routes, rules, metrics, add_page(routes) if with_page else ())
 
     async def _health(self) -> JSONResponse:
         return JSONResponse({"status": "ok"})
@@ -92,6 +107,16 @@ class Server:
 
     async def _show_model(self, name: str) -> JSONResponse:
         return JSONResponse(_about(self._served(name)))
+
+    async def _show_proof(self, name: str) -> JSONResponse:
+        served = self._served(name)
+        try:
+            proof = await asyncio.to_thread(proof_of, served.model.bundle, served.model.runtime)
+        except (BundleError, OSError) as error:  # which names the file, to the owner alone
+            sys.stderr.write(f"tinyllava-edge: {served.name}: {' '.join(str(error).split())}\n")
+            message = "the bundle's proofs cannot be read; the server's own output says why."
+            raise ApiError(500, message, code="proof_unreadable") from None
+        return JSONResponse({"object": "model.proof", "model": served.name, **proof})
 
     async def _complete(self, request: Request) -> Response:
         headers = read_headers(request.scope)

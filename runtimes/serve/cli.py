@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -49,8 +50,15 @@ def serve(
     ] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait for a model.", min=1, max=1024)] = 32,
     deadline: Annotated[float, typer.Option(help="Seconds for a request, its wait included.", min=1)] = 300.0,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="The page to try the models on, at the server's address.")
+    ] = True,
 ) -> None:
-    """Answer requests of OpenAI's clients until Ctrl-C."""
+    """Answer requests of OpenAI's clients until Ctrl-C, and show a page to try the models on.
+
+    Of --runtime, --vision and --language several may be named with commas: each is a model of its own, by the
+    name NAME:VARIANT.
+    """
     from tinyllava_edge.runtimes.bundle_by_name import open_named
     from tinyllava_edge.runtimes.cli import open_model
 
@@ -77,18 +85,26 @@ def serve(
         try:
             for name, bundle in names.items():
                 opened, opening = open_named(bundle, settings)
-                models[name] = open_model(opened, opening, called=name)
+                for suffix, one in _openings(opening).items():
+                    models[name + suffix] = open_model(opened, one, called=name + suffix)
             where = f"{url_of(listening)}/v1{' with an API key' if keys else ''}"
-            note(f"{', '.join(models)} at {where}; Ctrl-C ends")
+            shown = f"; a page to try it on at {url_of(listening)}/" if page else ""
+            note(f"{', '.join(models)} at {where}{shown}; Ctrl-C ends")
             known = KnownPictures(open_file_store(settings.store_mb), fetch_from(allow_host or ()))
-            _run(listening, models, rules, known, queue=queue, deadline_s=deadline)
+            _run(listening, models, rules, known, queue=queue, deadline_s=deadline, with_page=page)
         finally:
             for model in models.values():
                 model.close()
 
 
 def _run(
-    listening: Any, models: "dict[str, Model]", rules: dict[str, Any], known: "KnownPictures", **bounds: Any
+    listening: Any,
+    models: "dict[str, Model]",
+    rules: dict[str, Any],
+    known: "KnownPictures",
+    *,
+    queue: int,
+    **bounds: Any,
 ) -> None:
     """Serve until a signal, which is raised again at the end."""
     from .app import Server
@@ -98,10 +114,8 @@ def _run(
     from .worker import Served
 
     metrics = Metrics()
-    served = {
-        name: Served(name, model, metrics, max_waiting=bounds["queue"]) for name, model in models.items()
-    }
-    server = Server(served, metrics, Rules(**rules), pictures=known, deadline_s=bounds["deadline_s"])
+    served = {name: Served(name, model, metrics, max_waiting=queue) for name, model in models.items()}
+    server = Server(served, metrics, Rules(**rules), pictures=known, **bounds)
     try:
         Program(server, served.values()).run(sockets=[listening])
     finally:
@@ -115,6 +129,20 @@ def _names(bundles: Sequence[str]) -> dict[str, str]:
     if len(names) < len(bundles):
         raise UsageError("two bundles have the same name, by which clients ask for them. Rename a directory.")
     return names
+
+
+def _openings(settings: Opening) -> dict[str, Opening]:
+    """How a bundle is opened, by what its name gets: each of several runtimes and variants is a model."""
+    ways: dict[str, Opening] = {"": settings}
+    for field in ("runtime", "vision", "language"):
+        values = [value.strip() for value in (getattr(settings, field) or "").split(",") if value.strip()]
+        if len(values) > 1:
+            ways = {
+                f"{suffix}:{value}": replace(way, **{field: value})  # type: ignore[arg-type]
+                for suffix, way in ways.items()
+                for value in values
+            }
+    return ways
 
 
 def _read_keys(path: Path | None) -> list[str]:

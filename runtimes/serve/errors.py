@@ -64,10 +64,15 @@ def told(error: Exception) -> ApiError:
     if isinstance(error, PromptError):
         return ApiError(400, str(error), param="messages")
     if isinstance(error, UsageError):
-        return ApiError(400, _PATH.sub("(a file)", str(error)))  # a grammar's has llama.cpp's words in it
+        return ApiError(400, without_paths(str(error)))  # a grammar's has llama.cpp's words in it
     if isinstance(error, ImageError):
-        return ApiError(400, _PATH.sub("(a file)", str(error)), param="messages", code="invalid_image")
+        return ApiError(400, without_paths(str(error)), param="messages", code="invalid_image")
     return ApiError(500, FAILED, code="model_failed")
+
+
+def without_paths(text: str) -> str:
+    """A text that may be about files of this machine, without their places."""
+    return _PATH.sub("(a file)", text)
 
 
 def is_ours(error: Exception) -> bool:

@@ -16,14 +16,14 @@ from .errors import ApiError
 from .metrics import Metrics
 
 OPEN_ROUTES = ("/health",)  # for what watches the server; tells nothing
-KNOWN_ROUTES = ("/health", "/metrics", "/v1/models", "/v1/chat/completions")
+KNOWN_ROUTES = ("/", "/health", "/metrics", "/v1/models", "/v1/chat/completions")
 _LOCAL_NAMES = ("localhost", "localhost.localdomain")
 _CORS = {
     "access-control-allow-methods": "GET, POST",
     "access-control-allow-headers": "authorization, content-type",
     "access-control-max-age": "600",
 }
-# What browsers are told of every answer: it is no page, and no other page's either.
+# What browsers are told of an answer that does not say otherwise: it is no page, and no other page's.
 _SAFE_HEADERS = {
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -57,8 +57,12 @@ class Rules:
         self._origins = {origin.lower().rstrip("/") for origin in origins}
         self._keys = [sha256(key.encode()).digest() for key in keys]
 
-    def check(self, scope: Any) -> str | None:
+    def check(self, scope: Any, open_routes: Collection[str] = OPEN_ROUTES) -> str | None:
         """The Origin to allow in the answer, None where there is none.
+
+        Args:
+            scope: of ASGI.
+            open_routes: those without a key.
 
         Raises:
             ApiError: 421 for the Host, 403 for the Origin, 401 for the key.
@@ -72,7 +76,7 @@ class Rules:
             is_own = origin.lower() == f"{scope['scheme']}://{host.lower()}"
             if not is_own and origin.lower() not in self._origins:
                 raise ApiError(403, "pages of that Origin may not ask this server.", code="wrong_origin")
-        if scope["path"] not in OPEN_ROUTES and not _is_preflight(scope, headers):
+        if scope["path"] not in open_routes and not _is_preflight(scope, headers):
             self._check_key(headers.get("authorization", ""))
         return origin
 
@@ -100,10 +104,18 @@ class Rules:
 
 
 class Gate:
-    """The application behind its rules; counts every request."""
+    """The application behind its rules; counts every request.
 
-    def __init__(self, app: App, rules: Rules, metrics: Metrics) -> None:
+    Args:
+        app: what answers.
+        rules: who may ask.
+        metrics: counts.
+        open_routes: those without a key besides `OPEN_ROUTES`.
+    """
+
+    def __init__(self, app: App, rules: Rules, metrics: Metrics, open_routes: Collection[str] = ()) -> None:
         self._app, self._rules, self._metrics = app, rules, metrics
+        self._open_routes = frozenset((*OPEN_ROUTES, *open_routes))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -119,12 +131,14 @@ class Gate:
                 added = {**_SAFE_HEADERS, "vary": "origin"}
                 if origin is not None:
                     added["access-control-allow-origin"] = origin
+                own = list(message.get("headers", ()))
+                said = {name for name, _ in own}
                 encoded = [(name.encode(), value.encode("latin-1")) for name, value in added.items()]
-                message = {**message, "headers": [*message.get("headers", ()), *encoded]}
+                message = {**message, "headers": own + [pair for pair in encoded if pair[0] not in said]}
             await send(message)
 
         try:
-            origin = self._rules.check(scope)
+            origin = self._rules.check(scope, self._open_routes)
             if _is_preflight(scope, read_headers(scope)):
                 await respond(counted, 204, b"", _CORS)
             else:

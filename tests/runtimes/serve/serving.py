@@ -85,6 +85,7 @@ def running(
     grace_s: float = 5,
     store_mb: int = 0,
     bundle: str | Path = "nano",
+    with_page: bool = True,
 ) -> Iterator[Running]:
     """Serve nano until the block ends."""
     with open_bundle(bundle, threads=1, store_mb=store_mb) as model:
@@ -100,6 +101,7 @@ def running(
             pictures=pictures,
             deadline_s=deadline_s,
             body_reader=BodyReader(body_timeout_s),
+            with_page=with_page,
         )
         program = Program(server, [served], grace_s=grace_s, connection=connection)
         listening = listen("127.0.0.1", 0)

@@ -19,7 +19,7 @@ from tinyllava_edge.runtimes.serve.images import KnownPictures, open_file_store
 CHAT = "/v1/chat/completions"
 KEY, OTHER = "k" * 32, "an-other-key-of-the-owner"
 PAGE = "https://page.example"
-ROUTES = ("/metrics", "/v1/models", "/v1/models/nano", "/nothing")
+ROUTES = ("/metrics", "/v1/models", "/v1/models/nano", "/v1/models/nano/proof", "/nothing", "/page/nothing")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,14 @@ def test_without_the_key_every_route_but_health_is_401(
 def test_any_of_the_keys_opens(client: httpx.Client, key: str) -> None:
     headers = {"Authorization": f"Bearer {key}"}
     assert client.post(CHAT, json=asked(), headers=headers).status_code == 200
-    assert [client.get(route, headers=headers).status_code for route in ROUTES] == [200, 200, 200, 404]
+    assert [client.get(route, headers=headers).status_code for route in ROUTES] == [
+        200,
+        200,
+        200,
+        200,
+        404,
+        404,
+    ]
 
 
 def test_a_page_that_the_owner_allows_may_ask(client: httpx.Client) -> None:
@@ -225,8 +232,8 @@ def test_known_pictures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_application_has_no_pages_that_were_not_asked_for() -> None:
-    server = Server({}, None, Rules())  # type: ignore[arg-type]
+    server = Server({}, None, Rules(), with_page=False)  # type: ignore[arg-type]
     routes = server.app._app.routes  # type: ignore[attr-defined]
     assert {route.path for route in routes} == {
-        *("/health", "/metrics", "/v1/models", "/v1/models/{name}", CHAT),
+        *("/health", "/metrics", "/v1/models", "/v1/models/{name}", "/v1/models/{name}/proof", CHAT),
     }

@@ -235,7 +235,10 @@ VALUES: tuple[Any, ...] = (
     ),
     *(["x"], "\0", "\u202e", [None], {"type": "json_object"}, {"include_usage": True}, "x" * 5000),
 )
-PATHS = ("/health", "/metrics", "/v1/models", "/v1/models/nano", CHAT, "/", "/v1", "/docs", "/v1/x", "/%00")
+PATHS = (
+    *("/health", "/metrics", "/v1/models", "/v1/models/nano", "/v1/models/nano/proof", CHAT, "/v1", "/docs"),
+    *("/", "/page/app.js", "/page/..%2f", "/v1/x", "/%00"),
+)
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS", "TRACE")
 
 

@@ -208,7 +208,8 @@ def test_what_is_only_unusual_is_answered(client: httpx.Client, name: str) -> No
 @pytest.mark.parametrize(
     ("method", "path", "headers", "status"),
     [
-        ("GET", "/", {}, 404),
+        ("POST", "/", {}, 405),
+        ("GET", "/index.html", {}, 404),
         ("GET", "/v1", {}, 404),
         ("GET", "/docs", {}, 404),
         ("GET", "/openapi.json", {}, 404),

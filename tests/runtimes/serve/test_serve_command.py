@@ -114,5 +114,20 @@ def test_what_cannot_be_served_is_said(work: Callable[[], object], named: str) -
         work()
 
 
+def test_variants_are_models_and_the_page_may_be_left_out() -> None:
+    with started("--language", "q8_0,f16", "--no-page") as (_, url):
+        models = httpx.get(f"{url}/v1/models").json()["data"]
+        assert [(each["id"], each["language"].split()[1][:4]) for each in models] == [
+            ("nano:q8_0", "q8_0"),
+            ("nano:f16", "f16,"),
+        ]
+        for each in models:
+            answer = httpx.post(
+                f"{url}/v1/chat/completions", json={**asked(), "model": each["id"]}, timeout=30
+            )
+            assert (answer.status_code, answer.json()["model"]) == (200, each["id"])
+        assert httpx.get(url).status_code == 404
+
+
 def test_a_bundle_that_is_not_there_is_one_line() -> None:
     assert_refused("absent", "--port", "0", named=("absent",))

@@ -170,6 +170,7 @@ class Decoder:
         return op.cos(both), op.sin(both)
 
     def _rotate(self, heads: Any) -> Any:
+        """In the form that the plugin has one operation for (docs/sources/openvino.md#turned-heads)."""
         dim, head_dim = self._config.rotary_dim, self._config.head_dim
         turned, rest = heads, None
         if dim < head_dim:

@@ -21,10 +21,15 @@ LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 SMOLLM2 ?= $(OUT)/smollm2-135m
 # The shape of Qwen2-0.5B and SigLIP-so400m with random weights, where `make qwen2-shape` has put it.
 QWEN2 ?= $(OUT)/qwen2-0.5b-siglip
+QWEN2_RUNTIMES := openvino-int8,openvino-bf16,onnxruntime+llamacpp
+# As many as 24 GB of memory hold beside each other.
+QWEN2_RIVALS := mtmd,llama-server,transformers-bf16,openvino-int8,openvino-int4
 # Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
 SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
 RESULTS ?= benchmarks/results
+# Rivals in the same rounds, where `make peers` has put them: $(call rivals,NAMES,CHECKPOINT)
+rivals = $(if $(wildcard .peers/*/ready),--peers $(1) --peers-checkpoint $(2))
 
 # Drawings that nano's tower sees besides those it is asked about: things, not flags, signs or shapes.
 OPENCLIPART ?= /usr/share/openclipart/png
@@ -60,10 +65,12 @@ demo: $(VENV)/ready
 # The results that README shows, and README itself. An hour, and one and a half more with the shape of Qwen2-0.5B; on
 # a machine that does nothing else.
 bench: $(VENV)/ready
-	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision $(VISION) --language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano --vision $(VISION) --language f32,f16,q8_0,q4_k_m \
+		--interchange mmproj --force
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-llava --interchange transformers --force
 	$(BIN)/tinyllava-edge verify $(OUT)/nano --checkpoint nano
 	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --vision all --runs 66 $(SCORED) \
-		--growth -o $(RESULTS)/nano --force
+		$(call rivals,all,$(OUT)/nano-llava) --growth -o $(RESULTS)/nano --force
 ifneq ($(wildcard $(SMOLLM2)/config.json),)
 	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2 --vision $(VISION) \
 		--language f32,f16,q8_0,q4_k_m --force
@@ -74,10 +81,12 @@ else
 	@echo "without SmolLM2-135M: make smollm2 downloads it"
 endif
 ifneq ($(wildcard $(QWEN2)/config.json),)
-	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-0.5b-siglip-random --vision fp32,int8 \
-		--language f16,q8_0,q4_0,q4_k_m --force
-	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtimes onnxruntime+llamacpp --vision all \
-		--tokens 32 --runs 12 --within 90 --growth -o $(RESULTS)/qwen2-0.5b-siglip-random --force
+	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-0.5b-siglip-random --vision int8 \
+		--language q4_0,ov_int8,ov_int4 --interchange mmproj --force
+	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-llava --interchange transformers --force
+	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtimes $(QWEN2_RUNTIMES) --vision int8 \
+		--tokens 32 --runs 12 --within 60 $(call rivals,$(QWEN2_RIVALS),$(OUT)/qwen2-llava) \
+		-o $(RESULTS)/qwen2-0.5b-siglip-random --force
 else
 	@echo "without the shape of Qwen2-0.5B and SigLIP: make qwen2-shape TOKENIZERS=DIR writes it"
 endif

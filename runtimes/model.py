@@ -8,6 +8,7 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from .registry import DEFAULT_RUNTIME
 from .store import PictureStore, open_store
 from .stream import Run, Stream
 from .timings import Finish, Stopwatch, Timings
+from .watch.watching import Watch
 
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
 
@@ -321,6 +323,47 @@ class Model:
     ) -> Generator[Answered, None, None]:
         """An answer about each picture by itself, in order; see `ask_each.ask_each`, settings as of `ask`."""
         return ask_each(self, question, pictures, ahead=ahead, settings=_grouped(settings))
+
+    def watch(
+        self,
+        source: "str | PathLike[str]",
+        question: str,
+        *,
+        every_s: float = 0.0,
+        changed: float | None = None,
+        every_frame: bool = False,
+        limit: int | None = None,
+        **settings: Any,
+    ) -> Watch:
+        """Answers about the newest picture of a source, again and again, until it ends.
+
+        Args:
+            source: a folder for its new pictures, a video file, a camera such as `/dev/video0`, or
+                `rtsp://HOST/PATH`.
+            question: about each picture.
+            every_s: seconds between two questions, at least; of a video, in its own time.
+            changed: ask only where the picture differs so much from the last one that was asked about: of
+                255, the mean over 16 x 16 fields of grey.
+            every_frame: skip no frame of a file, which then keeps no time of its own, and no picture of a
+                folder.
+            limit: end after so many answers.
+            settings: as of `ask`.
+
+        Raises:
+            CameraError: there is no such source, it shows nothing, or it was lost.
+            UsageError: a setting is out of range.
+            ModuleNotFoundError: PyAV is not installed, and it is no folder.
+        """
+        return Watch(
+            self,
+            source,
+            question,
+            every_s=every_s,
+            changed=changed,
+            every_frame=every_frame,
+            limit=limit,
+            settings=_grouped(settings),
+        )
 
     def chat(
         self, question: str, pictures: Sequence[Picture] | Picture | None = None, **settings: Any

@@ -20,7 +20,7 @@ from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.llamacpp_memory import BATCH, DEFAULT_KV_TYPE, KV_BYTES, OUTPUT_ROWS, suits_cache
 
 from .access import freed_with
-from .base import BackendOptions, Segment, check_open, check_segment
+from .base import BackendOptions, Segment, StopFlag, StoppedError, check_open, check_segment
 from .llamacpp_library import load_library
 from .llamacpp_offload import place, refusal, set_devices
 from .threads import thread_budget
@@ -31,7 +31,8 @@ from .threads import thread_budget
 _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-_DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
+_DECODE_FAILURES = {1: "no room in the KV cache", -1: "invalid batch"}
+_ABORTED = 2
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage":
@@ -78,6 +79,7 @@ class LlamaCppLanguage:
         self.context_length = options.positions(spec)
         self._position = 0
         self._has_logits = False
+        self._flag: StopFlag | None = None
         self._path, self._spec, self._options = path, spec, options
         self._flash_attention = _flash_attention(options, self._kv_type)
         self._model: Any = None
@@ -138,6 +140,14 @@ class LlamaCppLanguage:
         self._position = position
         self._has_logits = False
 
+    def heed(self, flag: StopFlag | None) -> None:
+        """See `Stoppable`; on a GPU llama.cpp looks between two batches only."""
+        check_open(self.name, self._context is not None)
+        self._flag = flag
+        looks = self._loaded.bindings.ggml_abort_callback() if flag is None else self._loaded.is_not_empty
+        where = None if flag is None else ctypes.addressof(flag.memory)
+        self._library.llama_set_abort_callback(self._context, looks, where)
+
     def save_state(self) -> bytes:
         """See `KeepsState`."""
         check_open(self.name, self._context is not None)
@@ -169,8 +179,13 @@ class LlamaCppLanguage:
         self._free()
 
     def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
+        if self._flag is not None and self._flag.is_set:
+            raise StoppedError(f"{self.name}: interrupted at position {position}.")
         self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
         code = self._library.llama_decode(self._context, self._batch.struct)
+        if code == _ABORTED:
+            self._log.clear()
+            raise StoppedError(f"{self.name}: interrupted behind position {position}.")
         if code != 0:
             why = _DECODE_FAILURES.get(code, "failed")
             raise BackendError(

@@ -29,7 +29,7 @@ from .answer_settings import GREEDY, AnswerSettings
 from .answer_text import AnswerText
 from .ask_each import AHEAD, Answered, ask_each
 from .auto import open_runtime
-from .base import BackendOptions, LanguageBackend, VisionBackend
+from .base import BackendOptions, LanguageBackend, StoppedError, VisionBackend
 from .chat import Chat
 from .context import Context, Element, count_positions
 from .grammar import Grammars
@@ -463,7 +463,10 @@ class Model:
         rows = iter(self._encoder.encode(run.pictures, run.stopwatch))
         run.prompt = [next(rows) if element == IMAGE_TOKEN_ID else element for element in run.prompt]
         with run.stopwatch.stage("prefill"):
-            reused = self._context.prefill(run.prompt)
+            try:
+                reused = self._context.prefill(run.prompt, run.stopping)
+            except StoppedError:
+                return
             first = self._choose(run)
         try:
             run.finish = yield from self._decode(first, run)
@@ -495,7 +498,7 @@ class Model:
                 return "stop_string"
             if len(run.ids) == run.max_tokens:
                 return "max_tokens"
-            if run.is_cancelled:
+            if run.stopping.is_set:
                 return "closed"
             self._context.append(token)
             token = self._choose(run)

@@ -5,7 +5,7 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 """
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -140,6 +140,21 @@ class Stoppable(Protocol):
 
     def heed(self, flag: StopFlag | None) -> None:
         """From now on end `evaluate` with `StoppedError` soon after the flag is set; None heeds none."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A language backend that can be several, which compute together."""
+
+    def divide(self, count: int) -> "Sequence[LanguageBackend]":
+        """So many backends over the same weights, each with a context as long, for a thread each.
+
+        This one evaluates no more then, and is closed after them.
+
+        Raises:
+            BackendError: there is no memory for it; this one is of no use then.
+        """
         ...
 
 

@@ -29,7 +29,7 @@ from .answer_settings import GREEDY, AnswerSettings
 from .answer_text import AnswerText
 from .ask_each import AHEAD, Answered, ask_each
 from .auto import open_runtime
-from .base import BackendOptions, LanguageBackend, StoppedError, VisionBackend
+from .base import BackendOptions, Divisible, LanguageBackend, StoppedError, VisionBackend
 from .chat import Chat
 from .context import Context, Element, count_positions
 from .grammar import Grammars
@@ -120,6 +120,7 @@ class Model:
         language: LanguageBackend,
         store: PictureStore | None = None,
         allow_url: bool | Fetch = False,
+        beside: "Model | None" = None,
     ) -> None:
         manifest = bundle.manifest
         self.access = Access()
@@ -135,9 +136,12 @@ class Model:
         self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._store = store
         self._allow_url = allow_url
-        self._encoder = PictureEncoder(vision, manifest.vision, store, allow_url)
+        self._encoder: PictureEncoder = (
+            beside._encoder if beside else PictureEncoder(vision, manifest.vision, store, allow_url)
+        )
         self._context = Context(language, store)
-        self._grammars = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
+        own = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
+        self._grammars: Grammars = beside._grammars if beside else own
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None
@@ -166,6 +170,28 @@ class Model:
             self._closed = True
             self.vision.close()
             self.language.close()
+
+    def divide(self, count: int) -> "list[Model]":
+        """So many models that answer at the same time, each in a thread of its own, over the same weights.
+
+        What they decode is decoded together, so that a token's id may be another one where the two best are
+        about equal. A picture is known to all of them. This model answers no more; close it after them.
+
+        Raises:
+            UsageError: the runtime's language model cannot be divided.
+            BackendError: there is no memory for so many contexts.
+        """
+        if not isinstance(self.language, Divisible):
+            raise UsageError(f"{self.language.name} decodes one sequence at a time: leave --parallel out.")
+        with self.access.call():
+            self.end_running()
+            languages = self.language.divide(count)
+        models = []
+        for language in languages:
+            each = Model(self.bundle, self.vision, language, self._store, self._allow_url, self)
+            each.runtime, each.runtime_reason = self.runtime, self.runtime_reason
+            models.append(each)
+        return models
 
     def end_running(self) -> None:
         """Within a call, wait for the answer that another thread reads, or close this thread's own.

@@ -238,3 +238,16 @@ def test_answers_that_run_when_the_server_ends_are_ended() -> None:
         for [response] in (found, waited):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "stopping"
+
+
+def test_three_at_a_time_are_answered_as_one_and_one_that_goes_away_disturbs_nobody() -> None:
+    with running(parallel=3) as server, server.client() as client, ThreadPoolExecutor(2) as pool:
+        bodies = [asked(question, data_url(), grammar=LONG, max_tokens=150) for question in ("What?", "Why?")]
+        alone = [client.post(CHAT, json=body).json()["choices"][0]["message"] for body in bodies]
+        with begin_stream(server) as connection:
+            found = [pool.submit(client.post, CHAT, json=body) for body in bodies]
+            server.wait_until(lambda: server.served.num_answering == 3)
+            connection.recv(65536)
+        assert [one.result(30).json()["choices"][0]["message"] for one in found] == alone
+        server.wait_until(lambda: not server.served.is_answering)
+        assert client.post(CHAT, json=asked()).status_code == 200

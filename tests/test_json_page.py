@@ -65,7 +65,9 @@ def test_watch_prints_what_the_page_says_and_a_summary_at_the_end(tmp_path: Path
     from tests.runtimes.watch.videos import write_video
 
     video = write_video(tmp_path / "a.mp4", [Path(PICTURE)], hold=2)
-    result = CliRunner().invoke(app, ["watch", "nano", str(video), "What?", "--every-frame", "--json"])
+    result = CliRunner().invoke(
+        app, ["watch", "nano", str(video), "What?", "--every-frame", "--threads", "1", "--json"]
+    )
     first, _, last = (json.loads(line) for line in result.stdout.splitlines())
     check_fields(first, "watch")
     check_fields(last, "watch, the last line")

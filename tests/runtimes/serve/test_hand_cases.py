@@ -83,14 +83,16 @@ TEXTS: tuple[bytes, ...] = (
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 # Route -> what it knows; everything else is 405, and of no route 404.
 ROUTES: dict[str, dict[str, int] | None] = {
+    "/": {"GET": 200, "HEAD": 200},
     "/health": {"GET": 200, "HEAD": 200},
     "/metrics": {"GET": 200},
     "/v1/models": {"GET": 200},
     "/v1/models/nano": {"GET": 200},
+    "/v1/models/nano/proof": {"GET": 200},
     "/v1/models/other": {"GET": 404},
     CHAT: {"POST": 415},
-    **dict.fromkeys(("/", "/v1", "/v1/completions", "/v1/embeddings", "/docs", "/openapi.json", "/%00")),
-    **dict.fromkeys(("/health/", "//health", "/HEALTH", "/v1/models/", "/..%2fhealth", "/health%20")),
+    **dict.fromkeys(("/v1", "/v1/completions", "/v1/embeddings", "/docs", "/openapi.json", "/%00")),
+    **dict.fromkeys(("/health/", "/health/x", "/HEALTH", "/v1/models/", "/..%2fhealth", "/health%20")),
 }
 HOSTS = (
     *("evil.example", "localhost.evil.example", "evil.example:8000", "10.0.0.1", "192.168.0.1:80", "0.0.0.0"),

@@ -41,7 +41,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*arguments: str) -> Any:
-    result = CliRunner().invoke(app, ["watch", "nano", *arguments])
+    result = CliRunner().invoke(app, ["watch", "nano", *arguments, "--threads", "1"])
     if isinstance(result.exception, TinyLlavaEdgeError):
         raise result.exception
     return result

@@ -4,6 +4,7 @@ A file's parser is one of those that are named here, none of which opens other f
 limits of `image.py` is refused before it is decoded.
 """
 
+import ctypes
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ class Video:
         self._opening, self._keeps_time, self._comes_back = opening, keeps_time, reconnects
         self._number = count()
         self._given = 0
+        self._is_read = False
         began = time.monotonic()
         try:
             self._container, self._stream = self._open()
@@ -86,6 +88,20 @@ class Video:
 
     def frames(self, ended: Event, *, wait: bool) -> Iterator[Frame]:
         """See `Source`."""
+        self._is_read = True
+        try:
+            yield from self._frames(ended, wait=wait)
+        finally:
+            self._is_read = False
+
+    def close(self) -> None:
+        """See `Source`; what a thread waits in is never freed: FFmpeg would do so under its feet."""
+        if self._is_read:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._container))
+        else:
+            self._container.close()
+
+    def _frames(self, ended: Event, *, wait: bool) -> Iterator[Frame]:
         pause = FIRST_PAUSE_S
         while True:
             before, why = self._given, "the stream ended"
@@ -106,10 +122,6 @@ class Video:
         if not self._given:
             found = f", {self.damaged:,} parts are damaged" if self.damaged else ""
             raise CameraError(f"{self.name}: no frame in it{found}. Give a video that plays.")
-
-    def close(self) -> None:
-        """See `Source`."""
-        self._container.close()
 
     def _open(self) -> tuple[Any, Any]:
         container = self._opening()

@@ -363,3 +363,17 @@ def test_a_stream_that_says_nothing_is_lost(model: Model, monkeypatch: pytest.Mo
             while not watch.summary.reconnects:
                 next(watch)
             assert next(watch).answer
+
+
+def test_a_watch_is_closed_while_its_stream_says_nothing(model: Model) -> None:
+    with Camera(frames=[3]).serving() as camera:
+        camera.silent = False
+        watch = model.watch(camera.url, QUESTION)
+        next(watch)
+        camera.silent = True
+        time.sleep(0.2)
+        began = time.monotonic()
+        watch.close()
+        assert time.monotonic() - began < video.DATA_S / 2
+        assert watch.summary.answered >= 1
+        camera.silent = False

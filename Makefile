@@ -37,7 +37,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers nano nano-bundle clean
+.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -191,6 +191,20 @@ peers: $(PEERS:%=.peers/%/ready)
 	$(@D)/bin/python -m pip install -qq --no-deps -r $<
 	$(BIN)/python -m tools.llama_server $(@D) "$(LLAMA_CPP)"
 	touch $@
+
+# llama-cpp-python's server, around the very library that was compiled for this machine.
+.peers/llama-cpp-server/ready: $(LISTS)llama-cpp-server.txt $(VENV)/ready
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -qq --no-deps -r $<
+	ln -sfn "$$($(BIN)/python -c 'import os, llama_cpp; print(os.path.dirname(llama_cpp.__file__))')" \
+		"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llama_cpp"
+	touch $@
+
+# `serve` beside llama-cpp-python's own server, 1 to 8 clients, on a machine that does nothing else; 5 minutes.
+# SERVE_LOAD_OPTIONS="--rounds 1 --seconds 2" for a look, with RESULTS elsewhere.
+serve-load: $(VENV)/ready .peers/llama-cpp-server/ready
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-serve --vision fp16 --language f16 --interchange mmproj --force
+	$(BIN)/python -m tools.serve_peer $(OUT)/nano-serve .peers/llama-cpp-server -o $(RESULTS)/serve $(SERVE_LOAD_OPTIONS)
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.

@@ -4,7 +4,8 @@ Everything above them (splicing, sampling, caches, streaming, stop handling, tim
 `model.py`. docs/add_a_runtime.md shows how to add one; `tests/runtimes/contract.py` is what it must pass.
 """
 
-from collections.abc import Callable
+import ctypes
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -105,6 +106,54 @@ class KeepsState(Protocol):
 
         Raises:
             BackendError: it cannot be put back; the context is empty then.
+        """
+        ...
+
+
+class StoppedError(BackendError):
+    """An evaluation ended because somebody asked for it; what the context holds is unknown."""
+
+
+class StopFlag:
+    """Set by any thread to end what another one computes.
+
+    Attributes:
+        memory: a C string, empty until the flag is set: a library looks at it without Python's lock.
+    """
+
+    def __init__(self) -> None:
+        self.memory = ctypes.create_string_buffer(64)
+
+    @property
+    def is_set(self) -> bool:
+        """Whether it was set."""
+        return self.memory[0] != b"\0"
+
+    def set(self) -> None:
+        """End it; it stays set."""
+        self.memory[0] = b"\1"
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A language backend whose `evaluate` can be ended while it computes."""
+
+    def heed(self, flag: StopFlag | None) -> None:
+        """From now on end `evaluate` with `StoppedError` soon after the flag is set; None heeds none."""
+        ...
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A language backend that can be several, which compute together."""
+
+    def divide(self, count: int) -> "Sequence[LanguageBackend]":
+        """So many backends over the same weights, each with a context as long, for a thread each.
+
+        This one evaluates no more then, and is closed after them.
+
+        Raises:
+            BackendError: there is no memory for it; this one is of no use then.
         """
         ...
 

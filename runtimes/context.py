@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tinyllava_edge.errors import BackendError
 
-from .base import KeepsState, LanguageBackend, Segment
+from .base import KeepsState, LanguageBackend, Segment, StopFlag, Stoppable, StoppedError
 from .store import PictureStore, key_of
 
 
@@ -75,11 +75,14 @@ class Context:
         self._elements: list[Element] = []
         self._position = 0
 
-    def prefill(self, prompt: Sequence[Element]) -> int:
+    def prefill(self, prompt: Sequence[Element], stopping: StopFlag | None = None) -> int:
         """Make the context hold exactly `prompt`, with its last logits ready.
 
         Returns:
             Positions that were there already and were not evaluated again.
+
+        Raises:
+            StoppedError: the flag was set.
         """
         common = sum(takewhile(bool, map(eq, self._elements, prompt[:-1])))  # the last one gives the logits
         self._elements = []
@@ -90,8 +93,18 @@ class Context:
         kept = list(prompt[:common])
         reused = count_positions(kept)
         self._elements, self._position = kept, reused
-        for element_segment in segments(prompt[common:]):
-            self._evaluate(element_segment)
+        heeds = self._language if isinstance(self._language, Stoppable) else None
+        try:
+            if heeds is not None:
+                heeds.heed(stopping)
+            for element_segment in segments(prompt[common:]):
+                if stopping is not None and stopping.is_set:
+                    self._elements = []
+                    raise StoppedError("interrupted between two parts of the prompt.")
+                self._evaluate(element_segment)
+        finally:
+            if heeds is not None:
+                heeds.heed(None)
         self._elements = list(prompt)
         return reused
 

@@ -1,6 +1,7 @@
 """What an answer must be: a JSON schema or a grammar -> a constraint of its tokens."""
 
 import json
+import threading
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ class Grammars:
         self._bundle, self._special_ids, self._stop_ids = bundle, special_ids, tuple(stop_ids)
         self._vocabulary: LlamaCppVocabulary | None = None
         self._checked: dict[tuple[str, str], str] = {}
+        self._lock = threading.Lock()  # several models may share them
 
     def start(self, json_schema: dict[str, Any] | str | None, grammar: str | None) -> Constraint | None:
         """The constraint of a new answer; None where nothing is wanted of it.
@@ -55,14 +57,15 @@ class Grammars:
                 "Export one, or leave the grammar or schema out."
             )
         path = self._bundle.path(gguf[0])
-        if wanted not in self._checked:
-            checked = check_grammar(path, dict([wanted]), self._stop_ids)
-            if len(self._checked) >= _KEPT:
-                del self._checked[next(iter(self._checked))]
-            self._checked[wanted] = checked
-        if self._vocabulary is None:
-            self._vocabulary = LlamaCppVocabulary(path, self._special_ids, self._stop_ids)
-        return LlamaCppGrammar(self._vocabulary, self._checked[wanted])
+        with self._lock:
+            if wanted not in self._checked:
+                checked = check_grammar(path, dict([wanted]), self._stop_ids)
+                if len(self._checked) >= _KEPT:
+                    del self._checked[next(iter(self._checked))]
+                self._checked[wanted] = checked
+            if self._vocabulary is None:
+                self._vocabulary = LlamaCppVocabulary(path, self._special_ids, self._stop_ids)
+            return LlamaCppGrammar(self._vocabulary, self._checked[wanted])
 
 
 def _text(wanted: dict[str, Any] | str | None) -> str:

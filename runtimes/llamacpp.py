@@ -20,9 +20,10 @@ from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.llamacpp_memory import BATCH, DEFAULT_KV_TYPE, KV_BYTES, OUTPUT_ROWS, suits_cache
 
 from .access import freed_with
-from .base import BackendOptions, Segment, check_open, check_segment
+from .base import BackendOptions, Segment, StopFlag, StoppedError, check_open, check_segment
 from .llamacpp_library import load_library
 from .llamacpp_offload import place, refusal, set_devices
+from .llamacpp_sequences import SequenceLanguage, Sequences
 from .threads import thread_budget
 
 # name -> (ggml_type, flash attention: -1 where the device has it, 0 never, 1 always).
@@ -30,8 +31,10 @@ from .threads import thread_budget
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
 _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
+_FEW_ROWS = 8  # a token of so many sequences is work as for one
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-_DECODE_FAILURES = {1: "no room in the KV cache", 2: "aborted", -1: "invalid batch"}
+_DECODE_FAILURES = {1: "no room in the KV cache", -1: "invalid batch"}
+_ABORTED = 2
 
 
 def open_language(bundle: Bundle, options: BackendOptions) -> "LlamaCppLanguage":
@@ -78,6 +81,8 @@ class LlamaCppLanguage:
         self.context_length = options.positions(spec)
         self._position = 0
         self._has_logits = False
+        self._flag: StopFlag | None = None
+        self._is_divided = False
         self._path, self._spec, self._options = path, spec, options
         self._flash_attention = _flash_attention(options, self._kv_type)
         self._model: Any = None
@@ -106,6 +111,8 @@ class LlamaCppLanguage:
     ) -> npt.NDArray[np.float32] | None:
         """See `LanguageBackend`."""
         check_open(self.name, self._context is not None)
+        if self._is_divided:
+            raise BackendError(f"{self.name}: was divided into sequences, which evaluate by themselves.")
         check_segment(self, segment, position, self._position)
         self._has_logits = False
         parts = []
@@ -133,35 +140,90 @@ class LlamaCppLanguage:
         check_open(self.name, self._context is not None)
         if position >= self._position and position > 0:
             return
-        if not self._library.llama_memory_seq_rm(self._memory, 0, position, -1):
-            raise BackendError(f"{self.name}: the context cannot be cut at position {position}.")
+        self.cut(0, position)
         self._position = position
         self._has_logits = False
+
+    def heed(self, flag: StopFlag | None) -> None:
+        """See `Stoppable`; on a GPU llama.cpp looks between two batches only."""
+        check_open(self.name, self._context is not None)
+        self._flag = flag
+        looks = self._loaded.bindings.ggml_abort_callback() if flag is None else self._loaded.is_not_empty
+        where = None if flag is None else ctypes.addressof(flag.memory)
+        self._library.llama_set_abort_callback(self._context, looks, where)
 
     def save_state(self) -> bytes:
         """See `KeepsState`."""
         check_open(self.name, self._context is not None)
-        size = self._library.llama_state_seq_get_size(self._context, 0)
-        state = (ctypes.c_uint8 * size)()
-        written = self._library.llama_state_seq_get_data(self._context, state, size, 0)
-        return bytes(memoryview(state)[:written])
+        return self.state_of(0)
 
     def load_state(self, state: bytes, positions: int) -> None:
         """See `KeepsState`."""
         check_open(self.name, self._context is not None)
-        self.truncate(0)
+        self._position, self._has_logits = 0, False
+        self.put_state(0, state, positions)
+        self._position = positions
+
+    def divide(self, count: int) -> list[SequenceLanguage]:
+        """A context of so many sequences in the place of this one's, each as long; see `Divisible`.
+
+        Raises:
+            BackendError: there is no memory for it; nothing is open then.
+        """
+        check_open(self.name, self._context is not None)
+        free, context = self._owned.pop()
+        self._context = None
+        free(context)
+        self._context = self._create_context(count)
+        self._memory = self._library.llama_get_memory(self._context)
+        self._is_divided = True
+        return Sequences(self, count).languages
+
+    @property
+    def bindings(self) -> Any:
+        """llama-cpp-python's module."""
+        return self._library
+
+    def decode_batch(self, batch: Any, wanted: list[int]) -> list[npt.NDArray[np.float32]]:
+        """Decode a batch; logits of so many rows each, [wanted, vocab], of the rows that have some.
+
+        Raises:
+            BackendError: llama.cpp failed.
+        """
+        check_open(self.name, self._context is not None)
+        one, many = self._threads
+        self._library.llama_set_n_threads(self._context, one, one if batch.n_tokens <= _FEW_ROWS else many)
+        self._check(self._library.llama_decode(self._context, batch), f"{batch.n_tokens} rows")
+        pointer = self._library.llama_get_logits(self._context) if sum(wanted) else None
+        rows = self._read_logits(pointer, sum(wanted)) if sum(wanted) else _no_rows(self.vocab_size)
+        return np.split(rows, np.cumsum(wanted)[:-1])
+
+    def cut(self, sequence: int, position: int) -> None:
+        """Forget a sequence from a position on; a BackendError where that cannot be."""
+        if not self._library.llama_memory_seq_rm(self._memory, sequence, position, -1):
+            raise BackendError(f"{self.name}: the context cannot be cut at position {position}.")
+
+    def state_of(self, sequence: int) -> bytes:
+        """What `save_state` gives, of a sequence."""
+        size = self._library.llama_state_seq_get_size(self._context, sequence)
+        state = (ctypes.c_uint8 * size)()
+        written = self._library.llama_state_seq_get_data(self._context, state, size, sequence)
+        return bytes(memoryview(state)[:written])
+
+    def put_state(self, sequence: int, state: bytes, positions: int) -> None:
+        """What `load_state` does, of a sequence."""
+        self.cut(sequence, 0)
         buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        read = self._library.llama_state_seq_set_data(self._context, buffer, len(state), 0)
-        held = self._library.llama_memory_seq_pos_max(self._memory, 0) + 1
+        read = self._library.llama_state_seq_set_data(self._context, buffer, len(state), sequence)
+        held = self._library.llama_memory_seq_pos_max(self._memory, sequence) + 1
         if read != len(state) or not 0 < positions <= held:
-            self.truncate(0)
+            self.cut(sequence, 0)
             raise BackendError(
                 f"{self.name}: a saved context cannot be put back: {read} of {len(state)} bytes were read, "
                 f"{held} positions for at least {positions}.{self._log.said()}"
             )
-        self._position = held
-        self.truncate(positions)
-        self._has_logits = False
+        if positions < held:
+            self.cut(sequence, positions)
 
     def close(self) -> None:
         """See `LanguageBackend`."""
@@ -169,13 +231,20 @@ class LlamaCppLanguage:
         self._free()
 
     def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
+        if self._flag is not None and self._flag.is_set:
+            raise StoppedError(f"{self.name}: interrupted at position {position}.")
         self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
         code = self._library.llama_decode(self._context, self._batch.struct)
+        self._check(code, f"{len(rows)} rows at position {position}")
+
+    def _check(self, code: int, what: str) -> None:
+        if code == _ABORTED:
+            self._log.clear()
+            raise StoppedError(f"{self.name}: interrupted in {what}.")
         if code != 0:
             why = _DECODE_FAILURES.get(code, "failed")
             raise BackendError(
-                f"{self.name}: llama_decode of {len(rows)} rows at position {position} returned {code} "
-                f"({why}).{self._log.said()}"
+                f"{self.name}: llama_decode of {what} returned {code} ({why}).{self._log.said()}"
             )
 
     def _read_logits(self, pointer: Any, rows: int) -> npt.NDArray[np.float32]:
@@ -205,20 +274,22 @@ class LlamaCppLanguage:
         self._owned.append((self._library.llama_model_free, model))
         return model
 
-    def _create_context(self) -> Any:
+    def _create_context(self, sequences: int = 1) -> Any:
         parameters = self._library.llama_context_default_params()
-        parameters.n_ctx = self.context_length
+        parameters.n_ctx, parameters.n_seq_max = sequences * self.context_length, sequences
         parameters.n_batch = parameters.n_ubatch = min(BATCH, self.context_length)
         if hasattr(parameters, "n_outputs_max"):  # llama-cpp-python 0.3.16 keeps room for every row
             parameters.n_outputs_max = OUTPUT_ROWS
         budget = thread_budget(self._options.threads)
         is_small = self._options.threads is None and self._path.stat().st_size < _ONE_THREAD_BYTES
-        parameters.n_threads, parameters.n_threads_batch = 1 if is_small else budget, budget
+        self._threads = 1 if is_small else budget, budget  # for a token, and for a prompt
+        parameters.n_threads, parameters.n_threads_batch = self._threads
         parameters.type_k = parameters.type_v = _KV_TYPES[self._kv_type][0]
         parameters.flash_attn_type = self._flash_attention
         context = self._library.llama_init_from_model(self._model, parameters)
         if not context:
-            message = f"{self.name}: llama.cpp cannot make a context of {self.context_length} positions"
+            length = f"{sequences} times " * (sequences > 1) + str(self.context_length)
+            message = f"{self.name}: llama.cpp cannot make a context of {length} positions"
             raise refusal(f"{message}.", self._log.said(), self._less_memory())
         self._owned.append((self._library.llama_free, context))
         return context
@@ -241,6 +312,10 @@ def _flash_attention(options: BackendOptions, kv_type: str) -> int:
     if asked == 0 and default == 1:
         raise UsageError(f"a {kv_type} KV cache needs flash attention: leave --flash-attention off out.")
     return asked
+
+
+def _no_rows(vocab_size: int) -> npt.NDArray[np.float32]:
+    return np.empty((0, vocab_size), dtype=np.float32)
 
 
 def _free_in_turn(owned: list[tuple[Callable[[Any], None], Any]]) -> None:

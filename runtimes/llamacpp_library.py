@@ -4,6 +4,7 @@ llama.cpp computes with OpenMP, so the library is loaded only after `threads.lim
 """
 
 import ctypes
+import os
 import re
 from collections import deque
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Library:
         build: what it was compiled for, in its own words.
         gpus: descriptions of the GPUs that it sees, in its own order.
         blind: why a CUDA build sees none; "" for others.
+        is_not_empty: C's `strlen` as a `ggml_abort_callback`: true of a string that has something in it.
+            llama.cpp calls it for every operation of a graph, where a function of Python's would wait for its
+            lock (docs/sources/llamacpp.md#ending-an-evaluation).
     """
 
     bindings: Any
@@ -37,6 +41,7 @@ class Library:
     build: str
     gpus: tuple[str, ...]
     blind: str
+    is_not_empty: Any
 
 
 class Log:
@@ -97,7 +102,9 @@ def load_library() -> Library:
     gpus = _read_gpus(llama_cpp)
     said = log.said()
     blind = f"llama.cpp is a CUDA build and sees no GPU.{said}" if "CUDA : " in build and not gpus else ""
-    return Library(bindings=llama_cpp, log=log, build=build, gpus=gpus, blind=blind)
+    strlen = ctypes.CDLL(None if os.name == "posix" else "msvcrt").strlen
+    looks = ctypes.cast(strlen, llama_cpp.ggml_abort_callback)
+    return Library(bindings=llama_cpp, log=log, build=build, gpus=gpus, blind=blind, is_not_empty=looks)
 
 
 def _read_gpus(bindings: Any) -> tuple[str, ...]:

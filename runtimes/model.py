@@ -8,6 +8,7 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .answer_settings import GREEDY, AnswerSettings
 from .answer_text import AnswerText
 from .ask_each import AHEAD, Answered, ask_each
 from .auto import open_runtime
-from .base import BackendOptions, LanguageBackend, VisionBackend
+from .base import BackendOptions, Divisible, LanguageBackend, StoppedError, VisionBackend
 from .chat import Chat
 from .context import Context, Element, count_positions
 from .grammar import Grammars
@@ -38,6 +39,7 @@ from .registry import DEFAULT_RUNTIME
 from .store import PictureStore, open_store
 from .stream import Run, Stream
 from .timings import Finish, Stopwatch, Timings
+from .watch.watching import Watch
 
 DEFAULT_MAX_TOKENS = 512  # what upstream's command line allows
 
@@ -118,6 +120,7 @@ class Model:
         language: LanguageBackend,
         store: PictureStore | None = None,
         allow_url: bool | Fetch = False,
+        beside: "Model | None" = None,
     ) -> None:
         manifest = bundle.manifest
         self.access = Access()
@@ -133,9 +136,12 @@ class Model:
         self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
         self._store = store
         self._allow_url = allow_url
-        self._encoder = PictureEncoder(vision, manifest.vision, store, allow_url)
+        self._encoder: PictureEncoder = (
+            beside._encoder if beside else PictureEncoder(vision, manifest.vision, store, allow_url)
+        )
         self._context = Context(language, store)
-        self._grammars = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
+        own = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
+        self._grammars: Grammars = beside._grammars if beside else own
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None
@@ -164,6 +170,28 @@ class Model:
             self._closed = True
             self.vision.close()
             self.language.close()
+
+    def divide(self, count: int) -> "list[Model]":
+        """So many models that answer at the same time, each in a thread of its own, over the same weights.
+
+        What they decode is decoded together, so that a token's id may be another one where the two best are
+        about equal. A picture is known to all of them. This model answers no more; close it after them.
+
+        Raises:
+            UsageError: the runtime's language model cannot be divided.
+            BackendError: there is no memory for so many contexts.
+        """
+        if not isinstance(self.language, Divisible):
+            raise UsageError(f"{self.language.name} decodes one sequence at a time: leave --parallel out.")
+        with self.access.call():
+            self.end_running()
+            languages = self.language.divide(count)
+        models = []
+        for language in languages:
+            each = Model(self.bundle, self.vision, language, self._store, self._allow_url, self)
+            each.runtime, each.runtime_reason = self.runtime, self.runtime_reason
+            models.append(each)
+        return models
 
     def end_running(self) -> None:
         """Within a call, wait for the answer that another thread reads, or close this thread's own.
@@ -322,6 +350,47 @@ class Model:
         """An answer about each picture by itself, in order; see `ask_each.ask_each`, settings as of `ask`."""
         return ask_each(self, question, pictures, ahead=ahead, settings=_grouped(settings))
 
+    def watch(
+        self,
+        source: "str | PathLike[str]",
+        question: str,
+        *,
+        every_s: float = 0.0,
+        changed: float | None = None,
+        every_frame: bool = False,
+        limit: int | None = None,
+        **settings: Any,
+    ) -> Watch:
+        """Answers about the newest picture of a source, again and again, until it ends.
+
+        Args:
+            source: a folder for its new pictures, a video file, a camera such as `/dev/video0`, or
+                `rtsp://HOST/PATH`.
+            question: about each picture.
+            every_s: seconds between two questions, at least; of a video, in its own time.
+            changed: ask only where the picture differs so much from the last one that was asked about: of
+                255, the mean over 16 x 16 fields of grey.
+            every_frame: skip no frame of a file, which then keeps no time of its own, and no picture of a
+                folder.
+            limit: end after so many answers.
+            settings: as of `ask`.
+
+        Raises:
+            CameraError: there is no such source, it shows nothing, or it was lost.
+            UsageError: a setting is out of range.
+            ModuleNotFoundError: PyAV is not installed, and it is no folder.
+        """
+        return Watch(
+            self,
+            source,
+            question,
+            every_s=every_s,
+            changed=changed,
+            every_frame=every_frame,
+            limit=limit,
+            settings=_grouped(settings),
+        )
+
     def chat(
         self, question: str, pictures: Sequence[Picture] | Picture | None = None, **settings: Any
     ) -> Stream:
@@ -420,7 +489,10 @@ class Model:
         rows = iter(self._encoder.encode(run.pictures, run.stopwatch))
         run.prompt = [next(rows) if element == IMAGE_TOKEN_ID else element for element in run.prompt]
         with run.stopwatch.stage("prefill"):
-            reused = self._context.prefill(run.prompt)
+            try:
+                reused = self._context.prefill(run.prompt, run.stopping)
+            except StoppedError:
+                return
             first = self._choose(run)
         try:
             run.finish = yield from self._decode(first, run)
@@ -452,7 +524,7 @@ class Model:
                 return "stop_string"
             if len(run.ids) == run.max_tokens:
                 return "max_tokens"
-            if run.is_cancelled:
+            if run.stopping.is_set:
                 return "closed"
             self._context.append(token)
             token = self._choose(run)

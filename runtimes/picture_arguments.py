@@ -12,7 +12,7 @@ from tinyllava_edge.image import MAX_FILE_BYTES
 from tinyllava_edge.picture_given import Picture, is_data_url, is_url, refuse_url
 
 STDIN = "-"
-_ENDINGS = (
+ENDINGS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".heic", ".heif"),
 )
@@ -84,7 +84,7 @@ def _files(folder: str, recursive: bool) -> Iterator[str]:
     for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in _ENDINGS:
+            if not name.startswith(".") and Path(name).suffix.lower() in ENDINGS:
                 yield os.path.join(place, name)
 
 

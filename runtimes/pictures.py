@@ -1,6 +1,7 @@
 """Pictures -> rows of the language model's input, each picture encoded once."""
 
 import hashlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -85,6 +86,7 @@ class PictureEncoder:
         self._store = store
         self._allow_url = allow_url
         self._cache_bytes = CACHE_BYTES
+        self._lock = threading.Lock()  # several models may share it
         self._cache: OrderedDict[bytes, PictureRows] = OrderedDict()
 
     def encode(self, pictures: Sequence[Picture], stopwatch: Stopwatch) -> list[PictureRows]:
@@ -98,7 +100,7 @@ class PictureEncoder:
             ahead = sum(one.spent_ns for one in pictures if isinstance(one, Prepared))
             prepared = [self.prepare(picture) for picture in pictures]
         stopwatch.spent_ns["preprocess"] += ahead
-        with stopwatch.stage("vision"):
+        with stopwatch.stage("vision"), self._lock:
             return [self._rows(one.pixels) for one in prepared]
 
     def prepare(self, picture: Picture | Prepared) -> Prepared:

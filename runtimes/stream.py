@@ -13,6 +13,7 @@ from tinyllava_edge.sampling import Sampler
 
 from .access import Access
 from .answer_text import AnswerText
+from .base import StopFlag
 from .context import Element
 from .logprobs import Logprobs, TokenLogprob
 from .timings import Finish, Stopwatch, Timings
@@ -35,7 +36,7 @@ class Run:
         logprobs: of its tokens, where they are wanted.
         on_end: called when nothing more comes, except after an error or before the first token.
         ids: the tokens so far.
-        is_cancelled: the answer ends with its next token.
+        stopping: set where the answer is to end with its next token, or before its first.
         finish: what ended the answer, "closed" until something did.
         timings: None until nothing more comes.
     """
@@ -49,7 +50,7 @@ class Run:
     on_end: Callable[["Run"], None]
     logprobs: Logprobs | None = None
     ids: list[int] = field(default_factory=list)
-    is_cancelled: bool = False
+    stopping: StopFlag = field(default_factory=StopFlag)
     finish: Finish = "closed"
     timings: Timings | None = None
 
@@ -109,8 +110,11 @@ class Stream(Iterator[str]):
         return self.is_open and reader is not threading.current_thread() and is_alive and recently
 
     def cancel(self) -> None:
-        """End the answer with the token that is being computed; any thread may say so, and does not wait."""
-        self._run.is_cancelled = True
+        """End the answer with the token, or the prompt, that is being computed.
+
+        Any thread may say so, and does not wait.
+        """
+        self._run.stopping.set()
 
     def end_for_another(self) -> None:
         """End the answer for the next question, within its call; a reader in another thread is told."""

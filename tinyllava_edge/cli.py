@@ -46,6 +46,11 @@ COMMANDS = {
         "Ask about many pictures: an answer for each.",
     ),
     "chat": ("tinyllava_edge.runtimes.cli", "chat", "Talk about pictures over several turns."),
+    "watch": (
+        "tinyllava_edge.runtimes.watch.cli",
+        "watch",
+        "Ask about what a camera, a video or a folder shows, again and again.",
+    ),
     "serve": (
         "tinyllava_edge.runtimes.serve.cli",
         "serve",
@@ -112,6 +117,7 @@ EXTRAS = {
     "openvino": "openvino",
     "fastapi": "serve",
     "uvicorn": "serve",
+    "av": "camera",
     "matplotlib": "plots",
     "cryptography": "packs",
 }

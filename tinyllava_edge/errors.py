@@ -38,6 +38,10 @@ class ImageError(TinyLlavaEdgeError):
     """A picture cannot be read, or is over the limits."""
 
 
+class CameraError(TinyLlavaEdgeError):
+    """A camera, a video or a folder shows nothing, or nothing any more."""
+
+
 class PromptError(TinyLlavaEdgeError):
     """Turns and pictures do not fit together."""
 

@@ -18,6 +18,7 @@ BESIDE = {
     "runtimes.stream": ("Stream",),
     "runtimes.async_model": ("AsyncStream",),
     "runtimes.timings": ("Timings",),
+    "runtimes.watch.watching": ("Watch", "Seen", "Summary"),
     "runtimes.logprobs": ("TokenLogprob",),
     "sampling": ("Sampling",),
 }

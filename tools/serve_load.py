@@ -3,7 +3,7 @@
 Closed loop: so many clients, each of which asks again as soon as it has its answer. Poisson: requests arrive
 at a mean rate, whether the server is done or not, as from people who know nothing of each other. Times are
 the client's: TTFT from sending a request to the first text, TPOT of the text after it, by the server's count
-of tokens. Goodput counts the answers a second that kept both bounds.
+of tokens (of pieces where it counts none). Goodput counts the answers a second that kept both bounds.
 
 Definitions: docs/sources/measuring.md#times-of-a-request.
 """
@@ -30,7 +30,7 @@ QUESTIONS = ("What is this?", "What colour is it?", "Is it alive?", "Can one eat
 
 @dataclass(frozen=True)
 class Sample:
-    """One request; an error has its status, 0 for a connection that broke."""
+    """One request; an error has its status, 0 for a connection that broke or a stream that was cut."""
 
     status: int
     ttft_s: float = 0.0
@@ -41,31 +41,36 @@ class Sample:
 
 async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> Sample:
     """Send one request and read its stream."""
-    began, first = time.perf_counter(), 0.0
+    began, first, pieces, is_whole = time.perf_counter(), 0.0, 0, False
     usage: dict[str, Any] = {}
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as response:
             if response.status_code != 200:
                 return Sample(response.status_code)
             async for line in response.aiter_lines():
+                is_whole = is_whole or line == "data: [DONE]"
                 if not line.startswith("data: {"):
                     continue
                 chunk = json.loads(line.removeprefix("data: "))
                 if "error" in chunk:
                     return Sample(500)
                 usage = chunk.get("usage") or usage
-                if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                    first = time.perf_counter()
+                if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                    first, pieces = first or time.perf_counter(), pieces + 1
     except httpx.HTTPError:
         return Sample(0)
+    if not is_whole:
+        return Sample(0)
     ended = time.perf_counter()
-    first, tokens = first or ended, usage.get("completion_tokens", 0)
+    first, tokens = first or ended, usage.get("completion_tokens", pieces)  # some servers count none
     tpot_s = (ended - first) / (tokens - 1) if tokens > 1 else 0.0
     return Sample(200, first - began, tpot_s, ended - began, tokens)
 
 
-def bodies(model: str, pictures: Sequence[Path], max_tokens: int, grammar: str | None, seed: int) -> Any:
-    """An endless row of requests: a picture and a question drawn at random."""
+def bodies(
+    model: str, pictures: Sequence[Path], max_tokens: int, grammar: str | None, seed: int, **more: Any
+) -> Any:
+    """An endless row of requests: a picture and a question drawn at random, and other fields."""
     draw = random.Random(seed)
     urls = [f"data:image/{p.suffix[1:]};base64,{base64.b64encode(p.read_bytes()).decode()}" for p in pictures]
     while True:
@@ -73,7 +78,7 @@ def bodies(model: str, pictures: Sequence[Path], max_tokens: int, grammar: str |
         if urls:
             content.append({"type": "image_url", "image_url": {"url": draw.choice(urls)}})
         body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": max_tokens}
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
+        body |= {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0, **more}
         yield body | ({"grammar": grammar} if grammar else {})
 
 

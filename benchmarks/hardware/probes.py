@@ -34,6 +34,7 @@ PROBES: dict[str, Callable[[], str]] = {
     "tensorrt": _package("tensorrt", "tensorrt"),
     "tensorrt-rtx": _package("tensorrt_rtx", "tensorrt-rtx"),
     "onnxruntime-cuda": _onnxruntime_cuda,
+    "camera": lambda: "" if Path("/dev/video0").exists() else "there is no /dev/video0",
     "docker": lambda: "" if shutil.which("docker") else "docker is not installed",
     "nvpmodel": lambda: "" if shutil.which("nvpmodel") else "there is no nvpmodel",
     "tests": lambda: "" if (CHECKOUT / "tests/device").is_dir() else "only a checkout has the tests",

@@ -98,7 +98,7 @@ class Server:
     async def _show_metrics(self) -> Response:
         gauges = {
             "queue_depth": {name: served.num_waiting for name, served in self._models.items()},
-            "running": {name: int(served.is_answering) for name, served in self._models.items()},
+            "running": {name: served.num_answering for name, served in self._models.items()},
         }
         return Response(self._metrics.text(gauges), headers={"content-type": CONTENT_TYPE})
 

@@ -49,6 +49,10 @@ def serve(
         typer.Option(help="Fetch pictures of https URLs of this host; several times. None by default."),
     ] = None,
     queue: Annotated[int, typer.Option(help="Requests that may wait for a model.", min=1, max=1024)] = 32,
+    parallel: Annotated[
+        int,
+        typer.Option(help="Requests a model answers at the same time, each with a context.", min=1, max=64),
+    ] = 1,
     deadline: Annotated[float, typer.Option(help="Seconds for a request, its wait included.", min=1)] = 300.0,
     page: Annotated[
         bool, typer.Option("--page/--no-page", help="The page to try the models on, at the server's address.")
@@ -91,7 +95,16 @@ def serve(
             shown = f"; a page to try it on at {url_of(listening)}/" if page else ""
             note(f"{', '.join(models)} at {where}{shown}; Ctrl-C ends")
             known = KnownPictures(open_file_store(settings.store_mb), fetch_from(allow_host or ()))
-            _run(listening, models, rules, known, queue=queue, deadline_s=deadline, with_page=page)
+            _run(
+                listening,
+                models,
+                rules,
+                known,
+                queue=queue,
+                parallel=parallel,
+                deadline_s=deadline,
+                with_page=page,
+            )
         finally:
             for model in models.values():
                 model.close()
@@ -104,6 +117,7 @@ def _run(
     known: "KnownPictures",
     *,
     queue: int,
+    parallel: int,
     **bounds: Any,
 ) -> None:
     """Serve until a signal, which is raised again at the end."""
@@ -114,7 +128,10 @@ def _run(
     from .worker import Served
 
     metrics = Metrics()
-    served = {name: Served(name, model, metrics, max_waiting=queue) for name, model in models.items()}
+    served = {
+        name: Served(name, model, metrics, max_waiting=queue, parallel=parallel)
+        for name, model in models.items()
+    }
     server = Server(served, metrics, Rules(**rules), pictures=known, **bounds)
     try:
         Program(server, served.values()).run(sockets=[listening])

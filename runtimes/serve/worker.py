@@ -1,4 +1,4 @@
-"""The one thread that uses a model, and the queue in front of it."""
+"""The thread that uses a model, or several that use parts of it, and the queue in front of them."""
 
 import math
 import sys
@@ -21,13 +21,18 @@ _GUESS_S = 1.0  # before any was measured
 
 
 class Served:
-    """A model, its thread and its queue.
+    """A model, its threads and its queue.
 
     Args:
         name: what clients call it.
         model: opened; closed by `close`.
         metrics: counts what it does.
         max_waiting: requests that may wait.
+        parallel: requests that are answered at the same time.
+
+    Raises:
+        UsageError: the model answers one at a time only.
+        BackendError: there is no memory for so many.
     """
 
     def __init__(
@@ -37,14 +42,20 @@ class Served:
         metrics: Metrics,
         *,
         max_waiting: int = MAX_WAITING,
+        parallel: int = 1,
     ) -> None:
         self.name, self.model, self.metrics = name, model, metrics
         self.created = int(time.time())
         self._queue = FairQueue(max_waiting)
         self._spent_s: deque[float] = deque(maxlen=_REMEMBERED)
-        self._running: Job | None = None
-        self._thread = threading.Thread(target=self._work, name=f"answer {name}", daemon=True)
-        self._thread.start()
+        self._running: dict[Model, Job] = {}
+        self._models = [model] if parallel == 1 else model.divide(parallel)
+        self._threads = [
+            threading.Thread(target=self._work, args=(each,), name=f"answer {name}", daemon=True)
+            for each in self._models
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def fingerprint(self) -> str:
@@ -57,9 +68,14 @@ class Served:
         return len(self._queue)
 
     @property
+    def num_answering(self) -> int:
+        """Requests that are being answered."""
+        return len(self._running)
+
+    @property
     def is_answering(self) -> bool:
         """Whether a request is being answered."""
-        return self._running is not None
+        return bool(self._running)
 
     def submit(self, job: Job) -> None:
         """Let a request wait for its turn; one that has no place in the queue is told 429."""
@@ -78,42 +94,45 @@ class Served:
             job.stop(stopping())
 
     def end_running(self) -> None:
-        """End the answer that runs at its next token."""
-        if (job := self._running) is not None:
+        """End the answers that run at their next token."""
+        for job in list(self._running.values()):
             job.stop(stopping())
 
     def close(self, within_s: float) -> None:
-        """Free the model, if its thread ends in time; a library that computes is not interrupted."""
+        """Free the model, if its threads end in time; a library that computes is not interrupted."""
         self.stop_taking()
         self.end_running()
-        self._thread.join(within_s)
-        if not self._thread.is_alive():
-            self.model.close()
+        ends = time.monotonic() + within_s
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+        if not any(thread.is_alive() for thread in self._threads):
+            for model in (*self._models, self.model):
+                model.close()
 
     def _full(self) -> ApiError:
         """429, with the seconds in which all that waits now is answered."""
         mean_s = sum(self._spent_s) / len(self._spent_s) if self._spent_s else _GUESS_S
-        after = str(max(1, math.ceil(mean_s * (self.num_waiting + 1))))
+        after = str(max(1, math.ceil(mean_s * (self.num_waiting + 1) / len(self._models))))
         message = f"{self.num_waiting} requests wait already; try again in {after} s."
         return ApiError(429, message, code="queue_full", headers={"Retry-After": after})
 
-    def _work(self) -> None:
+    def _work(self, model: Model) -> None:
         while (job := self._queue.take()) is not None:
-            self._running = job
+            self._running[model] = job
             started = time.monotonic()
             try:
                 if not job.stopped:
-                    self._answer(job)
+                    self._answer(model, job)
             except Exception as error:
                 self._report(error)
                 job.tell(told(error))
             finally:
-                self._running = None
+                del self._running[model]
                 if not job.stopped:  # one that nobody wanted any more says nothing of the next
                     self._spent_s.append(time.monotonic() - started)
 
-    def _answer(self, job: Job) -> None:
-        with closing(job.ask(self.model)) as stream:
+    def _answer(self, model: Model, job: Job) -> None:
+        with closing(job.ask(model)) as stream:
             job.stream = stream
             if job.stopped:  # while it was begun
                 stream.cancel()

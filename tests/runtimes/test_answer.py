@@ -141,6 +141,15 @@ def test_a_stream_that_is_cancelled_computes_no_token_more(bundle: Bundle) -> No
     assert "".join(model.answer(FIRST)) == "the cat and the dog"
 
 
+def test_a_stream_that_is_cancelled_before_its_first_piece_evaluates_nothing(bundle: Bundle) -> None:
+    model = scripted_model(bundle, "the cat and the dog")
+    stream = model.answer(FIRST)
+    stream.cancel()
+    assert list(stream) == []
+    assert (stream.text, stream.timings, counts(model)[1]) == ("", None, 0)
+    assert "".join(model.answer(FIRST)) == "the cat and the dog"
+
+
 def test_a_stream_ends_when_it_is_closed_or_dropped(bundle: Bundle) -> None:
     model = scripted_model(bundle, "the cat and the dog")
     with closing(model.answer(FIRST)) as stream:

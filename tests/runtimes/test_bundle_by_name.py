@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.core.checkpoint.test_hub import point_at
-from tests.hub_server import COMMIT, hub_of
+from tests.hub_server import COMMIT, Requests, hub_of
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.cli import app
 from tinyllava_edge.errors import BundleError, CheckpointError, TinyLlavaEdgeError
@@ -18,7 +19,7 @@ from tinyllava_edge.runtimes.model import open_bundle
 
 BUNDLE, CHECKPOINT, GATED = "someone/nano-bundle", "someone/tiny-llava", "someone/secret"
 PICTURE = Path("docs/pictures/emoji.webp").resolve()
-Hub = tuple[Path, list[str]]
+Hub = tuple[Path, Requests]
 
 
 @pytest.fixture
@@ -62,6 +63,46 @@ def test_a_published_bundle_is_downloaded_once_and_found_by_its_name_everywhere(
     with open_bundle(BUNDLE) as model:
         assert model.bundle.root == kept
     assert first.stdout.strip() == open_bundle("nano").ask("What is this?", PICTURE)
+
+
+def test_a_connection_that_breaks_within_a_file_is_gone_on_with(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the client: each byte comes once but for its last block, and the bundle is verified as ever."""
+    block = 1 << 14
+    monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", block)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    sizes = file_sizes(hub[0] / BUNDLE)
+    large = max(sizes, key=lambda name: sizes[name])
+    hub[1].cut[large] = sizes[large] // 2
+    assert run(BUNDLE).exit_code == 0
+    assert not hub[1].cut
+    assert sizes[large] <= hub[1].sent[large] <= sizes[large] + block
+    kept = tmp_path / "cache" / "tinyllava-edge" / "bundles" / f"{BUNDLE}@main"
+    assert Bundle.open(kept).manifest_sha256 == Bundle.open(bundle_path("nano")).manifest_sha256
+
+
+def test_whole_files_of_a_download_that_was_stopped_are_not_fetched_again(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    sizes = file_sizes(hub[0] / BUNDLE)
+    hub[1].cut["vision/fp16.onnx"], hub[1].goes_down = 4_000_000, True
+    with pytest.raises(CheckpointError, match=BUNDLE) as caught:
+        run(BUNDLE)
+    assert "\n" not in str(caught.value)
+    kept = tmp_path / "cache" / "tinyllava-edge" / "bundles" / f"{BUNDLE}@main"
+    assert not kept.exists()
+    there = {name for name, size in sizes.items() if hub[1].sent[name] == size}
+    assert there
+    hub[1].is_down = False
+    assert run(BUNDLE).exit_code == 0
+    assert {name: hub[1].sent[name] for name in there} == {name: sizes[name] for name in there}
+    assert [path.name for path in kept.parent.iterdir() if path.is_dir()] == [kept.name], "no part is left"
+
+
+def file_sizes(bundle: Path) -> dict[str, int]:
+    return {entry.path: entry.size for entry in Bundle.open(bundle).manifest.files}
 
 
 def test_a_bundle_that_came_damaged_is_named_and_not_kept(hub: Hub, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from tests.runtimes.contract import LanguageContract
 from tests.runtimes.tiny_gguf import write_tiny_gguf
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.errors import BackendError, UsageError
-from tinyllava_edge.runtimes.base import BackendOptions
+from tinyllava_edge.runtimes.base import BackendOptions, StopFlag, StoppedError
 from tinyllava_edge.runtimes.llamacpp import LlamaCppLanguage
 from tinyllava_edge.runtimes.llamacpp_library import Log, load_library
 from tinyllava_edge.runtimes.llamacpp_offload import NoMemoryError
@@ -93,6 +93,40 @@ def test_a_failing_evaluation_is_an_error_with_llama_cpps_own_words(gguf: Path) 
     backend.truncate(0)
     backend.evaluate(np.array([5], dtype=np.int32), 0)
     backend.close()
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_what_is_stopped_ends_at_once_and_the_next_is_as_ever(
+    gguf: Path, within: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two batches, and within one, where llama.cpp itself looks."""
+    spec, _ = write_tiny_gguf(gguf, head_dim=32)
+    language, flag = open_gguf(gguf, spec), StopFlag()
+    ids = np.arange(100, dtype=np.int32)
+    language.evaluate(ids, 0)
+    wanted = language.last_logits()
+    decode, codes = load_library().bindings.llama_decode, []
+
+    def set_then_decode(*arguments: Any) -> int:
+        flag.set()
+        codes.append(decode(*arguments))
+        return int(codes[-1])
+
+    language.truncate(0)
+    language.heed(flag)
+    if within:
+        monkeypatch.setattr(load_library().bindings, "llama_decode", set_then_decode)
+    else:
+        flag.set()
+    with pytest.raises(StoppedError):
+        language.evaluate(ids, 0)
+    assert codes == [2] * within
+    monkeypatch.undo()
+    language.heed(None)
+    language.truncate(0)
+    language.evaluate(ids, 0)
+    np.testing.assert_array_equal(language.last_logits(), wanted)
+    language.close()
 
 
 def test_a_truncated_file_is_an_error_with_llama_cpps_own_words(

@@ -178,7 +178,7 @@ class Repository:
         )
 
     def download(self, files: Iterable[str], folder: Path) -> None:
-        """Write files into a folder, going on with what an earlier call left; else a CheckpointError."""
+        """Write files into a folder but those that an earlier call left whole; else a CheckpointError."""
         from huggingface_hub import snapshot_download
 
         detail(f"{self.name}@{self.commit}: to {folder}")

@@ -78,6 +78,7 @@ def running(
     slow_s: float = 0.0,
     rules: Rules | None = None,
     max_waiting: int = 32,
+    parallel: int = 1,
     deadline_s: float = 60,
     body_timeout_s: float = 15,
     pictures: KnownPictures | None = None,
@@ -93,7 +94,7 @@ def running(
             model.language = Slowed(model.language, slow_s)
             model.forget()
         metrics = Metrics()
-        served = Served("nano", model, metrics, max_waiting=max_waiting)
+        served = Served("nano", model, metrics, max_waiting=max_waiting, parallel=parallel)
         server = Server(
             {"nano": served},
             metrics,

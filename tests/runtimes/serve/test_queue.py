@@ -13,7 +13,9 @@ import httpx
 import pytest
 
 from tests.runtimes.serve.serving import EMOJI, LONG, QUESTION, Running, asked, data_url, running
+from tinyllava_edge import open_bundle
 from tinyllava_edge.errors import BackendError
+from tinyllava_edge.runtimes.llamacpp_library import load_library
 from tinyllava_edge.runtimes.serve.jobs import FairQueue, Job
 
 SLOW_S = 0.02  # a token
@@ -160,6 +162,39 @@ def test_a_request_ends_at_its_deadline() -> None:
         assert client.post(CHAT, json=asked()).status_code == 200
 
 
+@pytest.mark.parametrize("goes_away", [False, True])
+def test_a_prompt_is_evaluated_no_further_when_nobody_wants_it(
+    goes_away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twenty batches and more, those behind the deadline, or behind the client's end, are not begun."""
+    monkeypatch.setattr("tinyllava_edge.runtimes.llamacpp.BATCH", 4)
+    bindings = load_library().bindings
+    decode, calls, slow_s = bindings.llama_decode, 0, [0.0]
+
+    def slowly(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        time.sleep(slow_s[0])
+        return int(decode(*arguments))
+
+    monkeypatch.setattr(bindings, "llama_decode", slowly)
+    question = "What is this, and what is it for, and who has made it? " * 2
+    with running(deadline_s=30 if goes_away else 0.3) as server, server.client() as client:
+        calls, slow_s[0] = 0, 0.05
+        if goes_away:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(CHAT, json=asked(question, data_url()), timeout=0.3)
+        else:
+            assert client.post(CHAT, json=asked(question, data_url())).status_code == 503
+        server.wait_until(lambda: not server.served.is_answering)
+        assert 1 <= calls <= 12, "there are some 25"
+        slow_s[0] = 0.0
+        answer = client.post(CHAT, json=asked(QUESTION, data_url())).json()["choices"][0]["message"][
+            "content"
+        ]
+        assert answer == open_bundle("nano", threads=1).ask(QUESTION, EMOJI)
+
+
 @pytest.mark.parametrize(
     "failure", [BackendError("/root/model.gguf failed at 0xdeadbeef"), RuntimeError("llama_decode: -3")]
 )
@@ -203,3 +238,16 @@ def test_answers_that_run_when_the_server_ends_are_ended() -> None:
         for [response] in (found, waited):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "stopping"
+
+
+def test_three_at_a_time_are_answered_as_one_and_one_that_goes_away_disturbs_nobody() -> None:
+    with running(parallel=3) as server, server.client() as client, ThreadPoolExecutor(2) as pool:
+        bodies = [asked(question, data_url(), grammar=LONG, max_tokens=150) for question in ("What?", "Why?")]
+        alone = [client.post(CHAT, json=body).json()["choices"][0]["message"] for body in bodies]
+        with begin_stream(server) as connection:
+            found = [pool.submit(client.post, CHAT, json=body) for body in bodies]
+            server.wait_until(lambda: server.served.num_answering == 3)
+            connection.recv(65536)
+        assert [one.result(30).json()["choices"][0]["message"] for one in found] == alone
+        server.wait_until(lambda: not server.served.is_answering)
+        assert client.post(CHAT, json=asked()).status_code == 200

@@ -1,0 +1,1 @@
+"""A question about what a camera, a video or a folder shows, asked again and again."""

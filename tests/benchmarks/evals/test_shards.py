@@ -94,7 +94,6 @@ def test_merged_shards_are_the_whole(run: Run, data: Path) -> None:
         ((*both, *both[:2]), "answers are there twice"),
         (("--merge", data / "none.jsonl"), "none.jsonl: cannot be read"),
         (("--merge", data / "q.json"), "q.json: holds no line that is an answer of eval"),
-        ((*both, "--max-tokens", "3"), "was asked with --max-tokens 4, and this is for 3"),
         ((*both, "--shard", "1/2"), "--merge takes answers of the whole"),
     ):
         code, _, err = run(*asked, *files)

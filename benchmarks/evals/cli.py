@@ -21,6 +21,8 @@ from tinyllava_edge.runtimes.registry import CPU_RUNTIME, choose_runtime, langua
 if TYPE_CHECKING:
     from tinyllava_edge.bundle import Bundle
 
+    from .evaluation import Evaluation
+
 _WHAT = (
     "give --questions and --images (and their --references, --rule), or --benchmark and --data (and its "
     "--limit)."
@@ -120,11 +122,11 @@ def evaluate(
     from tinyllava_edge.record_check import print_report
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .evaluation import Evaluation, read_benchmark, read_own
+    from .asked import read_benchmark, read_own
+    from .evaluation import Evaluation
     from .handed import check_handed, write_handed
     from .opened import open_asked
     from .shards import parse_shard
-    from .shown import print_results, summary
 
     part = parse_shard(shard)
     _check_alone(resume and (answers is None or force), bool(merge) and (part is not None or resume or check))
@@ -168,8 +170,14 @@ def evaluate(
     run.ask(answers, resume=resume, force=force, merge=merge or ())
     if submission is not None and benchmark:
         write_handed(submission, benchmark, run.said(), force=force)
-    result = summary(run, str(bundle), shard or None)
-    if not json:
+    _say(run, bundle, shard, as_json=json)
+
+
+def _say(run: "Evaluation", bundle: str, shard: str, *, as_json: bool) -> None:
+    from .shown import print_results, summary
+
+    result = summary(run, bundle, shard or None)
+    if not as_json:
         print_results(result)
     run.name_failures()
     print_json(result)

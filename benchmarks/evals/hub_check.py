@@ -12,22 +12,21 @@ import json as json_module
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tinyllava_edge.atomic_files import check_output, foreign_file, output_file, write_bytes, write_json
+from tinyllava_edge.atomic_files import check_output, output_file, write_json
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.module_process import module_command
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
 from .hub_released import RELEASED, SCORED, Record, Released, judged
-
-_REPORT = "report.json"
+from .hub_report import REPORT, markdown_lines, packed_mark, passed, report_mark, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def hub_check(
         check_output(packed, force=force, mark=packed_mark, sources=read)
     records = _begin(output, options, read, resume=resume, force=force)
     _check_all(output, chosen, options, records)
-    report = _write_report(output, options, [records[r.repository] for r in chosen], complete=True)
+    report = write_report(output, options.to_json(), [records[r.repository] for r in chosen], complete=True)
     if not keep_bundles:
         shutil.rmtree(output / "bundles", ignore_errors=True)
     with (
@@ -120,7 +119,7 @@ def hub_check(
         for line in markdown_lines(report):
             stdout.print(line, markup=False, highlight=False, soft_wrap=True)
     note(f"written to {output} and {packed}")
-    if not all(map(_passed, report["checkpoints"])):
+    if not all(map(passed, report["checkpoints"])):
         raise typer.Exit(1)
 
 
@@ -146,10 +145,10 @@ def _begin(
             shutil.rmtree(output)
         output.unlink(missing_ok=True)
         output.mkdir(parents=True)
-        _write_report(output, options, [], complete=False)
+        write_report(output, options.to_json(), [], complete=False)
         return {}
     try:
-        begun = json_module.loads((output / _REPORT).read_bytes())
+        begun = json_module.loads((output / REPORT).read_bytes())
         was, is_complete = begun["options"], begun["complete"]
         records = [json_module.loads(path.read_bytes()) for path in output.glob("*--*.json")]
         known: dict[str, Record] = {record["repository"]: record for record in records}
@@ -281,78 +280,3 @@ def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Re
     if notes is not None:
         notes += done.stderr.splitlines()
     return found
-
-
-def _write_report(folder: Path, options: CheckOptions, records: list[Record], *, complete: bool) -> Record:
-    report = {"options": options.to_json(), "complete": complete, "checkpoints": records}
-    write_json(folder / _REPORT, report)
-    write_bytes(folder / "report.md", ("\n".join(markdown_lines(report)) + "\n").encode())
-    return report
-
-
-def report_mark(folder: Path) -> str:
-    """Whether a directory is what this command wrote and nothing else: see `atomic_files.Mark`."""
-    from tinyllava_edge.bundle import bundle_mark
-
-    report = json_module.loads((folder / _REPORT).read_bytes())
-    if not isinstance(report, dict) or report.keys() != {"options", "complete", "checkpoints"}:
-        return "has the report of something else"
-    names = [path.stem for path in folder.glob("*--*.json")]
-    if any(
-        json_module.loads((folder / f"{n}.json").read_bytes())["repository"].replace("/", "--") != n
-        for n in names
-    ):
-        return "has the record of something else"
-    bundles = [folder / "bundles" / name for name in names if (folder / "bundles" / name).is_dir()]
-    known = {_REPORT, "report.md", *(f"{name}.json" for name in names)}
-    roots = [f"{bundle.relative_to(folder).as_posix()}/" for bundle in bundles]
-    roots += [f"answers/{name}.{scored}." for name in names for scored in SCORED]
-    fault = foreign_file(folder, lambda name: name in known or name.startswith(tuple(roots)))
-    return fault or next(filter(None, map(bundle_mark, bundles)), "")
-
-
-def packed_mark(path: Path) -> str:
-    """Whether a file is such a directory, packed."""
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            names = archive.getnames()
-    except (tarfile.TarError, EOFError) as error:
-        return f"is no packed report ({error})"
-    return "" if f"{names[0] if names else ''}/report.json" in names else "is no packed report"
-
-
-def _passed(record: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was exported, is equal to torch, and no figure is outside its bound."""
-    verdicts = [row["verdict"] for result in record.get("scores", {}).values() for row in result["judged"]]
-    return not record["error"] and bool(record["verify"]["passed"]) and "outside" not in verdicts
-
-
-def markdown_lines(report: Record) -> Iterator[str]:
-    """One row for each checkpoint, and one for each figure of a variant."""
-    yield "# Released checkpoints, exported and checked"
-    yield ""
-    yield "| checkpoint | commit | against torch |"
-    yield "|---|---|---|"
-    for record in report["checkpoints"]:
-        verdict = record["error"] or record["verify"]["verdict"]
-        yield f"| {record['repository']} | {record.get('commit', '')[:12]} | {verdict} |"
-    yield ""
-    yield "| checkpoint | set | variant | score | published | difference, points | bound | |"
-    yield "|---|---|---|---:|---:|---:|---:|---|"
-    for record in report["checkpoints"]:
-        for name, result in record.get("scores", {}).items():
-            for row in result["judged"]:
-                yield f"| {record['repository']} | {name} | {_figures(row)} |"
-
-
-def _figures(row: Record) -> str:
-    interval = "" if row["ci95"] is None else " [{:+.1f}, {:+.1f}] paired".format(*row["ci95"])
-    cells = (
-        row["variant"],
-        f"{row['score']:.1f}",
-        "" if row["published"] is None else f"{row['published']:.1f}",
-        "" if row["difference"] is None else f"{row['difference']:+.1f}{interval}",
-        "" if row["bound"] is None else f"{row['bound']:.1f}",
-        row["verdict"],
-    )
-    return " | ".join(cells)

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 from tests.benchmarks.evals.test_public_sets import LABELS, write_pope
 from tests.golden import golden_checkpoint, shared_fixtures
-from tinyllava_edge.benchmarks.evals.hub_check import markdown_lines, report_mark
 from tinyllava_edge.benchmarks.evals.hub_released import (
     FP16_WITHIN,
     Q4_WITHIN,
@@ -20,6 +19,7 @@ from tinyllava_edge.benchmarks.evals.hub_released import (
     judged,
     page_lines,
 )
+from tinyllava_edge.benchmarks.evals.hub_report import markdown_lines, report_mark
 from tinyllava_edge.cli import app
 
 RELEASE = "jiajunlong/TinyLLaVA-0.89B"  # which is an OpenELM with SigLIP, as the golden checkpoint is

@@ -98,8 +98,11 @@ def read_answered(path: Path) -> dict[str, list[Answered]]:
                 continue
             key = [line["question_id"], line["prompt"], about["type"], about["expected"]]
             picture = about["picture_sha256"] or str(line["question_id"])
+            text, right, rule = line["text"], float(about["right"]), about["rule"]
+            if not (isinstance(text, str) and isinstance(rule, str) and 0 <= right <= 1):
+                raise ValueError(f"text, rule or right of question {line['question_id']!r:.40}")
             found[json_module.dumps([*key, picture])].append(
-                Answered(text=line["text"], right=float(about["right"]), picture=picture, rule=about["rule"])
+                Answered(text=text, right=right, picture=str(picture), rule=rule)
             )
     except (ResumeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: holds other lines than answers of eval ({error}).") from None

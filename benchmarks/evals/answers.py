@@ -200,7 +200,9 @@ def known_answers(
             key = _key(*way, *subject, about["type"], about["expected"], sha256)
             if fault is None or failed:
                 others += _key(*subject) not in asked
-                kept = None if fault is None else (fault["kind"], fault["reason"])
+                kept = None if fault is None else (str(fault["kind"]), str(fault["reason"]))
+                if not isinstance(text, str):
+                    raise TypeError(text)
                 found[key].append(Answer(text=text, picture_sha256=sha256, fault=kept))
         except (KeyError, TypeError):
             raise ResumeError(f"{path}: holds other lines than answers of eval. Remove them.") from None

@@ -37,7 +37,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load nano nano-bundle clean
+.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms nano nano-bundle clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -165,9 +165,10 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 
 # For who has a network: the released checkpoints of the hub, from download to score.
-# EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest.
+# EVAL_DATA=DIR holds pope/ and textvqa/ as TinyLLaVA's own scripts have them; HUB_CHECK_OPTIONS=... for the rest. Goes on
+# with what an earlier one left.
 hub-check: $(VENV)/ready
-	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --force $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
+	$(BIN)/tinyllava-edge hub-check -o $(OUT)/hub-check --resume $(if $(EVAL_DATA),--eval-data $(EVAL_DATA)) $(HUB_CHECK_OPTIONS)
 
 # For an owner of a Jetson or a card: all that it can show, beside what was expected of it; one file to send back.
 # BUNDLES="DIR ..." for others than nano's; HARDWARE_CHECK_OPTIONS="--modes all --soak 10 --peers all" for the rest.
@@ -205,6 +206,17 @@ peers: $(PEERS:%=.peers/%/ready)
 serve-load: $(VENV)/ready .peers/llama-cpp-server/ready
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-serve --vision fp16 --language f16 --interchange mmproj --force
 	$(BIN)/python -m tools.serve_peer $(OUT)/nano-serve .peers/llama-cpp-server -o $(RESULTS)/serve $(SERVE_LOAD_OPTIONS)
+
+# lmms-eval in an environment of its own, whose accuracy of nano must be that of our eval; needs a network. 3 minutes.
+.peers/lmms-eval/ready: benchmarks/evals/requirements-lmms-eval.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -qq --no-deps -r $<
+	$(@D)/bin/python -m tinyllava_edge.install $(LLAMA_BUILD) "$(LLAMA_CPP)"
+	$(@D)/bin/python -m pip install -qq --no-deps --editable .
+	touch $@
+
+test-lmms: $(VENV)/ready .peers/lmms-eval/ready
+	$(BIN)/python -m pytest -m "" tests/benchmarks/evals/test_lmms.py
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.

@@ -8,7 +8,7 @@ import pytest
 from tests.core.small_bundle import tree, write_small_bundle
 from tests.test_cli import assert_one_line
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.benchmarks.evals import hub_check
+from tinyllava_edge.benchmarks.evals import hub_report
 from tinyllava_edge.benchmarks.evals.answers import answers_mark
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DiskFullError, UsageError
@@ -52,6 +52,8 @@ def home(tmp_path: Path) -> Path:
         ("bench b -o pictures/x --questions q.json --images pictures", "lies in"),
         ("eval b --questions q.json --images pictures --answers q.json --force", "is"),
         ("eval b --questions q.json --images pictures --answers b/parity/a.json", "lies in"),
+        ("eval b --benchmark gqa --data pictures --submission pictures/x.json", "lies in"),
+        ("eval b --questions q.json --images pictures --merge q.json --answers q.json --force", "is"),
         ("ask b --input q.json -o q.json --force", "is"),
         ("ask b What? pictures -o pictures/x.jsonl", "lies in"),
         ("ask b --input q.json --images pictures -o b/parity/a.json", "lies in"),
@@ -120,14 +122,19 @@ def test_reports_are_known_by_what_they_list(tmp_path: Path) -> None:
     assert engines_mark(tmp_path) == ""
     (tmp_path / "fp32.engine").write_text("")
     assert engines_mark(tmp_path).startswith("holds fp32.engine")
-    (tmp_path / "report.json").write_text('{"options": {}, "checkpoints": [{"repository": "a/b"}]}')
-    assert hub_check.report_mark(tmp_path).startswith("holds fp16.engine")
+    (tmp_path / "report.json").write_text(
+        '{"options": {}, "complete": true, "checkpoints": [{"repository": "a/b"}]}'
+    )
+    assert hub_report.report_mark(tmp_path).startswith("holds fp16.engine")
     for name in ("fp16.engine", "fp32.engine"):
         (tmp_path / name).unlink()
+    (tmp_path / "c--d.json").write_text('{"repository": "c/d"}')  # of a run that was killed
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "c--d.pope.jsonl").write_text("")
     write_small_bundle(tmp_path / "bundles" / "a--b")
-    assert hub_check.report_mark(tmp_path) == ""
+    assert hub_report.report_mark(tmp_path) == ""
     (tmp_path / "bundles" / "a--b" / "mine").write_text("")
-    assert hub_check.report_mark(tmp_path).startswith("holds mine")
+    assert hub_report.report_mark(tmp_path).startswith("holds mine")
 
 
 def test_an_export_says_at_once_that_there_is_no_room(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

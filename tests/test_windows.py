@@ -76,7 +76,16 @@ def test_core_and_runtimes_are_imported_and_nano_answers_without_posix(tmp_path:
     assert {f"tinyllava_edge.{name}" for name in ("memory", "runtimes.doctor", "runtimes.trt.builder")} <= {
         *found["imported"]
     }
-    vendors = {"torch", "transformers", "onnx", "gguf", "matplotlib", "cryptography", "onnxscript"}
+    vendors = {
+        "torch",
+        "transformers",
+        "onnx",
+        "gguf",
+        "matplotlib",
+        "cryptography",
+        "onnxscript",
+        "lmms_eval",
+    }
     assert set(found["lacking"].values()) <= vendors, found["lacking"]
     assert found["answer"]
     written = {"answer.json", "lines.jsonl", "pruned", "report.json"}

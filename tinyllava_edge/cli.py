@@ -71,6 +71,11 @@ COMMANDS = {
         "bench",
         "Compare runtimes and variants: time, parity, accuracy, size.",
     ),
+    "eval compare": (
+        "tinyllava_edge.benchmarks.evals.compare_cli",
+        "eval_compare",
+        "Compare two files of answers: paired difference, exact test, questions that one point wants.",
+    ),
     "bench compare": (
         "tinyllava_edge.benchmarks.bench.compare_cli",
         "bench_compare",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge import open_bundle
-from tinyllava_edge.benchmarks.evals.evaluation import read_own
+from tinyllava_edge.benchmarks.evals.asked import read_own
 from tinyllava_edge.benchmarks.evals.question import Question
 from tinyllava_edge.benchmarks.evals.scores import compare, score
 from tinyllava_edge.checkpoint.names import bundle_path

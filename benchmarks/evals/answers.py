@@ -8,13 +8,13 @@ that is only a place in a list does not count: records that are left out move it
 import json
 import re
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllava_edge.append_jsonl import AppendedLines, read_lines
+from tinyllava_edge.append_jsonl import read_lines
 from tinyllava_edge.errors import ContextOverflowError, ImageError, PromptError, ResumeError
 from tinyllava_edge.picture_check import picture_error
 from tinyllava_edge.record_check import OTHER, BadRecord
@@ -128,7 +128,9 @@ def answer_files(path: Path, ways: Iterable[Way]) -> dict[Way, Path]:
     return files
 
 
-def answer_line(way: Way, position: int, question: Question, answer: Answer) -> dict[str, Any]:
+def answer_line(
+    way: Way, position: int, question: Question, answer: Answer, made_with: Mapping[str, Any]
+) -> dict[str, Any]:
     """A line with the keys of LLaVA's answer files, what was expected, and whether it was answered so.
 
     Args:
@@ -136,6 +138,7 @@ def answer_line(way: Way, position: int, question: Question, answer: Answer) -> 
         position: of the question.
         question: that was asked.
         answer: to it.
+        made_with: what answers follow from besides: the bundle, and the limit of tokens.
     """
     share = credit(question, None if answer.fault else answer.text) if question.answers else None
     right = bool(share) if share in (0.0, 1.0) else share  # where people disagree, how far
@@ -151,6 +154,7 @@ def answer_line(way: Way, position: int, question: Question, answer: Answer) -> 
             "rule": question.rule,
             "right": right,
             "blind": way[1],
+            "made_with": made_with,
             "picture_sha256": answer.picture_sha256,
             "failed": None
             if answer.fault is None
@@ -166,31 +170,46 @@ def answers_mark(path: Path) -> str:
     return "" if ours else "holds other lines than answers of eval"
 
 
-def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iterable[Way]) -> Answers:
-    """What an earlier run has answered of these questions; what failed is asked again.
+def known_answers(
+    lines: Iterable[tuple[Path, Mapping[str, Any]]],
+    questions: Sequence[Question],
+    ways: Iterable[Way],
+    *,
+    failed: bool = False,
+) -> tuple[Answers, int]:
+    """What earlier runs have answered of these questions, and how many answers are of none of these ways.
+
+    Args:
+        lines: that they wrote, each with its file.
+        questions: that are asked now.
+        ways: likewise.
+        failed: take what failed, too, which else is asked again.
 
     Raises:
-        ResumeError: it has answered others, or the file holds something else.
+        ResumeError: others were answered, or a file holds something else.
     """
     found: dict[str, deque[Answer]] = defaultdict(deque)
     asked = {_key(*_subject(question)) for question in questions}
-    others = 0
-    for line in file.lines:
+    others, path = 0, Path()
+    for path, line in lines:
         try:
             about, text, subject = line["metadata"], line["text"], (line["question_id"], line["prompt"])
-            sha256, way = about["picture_sha256"], (line["model_id"], about["blind"])
+            sha256, way, fault = about["picture_sha256"], (line["model_id"], about["blind"]), about["failed"]
             if _key(*subject) not in asked:
                 subject = (None, subject[1])
             key = _key(*way, *subject, about["type"], about["expected"], sha256)
-            if about["failed"] is None:
+            if fault is None or failed:
                 others += _key(*subject) not in asked
-                found[key].append(Answer(text=text, picture_sha256=sha256))
+                kept = None if fault is None else (str(fault["kind"]), str(fault["reason"]))
+                if not isinstance(text, str):
+                    raise TypeError(text)
+                found[key].append(Answer(text=text, picture_sha256=sha256, fault=kept))
         except (KeyError, TypeError):
-            raise ResumeError(f"{file.path}: holds other lines than answers of eval. Remove them.") from None
+            raise ResumeError(f"{path}: holds other lines than answers of eval. Remove them.") from None
     if others:
         raise ResumeError(
-            f"{file.path}: was begun with other questions: {others} of those it has answers to are not asked "
-            "now. Give the same again, or --force to begin anew."
+            f"{path}: was begun with other questions: {others} of those it has answers to are not asked "
+            f"now. Give the same again{'' if failed else ', or --force to begin anew'}."
         )
     answers: Answers = {way: {} for way in ways}
     for position, question in enumerate(questions if found else ()):
@@ -199,7 +218,7 @@ def known_answers(file: AppendedLines, questions: Sequence[Question], ways: Iter
         for way, its in answers.items():
             if known := found.get(_key(*way, *shown, sha256)):
                 its[position] = known.popleft()
-    return answers
+    return answers, sum(map(len, found.values()))
 
 
 def _subject(question: Question) -> tuple[str | int | None, str]:

@@ -1,20 +1,17 @@
 """The command `tinyllava-edge eval`."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_apart, pictures_read
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
-from tinyllava_edge.console import note, print_json, stdout
+from tinyllava_edge.console import print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
-    BundleArgument,
     ContextOption,
     SourcesOption,
     ThreadsOption,
@@ -24,6 +21,8 @@ from tinyllava_edge.runtimes.registry import CPU_RUNTIME, choose_runtime, langua
 if TYPE_CHECKING:
     from tinyllava_edge.bundle import Bundle
 
+    from .evaluation import Evaluation
+
 _WHAT = (
     "give --questions and --images (and their --references, --rule), or --benchmark and --data (and its "
     "--limit)."
@@ -31,7 +30,14 @@ _WHAT = (
 
 
 def evaluate(
-    bundle: BundleArgument,
+    bundle: Annotated[
+        str,
+        typer.Argument(
+            help="A bundle's directory, nano, owner/name of the hub, or a checkpoint's directory, which is "
+            "exported once.",
+            metavar="BUNDLE|CHECKPOINT",
+        ),
+    ],
     questions: Annotated[
         Path | None,
         typer.Option(help="JSON or a record a line: LLaVA's, {image, question, answer, type}, MME, MMBench."),
@@ -46,7 +52,7 @@ def evaluate(
     ] = "",
     benchmark: Annotated[
         str | None,
-        typer.Option(help="In the place of --questions, scored by its own rule: pope, textvqa, gqa, ..."),
+        typer.Option(help="In the place of --questions, scored by its own rule: pope, textvqa, mmmu, ..."),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of the benchmark, as TinyLLaVA's own scripts have it.")
@@ -65,19 +71,36 @@ def evaluate(
     ] = None,
     sources: SourcesOption = None,
     allow_pickle: AllowPickleOption = False,
-    blind: Annotated[bool, typer.Option("--blind", help="Show mid-grey instead of the pictures.")] = False,
+    blind: Annotated[
+        bool | None,
+        typer.Option(
+            "--blind/--no-blind",
+            help="Show mid-grey instead of the pictures, or never.",
+            show_default="also, of one's own questions",
+        ),
+    ] = None,
+    shard: Annotated[str, typer.Option(help="I/N: ask about every N-th picture, from the I-th on.")] = "",
+    merge: Annotated[
+        list[Path] | None,
+        typer.Option(help="Ask nothing: take the answers of this file; repeated, of all shards."),
+    ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens of an answer: 16, and 128 of a benchmark's.")
+        int | None,
+        typer.Option(min=1, help="Most tokens of an answer.", show_default="16; a benchmark's: 128 or 1024"),
     ] = None,
     context_length: ContextOption = None,
     threads: ThreadsOption = None,
     answers: Annotated[
         Path | None, typer.Option(help="Write every answer to this JSONL file, as it comes.")
     ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(help="Write the file that the benchmark's judge or server takes, of the first variant."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the answers file of a run that ended.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the answers file.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what was written.")] = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -96,27 +119,31 @@ def evaluate(
     code is then 1.
     """
     from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
-    from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.record_check import print_report
     from tinyllava_edge.runtimes.base import BackendOptions
 
-    from . import public_sets, scores
-    from .evaluation import Evaluation, read_benchmark, read_own
+    from .asked import read_benchmark, read_own
+    from .evaluation import Evaluation
+    from .handed import check_handed, write_handed
+    from .opened import open_asked
+    from .shards import parse_shard
 
-    if resume and (answers is None or force):
-        raise UsageError("--resume goes on with the file of --answers, and --force begins it anew: give one.")
-    if answers is not None:
-        given = None if checkpoint is None else checkpoint_path(checkpoint)
-        read = (bundle_path(bundle), questions, pictures_read(images, questions), data, given, sources)
-        check_apart(answers, (*read, *(references or ())))
+    part = parse_shard(shard)
+    _check_alone(resume and (answers is None or force), bool(merge) and (part is not None or resume or check))
+    given = () if checkpoint is None else (checkpoint_path(checkpoint),)
+    read = (bundle_path(bundle), questions, pictures_read(images, questions), data, *given, sources)
+    for written in filter(None, (answers, submission)):
+        check_apart(written, (*read, *(references or ()), *(merge or ())))
+    if submission is not None:
+        check_handed(submission, benchmark, force=force)
     if benchmark and data and not (questions or images or references or rule):
-        asked = read_benchmark(benchmark, data, limit)
+        asked = read_benchmark(benchmark, data, limit).part(part)
     elif questions and images and not (benchmark or data or limit):
-        asked = read_own(questions, images, references or (), rule)
+        asked = read_own(questions, images, references or (), rule).part(part)
     else:
         raise UsageError(_WHAT)
-    opened = Bundle.open(bundle_path(bundle))
-    most = max_tokens or (public_sets.MAX_TOKENS if asked.benchmark else scores.MAX_TOKENS)
+    opened = open_asked(bundle, vision, language, sources=sources, allow_pickle=allow_pickle)
+    most = max_tokens or asked.max_tokens
     if check:
         report = asked.looked(opened, most, context_length).check()
         print_report(report, as_json=json)
@@ -125,7 +152,7 @@ def evaluate(
         runtimes=parse_names(runtime),
         vision=parse_names(vision),
         language=parse_names(language) or _default_language(opened, parse_names(runtime)),
-        checkpoints=() if checkpoint is None else (checkpoint_path(checkpoint),),
+        checkpoints=given,
         options=BackendOptions(
             sources=sources, allow_pickle=allow_pickle, context_length=context_length, threads=threads
         ),
@@ -139,71 +166,32 @@ def evaluate(
         context_length=context_length,
         skip_bad=skip_bad,
     )
-    run.ask(answers, resume=resume, force=force)
-    results = run.results()
-    summary = {
-        **{key: value for key, value in results[0].items() if key != "name"},
-        "bundle": str(bundle),
-        "manifest_sha256": opened.manifest_sha256,
-        "benchmark": benchmark,
-        "blind": blind,
-        "images": scores.count_pictures(run.kept),
-        **run.faults(),
-        "variants": results,
-    }
-    if not json:
-        is_scored = results[0]["rule"] is not None
-        if is_scored:
-            _print(results, benchmark)
-        intervals = "" if asked.benchmark or not is_scored else "; 95 % intervals over pictures"
-        note(f"{len(run.kept)} questions about {summary['images']} pictures{intervals}")
-        _say_rule(summary)
+    run.check_is_kept(answers or submission)
+    run.ask(answers, resume=resume, force=force, merge=merge or ())
+    if submission is not None and benchmark:
+        write_handed(submission, benchmark, run.said(), force=force)
+    _say(run, bundle, shard, as_json=json)
+
+
+def _say(run: "Evaluation", bundle: str, shard: str, *, as_json: bool) -> None:
+    from .shown import print_results, summary
+
+    result = summary(run, bundle, shard or None)
+    if not as_json:
+        print_results(result)
     run.name_failures()
-    print_json(summary)
-    raise typer.Exit(1 if summary["failed"] else 0)
+    print_json(result)
+    raise typer.Exit(1 if result["failed"] else 0)
+
+
+def _check_alone(resumes_nothing: bool, merges_and_asks: bool) -> None:
+    if resumes_nothing:
+        raise UsageError("--resume goes on with the file of --answers, and --force begins it anew: give one.")
+    if merges_and_asks:
+        raise UsageError("--merge takes answers of the whole: without --shard, --resume and --check.")
 
 
 def _default_language(bundle: "Bundle", runtimes: tuple[str, ...]) -> tuple[str, ...]:
     """The most precise variant that the first runtime reads."""
     target = language_target(choose_runtime(runtimes[0])) if runtimes else ""
     return (bundle.variant("language", target=target).name,)
-
-
-def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
-    if benchmark is not None:
-        table = Table("variant", benchmark, "questions")
-        for result in results:
-            unit = "" if result["rule"] == "mme" else " %"
-            amount = f"{result['asked']} of {result['of']}"
-            table.add_row(result["name"], f"{result['score']:.1f}{unit}", amount)
-        stdout.print(table)
-        return
-    kinds = list(results[0]["types"])
-    table = Table("variant", "accuracy", *kinds, "blind", "agrees with first", "difference")
-    for result in results:
-        against = result.get("against_first")
-        table.add_row(
-            result["name"],
-            _interval(result["accuracy"], result["ci95"]),
-            *(
-                f"{_interval(value['accuracy'], value['ci95'])} blind {result['blind_types'][kind]:.3f}"
-                for kind, value in result["types"].items()
-            ),
-            f"{result['blind_accuracy']:.3f}",
-            "" if against is None else f"{against['agreement']:.3f}",
-            "" if against is None else _interval(against["difference"], against["difference_ci95"], "+.3f"),
-        )
-    stdout.print(table)
-
-
-def _say_rule(result: dict[str, Any]) -> None:
-    if result["rule"] is not None:
-        note(f"right is, by rule {result['rule']}: {result['right_is']}")
-    if result["unscored"]:
-        note(f"{result['unscored']} have no expected answer and no score; --references FILE gives them one")
-    if unparsed := result.get("figures", result).get("unparsed"):
-        note(f"{unparsed} answers name nothing that the rule reads, which counts as wrong")
-
-
-def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
-    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"

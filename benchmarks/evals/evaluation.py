@@ -11,7 +11,7 @@ from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import DataError, UsageError
-from tinyllava_edge.record_check import OTHER, BadRecord, count_kinds, read_report, say_kinds
+from tinyllava_edge.record_check import BadRecord, count_kinds, read_report, say_kinds
 
 from .answers import (
     Answer,
@@ -24,64 +24,14 @@ from .answers import (
     failures,
     known_answers,
 )
-from .check import Looked
-from .public_sets import read_public_set
-from .question import Question, Record
-from .questions import check_pictures, read_records
+from .asked import Asked
+from .question import Question
+from .questions import check_pictures
 from .rules import RULES
-from .scores import summarize
+from .scores import compare, score, summarize
+from .shards import merged_answers
 
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is asked: the records of a file, and the public set that they are of.
-
-    Attributes:
-        file: of the questions.
-        records: in its order; empty where --limit leaves one out.
-        benchmark: name of the public set; None for one's own questions.
-        num_all: questions that the whole set has.
-    """
-
-    file: Path
-    records: Sequence[Record]
-    benchmark: str | None = None
-    num_all: int = 0
-
-    @property
-    def questions(self) -> list[Question]:
-        """Of all good records."""
-        return [question for record in self.records if isinstance(record, tuple) for question in record]
-
-    @property
-    def bad(self) -> list[BadRecord]:
-        """Records that hold no questions, and why."""
-        return [
-            BadRecord(file=str(self.file), index=index, id="?", kind=OTHER, reason=str(record))
-            for index, record in enumerate(self.records)
-            if isinstance(record, DataError)
-        ]
-
-    def looked(self, bundle: Bundle, max_tokens: int, context_length: int | None) -> Looked:
-        """The check of it all."""
-        return Looked(
-            file=self.file,
-            records=self.records,
-            bundle=bundle,
-            max_tokens=max_tokens,
-            context_length=context_length,
-        )
-
-
-def read_own(questions: Path, images: Path, references: Sequence[Path], rule: str) -> Asked:
-    """Read one's own questions; arguments and errors as `read_records`."""
-    return Asked(file=questions, records=read_records(questions, images, references=references, rule=rule))
-
-
-def read_benchmark(name: str, folder: Path, limit: int) -> Asked:
-    """Read a public set; arguments and errors as `read_public_set`."""
-    file, records, num_all = read_public_set(name, folder, limit)
-    return Asked(file=file, records=records, benchmark=name, num_all=num_all)
+_SAID = 20  # bad records, of a file that is refused
 
 
 @dataclass(kw_only=True)
@@ -92,7 +42,7 @@ class Evaluation:
         asked: the questions.
         bundle: what is asked.
         cells: by runtime and variants; the first is what the others are compared with.
-        blind: show grey only; else both, of one's own questions.
+        blind: show grey only, or never; None: both, of one's own questions.
         max_tokens: of an answer.
         context_length: positions that were asked for, or None.
         skip_bad: leave what fails out of the score.
@@ -102,7 +52,7 @@ class Evaluation:
     asked: Asked
     bundle: Bundle
     cells: Sequence[Cell]
-    blind: bool
+    blind: bool | None
     max_tokens: int
     context_length: int | None
     skip_bad: bool
@@ -117,15 +67,17 @@ class Evaluation:
         """
         bad = self.asked.bad
         if bad and not self.skip_bad:
-            _say(bad)
+            _say(bad[:_SAID])
+            more = "; --check lists all" if bad[_SAID:] else ""
+            version = " Are all its files of one version?" if self.asked.benchmark else ""
             raise DataError(
                 f"{self.asked.file}: {len(bad)} of {len(self.asked.records)} records hold no question, "
-                "as said above. Mend them, or give --skip-bad."
+                f"as said above{more}.{version} Mend them, or give --skip-bad."
             )
         self._questions = self.asked.questions
         check_pictures(self._questions, some=True)
-        is_one = self.blind or self.asked.benchmark or not self.is_scored
-        blind = (self.blind,) if is_one else (False, True)
+        is_one = self.blind is not None or self.asked.benchmark or not self.is_scored
+        blind = (bool(self.blind),) if is_one else (False, True)
         self.answers = {(cell.name, way): {} for cell in self.cells for way in blind}
 
     @property
@@ -133,25 +85,28 @@ class Evaluation:
         """Whether anything is expected of any question."""
         return any(question.answers for question in self._questions)
 
-    def ask(self, path: Path | None, *, resume: bool, force: bool) -> None:
+    def ask(
+        self, path: Path | None, *, resume: bool = False, force: bool = False, merge: Sequence[Path] = ()
+    ) -> None:
         """Ask what is not answered yet, and write it down as it comes.
 
         Args:
             path: of the answers, or None.
             resume: go on with what an unfinished run left there.
             force: replace answers that are there.
+            merge: answers of earlier runs that have them all; then nothing is asked.
 
         Raises:
             OutputBusyError, OutputExistsError, ResumeError, DiskFullError: as `append_lines`.
+            DataError: what is merged has not all answers, or others.
             BackendError: a runtime failed; what was answered is kept.
-            UsageError: nothing could be scored, and no answers are to be written.
         """
-        if path is None and not self.is_scored:
-            raise UsageError(
-                f"{self.asked.file}: holds no answers to score by. Give --answers FILE to write what the "
-                "model says, or --references FILE."
+        if merge:
+            its = self._made_with()
+            self.answers = merged_answers(
+                merge, self._questions, self.answers, its["bundle"], self.max_tokens
             )
-        if read_report(self.asked.looked(self.bundle, self.max_tokens, self.context_length).key()) is None:
+        elif read_report(self.asked.looked(self.bundle, self.max_tokens, self.context_length).key()) is None:
             note("These questions were not checked: --check opens all pictures first, and lists what is bad.")
         if path is None:
             return self._ask(None)
@@ -159,12 +114,27 @@ class Evaluation:
         with append_lines(
             first, self._depends_on(), resume=resume, force=force, mark=answers_mark, others=others
         ) as file:
-            self.answers = known_answers(file, self._questions, self.answers)
+            if not merge:
+                lines = ((file.path, line) for line in file.lines)
+                self.answers, _ = known_answers(lines, self._questions, self.answers)
             with kept_is_said(file):
                 self._ask(file)
             file.settle(*(self._lines(way) for way in self.answers))
             if self.skip_bad or not self._failed:
                 file.finish()
+
+    def check_is_kept(self, written: Path | None) -> None:
+        """Refuse to ask what is neither scored nor written."""
+        if written is None and not self.is_scored:
+            raise UsageError(
+                f"{self.asked.file}: holds no answers to score by. Give --answers FILE to write what the "
+                "model says, or --references FILE."
+            )
+
+    def said(self) -> list[tuple[Question, str]]:
+        """Every question with the first cell's answer, "" where it failed."""
+        its = next(iter(self.answers.values()))
+        return [(question, its[place].text) for place, question in enumerate(self._questions)]
 
     def _ask(self, file: AppendedLines | None) -> None:
         known = sum(map(len, self.answers.values()))
@@ -187,9 +157,13 @@ class Evaluation:
             "runtimes": [cell.runtime for cell in self.cells],
             "answers": [f"{name}{' blind' if blind else ''}" for name, blind in self.answers],
             "benchmark": self.asked.benchmark,
+            "shard": self.asked.shard,
             "rule": next((question.rule for question in self._questions), None),
             "max_tokens": self.max_tokens,
         }
+
+    def _made_with(self) -> dict[str, Any]:
+        return {"bundle": self.bundle.manifest_sha256, "max_tokens": self.max_tokens}
 
     def _lines(self, way: Way) -> Iterator[dict[str, Any]]:
         return (
@@ -197,7 +171,7 @@ class Evaluation:
         )
 
     def _line(self, way: Way, position: int, answer: Answer) -> dict[str, Any]:
-        return answer_line(way, position, self._questions[position], answer)
+        return answer_line(way, position, self._questions[position], answer, self._made_with())
 
     @property
     def _failed(self) -> list[BadRecord]:
@@ -249,12 +223,15 @@ class Evaluation:
         amount = {**(of_all if self.asked.benchmark else {}), **unscored}
         if not scored:
             return {"rule": None, "score": None, "accuracy": None, **amount}
-        rule, texts = RULES[scored[0].rule], self._texts(cell, self.blind)
-        if self.asked.benchmark:
-            named = {"rule": rule.name, "right_is": rule.says}
-            return {**named, "questions": len(scored), **rule.figures(scored, texts), **amount}
-        first = None if cell is self.cells[0] else self._texts(self.cells[0], self.blind)
-        return {**summarize(scored, texts, self._texts(cell, True), first), **amount}
+        rule, is_blind = RULES[scored[0].rule], bool(self.blind)
+        texts = self._texts(cell, is_blind)
+        first = None if cell is self.cells[0] else self._texts(self.cells[0], is_blind)
+        if not self.asked.benchmark:
+            blind = self._texts(cell, True) if (cell.name, True) in self.answers else None
+            return {**summarize(scored, texts, blind, first), **amount}
+        named = {"rule": rule.name, "right_is": rule.says, **score(scored, texts)["all"].to_json()}
+        against = {} if first is None else {"against_first": compare(scored, first, texts)}
+        return {**named, **rule.figures(scored, texts), **against, **amount}
 
     def _counts(self) -> dict[str, int]:
         return count_kinds([*self.asked.bad, *self._failed])

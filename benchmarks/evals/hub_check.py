@@ -1,56 +1,32 @@
 """The command `tinyllava-edge hub-check`: released checkpoints through export, verify and eval.
 
 Each command runs in a process of its own, so that a checkpoint that fails, or takes all memory, does not stop
-the others. The report is a directory with report.json, report.md and a file for each checkpoint.
+the others. The report is a directory with report.json, report.md and a file for each checkpoint, which is
+written after each step: `--resume` goes on behind the last one.
 
-Published figures: docs/sources/tinyllava.md#published-scores. No revision could be looked up where this was
-written, so none is pinned here: a report records the commit that it resolved, and `owner/name@commit` on the
-command line pins it.
+No revision could be looked up where this was written, so none is pinned here: a report records the commit
+that it resolved, and `owner/name@commit` on the command line pins it.
 """
 
 import json as json_module
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from tinyllava_edge.atomic_files import check_output, foreign_file, output_directory, output_file, write_json
+from tinyllava_edge.atomic_files import check_output, output_file, write_json
 from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.errors import DataError, TinyLlavaEdgeError, UsageError
-from tinyllava_edge.export.options import parse_names
+from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.module_process import module_command
+from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
-Record = dict[str, Any]
-_SCORED = ("pope", "textvqa")  # the fields of `Released` with published figures
-
-
-@dataclass(frozen=True, kw_only=True)
-class Released:
-    """One checkpoint of the hub; a score is None where none was published."""
-
-    repository: str
-    pope: float | None = None  # mean F1 of the three splits, in per cent
-    textvqa: float | None = None  # accuracy with OCR tokens in the prompt, in per cent
-    note: str = ""
-
-
-RELEASED = (
-    Released(
-        repository="tinyllava/TinyLLaVA-Phi-2-SigLIP-3.1B", pope=87.2, textvqa=60.3, note="recipe share"
-    ),
-    Released(repository="tinyllava/TinyLLaVA-Gemma-SigLIP-2.4B", pope=86.4, textvqa=53.6),
-    Released(repository="jiajunlong/TinyLLaVA-0.89B", pope=85.4, textvqa=44.0, note="OpenELM-450M"),
-    Released(repository="Zhang199/TinyLLaVA-Qwen2-0.5B-SigLIP", pope=86.6, textvqa=45.2),
-    Released(repository="Zhang199/TinyLLaVA-Qwen2.5-3B-SigLIP", pope=87.4, textvqa=58.3),
-    Released(repository="bczhou/TinyLLaVA-3.1B", textvqa=59.1, note="TinyLLaVABench"),
-    Released(repository="bczhou/TinyLLaVA-2.0B", textvqa=56.4, note="TinyLLaVABench"),
-    Released(repository="bczhou/TinyLLaVA-1.5B", textvqa=51.7, note="TinyLLaVABench"),
-)
+from .hub_released import RELEASED, SCORED, Record, Released, judged
+from .hub_report import REPORT, markdown_lines, packed_mark, passed, report_mark, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +35,16 @@ class CheckOptions:
 
     vision: str
     language: str
+    runtime: str
     eval_data: Path | None
     limit: int
     hub_root: Path | None
     sources: Path | None
     allow_pickle: bool
+
+    def to_json(self) -> Record:
+        """As it stands in a report."""
+        return {name: str(v) if isinstance(v, Path) else v for name, v in asdict(self).items()}
 
 
 def hub_check(
@@ -71,10 +52,13 @@ def hub_check(
     checkpoints: Annotated[
         str, typer.Option(help="owner/name or owner/name@revision, comma-separated; by default all released.")
     ] = "",
-    vision: Annotated[str, typer.Option(help="Vision precisions, comma-separated.")] = "fp32",
+    vision: Annotated[
+        str, typer.Option(help="Vision precisions, comma-separated; the first one is scored.")
+    ] = "fp16",
     language: Annotated[
-        str, typer.Option(help="Language model types, comma-separated; the last one is scored.")
-    ] = "f16,q8_0",
+        str, typer.Option(help="Language model types, comma-separated; all are scored, beside the first.")
+    ] = "f16,q4_k_m",
+    runtime: Annotated[str, typer.Option(help="Runtime that answers.")] = CPU_RUNTIME,
     eval_data: Annotated[
         Path | None, typer.Option(help="Folder with pope/ and textvqa/, as TinyLLaVA's own scripts have it.")
     ] = None,
@@ -87,20 +71,27 @@ def hub_check(
     ] = None,
     allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read .bin weights.")] = False,
     keep_bundles: Annotated[bool, typer.Option("--keep-bundles", help="Keep what was exported.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a report that is not complete.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Download released checkpoints, export, verify and score them; exit code 1 where one fails.
 
-    The report is also packed beside its directory, as .tar.gz.
+    One fails that differs from torch, or whose scores are outside the bounds that were set before any run
+    (docs/released.md). The report is also packed beside its directory, as .tar.gz.
     """
     output = output.absolute()
     packed = output.with_name(f"{output.name}.tar.gz")
-    if eval_data is not None and not any((eval_data / name).is_dir() for name in _SCORED):
-        raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(_SCORED)}/.")
+    if resume and force:
+        raise UsageError("--resume goes on with a report, and --force begins it anew: give one.")
+    if eval_data is not None and not any((eval_data / name).is_dir() for name in SCORED):
+        raise UsageError(f"--eval-data {eval_data}: holds neither {'/ nor '.join(SCORED)}/.")
     options = CheckOptions(
         vision=vision,
         language=language,
+        runtime=runtime,
         eval_data=eval_data,
         limit=limit,
         hub_root=hub_root,
@@ -108,20 +99,19 @@ def hub_check(
         allow_pickle=allow_pickle,
     )
     chosen = _chosen([name.strip() for name in checkpoints.split(",") if name.strip()])
-    read = [sources, *(eval_data / name for name in _SCORED if eval_data)]
+    read = [sources, *(eval_data / name for name in SCORED if eval_data)]
     read += [hub_root / released.repository.partition("@")[0] for released in chosen if hub_root]
-    check_output(output, force=force, mark=report_mark, sources=read)
-    check_output(packed, force=force, mark=packed_mark, sources=read)
-    with output_directory(output, force=force, mark=report_mark) as folder, progress() as bar:
-        task = bar.add_task("hub-check", total=len(chosen))
-        records = []
-        for released in chosen:
-            records.append(_check(folder, released, options, lambda step: bar.update(task, description=step)))
-            bar.advance(task)
-        report = _write_report(folder, options, records)
-        if not keep_bundles:
-            shutil.rmtree(folder / "bundles", ignore_errors=True)
-    with output_file(packed, force=force, mark=packed_mark) as work, tarfile.open(work, "w:gz") as archive:
+    if not resume:
+        check_output(packed, force=force, mark=packed_mark, sources=read)
+    records = _begin(output, options, read, resume=resume, force=force)
+    _check_all(output, chosen, options, records)
+    report = write_report(output, options.to_json(), [records[r.repository] for r in chosen], complete=True)
+    if not keep_bundles:
+        shutil.rmtree(output / "bundles", ignore_errors=True)
+    with (
+        output_file(packed, force=force or resume, mark=packed_mark) as work,
+        tarfile.open(work, "w:gz") as archive,
+    ):
         archive.add(output, output.name)
     if json:
         print_json(report)
@@ -129,7 +119,7 @@ def hub_check(
         for line in markdown_lines(report):
             stdout.print(line, markup=False, highlight=False, soft_wrap=True)
     note(f"written to {output} and {packed}")
-    if not all(_passed(record) for record in records):
+    if not all(map(passed, report["checkpoints"])):
         raise typer.Exit(1)
 
 
@@ -140,61 +130,136 @@ def _chosen(names: Sequence[str]) -> list[Released]:
     return [replace(released, repository=name) for released, name in zip(found, names or known, strict=True)]
 
 
-def _check(folder: Path, released: Released, options: CheckOptions, on_step: Callable[[str], None]) -> Record:
-    """Everything about one checkpoint, written to a file of its own too."""
-    name = released.repository.replace("/", "--")
-    record: Record = {"repository": released.repository, "note": released.note, "error": ""}
+def _begin(
+    output: Path, options: CheckOptions, read: Sequence[Path | None], *, resume: bool, force: bool
+) -> dict[str, Record]:
+    """An empty directory with an incomplete report, or what is known of the checkpoints of one.
+
+    Raises:
+        OutputExistsError: as `check_output`.
+        ResumeError: the report there is complete, no report, or of other options, which are named.
+    """
+    if not (resume and output.is_dir()):
+        check_output(output, force=force, mark=report_mark, sources=read)
+        if output.is_dir() and not output.is_symlink():
+            shutil.rmtree(output)
+        output.unlink(missing_ok=True)
+        output.mkdir(parents=True)
+        write_report(output, options.to_json(), [], complete=False)
+        return {}
     try:
-        for key, value in _results(folder / "bundles" / name, released, options, on_step):
-            record[key] = value
-    except (TinyLlavaEdgeError, OSError) as error:
-        record["error"] = " ".join(str(error).split())
-    write_json(folder / f"{name}.json", record)
-    return record
+        begun = json_module.loads((output / REPORT).read_bytes())
+        was, is_complete = begun["options"], begun["complete"]
+        records = [json_module.loads(path.read_bytes()) for path in output.glob("*--*.json")]
+        known: dict[str, Record] = {record["repository"]: record for record in records}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ResumeError(f"{output}: holds no report of hub-check. Give another directory.") from None
+    if is_complete and output.with_name(f"{output.name}.tar.gz").exists():
+        raise ResumeError(f"{output}: complete: nothing to resume. --force begins anew.")
+    now = options.to_json()
+    differing = [
+        f"{name} was {was.get(name)!r}, is {now[name]!r}" for name in now if was.get(name) != now[name]
+    ]
+    if differing:
+        raise ResumeError(
+            f"{output}: was begun with something else: {', '.join(differing)}. Give the same again."
+        )
+    return known
 
 
-def _results(
-    bundle: Path, released: Released, options: CheckOptions, on_step: Callable[[str], None]
-) -> Iterator[tuple[str, Any]]:
-    """Export, verify and eval; what each of them says."""
+def _check_all(
+    folder: Path, chosen: Sequence[Released], options: CheckOptions, records: dict[str, Record]
+) -> None:
+    """Everything about each checkpoint, into `records` and files; what is known is not done again."""
+    with progress() as bar:
+        task = bar.add_task("hub-check", total=len(chosen))
+        for released in chosen:
+            record = records.setdefault(released.repository, {"repository": released.repository})
+            record |= {"note": released.note, "error": ""}
+            write_json(folder / f"{_file_name(released)}.json", record)
+            try:
+                for _ in _steps(
+                    folder, released, options, record, lambda step: bar.update(task, description=step)
+                ):
+                    write_json(folder / f"{_file_name(released)}.json", record)
+            except (TinyLlavaEdgeError, OSError) as error:
+                record["error"] = " ".join(str(error).split())
+                write_json(folder / f"{_file_name(released)}.json", record)
+            bar.advance(task)
+
+
+def _file_name(released: Released) -> str:
+    return released.repository.replace("/", "--")
+
+
+def _steps(
+    folder: Path, released: Released, options: CheckOptions, record: Record, on_step: Callable[[str], None]
+) -> Iterator[None]:
+    """Export, verify and eval; after each, what it said is in the record. None is done twice."""
     from tinyllava_edge.bundle import Bundle
 
-    checkpoint: str | Path = released.repository
-    if options.hub_root is not None:
-        checkpoint = options.hub_root / released.repository.partition("@")[0]
-        if not checkpoint.is_dir():
-            raise DataError(f"{checkpoint}: no such directory in the stand-in for the hub.")
+    bundle = folder / "bundles" / _file_name(released)
     reading = [
         *([] if options.sources is None else ["--sources", options.sources]),
         *(["--allow-pickle"] if options.allow_pickle else []),
     ]
-    on_step(f"export {released.repository}")
-    variants = ("--vision", options.vision, "--language", options.language)
-    notes: list[str] = []
-    _run("export", checkpoint, "-o", bundle, *variants, *reading, notes=notes)
-    yield "notes", notes
+    sets = [name for name in SCORED if options.eval_data and (options.eval_data / name).is_dir()]
+    scores = record.setdefault("scores", {})
+    if "verify" in record and all(name in scores for name in sets):
+        return
+    if not bundle.is_dir():
+        on_step(f"export {released.repository}")
+        variants = ("--vision", options.vision, "--language", options.language)
+        record["notes"] = []
+        given = _checkpoint(released, options)
+        _run("export", given, "-o", bundle, *variants, *reading, notes=record["notes"])
     opened = Bundle.open(bundle)
     source = opened.manifest.source
-    yield "commit", source.revision or "stand-in directory"
-    yield "parameters", {name: part.parameters for name, part in opened.manifest.parts.items()}
-    yield "bytes", {v.name: opened.variant_bytes(v) for v in opened.manifest.variants}
-    on_step(f"verify {released.repository}")
-    same = checkpoint if options.hub_root else source.name  # the commit that was exported
-    yield "verify", _run("verify", bundle, "--checkpoint", same, "--quick", *reading)
-    on_step(f"eval {released.repository}")
-    yield "scores", dict(_scores(bundle, released, options))
+    record["commit"] = source.revision or "stand-in directory"
+    record["parameters"] = {name: part.parameters for name, part in opened.manifest.parts.items()}
+    record["bytes"] = {v.name: opened.variant_bytes(v) for v in opened.manifest.variants}
+    yield
+    if "verify" not in record:
+        on_step(f"verify {released.repository}")
+        same = (
+            _checkpoint(released, options) if options.hub_root else source.name
+        )  # the commit that was exported
+        record["verify"] = _run("verify", bundle, "--checkpoint", same, "--quick", *reading)
+        yield
+    for name in sets:
+        if name not in scores:
+            on_step(f"eval {released.repository}: {name}")
+            answers = folder / "answers" / f"{_file_name(released)}.{name}.jsonl"
+            result = _evaluated(bundle, name, answers, options)
+            scores[name] = {**result, "judged": list(judged(name, released, result))}
+            yield
 
 
-def _scores(bundle: Path, released: Released, options: CheckOptions) -> Iterator[tuple[str, Record]]:
-    """The public sets whose files are there, scored with the last language variant."""
-    for name in _SCORED:
-        if options.eval_data is None or not (options.eval_data / name).is_dir():
-            continue
-        asked = ("--benchmark", name, "--data", options.eval_data / name, "--limit", options.limit)
-        result = _run("eval", bundle, *asked, "--language", parse_names(options.language)[-1])
-        published = getattr(released, name)
-        difference = None if published is None else result["score"] - published
-        yield name, {**result, "published": published, "difference": difference}
+def _checkpoint(released: Released, options: CheckOptions) -> str | Path:
+    if options.hub_root is None:
+        return released.repository
+    checkpoint = options.hub_root / released.repository.partition("@")[0]
+    if not checkpoint.is_dir():
+        raise DataError(f"{checkpoint}: no such directory in the stand-in for the hub.")
+    return checkpoint
+
+
+def _evaluated(bundle: Path, name: str, answers: Path, options: CheckOptions) -> Record:
+    """What `eval` says of one set, going on with answers that are there; complete ones are taken."""
+    assert options.eval_data is not None
+    asked: list[object] = ["--benchmark", name, "--data", options.eval_data / name, "--limit", options.limit]
+    asked += [
+        "--vision",
+        options.vision.split(",")[0],
+        "--language",
+        options.language,
+        "--runtime",
+        options.runtime,
+    ]
+    answers.parent.mkdir(exist_ok=True)
+    has_ended = answers.exists() and not answers.with_name(f"{answers.name}.work.json").exists()
+    kept = ("--merge", answers) if has_ended else ("--answers", answers, "--resume")
+    return _run("eval", bundle, *asked, *kept)
 
 
 def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Record:
@@ -215,62 +280,3 @@ def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Re
     if notes is not None:
         notes += done.stderr.splitlines()
     return found
-
-
-def _write_report(folder: Path, options: CheckOptions, records: list[Record]) -> Record:
-    shown = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(options).items()}
-    report = {"options": shown, "checkpoints": records}
-    write_json(folder / "report.json", report)
-    (folder / "report.md").write_text("\n".join(markdown_lines(report)) + "\n", encoding="utf-8")
-    return report
-
-
-def report_mark(folder: Path) -> str:
-    """Whether a directory is what `check_released` wrote and nothing else: see `atomic_files.Mark`."""
-    from tinyllava_edge.bundle import bundle_mark
-
-    report = json_module.loads((folder / "report.json").read_bytes())
-    if not isinstance(report, dict) or report.keys() != {"options", "checkpoints"}:
-        return "has the report of something else"
-    names = [record["repository"].replace("/", "--") for record in report["checkpoints"]]
-    bundles = [folder / "bundles" / name for name in names if (folder / "bundles" / name).is_dir()]
-    known = {"report.json", "report.md", *(f"{name}.json" for name in names)}
-    roots = [f"{bundle.relative_to(folder).as_posix()}/" for bundle in bundles]
-    fault = foreign_file(folder, lambda name: name in known or name.startswith(tuple(roots)))
-    return fault or next(filter(None, map(bundle_mark, bundles)), "")
-
-
-def packed_mark(path: Path) -> str:
-    """Whether a file is such a directory, packed."""
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            names = archive.getnames()
-    except (tarfile.TarError, EOFError) as error:
-        return f"is no packed report ({error})"
-    return "" if f"{names[0] if names else ''}/report.json" in names else "is no packed report"
-
-
-def _passed(record: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint was exported and is equal to torch; scores are told, not judged."""
-    return not record["error"] and bool(record["verify"]["passed"])
-
-
-def markdown_lines(report: Record) -> Iterator[str]:
-    """One row for each checkpoint."""
-    yield "# Released checkpoints, exported and checked"
-    yield ""
-    yield "| checkpoint | commit | against torch | POPE (published) | TextVQA (published) |"
-    yield "|---|---|---|---:|---:|"
-    for record in report["checkpoints"]:
-        verdict = record["error"] or record["verify"]["verdict"]
-        scores = [_score(record.get("scores", {}).get(name)) for name in _SCORED]
-        yield f"| {' | '.join([record['repository'], record.get('commit', '')[:12], verdict, *scores])} |"
-
-
-def _score(result: Record | None) -> str:
-    if result is None:
-        return "not scored"
-    found = f"{result['score']:.1f}{' of a subset' if result['subset'] else ''}"
-    if result["published"] is None:
-        return f"{found} (none)"
-    return f"{found} ({result['published']:.1f}, {result['difference']:+.1f})"

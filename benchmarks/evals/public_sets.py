@@ -10,7 +10,7 @@ from tinyllava_edge.errors import DataError, UsageError
 from .question import Question, Record
 from .questions import read_records
 
-MAX_TOKENS = 128  # upstream's
+MAX_TOKENS, MANY_TOKENS = 128, 1024  # upstream's, of short answers and of others
 POPE_SPLITS = ("random", "popular", "adversarial")
 
 
@@ -23,13 +23,19 @@ class PublicSet:
         images: folder that their pictures are relative to.
         references: files with the answers, in the set's folder; none where the questions have them, or
             nobody but a server knows them.
-        rule: see `rules`.
+        rule: see `rules`; "" where only a judge scores.
+        num_questions: that upstream's files have (docs/sources/measuring.md#question-files); 0: not known.
+        max_tokens: of an answer, as upstream asks.
+        judge: who scores what nothing here can.
     """
 
     questions: str
     images: str
-    rule: str
+    rule: str = ""
     references: Callable[[Path], Sequence[Path]] = lambda folder: ()
+    num_questions: int = 0
+    max_tokens: int = MAX_TOKENS
+    judge: str = ""
 
 
 def _mme_texts(folder: Path) -> list[Path]:
@@ -39,9 +45,14 @@ def _mme_texts(folder: Path) -> list[Path]:
     return texts
 
 
-def _gqa_answers(folder: Path) -> list[Path]:
-    places = [folder / place / "testdev_balanced_questions.json" for place in (".", "data", "questions1.2")]
-    return [next((path for path in places if path.is_file()), places[0])]
+def _first_of(*places: str) -> Callable[[Path], list[Path]]:
+    """The first of several places where a file may be; the first of all where it is in none."""
+
+    def find(folder: Path) -> list[Path]:
+        paths = [folder / place for place in places]
+        return [next((path for path in paths if path.is_file()), paths[0])]
+
+    return find
 
 
 PUBLIC_SETS = {
@@ -50,25 +61,69 @@ PUBLIC_SETS = {
         images="val2014",
         rule="pope",
         references=lambda folder: [folder / "coco" / f"coco_pope_{split}.json" for split in POPE_SPLITS],
+        num_questions=8_910,
     ),
     "textvqa": PublicSet(
         questions="llava_textvqa_val_v051_ocr.jsonl",
         images="train_images",
         rule="textvqa",
         references=lambda folder: [folder / "TextVQA_0.5.1_val.json"],
+        num_questions=5_000,
     ),
-    "scienceqa": PublicSet(questions="llava_test_CQM-A.json", images="images/test", rule="scienceqa"),
+    "scienceqa": PublicSet(
+        questions="llava_test_CQM-A.json",
+        images="images/test",
+        rule="scienceqa",
+        references=lambda folder: [path for path in [folder / "problems.json"] if path.is_file()],
+        num_questions=4_241,
+        max_tokens=MANY_TOKENS,
+    ),
     "gqa": PublicSet(
-        questions="llava_gqa_testdev_balanced.jsonl", images="images", rule="gqa", references=_gqa_answers
+        questions="llava_gqa_testdev_balanced.jsonl",
+        images="images",
+        rule="gqa",
+        references=_first_of(
+            *(f"{place}testdev_balanced_questions.json" for place in ("", "data/", "questions1.2/"))
+        ),
+        num_questions=12_578,
     ),
-    "vqav2": PublicSet(questions="llava_vqav2_mscoco_test-dev2015.jsonl", images="test2015", rule="vqav2"),
+    "vqav2": PublicSet(
+        questions="llava_vqav2_mscoco_test-dev2015.jsonl",
+        images="test2015",
+        rule="vqav2",
+        num_questions=107_394,
+        judge="the challenge's server, which alone has the answers",
+    ),
     "mme": PublicSet(
         questions="llava_mme.jsonl",
         images="MME_Benchmark_release_version",
         rule="mme",
         references=_mme_texts,
+        num_questions=2_374,
     ),
     "mmbench": PublicSet(questions="mmbench_dev_20230712.tsv", images=".", rule="mmbench"),
+    "mmmu": PublicSet(
+        questions="anns_for_eval.json",
+        images="all_images",
+        rule="mmmu",
+        references=_first_of("answer_dict_val.json", "eval/answer_dict_val.json"),
+        num_questions=900,
+        max_tokens=MANY_TOKENS,
+    ),
+    "mmvet": PublicSet(
+        questions="llava-mm-vet.jsonl",
+        images="images",
+        num_questions=218,
+        max_tokens=MANY_TOKENS,
+        judge="GPT-4, asked by MM-Vet's own evaluator",
+    ),
+    "llava-wild": PublicSet(
+        questions="questions.jsonl",
+        images="images",
+        num_questions=60,
+        max_tokens=MANY_TOKENS,
+        judge="GPT-4, asked by LLaVA's eval_gpt_review_bench.py",
+    ),
 }
 
 

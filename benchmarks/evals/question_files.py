@@ -13,6 +13,7 @@ from typing import Any
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.user_files import read_user_text
 
+from .mmmu import category_of
 from .tables import read_mme_text, read_table
 
 Raw = Mapping[str, Any] | DataError  # a record, or why it is none
@@ -86,6 +87,10 @@ def _of_json(value: Any, path: Path) -> QuestionFile:
         value = [value]
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a JSON list of records, found {type(value).__name__}.")
+    if value and all(
+        isinstance(record, dict) and {"question_type", "prompt"} <= set(record) for record in value
+    ):
+        return _mmmu(value)
     return QuestionFile(records=[_object(record) for record in value])
 
 
@@ -137,9 +142,23 @@ def _textvqa(whole: Mapping[str, Any], records: Sequence[Any], path: Path) -> Qu
     return QuestionFile(records=_each(records, named, "image_id, question and answers"), rule="textvqa")
 
 
+def _mmmu(records: Sequence[Mapping[str, Any]]) -> QuestionFile:
+    """MMMU's questions, as upstream's script takes them; one of several pictures names none."""
+
+    def named(record: Mapping[str, Any]) -> dict[str, Any]:
+        is_open = record["question_type"] != "multiple-choice"
+        options = {} if is_open else {letter: record["index2ans"][letter] for letter in record["all_choices"]}
+        return {"question": record["prompt"], "type": category_of(record["id"]), "options": options}
+
+    return QuestionFile(records=_each(records, named, "id, prompt, all_choices and index2ans"), rule="mmmu")
+
+
 def _by_id(value: Mapping[str, Any]) -> QuestionFile:
-    """GQA's questions or ScienceQA's problems: an object with a record under each id."""
+    """GQA's questions, ScienceQA's problems or MMMU's answers: an object with a record under each id."""
     records = [{"question_id": id_, **record} for id_, record in value.items()]
+    if all("ground_truth" in record for record in records):
+        found = [{**record, "answer": record["ground_truth"], "question": ""} for record in records]
+        return QuestionFile(records=found, rule="mmmu")
     if all("choices" in record for record in records):
 
         def lettered(record: Mapping[str, Any]) -> dict[str, Any]:

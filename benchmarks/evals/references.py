@@ -11,7 +11,7 @@ from .question import Question
 from .question_files import read_question_file
 from .records import listed, read_record
 
-_BY_ID = ("vqav2", "gqa", "scienceqa")  # sets whose ids are one for each question
+_BY_ID = ("vqav2", "gqa", "scienceqa", "mmmu")  # sets whose ids are one for each question
 _POPE_SPLIT = re.compile(r"coco_pope_(\w+)")
 
 

@@ -14,6 +14,7 @@ from tinyllava_edge.errors import DataError, UsageError
 from .choices import read_choice, read_scienceqa, score_mmbench, score_scienceqa
 from .mme import parse_answer as parse_mme
 from .mme import score_mme
+from .mmmu import credit_mmmu, score_mmmu
 from .pope import parse_answer as parse_pope
 from .pope import score_pope
 from .question import Question
@@ -137,6 +138,13 @@ RULES = {
             credit=lambda question, answer: float(parse_mme(answer) == question.answers[0]),
             figures=score_mme,
             read=_yes_or_no,
+        ),
+        Rule(
+            name="mmmu",
+            says="the last letter in brackets or alone, or the last choice quoted; one that names "
+            "none has one over the number of choices; an open answer that holds an expected one",
+            credit=credit_mmmu,
+            figures=score_mmmu,
         ),
         Rule(
             name="textvqa",

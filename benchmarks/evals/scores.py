@@ -1,8 +1,4 @@
-"""How often a model's short answers are right by their rule, and how sure that figure is.
-
-Questions about one picture are not independent: intervals come from a bootstrap that draws whole pictures
-(docs/sources/measuring.md#intervals-of-accuracy).
-"""
+"""How often a model's short answers are right by their rule; how sure that figure is, `statistics` says."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -10,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from tinyllava_edge.image import open_picture
@@ -18,14 +13,11 @@ from tinyllava_edge.runtimes.model import Model
 
 from .question import Question
 from .rules import RULES, folded
+from .statistics import Array, interval, paired
 from .tables import TablePicture
 
 MAX_TOKENS = 16  # of a short answer
 MID_GREY = (128, 128, 128)
-RESAMPLES = 2000
-_Z95 = 1.96
-_SAME = 1e-12  # of two means, but for rounding
-Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +79,7 @@ def credit(question: Question, answer: str | None) -> float:
 
 def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[str, Score]:
     """Scores of each question type, and of all under the key "all"."""
-    right = np.array([credit(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
+    right = _credits(questions, answers)
     members: dict[str, list[int]] = defaultdict(list)
     for index, question in enumerate(questions):
         members[question.type].append(index)
@@ -98,16 +90,17 @@ def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[
 def compare(
     questions: Sequence[Question], base: Sequence[str | None], other: Sequence[str | None]
 ) -> dict[str, Any]:
-    """How two variants' answers differ: agreement, and the paired difference of their accuracies."""
-    pairs = zip(questions, base, other, strict=True)
-    difference = np.array([credit(q, b) - credit(q, a) for q, a, b in pairs])
+    """How two variants' answers differ: agreement, and `statistics.paired` of their credits."""
     same = np.mean([_alike(a, b) for a, b in zip(base, other, strict=True)])
     clusters = _clusters(questions, range(len(questions)))
     return {
         "agreement": float(same),
-        "difference": float(difference.mean()),
-        "difference_ci95": list(_interval(difference, clusters, least=-1.0)),
+        **paired(_credits(questions, base), _credits(questions, other), clusters),
     }
+
+
+def _credits(questions: Sequence[Question], answers: Sequence[str | None]) -> Array:
+    return np.array([credit(q, a) for q, a in zip(questions, answers, strict=True)], dtype=np.float64)
 
 
 def _alike(first: str | None, second: str | None) -> bool:
@@ -117,7 +110,7 @@ def _alike(first: str | None, second: str | None) -> bool:
 def summarize(
     questions: Sequence[Question],
     answers: Sequence[str | None],
-    blind: Sequence[str | None],
+    blind: Sequence[str | None] | None,
     first: Sequence[str | None] | None,
 ) -> dict[str, Any]:
     """Scores as they stand in a result: by which rule, overall, by type, blind, and against another variant.
@@ -125,14 +118,15 @@ def summarize(
     Args:
         questions: what was asked.
         answers: what was answered; None, where nothing could be, is wrong.
-        blind: what was answered without seeing.
+        blind: what was answered without seeing, or None.
         first: answers of the variant that this one is compared with, or None.
     """
-    scores, blind_scores = score(questions, answers), score(questions, blind)
+    scores = score(questions, answers)
+    blind_scores = {} if blind is None else score(questions, blind)
     rule = RULES[questions[0].rule]
     result: dict[str, Any] = {"rule": rule.name, "right_is": rule.says, **scores.pop("all").to_json()}
     result["types"] = {kind: value.to_json() for kind, value in scores.items()}
-    result["blind_accuracy"] = blind_scores.pop("all").accuracy
+    result["blind_accuracy"] = blind_scores.pop("all").accuracy if blind_scores else None
     if rule.name != "exact":
         result["figures"] = rule.figures(questions, answers)
     result["blind_types"] = {kind: value.accuracy for kind, value in blind_scores.items()}
@@ -147,22 +141,4 @@ def _clusters(questions: Sequence[Question], indices: Iterable[int]) -> list[str
 
 
 def _score(right: Array, clusters: Sequence[str]) -> Score:
-    return Score(accuracy=float(right.mean()), interval=_interval(right, clusters), questions=len(right))
-
-
-def _interval(values: Array, clusters: Sequence[str], least: float = 0.0) -> tuple[float, float]:
-    """95 % percentile interval of the mean; pictures are drawn with replacement, with all their questions.
-
-    Where all pictures have one mean, as where every answer is right, each draw has it too: then the interval
-    is what pictures of another mean, `least` or 1, would make of it, by Wilson's bound on how many there are.
-    """
-    _, inverse = np.unique(np.array(clusters), return_inverse=True)
-    sums = np.bincount(inverse, weights=values)
-    counts = np.bincount(inverse).astype(np.float64)
-    draws = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    if high - low > _SAME:
-        return float(low), float(high)
-    others = _Z95**2 / (len(sums) + _Z95**2)  # Wilson's upper bound of a share of which none was seen
-    return float(low - others * (low - least)), float(high + others * (1.0 - high))
+    return Score(accuracy=float(right.mean()), interval=interval(right, clusters), questions=len(right))

@@ -48,7 +48,7 @@ def hardware_check(
     TINYLLAVA_EDGE_REQUIRE=cuda,tensorrt,jetson names what must be there; else a step that cannot be done is
     skipped with its reason. Each step's result is kept as it comes; the report to send back is OUTPUT.tar.gz.
     """
-    from tinyllava_edge.benchmarks.evals.hub_check import packed_mark
+    from tinyllava_edge.benchmarks.evals.hub_report import packed_mark
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
     from tinyllava_edge.export.options import parse_names

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.benchmarks.evals.test_cli import write_textvqa
 from tests.benchmarks.evals.test_public_sets import write_pope
@@ -32,6 +33,7 @@ from tests.runtimes.tiny_ir import write_tiny_ir
 from tests.train.own_data import own_options, write_messages, write_own_data, write_small_checkpoint
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.cli import app
 from tinyllava_edge.manifest import digest_of
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.parity_files import write_parity
@@ -235,6 +237,32 @@ def _write_questions(tree: Path) -> None:
         picture(index).save(tree / "pope" / "val2014" / f"{index}.jpg")
     write_textvqa(tree / "textvqa", ["What is it?", "Why?"], [["a"] * 10, ["b"] * 10])
     write_bundle(tree / "b")
+    _write_mmmu(tree / "mmmu")
+    asked = f"eval {tree}/b --questions {tree}/q.json --images {tree}/images --no-blind --max-tokens 2"
+    for name in ("answers", "others"):
+        done = CliRunner().invoke(
+            app, [*asked.split(), "--threads", "1", "--answers", f"{tree}/{name}.jsonl"]
+        )
+        assert done.exit_code == 0, done.output
+
+
+def _write_mmmu(tree: Path) -> None:
+    (tree / "all_images").mkdir(parents=True)
+    picture(0).save(tree / "all_images" / "0.png")
+    about = {"prompt": "Which?", "image": "0.png"}
+    choice = {
+        "question_type": "multiple-choice",
+        "all_choices": ["A", "B"],
+        "index2ans": {"A": "x", "B": "y"},
+    }
+    asked = [
+        {"id": "validation_Art_1", **about, **choice},
+        {"id": "validation_Art_2", **about, "question_type": "short-answer"},
+    ]
+    (tree / "anns_for_eval.json").write_text(json.dumps(asked))
+    truths = {"validation_Art_1": "B", "validation_Art_2": ["5", "five"]}
+    answers = {id_: {"question_type": "any", "ground_truth": truth} for id_, truth in truths.items()}
+    (tree / "answer_dict_val.json").write_text(json.dumps(answers))
 
 
 def _write_reports(tree: Path) -> None:

@@ -179,6 +179,22 @@ QUESTIONS = {
         *("eval", "textvqa/TextVQA_0.5.1_val.json", json_damaged),
         f"{_EVAL} --benchmark textvqa --data {{}}/textvqa",
     ),
+    "questions of MMMU": Kind(
+        *("eval", "mmmu/anns_for_eval.json", json_damaged),
+        f"{_EVAL} --benchmark mmmu --data {{}}/mmmu --max-tokens 2",
+    ),
+    "answers of MMMU": Kind(
+        *("eval", "mmmu/answer_dict_val.json", json_damaged),
+        f"{_EVAL} --benchmark mmmu --data {{}}/mmmu --max-tokens 2",
+    ),
+    "answers merged": Kind(
+        *("eval", "answers.jsonl", each_line(json_damaged)),
+        f"{_EVAL} --questions {{}}/q.json --images {{}}/images --no-blind --merge {{}}/answers.jsonl",
+    ),
+    "answers compared": Kind(
+        *("eval", "answers.jsonl", each_line(json_damaged)),
+        "eval compare {}/answers.jsonl {}/others.jsonl --json",
+    ),
 }
 REPORTS = {
     "report": Kind("bench", "a/report.json", json_damaged, "bench compare {}/a {}/b --force"),

@@ -57,7 +57,8 @@ def test_accuracy_is_overall_and_by_type_and_the_last_line_is_json(
     assert found["ci95"][0] <= found["accuracy"] <= found["ci95"][1]
     first, second = found["variants"]
     assert "against_first" not in first
-    assert set(second["against_first"]) == {"agreement", "difference", "difference_ci95"}
+    paired = {"agreement", "difference", "difference_ci95", "difference_se"}
+    assert set(second["against_first"]) == {*paired, "mcnemar", "questions_for_one_point"}
     ends = ("", ".fp32+f32.blind", ".fp32+q8_0", ".fp32+q8_0.blind")  # a scorer takes one model's answers
     assert {path.name for path in tmp_path.iterdir()} == {f"answers{end}.jsonl" for end in ends}
     for end, name in zip(ends, ("fp32 + f32",) * 2 + ("fp32 + q8_0",) * 2, strict=True):

@@ -10,7 +10,16 @@ from typer.testing import CliRunner
 
 from tests.benchmarks.evals.test_public_sets import LABELS, write_pope
 from tests.golden import golden_checkpoint, shared_fixtures
-from tinyllava_edge.benchmarks.evals.hub_check import RELEASED, markdown_lines
+from tinyllava_edge.benchmarks.evals.hub_released import (
+    FP16_WITHIN,
+    Q4_WITHIN,
+    REGISTERED,
+    RELEASED,
+    Released,
+    judged,
+    page_lines,
+)
+from tinyllava_edge.benchmarks.evals.hub_report import markdown_lines, report_mark
 from tinyllava_edge.cli import app
 
 RELEASE = "jiajunlong/TinyLLaVA-0.89B"  # which is an OpenELM with SigLIP, as the golden checkpoint is
@@ -46,26 +55,87 @@ def eval_data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_one_report_has_the_whole_and_the_broken_one(hub: Path, eval_data: Path, tmp_path: Path) -> None:
-    arguments = ["hub-check", "-o", str(tmp_path / "report"), "--hub-root", str(hub), "--language", "f16"]
+def test_one_report_has_the_whole_and_the_broken_one_and_a_killed_one_goes_on(
+    hub: Path, eval_data: Path, tmp_path: Path
+) -> None:
+    report_folder = tmp_path / "report"
+    arguments = ["hub-check", "-o", str(report_folder), "--hub-root", str(hub), "--language", "f16"]
     arguments += ["--checkpoints", f"{RELEASE},{OTHER}", "--sources", str(shared_fixtures() / "sources")]
-    result = CliRunner().invoke(app, [*arguments, "--eval-data", str(eval_data)])
+    arguments += ["--eval-data", str(eval_data), "--keep-bundles"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1, result.output  # for the broken one
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    report = json.loads((report_folder / "report.json").read_text())
     whole, broken = report["checkpoints"]
-    assert whole["error"] == ""
+    assert (whole["error"], report["complete"]) == ("", True)
     assert whole["verify"]["passed"], whole["verify"]["verdict"]
     pope = whole["scores"]["pope"]
-    assert (pope["asked"], pope["of"], pope["published"]) == (8, 8, 85.4)
-    assert pope["difference"] == pytest.approx(pope["score"] - 85.4)
+    assert (pope["asked"], pope["of"], pope["as_published"]) == (8, 8, False)
+    [first] = pope["judged"]
+    assert (first["published"], first["difference"]) == (85.4, pytest.approx(pope["score"] - 85.4))
+    assert first["verdict"] == "another version of the set"
     assert "model-00002-of-00002.safetensors" in broken["error"]
     assert not (hub / "code-was-run").exists()
-    assert not (tmp_path / "report" / "bundles").exists()
     with tarfile.open(tmp_path / "report.tar.gz") as packed:
         assert "report/report.md" in packed.getnames()
-    table = (tmp_path / "report" / "report.md").read_text()
-    assert f"{pope['score']:.1f} (85.4, {pope['difference']:+.1f})" in table
+    table = (report_folder / "report.md").read_text()
+    assert f"| pope | fp16 + f16 | {pope['score']:.1f} | 85.4 | {first['difference']:+.1f} | 0.3 |" in table
     assert list(markdown_lines(report)) == table.splitlines()
+    assert report_mark(report_folder) == ""
+
+    # As a kill after verify leaves it: bundle and answers are there, the score and the report are not.
+    del whole["scores"], report["checkpoints"]
+    name = RELEASE.replace("/", "--")
+    (report_folder / f"{name}.json").write_text(json.dumps(whole))
+    (report_folder / "report.json").write_text(json.dumps({**report, "complete": False, "checkpoints": []}))
+    exported = (report_folder / "bundles" / name / "manifest.json").stat().st_mtime_ns
+    (tmp_path / "report.tar.gz").unlink()
+    with_limit = CliRunner().invoke(app, [*arguments, "--resume", "--limit", "1"])
+    assert "was begun with something else: limit was 0, is 1" in str(with_limit.exception)
+    one = [RELEASE if text == f"{RELEASE},{OTHER}" else text for text in arguments]
+    assert CliRunner().invoke(app, [*one, "--resume"]).exit_code == 0
+    again = json.loads((report_folder / "report.json").read_text())["checkpoints"][0]
+    assert again["scores"]["pope"]["variants"] == pope["variants"]
+    assert again["verify"] == whole["verify"]
+    assert (report_folder / "bundles" / name / "manifest.json").stat().st_mtime_ns == exported
+    ended = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert "complete: nothing to resume" in str(ended.exception)
+
+
+def variant(name: str, score: float, **more: object) -> dict[str, object]:
+    vision, language = name.split(" + ")
+    about = {"name": name, "vision": vision, "language": language, "score": score, "subset": False}
+    return {**about, **more}
+
+
+def test_figures_are_held_against_the_bounds() -> None:
+    released = Released(repository="a/b", pope=86.6)
+    paired = {"difference": -0.008, "difference_ci95": [-0.012, -0.004]}
+    q4 = variant("fp16 + q4_k_m", 85.9, against_first=paired)
+    worse = {"difference": -0.011, "difference_ci95": [-0.02, -0.002]}
+    first = variant("fp16 + f16", 86.35)
+    found = {
+        "as_published": True,
+        "variants": [first, q4, variant("fp16 + q4_0", 85.2, against_first=worse)],
+    }
+    rows = list(judged("pope", released, found))
+    assert [row["verdict"] for row in rows] == ["within", "within", "outside"]
+    assert [row["difference"] for row in rows] == pytest.approx([-0.25, -0.8, -1.1])
+    assert rows[1]["ci95"] == pytest.approx([-1.2, -0.4])
+    found["variants"] = [variant("fp16 + f16", 86.25)]
+    assert next(judged("pope", released, found))["verdict"] == "outside"
+    assert next(judged("textvqa", released, found))["verdict"] == "nothing published"
+    found["variants"] = [variant("fp32 + q8_0", 86.6)]
+    assert next(judged("pope", released, found))["verdict"] == "the first variant is not fp16 + f16"
+    found["variants"] = [{**first, "subset": True}]
+    assert next(judged("pope", released, found))["verdict"] == "a part of the set"
+
+
+def test_the_page_has_the_figures_and_the_bounds_that_are_judged() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "released.md").read_text(encoding="utf-8")
+    assert "\n".join(page_lines()) in page
+    assert f"Registered on {REGISTERED}" in page
+    assert f"within **{FP16_WITHIN} points**" in page
+    assert f"within **{Q4_WITHIN} points**" in page
 
 
 def test_a_checkpoint_that_is_not_there_is_told_and_fails(tmp_path: Path) -> None:

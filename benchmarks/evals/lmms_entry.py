@@ -1,0 +1,14 @@
+"""What lmms-eval finds under the entry point `lmms_eval.models`; imported by that program alone."""
+
+from pathlib import Path
+from typing import Any
+
+HOME = Path(".peers/lmms-eval")  # its environment, which `make test-lmms` builds
+
+
+def manifest() -> Any:
+    """The model `tinyllava_edge` of lmms-eval, whose class is imported when it is asked for."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    path = "tinyllava_edge.benchmarks.evals.lmms_adapter.TinyllavaEdge"
+    return ModelManifest(model_id="tinyllava_edge", simple_class_path=path)

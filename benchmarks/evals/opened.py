@@ -1,0 +1,58 @@
+"""What `eval` is given -> a bundle: one that is there, or a checkpoint that is exported once."""
+
+import subprocess
+from pathlib import Path
+
+import typer
+
+from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
+from tinyllava_edge.cache import cache_folder
+from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.console import note
+from tinyllava_edge.module_process import module_command
+from tinyllava_edge.runtimes.bundle_by_name import open_named
+from tinyllava_edge.runtimes.cli_options import Opening
+
+_CONFIGS = ("config.json", "adapter_config.json")
+_VISION, _LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
+
+
+def open_asked(
+    given: str, vision: str, language: str, *, sources: Path | None = None, allow_pickle: bool = False
+) -> Bundle:
+    """A bundle's directory, `nano`, a name of the hub, or the directory of a checkpoint.
+
+    A checkpoint is exported once into the private cache, under its hash and its variants.
+
+    Args:
+        given: what the user gave.
+        vision: variants that are exported, comma-separated; "" and "all" take the nearest to the checkpoint.
+        language: likewise.
+        sources: where files are that the checkpoint only names.
+        allow_pickle: read its .bin weights.
+
+    Raises:
+        BundleError, CheckpointError: it is damaged.
+        typer.Exit: it cannot be exported, as the export has said; with its code.
+    """
+    folder = Path(given)
+    if (folder / MANIFEST_FILE).exists() or not any((folder / name).is_file() for name in _CONFIGS):
+        opening = Opening(vision=vision or None, language=language or None, sources=sources)
+        return open_named(given, opening)[0]
+    vision = _VISION if vision in ("", "all") else vision
+    language = _LANGUAGE if language in ("", "all") else language
+    sha256 = Checkpoint(folder, sources=sources, allow_pickle=allow_pickle).sha256
+    kept = cache_folder() / "bundles" / f"checkpoint@{sha256[:16]}.{vision}.{language}"
+    if kept.is_dir():
+        note(f"{given}: was exported before: {kept}")
+        return Bundle.open(kept)
+    note(f"{given}: a checkpoint, which is exported once, to {kept}")
+    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
+    command += ["--vision", vision, "--language", language, "--json"]
+    command += [] if sources is None else ["--sources", str(sources)]
+    command += ["--allow-pickle"] * allow_pickle
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+    if code:
+        raise typer.Exit(code if code > 0 else 1)
+    return Bundle.open(kept)

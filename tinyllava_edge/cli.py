@@ -88,6 +88,12 @@ COMMANDS = {
     ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
+    "card": (
+        "tinyllava_edge.benchmarks.card.cli",
+        "card",
+        "Write a bundle's card: parts, variants, parity, speed, licences.",
+    ),
+    "push": ("tinyllava_edge.benchmarks.card.cli", "push", "Upload a bundle and its card to the hub."),
     "deploy": (
         "tinyllava_edge.runtimes.deploy_cli",
         "deploy",

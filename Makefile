@@ -88,7 +88,7 @@ ifneq ($(wildcard $(QWEN2)/config.json),)
 	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-0.5b-siglip-random --vision int8 \
 		--language q4_0,ov_int8,ov_int4 --interchange mmproj --force
 	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-llava --interchange transformers --force
-	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtimes $(QWEN2_RUNTIMES) --vision int8 \
+	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtime $(QWEN2_RUNTIMES) --vision int8 \
 		--tokens 32 --runs 12 --within 60 $(call rivals,$(QWEN2_RIVALS),$(OUT)/qwen2-llava) \
 		-o $(RESULTS)/qwen2-0.5b-siglip-random --force
 else

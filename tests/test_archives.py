@@ -127,8 +127,9 @@ def test_the_wheel_answers_in_a_fresh_environment(wheel: Path, tmp_path: Path) -
     files = python("-c", where, cwd=tmp_path, program=program).split()
     assert len(files) >= 1 + len(LINKED)
     assert [file for file in files if not file.startswith(str(place))] == []
-    command = [tmp_path / "fresh/bin/tinyllava-edge", "-q", "ask", "nano", QUESTION, PICTURE, "--json"]
-    answer = json.loads(python(*command[1:], cwd=tmp_path, program=command[0]))
+    program = tmp_path / "fresh" / "bin" / "tinyllava-edge"
+    words = ("-q", "ask", "nano", QUESTION, PICTURE, "--json")
+    answer = json.loads(python(*words, cwd=tmp_path, program=program))
     with open_bundle("nano") as model:
         assert answer["answer"] == model.ask(QUESTION, PICTURE) != ""
 

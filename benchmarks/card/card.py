@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.checkpoint.hub import parse_name
+from tinyllava_edge.runtimes.serve.errors import without_paths
 
 from .document import Code, Document, Line, Rows, Section
 from .parity import parity_tables
@@ -91,7 +92,7 @@ def _metadata(bundle: Bundle, origin: Origin | None) -> Iterator[tuple[str, str 
 
 def _what_it_is(bundle: Bundle) -> Section:
     source = bundle.manifest.source
-    came: list[str | Code] = ["Exported from the checkpoint ", Code(source.name)]
+    came: list[str | Code] = ["Exported from the checkpoint ", Code(without_paths(source.name))]
     if source.repository:
         came += [", ", Code(source.repository), " of the hub at commit ", Code(source.revision or UNKNOWN)]
     came += [" (", Code(source.layout), f", sha256 {source.checkpoint_sha256[:16]}...)."]
@@ -129,7 +130,7 @@ def _parts(bundle: Bundle, origin: Origin | None) -> Section:
             "architecture": Code(part.architecture),
             "parameters": f"{part.parameters:,}",
             "in the checkpoint": Code(part.dtype),
-            "from": Code(names[name]) if name in names else "-",
+            "from": Code(without_paths(names[name])) if name in names else "-",
         }
         for name, part in bundle.manifest.parts.items()
     ]
@@ -179,11 +180,17 @@ def _variant_row(bundle: Bundle, variant: Variant) -> Mapping[str, Line]:
 def _licences(bundle: Bundle, origin: Origin | None) -> Section:
     whole = (origin.licence if origin else "") or UNKNOWN
     rows: list[Mapping[str, Line]] = [
-        {"what": "the checkpoint", "name": Code(bundle.manifest.source.name), "licence": Code(whole)}
+        {
+            "what": "the checkpoint",
+            "name": Code(without_paths(bundle.manifest.source.name)),
+            "licence": Code(whole),
+        }
     ]
     for part, name in (origin.names if origin else {}).items():
         known = origin.licences.get(name, UNKNOWN) if origin else UNKNOWN
-        rows.append({"what": part.replace("_", " "), "name": Code(name), "licence": Code(known)})
+        rows.append(
+            {"what": part.replace("_", " "), "name": Code(without_paths(name)), "licence": Code(known)}
+        )
     lines: list[Line] = [
         "As the metadata of README.md of the checkpoint, and of the repositories that it names, say; "
         "unknown is what none of them that is at hand says."

@@ -124,6 +124,7 @@ def push(
     """
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.hub import parse_name
+    from tinyllava_edge.runtimes.serve.errors import without_paths
 
     from .card import Asked, build_card
     from .document import markdown_of
@@ -137,6 +138,9 @@ def push(
     files = files_to_upload(opened, markdown_of(document), origin.notices if origin else ())
     for path, content in files.items():
         note(f"{path}: {size_of_all([content]):,} bytes")
+    where = opened.manifest.source.name
+    if without_paths(where) != where:
+        note(f"manifest.json tells everybody where the checkpoint was: {where}")
     for line in document.missing:
         note(f"not on the card: {line}")
     total = size_of_all(files.values())

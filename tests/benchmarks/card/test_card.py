@@ -80,8 +80,9 @@ def test_every_figure_is_the_files_own() -> None:
         row = f"| {variant.part} | `{variant.name}` | {variant.target} | {bundle.variant_bytes(variant):,} |"
         assert f"{row} {variant.status} |" in text
     parity = json.loads((bundle.root / "parity" / "export.json").read_text())["vision"]["fp16"]
-    assert f"| connector, onnxruntime | snr_db | {parity['onnxruntime']['snr_db']:.3g} | &gt;= 40 |" in text
-    assert f"| max_activation | {parity['largest']:.3g} | &lt;= 32752 |" in text
+    assert f"| `connector` | `snr_db` | {parity['onnxruntime']['snr_db']:.3g} | &gt;= 40 |" in text
+    assert f"| `connector` | `rounded_snr_db` | {parity['rounded']['snr_db']:.3g} | &gt;= 40 |" in text
+    assert f"| `tower` | `max_activation` | {parity['largest']:.3g} | &lt;= 32752 |" in text
     assert f"visual tokens of a picture | {bundle.manifest.vision.num_tokens} |" in text
     report = json.loads((REPORT / "report.json").read_text())
     for cell in report["cells"][:-1]:
@@ -156,6 +157,16 @@ def test_names_of_a_hostile_bundle_reach_a_card_as_text(tmp_path: Path) -> None:
     assert "<script" not in markdown.replace(f"`{HOSTILE[0]}`", "") + page
     assert html.escape(HOSTILE[0]) in page
     assert len(re.findall(r"^# ", markdown, re.MULTILINE)) == 1
+
+
+def test_where_the_checkpoint_was_is_on_no_card_and_push_says_that_the_manifest_has_it(
+    tmp_path: Path,
+) -> None:
+    bundle = write_small_bundle(tmp_path / "b")
+    change_manifest(bundle, lambda manifest: manifest["source"].update(name="/home/me/secret/model"))
+    assert "/home/me" not in markdown_of(card_of(bundle)) + page_of(card_of(bundle))
+    said = CliRunner().invoke(app, ["push", str(bundle), "a/b", "--dry-run"]).stderr
+    assert "tells everybody where the checkpoint was: /home/me/secret/model" in said
 
 
 @pytest.mark.parametrize(

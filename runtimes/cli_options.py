@@ -18,40 +18,39 @@ from .registry import DEFAULT_RUNTIME
 T = TypeVar("T")
 BundleArgument = Annotated[str, typer.Argument(help="A bundle's directory, or nano.")]
 NamedBundleArgument = Annotated[
-    str, typer.Argument(help="A bundle's directory, nano, owner/name or owner/name@revision of the hub.")
+    str, typer.Argument(help="A directory, nano, or owner/name of the hub, @revision behind it.")
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", help="Threads of each engine.", show_default="the usable cores", min=1),
+    typer.Option("--threads", help="Threads of each engine.", show_default="usable cores", min=1),
 ]
 ContextOption = Annotated[
     int | None,
     typer.Option(
-        "--context",
-        help="Positions of the context, up to the model's own.",
-        show_default="the model's own, 4096 at most",
-        min=1,
+        "--context", help="Positions of the context.", show_default="the model's own, 4096 at most", min=1
     ),
 ]
 SourcesOption = Annotated[
-    Path | None, typer.Option("--sources", help="Where files are that the checkpoint only names.")
+    Path | None, typer.Option("--sources", help="Files that the checkpoint only names.")
 ]
 AllowPickleOption = Annotated[
     bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights.")
 ]
+AllowUrlOption = Annotated[bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 _MOST_GRAMMAR_BYTES = 1 << 20
-_BY_PRESET = "what the preset takes"
-# Title of a group of options in --help -> its options; the others stand first.
+_BY_PRESET = "by preset"
+# Title of a group of options in --help -> its options; those of every day stand first, in their order here.
+_EVERY_DAY = "max_tokens temperature system json_schema runtime preset vision language json"
 _PANELS = {
-    "The answer": "max_tokens stop system json_schema grammar logprobs honour_special",
-    "How tokens are drawn": "temperature top_p top_k min_p seed "
-    "repetition_penalty frequency_penalty presence_penalty",
-    "What computes": "runtime preset vision language kv_type context_length threads "
-    "gpu_layers main_gpu device flash_attention store_mb",
+    "More on the answer": "stop grammar logprobs seed top_p top_k min_p "
+    "repetition_penalty frequency_penalty presence_penalty honour_special allow_url",
+    "More on what computes": "context_length kv_type threads flash_attention gpu_layers main_gpu device "
+    "store_mb",
     "With --runtime torch": "checkpoint sources allow_pickle",
 }
 _PANEL_OF = {name: title for title, names in _PANELS.items() for name in names.split()}
+_ORDER = [*_EVERY_DAY.split(), *_PANEL_OF]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,46 +60,40 @@ class Opening:
     runtime: Annotated[
         str,
         typer.Option(
-            help="onnxruntime+llamacpp, openvino+llamacpp, openvino-bf16+llamacpp, tensorrt+llamacpp, "
-            "tensorrt-rtx+llamacpp, onnxruntime-cuda+llamacpp, torch, or auto: what build chose "
-            "here, else a GPU, else the CPU.",
+            help="onnxruntime+llamacpp, tensorrt+llamacpp, torch or another that doctor lists.",
         ),
     ] = DEFAULT_RUNTIME
     vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_BY_PRESET)] = None
     language: Annotated[str | None, typer.Option(help="Language variant.", show_default=_BY_PRESET)] = None
     preset: Annotated[
         str | None,
-        typer.Option(
-            help="exact, balanced, fast or small, for variants that are not named.", show_default="balanced"
-        ),
+        typer.Option(help="exact, balanced, fast or small.", show_default="balanced"),
     ] = None
     kv_type: Annotated[
         str | None,
-        typer.Option(help="Type of the KV cache: f16, f32 or q8_0.", show_default="the runtime's own"),
+        typer.Option(help="KV cache: f16, f32 or q8_0.", show_default="by runtime"),
     ] = None
     context_length: ContextOption = None
     threads: ThreadsOption = None
     gpu_layers: Annotated[
         int | None,
-        typer.Option(help="Layers of the language model on the GPU.", show_default="all that fit", min=0),
+        typer.Option(help="Language layers on the GPU.", show_default="what fits", min=0),
     ] = None
     main_gpu: Annotated[
-        int | None, typer.Option(help="The one GPU to take, by number.", show_default="all", min=0)
+        int | None,
+        typer.Option(help="Its one GPU, by number.", show_default="all", min=0),
     ] = None
     flash_attention: Annotated[
         str | None,
-        typer.Option(help="llama.cpp's: auto, on or off.", show_default="what the KV type has"),
+        typer.Option(help="llama.cpp's: auto, on or off.", show_default="by KV type"),
     ] = None
-    device: Annotated[int, typer.Option(help="Number of the GPU for the vision engine.", min=0)] = 0
-    store_mb: Annotated[
-        int,
-        typer.Option(
-            help="Keep what pictures become on disk, up to so many MB: a later start has it at once.", min=0
-        ),
+    device: Annotated[
+        int, typer.Option("--gpu", help="Number of the vision engine's GPU.", min=0, show_default=False)
     ] = 0
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Where the weights are, for --runtime torch, as the next two.")
-    ] = None
+    store_mb: Annotated[
+        int, typer.Option(help="Disk for known pictures; 0: none.", show_default=False, min=0)
+    ] = 0
+    checkpoint: Annotated[str | None, typer.Option(help="The weights: a directory or a name.")] = None
     sources: SourcesOption = None
     allow_pickle: AllowPickleOption = False
 
@@ -113,49 +106,42 @@ class Opening:
 class Settings(Opening):
     """What commands that ask may be told besides: `Sampling`, and how to answer."""
 
-    allow_url: Annotated[
-        bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs of the public network.")
-    ] = False
+    allow_url: AllowUrlOption = False
     max_tokens: Annotated[
-        int | None, typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1)
+        int | None,
+        typer.Option(help="Most tokens of an answer.", show_default="512, or what fits", min=1),
     ] = None
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token each time.")] = 0.0
-    top_p: Annotated[
-        float, typer.Option(help="Keep the likeliest tokens that together reach this probability.")
-    ] = 1.0
-    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0
-    min_p: Annotated[float, typer.Option(help="Keep tokens this likely, relative to the likeliest.")] = 0.0
+    temperature: Annotated[
+        float, typer.Option(help="0: the likeliest token each time.", show_default=False)
+    ] = 0.0
+    top_p: Annotated[float, typer.Option(help="Up to this probability; 1: all.", show_default=False)] = 1.0
+    top_k: Annotated[int, typer.Option(help="So many likeliest tokens; 0: all.", show_default=False)] = 0
+    min_p: Annotated[float, typer.Option(help="Of the likeliest's at least; 0: all.", show_default=False)] = (
+        0.0
+    )
     seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends the answer; may be given several times.")
-    ] = None
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the answer; may be repeated.")] = None
     repetition_penalty: Annotated[
-        float, typer.Option(help="Divide logits of tokens in question and answer by this; 1 is none.")
+        float, typer.Option(help="Divides seen tokens' logits; 1: none.", show_default=False)
     ] = 1.0
     frequency_penalty: Annotated[
-        float, typer.Option(help="Take this from a logit for each time its token was generated.")
+        float, typer.Option(help="Off a logit, each time; 0: none.", show_default=False)
     ] = 0.0
     presence_penalty: Annotated[
-        float, typer.Option(help="Take this once from the logits of generated tokens.")
+        float, typer.Option(help="Off a logit, once; 0: none.", show_default=False)
     ] = 0.0
-    system: Annotated[str | None, typer.Option(help="The system text.", show_default="the model's own")] = (
-        None
-    )
+    system: Annotated[str | None, typer.Option(help="System text.", show_default="the model's own")] = None
     json_schema: Annotated[
         str | None, typer.Option(metavar="FILE|JSON", help="The answer is JSON that fits this schema.")
     ] = None
     grammar: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The answer fits this grammar, in llama.cpp's GBNF.")
+        Path | None, typer.Option(metavar="FILE", help="The answer fits it: llama.cpp's GBNF.")
     ] = None
     logprobs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="With --json, the log-probability of each token and of the N likeliest.", min=0
-        ),
+        int | None, typer.Option(metavar="N", help="With --json: of the N likeliest, too.", min=0)
     ] = None
     honour_special: Annotated[
-        bool,
-        typer.Option("--honour-special", help="Take text such as </s> in a question as the special token."),
+        bool, typer.Option("--honour-special", help="</s> in a question is a special token.")
     ] = False
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON for each answer.")] = False
 
@@ -204,8 +190,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         settings = kind(**{name: given.pop(name) for name in options})
         command(**given, settings=settings)
 
+    behind = len(_EVERY_DAY.split())  # a command's own, which is in no group
     grouped = sorted(
-        options.values(), key=lambda one: [*_PANEL_OF].index(one.name) if one.name in _PANEL_OF else -1
+        options.values(), key=lambda one: _ORDER.index(one.name) if one.name in _ORDER else behind - 0.5
     )
     parameters = [*own, *map(_in_its_panel, grouped)]
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

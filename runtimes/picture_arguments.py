@@ -4,12 +4,17 @@ import os
 import re
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tinyllava_edge.errors import FileError, UsageError
-from tinyllava_edge.image import MAX_FILE_BYTES
-from tinyllava_edge.picture_given import Picture, is_data_url, is_url, refuse_url
+from PIL import Image
+
+from tinyllava_edge.errors import FileError, ImageError, UsageError
+from tinyllava_edge.image import MAX_FILE_BYTES, open_picture
+from tinyllava_edge.picture_given import Picture, as_file, is_data_url, is_url, refuse_url
+from tinyllava_edge.user_files import read_user_file
 
 STDIN = "-"
 ENDINGS = (
@@ -35,6 +40,35 @@ def picture_argument(text: str) -> Picture:
             f"standard input: expected a picture of at most {MAX_FILE_BYTES:,} bytes, found {found}."
         )
     return content
+
+
+def picture_content(text: str, *, allow_url: bool = False) -> bytes:
+    """What is in the file of the picture that an argument names; it is a picture.
+
+    Raises:
+        ImageError: it is none, cannot be read, or may not or cannot be fetched.
+        UsageError: as `picture_argument`.
+    """
+    given = picture_argument(text)
+    if is_url(given):
+        file = as_file(given, max_bytes=MAX_FILE_BYTES, allow_url=allow_url)
+        assert not isinstance(file, Image.Image), "a URL is what is in a file"
+        given = file.read()
+    open_picture(given)  # one that cannot be used is refused by its name
+    return given if isinstance(given, bytes) else read_user_file(text, error=ImageError)
+
+
+@contextmanager
+def picture_file(text: str, *, allow_url: bool = False) -> Iterator[Path]:
+    """The file of the picture that an argument names, for other processes; `Raises` as `picture_content`."""
+    if text != STDIN and not is_url(text):
+        open_picture(text)
+        yield Path(text)
+        return
+    with tempfile.TemporaryDirectory(prefix="tinyllava-edge-") as folder:
+        file = Path(folder, "picture")
+        file.write_bytes(picture_content(text, allow_url=allow_url))
+        yield file
 
 
 def picture_paths(arguments: list[str], *, recursive: bool = False, allow_url: bool = False) -> list[str]:

@@ -46,6 +46,8 @@ def check_fields(found: Iterable[str], section: str) -> None:
         (f"inspect {CHECKPOINT}", "inspect CHECKPOINT"),
         ("inspect nano --device orin-nano-8gb", "inspect PATH --device NAME"),
         ("prune nano -o OUT/small --vision fp16 --language q8_0", "prune"),
+        (f"card nano --bench {RESULT}", "card"),
+        ("push nano someone/nano --dry-run", "push"),
         (f"eval nano --questions OUT/q.json --images {DEMO}", "eval"),
         (f"eval nano --check --questions OUT/q.json --images {DEMO}", "eval --check, train --check"),
         (f"bench compare {RESULT} {RESULT}", "bench compare"),

@@ -16,18 +16,19 @@ from typing import Any, get_args
 import pytest
 import typer
 from rich.text import Text
+from typer.testing import CliRunner
 
 from tests.test_cli import assert_one_line, run
 from tinyllava_edge import console
-from tinyllava_edge.cli import COMMANDS
+from tinyllava_edge.cli import COMMANDS, OLD_OPTIONS, app
 from tinyllava_edge.process import INTERRUPTED, Talk, stop_behind
 
 ROOT = Path(__file__).parents[1]
 STOPPED = "tinyllava-edge: stopped.\n"
 # Options whose value is of another kind somewhere, and why that is no trap.
 SEVERAL_KINDS = {
-    "--checkpoint": "a name or a directory; of several bundles, several",
-    "--device": "a GPU's number where something is run, a board's name where none is here",
+    "--checkpoint": "needed, or not; of several bundles, several",
+    "--device": "a board's name, needed or not; a GPU's number is --gpu",
     "--language": "one variant, or several, comma-separated",
     "--vision": "one variant, or several, comma-separated",
     "--output": "needed, or not",
@@ -44,6 +45,7 @@ class Strikes:
                 os.kill(os.getpid(), signal.SIGINT)
                 for _ in range(10**6): pass
             except KeyboardInterrupt as stop:  # as a library made with pybind11 does
+                open(os.environ["RAISED"], "w").close()
                 raise ImportError("initialization failed") from stop
 sys.meta_path.insert(0, Strikes())
 """
@@ -96,13 +98,42 @@ def test_h_is_help(words: tuple[str, ...]) -> None:
     assert run(*words).stdout == run(*words[:-1], "--help").stdout != ""
 
 
-def test_options_of_run_stand_in_groups() -> None:
-    text = run("run", "-h", COLUMNS="100").stdout
+def test_options_of_every_day_are_on_the_first_screen_of_run() -> None:
+    """Of 80 columns; the rest stands in groups behind them, a line or two each."""
+    text = run("run", "-h", COLUMNS="80").stdout
     titles = re.findall(r"─ ([A-Z].*?) ─", text)
-    assert titles == [
-        "Arguments", "Options", "The answer", "How tokens are drawn", "What computes", "With --runtime torch"
-    ]  # fmt: skip
-    assert "--temperature" in text.split("How tokens are drawn")[1].split("What computes")[0]
+    more = ["More on the answer", "More on what computes", "With --runtime torch"]
+    assert titles == ["Arguments", "Options", *more]
+    first = "\n".join(text.splitlines()[:35])
+    for name in (
+        "max-tokens",
+        "temperature",
+        "system",
+        "json-schema",
+        "runtime",
+        "vision",
+        "language",
+        "help",
+    ):
+        assert f"--{name} " in first
+    assert text.count("\n") <= 72
+    assert "--top-p" in text.split(more[0])[1].split(more[1])[0]
+
+
+def test_an_older_name_of_an_option_is_read_and_shown_nowhere() -> None:
+    for line, said in (
+        ("bench nano --runtimes nonsense", "no runtime 'nonsense'"),
+        ("bench nano --runtimes=nonsense", "no runtime 'nonsense'"),
+        ("bench -- --runtimes", "--runtimes"),  # what stands behind two dashes is no option
+        ("run nano what --device many", "--gpu"),
+        ("train --out", "--output"),
+    ):
+        result = CliRunner().invoke(app, line.split())
+        assert result.exit_code != 0
+        assert said in f"{result.exception} {result.output}"
+    for command, names in OLD_OPTIONS.items():
+        text = CliRunner().invoke(app, [command, "--help"]).output
+        assert not [old for old in names if re.search(rf"{old}\b", text)]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +244,13 @@ def _read(terminal: int) -> bytes:
 @pytest.mark.parametrize("module", ["tinyllava_edge.process", "tinyllava_edge.cli", "numpy", "rich.console"])
 def test_ctrl_c_during_an_import_is_one_line(tmp_path: Path, module: str) -> None:
     (tmp_path / "sitecustomize.py").write_text(AT_IMPORT)
-    result = run("inspect", "nano", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}", STRUCK=module)
+    raised = tmp_path / "raised"
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    result = run("inspect", "nano", PYTHONPATH=path, STRUCK=module, RAISED=str(raised))
     assert (result.returncode, result.stdout, result.stderr) == (INTERRUPTED, "", STOPPED)
+    assert not raised.exists(), (
+        "nothing is raised in the middle of an import, where a native module may crash"
+    )
 
 
 def test_a_stop_is_found_behind_what_a_library_made_of_it() -> None:

@@ -61,6 +61,8 @@ def home(tmp_path: Path) -> Path:
         ("hardware-check b -o b/x", "lies in"),
         ("hardware-check b -o . --force", "holds"),
         ("build b -o . --force", "holds"),
+        ("card b -o b --force", "is"),
+        ("card b --bench pictures -o pictures/x", "lies in"),
     ],
 )
 def test_an_output_that_touches_a_source_is_refused(home: Path, command: str, relation: str) -> None:

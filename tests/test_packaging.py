@@ -37,7 +37,8 @@ def test_every_folder_of_modules_is_installed_and_no_other() -> None:
 def test_examples_and_tools_are_not_installed() -> None:
     """A bare `examples` or `tools` in site-packages would hide anyone else's."""
     assert {package.split(".")[0] for package in SETUPTOOLS["packages"]} == {"tinyllava_edge"}
-    assert set(SETUPTOOLS) == {"packages", "package-dir", "package-data"}  # nothing else adds modules
+    # Nothing else adds modules.
+    assert set(SETUPTOOLS) == {"packages", "package-dir", "package-data", "include-package-data"}
 
 
 def test_the_example_is_tested_with_what_it_requires() -> None:
@@ -89,7 +90,7 @@ def test_a_checkout_without_links_makes_the_whole_wheel(tmp_path: Path) -> None:
     for name in LINKED:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "results"))
         (source / "tinyllava_edge" / name).write_text(f"../{name}")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     options = ("-q", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path))
     command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]

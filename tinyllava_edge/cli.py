@@ -3,14 +3,17 @@
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
-from typing import Annotated, Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args
 
 import typer
 from typer.core import TyperGroup
+from typer.models import OptionInfo
 
 from tinyllava_edge.errors import MissingExtraError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.process import STREAMS, USER_ERROR, Talk, detail, say, stop_behind
@@ -93,6 +96,12 @@ COMMANDS = {
     ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
+    "card": (
+        "tinyllava_edge.benchmarks.card.cli",
+        "card",
+        "Write a bundle's card: parts, variants, parity, speed, licences.",
+    ),
+    "push": ("tinyllava_edge.benchmarks.card.cli", "push", "Upload a bundle and its card to the hub."),
     "deploy": (
         "tinyllava_edge.runtimes.deploy_cli",
         "deploy",
@@ -128,6 +137,15 @@ EXTRAS = {
 }
 
 
+# Older names of options, which are read and shown nowhere: command -> old -> new.
+_GPU = {"--device": "--gpu"}  # the other --device is a board's name
+OLD_OPTIONS = {
+    "bench": {"--runtimes": "--runtime"},
+    "train": {"--out": "--output"},
+    **dict.fromkeys(("build", "run", "ask", "chat", "serve"), _GPU),
+}
+
+
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on standard error but errors.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say what is done, and when.")]
 
@@ -153,11 +171,31 @@ def _with_talk(command: Callable[..., None]) -> Callable[..., None]:
     own = inspect.signature(command, eval_str=True).parameters
     kinds = {"quiet": QuietOption, "verbose": VerboseOption}
     keyword = inspect.Parameter.KEYWORD_ONLY
-    parameters = [one.replace(kind=keyword) for one in own.values()]
+    parameters = [_with_short_type(one).replace(kind=keyword) for one in own.values()]
     parameters += [inspect.Parameter(n, keyword, default=False, annotation=k) for n, k in kinds.items()]
     talking.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     talking.__annotations__ = {one.name: one.annotation for one in parameters}
     return talking
+
+
+# What --help shows for a type, in the place of "<int range>" and its like, which leave no room for words.
+_TYPES = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def _with_short_type(one: inspect.Parameter) -> inspect.Parameter:
+    kind, info = get_args(one.annotation)
+    shown = next((word for each, word in _TYPES.items() if each in (kind, *_parts(kind))), None)
+    if not isinstance(info, OptionInfo) or info.metavar or shown is None:
+        return one
+    info = copy(info)
+    info.metavar = shown
+    return one.replace(annotation=Annotated[kind, info])
+
+
+def _parts(kind: Any) -> Iterator[Any]:
+    """Types in a union or list."""
+    for part in get_args(kind):
+        yield from (part, *_parts(part))
 
 
 class _LazyGroup(TyperGroup):
@@ -197,10 +235,18 @@ class _LazyGroup(TyperGroup):
         name = " ".join(args[:2])
         if len(args) > 1 and name in COMMANDS:
             return name, self.get_command(ctx, name), args[2:]
+        args = [args[0], *_renamed(args[1:], OLD_OPTIONS.get(args[0], {}))]
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             near = get_close_matches(args[0], COMMANDS)
             raise UsageError(f"there is no command {args[0]!r}.{_near(near)} {_SEE_HELP}")
         return super().resolve_command(ctx, args)
+
+
+def _renamed(words: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """A command's words with the newer names of its options; what stands behind -- is none."""
+    end = words.index("--") if "--" in words else len(words)
+    pairs = (word.partition("=") for word in words[:end])
+    return [*(names.get(old, old) + sign + value for old, sign, value in pairs), *words[end:]]
 
 
 _SEE_HELP = "See tinyllava-edge --help."

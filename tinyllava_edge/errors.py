@@ -34,6 +34,10 @@ class BundleError(TinyLlavaEdgeError):
     """A bundle's manifest or files are wrong."""
 
 
+class HubError(TinyLlavaEdgeError):
+    """The hub cannot be written to: no token, no right, no network, or it refuses."""
+
+
 class ImageError(TinyLlavaEdgeError):
     """A picture cannot be read, or is over the limits."""
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import typer
 from rich.table import Table
 
 from tinyllava_edge import console
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
-from tinyllava_edge.memory_fit import find_target, fit_facts, verdict
+from tinyllava_edge.memory_fit import Target, find_target, fit_facts, verdict
 from tinyllava_edge.memory_plan import MIB, chosen_setting
 
 
@@ -23,7 +24,14 @@ def show_fit(path: str, device: str, asked: dict[str, Any], *, json: bool) -> No
     facts = fit_facts(bundle, target, chosen_setting(bundle, **asked))
     if json:
         console.print_json({"path": path, **facts, "verdict": verdict(facts)})
-        return
+    else:
+        _print_fit(facts, target)
+    if not facts["fits"]:
+        raise typer.Exit(1)
+
+
+def _print_fit(facts: dict[str, Any], target: Target) -> None:
+    """The table, the setting, what takes less, and the verdict."""
     table = Table("what", "MiB", "where", "from")
     table.columns[1].justify = "right"
     for line in facts["lines"]:

@@ -46,7 +46,10 @@ def inspect(
     kv_type: Annotated[str | None, typer.Option(help="Type of the KV cache, for --device.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
-    """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory."""
+    """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory.
+
+    Exit code 1 where a checkpoint lacks something, or a bundle does not fit the --device.
+    """
     asked = {"vision": vision, "language": language, "context_length": context_length, "kv_type": kv_type}
     if device is not None:
         from tinyllava_edge.fit_cli import show_fit
@@ -73,6 +76,8 @@ def inspect(
         console.print_json(facts)
     else:
         _print(facts)
+    if facts.get("missing"):
+        raise typer.Exit(1)
 
 
 def inspect_bundle(directory: Path) -> dict[str, Any]:

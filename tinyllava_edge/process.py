@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + 13  # Windows has no SIGPIPE
 STREAMS = ("standard input", "standard output", "standard error")
-_AGAIN_S = 0.05
+_AGAIN_S, _IMPORT_S = 0.05, 0.005
 _BEGUN = time.monotonic()
 
 
@@ -38,28 +39,51 @@ class Terminated(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether a module is being imported: an exception in the middle of a native one can end in a crash."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 class StopSignals:
-    """Turns the signals that ask a program to stop into exceptions; one that the caller ignores stays so."""
+    """Turns the signals that ask a program to stop into exceptions; one that the caller ignores stays so.
+
+    Where a module is being imported the exception waits until that has ended.
+    """
 
     def __init__(self) -> None:
         self.terminated: Terminated | None = None
+        self.waits = False
         if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # not that of `__main__`
+            signal.signal(signal.SIGINT, self._interrupt)  # not that of `__main__`
         for name in ("SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP, and no timer
             if number is not None and signal.getsignal(number) == signal.SIG_DFL:
                 signal.signal(number, self._stop)
         if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, self._raise_again)
+            signal.signal(signal.SIGALRM, self._interrupt)
             sys.unraisablehook = self._seen
 
-    def _stop(self, number: int, frame: object) -> None:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.terminated is None:  # a second one must not disturb the clearing up
             self.terminated = Terminated(number)
-            raise self.terminated
+            self._interrupt(number, frame)
 
-    def _raise_again(self, number: int, frame: object) -> None:
-        raise self.terminated or KeyboardInterrupt
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.waits = _is_importing(frame) and hasattr(signal, "setitimer")
+        if not self.waits:
+            raise self.terminated or KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, _IMPORT_S)
+
+    def raise_waiting(self) -> None:
+        """At the end: what still waits, which Python would die by a moment later."""
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.waits:
+            raise self.terminated or KeyboardInterrupt
 
     def _seen(self, unraisable: "sys.UnraisableHookArgs") -> None:
         """One that stops, and was lost in a library's callback, is raised again a moment later."""
@@ -95,6 +119,7 @@ def run_program(command: Callable[[], object]) -> NoReturn:
     stops = StopSignals()
     try:
         code = _run(command)
+        stops.raise_waiting()
     except BaseException as error:
         found = _exit_code(stops.terminated or stop_behind(error) or error)
         if found is None:

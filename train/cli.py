@@ -21,7 +21,7 @@ _LORA = LoraOptions()
 
 def train(
     out: Annotated[
-        Path | None, typer.Option("--output", "-o", "--out", help="Directory of the new checkpoint.")
+        Path | None, typer.Option("--output", "-o", help="Directory of the new checkpoint.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
     images: Annotated[

@@ -1,7 +1,7 @@
 """The commands `tinyllava-edge bench` and `tinyllava-edge bench compare`."""
 
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,13 @@ from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
-from tinyllava_edge.runtimes.cli_options import AllowPickleOption, JsonOption, SourcesOption, ThreadsOption
+from tinyllava_edge.runtimes.cli_options import (
+    AllowPickleOption,
+    AllowUrlOption,
+    JsonOption,
+    SourcesOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -30,8 +36,9 @@ def bench(
     runtimes: Annotated[
         str,
         typer.Option(
+            "--runtime",
             help="Runtimes, comma-separated, the one to compare with first; by default torch, where the "
-            "checkpoint is here, and onnxruntime+llamacpp."
+            "checkpoint is here, and onnxruntime+llamacpp.",
         ),
     ] = "",
     vision: Annotated[
@@ -49,8 +56,13 @@ def bench(
     sources: SourcesOption = None,
     allow_pickle: AllowPickleOption = False,
     picture: Annotated[
-        Path | None, typer.Option(help="Picture to ask about; one of the first bundle's own by default.")
+        str | None,
+        typer.Option(
+            help="Picture to ask about: a file, a data URL or - for standard input; one of the first "
+            "bundle's own by default."
+        ),
     ] = None,
+    allow_url: AllowUrlOption = False,
     question: Annotated[str, typer.Option(help="What to ask.")] = "What is this?",
     second_question: Annotated[
         str, typer.Option(help="What to ask next about the same picture.")
@@ -119,6 +131,7 @@ def bench(
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.reference_tensors import reference_pictures
     from tinyllava_edge.runtimes.base import BackendOptions
+    from tinyllava_edge.runtimes.picture_arguments import picture_file
 
     from .pace import Amount, bound_text
     from .peers.planned import with_rivals
@@ -130,8 +143,8 @@ def bench(
 
     roots = [bundle_path(path) for path in bundles]
     if output is not None:
-        read = (*roots, *map(checkpoint_path, checkpoint or ()), sources, picture)
-        read = (*read, questions, pictures_read(images, questions))
+        read = (*roots, *map(checkpoint_path, checkpoint or ()), sources, questions)
+        read = (*read, Path(picture) if picture else None, pictures_read(images, questions))
         check_output(output, force=force, mark=report_mark, sources=read)
     if (questions is None) != (images is None):
         raise UsageError("--questions and --images go together: give both, or none.")
@@ -143,11 +156,12 @@ def bench(
         options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),
     )
     opened = named_bundles([Bundle.open(root) for root in roots])
+    shown = reference_pictures(next(iter(opened.values())))[0] if picture is None else Path()
     plan = Plan(
         bundles=opened,
         cells=plan_cells(opened, wish),
         request=Request(
-            picture=str(picture or reference_pictures(next(iter(opened.values())))[0]),
+            picture=str(shown),
             question=question,
             second_question=second_question,
             num_tokens=tokens,
@@ -164,8 +178,11 @@ def bench(
     if questions is not None and images is not None:
         quality = Quality(questions, images, read_questions(questions, images))
     places = Places(home=peers_home, checkpoint=peers_checkpoint, mmproj=peers_mmproj)
-    with with_rivals(plan, check_names(parse_names(peers)), places) as whole:
-        _measure(whole, quality, output, force=force, json=json)
+    rivals = check_names(parse_names(peers))
+    with nullcontext(shown) if picture is None else picture_file(picture, allow_url=allow_url) as shown:
+        plan = replace(plan, request=replace(plan.request, picture=str(shown)))
+        with with_rivals(plan, rivals, places) as whole:
+            _measure(whole, quality, output, force=force, json=json)
 
 
 def _measure(

@@ -242,6 +242,6 @@ def check_memory(plan: Plan, available_bytes: int | None) -> None:
     if available_bytes is not None and needed > _MOST_MEMORY * available_bytes:
         raise UsageError(
             f"these {len(plan.rows)} rows hold {needed / 1e9:.1f} GB of weights at once, and "
-            f"{available_bytes / 1e9:.1f} GB are available: name fewer with --runtimes, "
+            f"{available_bytes / 1e9:.1f} GB are available: name fewer with --runtime, "
             "--vision, --language, --peers."
         )

@@ -97,7 +97,7 @@ def _bundle_steps(bundle: str, wish: Wish, runtimes: tuple[str, ...], folder: Pa
             has_run=runtime == CPU_RUNTIME,
         )
     for mode in chosen_modes(wish.modes):
-        words = ("--runtimes", ",".join(runtimes), "--runs", str(wish.runs), "--tokens", str(wish.tokens))
+        words = ("--runtime", ",".join(runtimes), "--runs", str(wish.runs), "--tokens", str(wish.tokens))
         label = f"bench-{name}-{mode}" if mode else f"bench-{name}"
         bench = (*_OURS, "bench", bundle, *words, "-o", str(folder / label))
         yield Step(

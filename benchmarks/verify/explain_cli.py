@@ -1,22 +1,21 @@
 """The command `tinyllava-edge explain`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.console import print_json, printable, progress, stdout
-from tinyllava_edge.errors import ImageError, UsageError
+from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
+    AllowUrlOption,
     BundleArgument,
     JsonOption,
     SourcesOption,
     ThreadsOption,
 )
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, language_target
-from tinyllava_edge.user_files import read_user_file
 
 if TYPE_CHECKING:
     from .explain import Explanation, Side
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 def explain(
     bundle: BundleArgument,
-    picture: Annotated[Path, typer.Argument(help="A picture's file.")],
+    picture: Annotated[str, typer.Argument(help="A picture's file, a data URL, or - for standard input.")],
     question: Annotated[str, typer.Argument(help="What is asked about it.")],
     checkpoint: Annotated[
         str, typer.Option(help="The checkpoint that the bundle was made from, as for verify.")
@@ -35,6 +34,7 @@ def explain(
     language: Annotated[str | None, typer.Option(help="Language variant, likewise.")] = None,
     sources: SourcesOption = None,
     allow_pickle: AllowPickleOption = False,
+    allow_url: AllowUrlOption = False,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -43,9 +43,9 @@ def explain(
     Exit code 1 where a stage or the answers differ.
     """
     from tinyllava_edge.bundle import Bundle
-    from tinyllava_edge.image import open_picture
     from tinyllava_edge.runtimes.auto import settle_runtime
     from tinyllava_edge.runtimes.base import BackendOptions
+    from tinyllava_edge.runtimes.picture_arguments import picture_content
 
     from .climb import open_checkpoint, planned_stages
     from .explain import explain as explained
@@ -53,7 +53,7 @@ def explain(
     from .reference_question import QuestionReference, room_behind
     from .stage_vision import is_run
 
-    open_picture(picture)  # one that cannot be used is refused by its name
+    shown = picture_content(picture, allow_url=allow_url)
     opened = Bundle.open(bundle_path(bundle))
     settled = settle_runtime(runtime, opened)
     chosen = opened.variant("vision", vision or next(iter(settled.variants), None))
@@ -68,7 +68,7 @@ def explain(
         bundle=opened,
         reference=QuestionReference(
             open_checkpoint(opened, source, sources=sources, allow_pickle=allow_pickle),
-            picture=read_user_file(picture, error=ImageError),
+            picture=shown,
             question=question,
             room=room,
         ),

@@ -124,6 +124,7 @@ def _exported(bundle: Bundle) -> dict[str, Any] | None:
             figures = dict(_members(report)).get(source)
             rows += _figures("connector", variant, prefix, figures)
             rows += _figures("tower", variant, prefix, dict(_members(figures)).get("tower"))
+        rows += _figures("tower", variant, "", {"max_activation": dict(_members(report)).get("largest")})
     for variant, report in _members(found.get("language")):
         worst = dict(_members(report)).get("lowest_snr_db")
         value = "inf" if worst is None else worst
@@ -140,7 +141,8 @@ def _figures(stage: str, variant: str, prefix: str, figures: Any) -> Iterator[di
         gates = {}
     for metric, value in _members(figures):
         if _is_figure(value):
-            gate = gates.get(prefix + metric)
+            # A rounded evaluation has gates of its own where the graph is run, too, else those of the stage.
+            gate = gates.get(prefix + metric) or gates.get(metric)
             yield _row(stage, variant, prefix + metric, value, *_judged(gate, value))
 
 
@@ -170,4 +172,5 @@ def _members(value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_figure(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 60
+    return is_whole or (isinstance(value, float) and math.isfinite(value))

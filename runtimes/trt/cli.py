@@ -31,7 +31,9 @@ def build(
     workspace: Annotated[
         int | None, typer.Option(min=1, help="MiB for the kernels; default: from the available memory.")
     ] = None,
-    device: Annotated[int, typer.Option(min=0, help="Number of the GPU, where several are there.")] = 0,
+    device: Annotated[
+        int, typer.Option("--gpu", min=0, help="Number of the GPU, where several are there.")
+    ] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory for engines and table.")
     ] = None,

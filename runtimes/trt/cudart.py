@@ -143,9 +143,7 @@ class Cudart:
             raise NoGpuError(f"{self.path}: there is no CUDA device. See tinyllava-edge doctor.")
         if self.device >= count:
             there = ", ".join(f"{number} ({self._name(number)})" for number in range(count))
-            raise UsageError(
-                f"there is no GPU {self.device}. Those there are: {there}. Give one with --device."
-            )
+            raise UsageError(f"there is no GPU {self.device}. Those there are: {there}. Give one with --gpu.")
         self.make_current()
         multiprocessors, integrated, maps_host_memory, major, minor = (
             self._integer("cudaDeviceGetAttribute", attribute, self.device) for attribute in _ATTRIBUTES

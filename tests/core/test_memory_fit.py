@@ -4,10 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.test_cli import assert_one_line, run
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.cli import app
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.memory_fit import Target, best_setting, find_target, fit_facts, verdict
 from tinyllava_edge.memory_plan import MIB, chosen_setting
@@ -76,3 +78,12 @@ def test_inspect_says_it_for_programs_and_for_people() -> None:
     shown = run("inspect", "nano", "--device", "here").stdout
     assert "KV cache" in shown
     assert "fits here" in shown
+
+
+def test_inspect_ends_with_1_where_it_does_not_fit() -> None:
+    """As `doctor` and `verify` do: done, and the answer is no."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tinyllava_edge.fit_cli.find_target", lambda name: target_with(1))
+        result = CliRunner().invoke(app, ["inspect", "nano", "--device", "orin-nano-8gb", "--json"])
+    assert result.exit_code == 1, result.output
+    assert json.loads(result.stdout)["fits"] is False

@@ -5,7 +5,7 @@ flat/, sharded/, folders/, lora/, legacy/, llava/, nanovlm/    a checkpoint `ck`
 bytes/, json/    and of two more kinds of tokenizer
 train/     data, checkpoint, an unfinished run `out.work`, a tower and a language model
 eval/      questions in each form, pictures, answers of a run
-bench/     two reports
+bench/     two reports, and what eval printed
 engines/   the engine cache, a pack and its keys
 pictures/  a picture in each format
 """
@@ -32,6 +32,7 @@ from tests.runtimes.bundles import llama_tokenizer, picture, write_bundle
 from tests.runtimes.tiny_ir import write_tiny_ir
 from tests.train.own_data import own_options, write_messages, write_own_data, write_small_checkpoint
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
+from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
 from tinyllava_edge.manifest import digest_of
@@ -106,11 +107,16 @@ def _write_bundle(tree: Path) -> None:
     write_reference_tensors(bundle.root, _reference(bundle, tree / "0.png"))
     reseal(bundle.root)
     opened = Bundle.open(bundle.root)
-    ladder = {"stage": "teacher_forced", "variant": "f32", "checks": [{"metric": "mean_kld", "value": 1e-6}]}
+    gate = {"metric": "mean_kld", "kind": "max", "limit": 1e-6}
+    check = {"metric": "mean_kld", "value": 1e-6, "gate": gate, "passed": True}
+    ladder = {"stage": "teacher_forced", "variant": "f32", "checks": [check]}
     variants = {"vision": ["fp32"], "language": ["f32"]}
     write_parity(opened, "onnxruntime+llamacpp", {"variants": variants, "stages": [ladder], "passed": True})
     island = {"nodes": ["/tower/MatMul"], "in_attention": True}
-    write_parity(opened, "export", {"vision": {"fp32": {"islands": [island]}}, "language": {}})
+    figures = {"onnxruntime": {"nmse": 1e-12, "tower": {"nmse": 1e-13}}, "rounded": {"snr_db": 60.0}}
+    vision = {"fp32": {"islands": [island], "largest": 40.0, **figures}}
+    stored: dict[str, Any] = {"counts": {"f32": 9}, "fallback": [], "lowest_snr_db": None, "lowest_at": None}
+    write_parity(opened, "export", {"vision": vision, "language": {"f32": stored}})
     cache = tree / "cache" / "tinyllava-edge"
     cache.mkdir(parents=True, mode=0o700)
     (cache / "verified.json").write_text(json.dumps({"1:2:3:4:5": "0" * 64}))
@@ -276,6 +282,19 @@ def _write_reports(tree: Path) -> None:
     for name in ("a", "b"):
         (tree / name).mkdir(parents=True)
         (tree / name / "report.json").write_text(json.dumps(report))
+    row = {
+        "name": "fp16 + f16",
+        "accuracy": 0.5,
+        "ci95": [0.25, 0.75],
+        "blind_accuracy": 0.125,
+        "questions": 8,
+    }
+    scores: dict[str, Any] = {
+        "manifest_sha256": Bundle.open(bundle_path("nano")).manifest_sha256,
+        "benchmark": None,
+    }
+    scores |= {"blind": False, "variants": [{**row, "rule": "exact", "score": None, "asked": None}]}
+    (tree / "scores.json").write_text(json.dumps(scores))
 
 
 def _write_engines(tree: Path) -> None:

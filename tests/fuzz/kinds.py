@@ -83,6 +83,11 @@ BUNDLES = {
     "reference picture": _in_bundle("reference/0.png", bytes_damaged, _VERIFY),
     "parity": Kind("bundle", "b/parity/onnxruntime+llamacpp.json", json_damaged, readers.read_parities),
     "parity of export": Kind("bundle", "b/parity/export.json", json_damaged, readers.read_parities),
+    "parity on a card": Kind("bundle", "b/parity/onnxruntime+llamacpp.json", json_damaged, "card {}/b"),
+    "parity of export on a card": Kind("bundle", "b/parity/export.json", json_damaged, "card {}/b"),
+    "manifest on a card": Kind(
+        "bundle", "b/manifest.json", resealed(json_damaged, _with_digest), "card {}/b -o {}/card"
+    ),
     "remembered hashes": Kind(
         "bundle", "cache/tinyllava-edge/verified.json", json_damaged, readers.with_cache
     ),
@@ -199,6 +204,8 @@ QUESTIONS = {
 REPORTS = {
     "report": Kind("bench", "a/report.json", json_damaged, "bench compare {}/a {}/b --force"),
     "report second": Kind("bench", "b/report.json", json_damaged, "bench compare {}/a {}/b --force --json"),
+    "report on a card": Kind("bench", "a/report.json", json_damaged, "card nano --bench {}/a"),
+    "scores on a card": Kind("bench", "scores.json", json_damaged, "card nano --eval {}/scores.json --json"),
     "report in README": Kind("bench", "a/report.json", json_damaged, readers.measured),
 }
 ENGINES = {

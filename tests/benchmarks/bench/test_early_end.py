@@ -260,7 +260,7 @@ def test_a_quick_look_is_bounded_by_the_weights(honest: Honest) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="no SIGTERM there")
 def test_the_command_is_stopped_and_its_report_is_there(honest: Honest, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tinyllava_edge", "bench", str(honest.bundle), "--runtimes", "scripted"]
+    command = [sys.executable, "-m", "tinyllava_edge", "bench", str(honest.bundle), "--runtime", "scripted"]
     command += ["--language", "f32", "--runs", "20000", "--sessions", "1", "-o", str(tmp_path / "r")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

@@ -1,5 +1,7 @@
 """The commands `verify` and `bench` as a user runs them: output, exit codes, files. CPU, a tiny bundle."""
 
+import base64
+import hashlib
 import json
 import shutil
 import subprocess
@@ -12,6 +14,8 @@ import pytest
 from tests.benchmarks.conftest import Honest
 
 from .faults import FAULTS
+
+PICTURE = Path(__file__).parents[3] / "docs" / "pictures" / "emoji.webp"
 
 
 def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -125,15 +129,17 @@ def test_a_changed_file_is_refused_before_anything_is_compared(bundle: Path, tmp
 
 def bench(bundle: Path, *more: str | Path) -> "subprocess.CompletedProcess[str]":
     few = ("--language", "f32", "--runs", "2", "--sessions", "1", "--tokens", "2", "--threads", "1")
-    return run("bench", bundle, *few, "--runtimes", "scripted", *more)
+    return run("bench", bundle, *few, "--runtime", "scripted", *more)
 
 
 def test_bench_writes_a_report_and_prints_it_as_json(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "q.json").write_text(json.dumps([{"question": "What is this?", "answer": "nothing"}]))
     scored = ("--questions", tmp_path / "q.json", "--images", tmp_path)
-    result = bench(bundle, "-o", tmp_path / "out", *scored, "--json")
+    shown = f"data:image/webp;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
+    result = bench(bundle, "-o", tmp_path / "out", *scored, "--picture", shown, "--json")
     assert result.returncode == 0, result.stderr
     printed: dict[str, Any] = json.loads(result.stdout)
+    assert printed["request"]["picture"]["sha256"] == hashlib.sha256(PICTURE.read_bytes()).hexdigest()
     assert printed["cells"][0]["quality"]["questions"] == printed["questions"]["questions"] == 1
     assert printed["questions"]["pictures"] == 0
     assert [cell["name"] for cell in printed["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
@@ -156,7 +162,7 @@ def test_bench_without_an_output_prints_both_tables_and_what_they_mean(bundle: P
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--runtimes", "tensorflow"), "no runtime 'tensorflow'"),
+        (("--runtime", "tensorflow"), "no runtime 'tensorflow'"),
         (("--vision", "int8"), "no vision variant 'int8'"),
         (("--questions", "q.json"), "--questions and --images go together"),
         (("-o", "."), "--force"),

@@ -1,5 +1,6 @@
 """One question through checkpoint and bundle: what is planted in the bundle is named. CPU, nano."""
 
+import base64
 import io
 import json
 from collections.abc import Iterator
@@ -172,7 +173,8 @@ def test_the_command_shows_it_on_one_screen_and_as_json(nano: Path) -> None:
     lines = shown.stdout.splitlines()
     assert lines[0].startswith("equal: ")
     assert len(lines) <= 24
-    printed = json.loads(run(*words, "--json").stdout)
+    url = f"data:image/png;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
+    printed = json.loads(run(*words[:2], url, *words[3:], "--json").stdout)
     assert next(iter(printed)) == "verdict"
     assert printed["variants"] == {"vision": "fp32", "language": "f32"}
     assert printed["checkpoint"]["ids"] == printed["bundle"]["ids"]

@@ -92,16 +92,16 @@ def test_an_engine_is_built_compared_and_run_on_the_gpu_that_was_asked_for(
     gpu: FakeGpu, bundle: Bundle, tmp_path: Path
 ) -> None:
     gpu.be(f"{RTX_3060};{ORIN}")
-    built = command("build", bundle.root, "--device", "1", "--json")
+    built = command("build", bundle.root, "--gpu", "1", "--json")
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)["engine_record"]
     assert record["key"]["board"]["gpu"] == "Fake Orin"
     picture, options = bundle.root / "reference/0.png", ("--runtime", "auto", "--json", "--max-tokens", "4")
-    ran = command("run", bundle.root, picture, "What is this?", *options, "--device", "1")
+    ran = command("run", bundle.root, picture, "What is this?", *options, "--gpu", "1")
     assert json.loads(ran.stdout)["vision"] == "tensorrt fp16 on Fake Orin"
     first = command("run", bundle.root, picture, "What is this?", *options)
     assert "this is gpu Fake RTX 3060, not Fake Orin" in json.loads(first.stdout)["runtime_reason"]
-    missing = command("build", bundle.root, "--device", "2")
+    missing = command("build", bundle.root, "--gpu", "2")
     assert (missing.returncode, missing.stdout) == (2, "")
     assert "there is no GPU 2. Those there are: 0 (Fake RTX 3060), 1 (Fake Orin)." in missing.stderr
 

@@ -1,0 +1,1 @@
+"""A bundle's card, from files alone, and its way to the hub."""

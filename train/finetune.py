@@ -97,7 +97,7 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
         tower=parts.tower,
         connector=parts.connector,
         language_model=parts.llm,
-        seed=options.seed,
+        seed=options.training.seed,
     )
     try:
         yield
@@ -126,7 +126,7 @@ def _finetune(
     model = load_model(source)
     accelerator = Accelerator(mixed_precision=_precision(options))
     model.to(accelerator.device)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(options.training.seed)
     adapted = _choose_trained(model, options)
     work = open_run(out, facts, resume=resume, force=force)
     records, left_out = open_records(work, data, bad if skip_bad else (), Looker(samples), skip=skip_bad)
@@ -165,11 +165,11 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         "recipe": options.recipe,
         "tune": list(options.tune),
         "training_template": options.template,
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
+        "epochs": options.training.num_train_epochs,
+        "batch_size": options.training.per_device_train_batch_size,
         "learning_rate": options.rate,
         "lora": asdict(options.lora) if options.recipe == "lora" else None,
-        "seed": options.seed,
+        "seed": options.training.seed,
         "mixed_precision": _precision(options),
         "source": _source_name(options),
         "source_sha256": source.sha256,
@@ -190,16 +190,16 @@ def _precision(options: FinetuneOptions) -> str:
         UsageError: bf16 is asked for of a GPU that would only imitate it (compute capability below 8.0).
     """
     if not torch.cuda.is_available():
-        return choose_precision(options.precision)
+        return choose_precision(options.training.precision)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if options.precision == "bf16" and not has_bf16:
+    if options.training.precision == "bf16" and not has_bf16:
         raise UsageError(
             f"--precision bf16: {torch.cuda.get_device_name()} does not compute in it (8.0 and newer do). "
             "Give fp32, or leave it to auto."
         )
-    if options.precision == "auto":
+    if options.training.precision == "auto":
         return choose_precision("bf16" if has_bf16 else "fp32")
-    return choose_precision(options.precision)
+    return choose_precision(options.training.precision)
 
 
 def _choose_trained(model: TinyLlava, options: FinetuneOptions) -> Any:
@@ -221,9 +221,9 @@ def _optimise(
     model: TinyLlava, samples: Samples, options: FinetuneOptions, accelerator: Accelerator, work: Path
 ) -> int:
     """Run the optimiser from the newest snapshot to the end; the step it went on from."""
-    snapshots = Snapshots(work, model, options.save_every)
+    snapshots = Snapshots(work, model, options.training.save_steps)
     seconds_before = truncate_log(work / LOG_FILE, snapshots.step)
-    num_steps = samples.steps_per_epoch * options.epochs
+    num_steps = samples.steps_per_epoch * options.training.num_train_epochs
     model.train()
     optimise(
         "finetune",

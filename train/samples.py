@@ -163,10 +163,10 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
         tokenizer=assets.text_tokenizer(),
         template=template,
         reader=PictureReader(assets.preprocessing),
-        batch_size=options.batch_size,
+        batch_size=options.training.per_device_train_batch_size,
         limit=config.tokenizer_max_length,
         num_tokens=num_tokens,
-        seed=options.seed,
+        seed=options.training.seed,
         facts={
             "template": template.name,
             "limit": config.tokenizer_max_length,

@@ -192,7 +192,9 @@ def _write_training(tree: Path) -> None:
         if values["step"] == 2:
             raise KeyboardInterrupt
 
-    options = own_options(tree / "data", source, batch_size=2, save_every=1, learning_rate=None)
+    options = own_options(
+        tree / "data", source, per_device_train_batch_size=2, save_steps=1, learning_rate=None
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.TrainingLog, "write", stop)
         with pytest.raises(KeyboardInterrupt):

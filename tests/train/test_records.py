@@ -18,6 +18,7 @@ from tinyllava_edge.train.loop import splice_batch
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import Samples, open_samples
+from tinyllava_edge.train.training_options import Tuning
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 VIDEO = {
@@ -50,7 +51,7 @@ def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: P
     both = {"image": ["1.png", "2.png"], "conversations": talk}
     one = {"image": "4.png", "conversations": [{"from": "human", "value": "What?"}, talk[1]]}
     (tmp_path / "data.json").write_text(json.dumps([both, one]))
-    samples = _samples(own_options(tmp_path, source, batch_size=2))
+    samples = _samples(own_options(tmp_path, source, per_device_train_batch_size=2))
     batch, model = samples.batch(0), load_model(Checkpoint(source))
     rows, _ = splice_batch(model, batch)
     for index, ids in enumerate(batch.ids):
@@ -62,13 +63,13 @@ def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: P
             alone = model.encode(samples.reader.read(tmp_path / name)[None])[0]
             assert torch.allclose(rows[index, at : at + samples.num_tokens], alone, atol=1e-5)
     (tmp_path / "data.json").write_text(json.dumps([both]))
-    captions: dict[str, Any] = {"template": "pretrain", "tune": ("connector",)}
+    captions: dict[str, Any] = {"template": "pretrain", "tune": {"connector": Tuning()}}
     (bad,) = check_data(own_options(tmp_path, source, **captions)).bad
     assert bad.kind == "several pictures"
 
 
 def test_a_video_is_refused_by_name_or_left_out_and_counted(source: Path, tmp_path: Path) -> None:
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     good = json.loads(write_own_data(tmp_path).read_text())
     options.data.write_text(json.dumps([*good, VIDEO]))
     with pytest.raises(DataError, match=r"1 bad of 11 records .*record 10 \(id film\): has the key 'video'"):
@@ -77,7 +78,7 @@ def test_a_video_is_refused_by_name_or_left_out_and_counted(source: Path, tmp_pa
 
 
 def test_a_system_text_without_a_place_is_named(source: Path, tmp_path: Path) -> None:
-    options = own_options(tmp_path, source, template="pretrain", tune=("connector",))
+    options = own_options(tmp_path, source, template="pretrain", tune={"connector": Tuning()})
     found = json.loads(write_own_data(tmp_path).read_text())[1]
     options.data.write_text(json.dumps([{**found, "system": "Be brief."}]))
     (bad,) = check_data(options).bad
@@ -88,7 +89,7 @@ def test_a_start_looks_at_the_first_records_and_meets_the_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "_FIRST_LOOK", 4)
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     good = json.loads(write_own_data(tmp_path).read_text())
     options.data.write_text("\n".join(map(json.dumps, [*good, VIDEO])))
     with pytest.raises(RecordError, match=r"data.json: record 10 \(id film\): has the key 'video'"):
@@ -106,7 +107,7 @@ def test_a_start_looks_at_the_first_records_and_meets_the_others(
 def test_the_data_file_may_be_edited_while_a_run_reads_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     write_own_data(tmp_path)
     batch = Samples.batch
 

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
+from tests.train.own_data import LORA, changed, own_options, write_own_data, write_small_checkpoint
 from tinyllava_edge.errors import OutputExistsError, UsageError
 from tinyllava_edge.train import loop
 from tinyllava_edge.train.data import read_lines
@@ -37,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(folder: Path) -> FinetuneOptions:
-    return own_options(folder, folder / "source", recipe="lora", epochs=STEPS // 4, save_every=3)
+    return own_options(folder, folder / "source", tune=LORA, num_train_epochs=STEPS // 4, save_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +127,9 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(folder: Path, options: F
     with pytest.raises(OutputExistsError, match=r"unfinished run\. Give --resume .* or --force"):
         finetune(out, options)
     with pytest.raises(UsageError, match=r"unfinished run has seed 0, this command 1"):
-        finetune(out, replace(options, seed=1), resume=True)
+        finetune(out, changed(options, seed=1), resume=True)
     assert (work / "step-00000003").is_dir()
-    outcome = finetune(out, replace(options, epochs=1), force=True)
+    outcome = finetune(out, changed(options, num_train_epochs=1), force=True)
     assert (outcome.steps, outcome.resumed_at) == (4, 0)
     assert not work.exists()
 
@@ -143,7 +142,7 @@ def test_a_finished_run_is_not_run_again(folder: Path, options: FinetuneOptions,
     assert not (folder / "whole.work").exists()
     assert (whole / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(OutputExistsError):
-        finetune(whole, replace(options, seed=1), resume=True)
+        finetune(whole, changed(options, seed=1), resume=True)
 
 
 def test_a_folder_that_is_no_run_is_not_removed(folder: Path, options: FinetuneOptions) -> None:
@@ -157,7 +156,7 @@ def test_a_folder_that_is_no_run_is_not_removed(folder: Path, options: FinetuneO
 
 def test_without_snapshots_a_run_starts_again(folder: Path, options: FinetuneOptions) -> None:
     out = folder / "none"
-    short = replace(options, epochs=1, save_every=0)
+    short = changed(options, num_train_epochs=1, save_steps=0)
     _interrupt(out, short, 3)
     assert json.loads((folder / "none.work" / "run.json").read_text())["epochs"] == 1
     assert finetune(out, short, resume=True).resumed_at == 0

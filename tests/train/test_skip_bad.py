@@ -5,14 +5,13 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.train.own_data import own_options, write_own_data
+from tests.train.own_data import changed, own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.train import loop
@@ -36,7 +35,7 @@ def _write(folder: Path, source: Path) -> FinetuneOptions:
     folder.mkdir()
     write_own_data(folder)
     _damage(folder / f"{BAD}.png")
-    return own_options(folder, source, epochs=2, save_every=0)
+    return own_options(folder, source, num_train_epochs=2, save_steps=0)
 
 
 def _damage(picture: Path) -> None:
@@ -68,7 +67,7 @@ def stopped(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copied(stopped: Path, source: Path, tmp_path: Path) -> FinetuneOptions:
     shutil.copytree(stopped, tmp_path / "run")
-    return own_options(tmp_path / "run" / "data", source, epochs=2, save_every=0)
+    return own_options(tmp_path / "run" / "data", source, num_train_epochs=2, save_steps=0)
 
 
 def _assert_same(out: Path, whole: Path) -> None:
@@ -141,7 +140,7 @@ def test_kills_leave_a_run_that_leaves_a_record_out_bit_for_bit_the_same(
     source: Path, whole: Path, tmp_path: Path, forks: ForkServerContext
 ) -> None:
     """Before the record was met, and after it."""
-    options, out = replace(_write(tmp_path / "data", source), save_every=2), tmp_path / "out"
+    options, out = changed(_write(tmp_path / "data", source), save_steps=2), tmp_path / "out"
     for step in (1, STEPS - 1):
         process = forks.Process(target=_kill_at, args=(step, out, options))
         process.start()
@@ -153,7 +152,7 @@ def test_kills_leave_a_run_that_leaves_a_record_out_bit_for_bit_the_same(
 
 
 def test_what_a_check_has_found_is_left_out_before_the_first_step(source: Path, tmp_path: Path) -> None:
-    options = replace(_write(tmp_path / "data", source), epochs=1)
+    options = changed(_write(tmp_path / "data", source), num_train_epochs=1)
     check_data(options)
     with pytest.raises(DataError, match="1 bad of 10 records"):
         finetune(tmp_path / "out", options)
@@ -163,7 +162,7 @@ def test_what_a_check_has_found_is_left_out_before_the_first_step(source: Path, 
 
 def test_batches_do_not_depend_on_when_a_record_turns_out_to_be_bad(source: Path, tmp_path: Path) -> None:
     """Of two at a time, three bad ones: one batch has none but bad ones in some epoch."""
-    options = replace(_write(tmp_path / "data", source), batch_size=2)
+    options = changed(_write(tmp_path / "data", source), per_device_train_batch_size=2)
     for bad in (1, 2, 4, 5, 8):
         _damage(options.images / f"{bad}.png")
     data, numbers = read_data(options), (1, 2, 4, 5, BAD, 8)

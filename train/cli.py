@@ -14,7 +14,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
 
 from .options import PARTS, FinetuneOptions, LoraOptions, Parts, RecipeName, parse_tune, with_rates
-from .ranks import first_tells
+from .ranks import first_tells, is_first
 from .run import check_run, parts_directory
 from .training_options import Attention, Precision, Report, Scheduler, TrainingOptions
 
@@ -205,10 +205,9 @@ def train(
 
     if threads:
         torch.set_num_threads(threads)
-    done = finetune(out, options, resume=resume, force=force, skip_bad=skip_bad)
-    if done is None:  # another process writes and tells
+    outcome = asdict(finetune(out, options, resume=resume, force=force, skip_bad=skip_bad))
+    if not is_first():
         return
-    outcome = asdict(done)
     if json:
         print_json({"checkpoint": str(out), **outcome})
     else:

@@ -3,7 +3,8 @@
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from tinyllava_edge.errors import TinyLlavaEdgeError
@@ -21,6 +22,28 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process is the one that writes."""
     return rank() == 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1)
+
+
+@contextmanager
+def first_goes_first() -> Iterator[None]:
+    """Let the others do the body when the first has done it."""
+    if world_size() == 1:
+        yield
+        return
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    if not is_first():
+        state.wait_for_everyone()
+    yield
+    if is_first():
+        state.wait_for_everyone()
 
 
 def first_tells(command: Callable[_P, _R]) -> Callable[_P, _R]:

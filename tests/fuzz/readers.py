@@ -87,8 +87,9 @@ def resume_resealed(tree: Path) -> None:
     """Go on from a snapshot whose seal is right."""
     from tinyllava_edge.train.finetune import finetune
 
-    snapshot = tree / "out.work" / "step-00000001"
-    (snapshot / "seal.json").write_text(json.dumps({"sha256": sha256_of_file(snapshot / "state.pt")}))
+    snapshot = tree / "out.work" / "checkpoint-1"
+    files = {path.name: sha256_of_file(path) for path in snapshot.iterdir() if path.name != "seal.json"}
+    (snapshot / "seal.json").write_text(json.dumps({"sha256": files}))
     options = own_options(
         tree / "data", tree / "ck", per_device_train_batch_size=2, save_steps=1, learning_rate=None
     )

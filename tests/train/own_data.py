@@ -5,9 +5,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from tests.tiny import write_tiny_checkpoint
+from tinyllava_edge.train.batches import FAULTS
+from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
 from tinyllava_edge.train.training_options import TrainingOptions
 
@@ -79,6 +82,11 @@ def own_options(folder: Path, source: Path, **changes: Any) -> FinetuneOptions:
     names = {field.name for field in fields(TrainingOptions)}
     training = TrainingOptions(**{name: values.pop(name) for name in names & values.keys()})
     return FinetuneOptions(training=training, **values)
+
+
+def loss_of(model: TinyLlavaForTraining, batch: dict[str, Any]) -> torch.Tensor:
+    """The loss of a batch, as the Trainer asks for it."""
+    return model(**{key: value for key, value in batch.items() if key != FAULTS})["loss"]  # type: ignore[no-any-return]
 
 
 def changed(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:

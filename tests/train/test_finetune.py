@@ -21,9 +21,10 @@ from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.finetune import _precision, finetune
+from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
 from tinyllava_edge.train.training_options import TrainingOptions, Tuning
+from tinyllava_edge.train.tuning import arithmetic as precision_of
 
 GOLDEN = shared_fixtures() / "checkpoints"
 
@@ -246,9 +247,9 @@ def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[st
         parse_tune("tower")
 
 
-@pytest.mark.parametrize(("capability", "arithmetic"), [((7, 5), "no"), ((8, 6), "bf16")])
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "no"), ((8, 6), "bf16")])
 def test_a_gpu_is_not_asked_for_a_bf16_that_it_imitates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arithmetic: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     """A T4 (7.5) emulates it, and torch, whose own function is asked here, calls that supported too."""
     options = FinetuneOptions(data=tmp_path, images=tmp_path, source=tmp_path)
@@ -257,7 +258,7 @@ def test_a_gpu_is_not_asked_for_a_bf16_that_it_imitates(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    assert _precision(changed(options, precision="auto")) == arithmetic
-    if arithmetic == "no":
+    assert precision_of(changed(options, precision="auto")) == expected
+    if expected == "no":
         with pytest.raises(UsageError, match="--precision bf16: Tesla T4 does not compute in it"):
-            _precision(changed(options, precision="bf16"))
+            precision_of(changed(options, precision="bf16"))

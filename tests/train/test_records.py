@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.own_data import own_options, write_messages, write_own_data
+from tests.train.own_data import loss_of, own_options, write_messages, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train import records
+from tinyllava_edge.train.batches import Sample
 from tinyllava_edge.train.check import check_data
 from tinyllava_edge.train.finetune import finetune
-from tinyllava_edge.train.loop import splice_batch
+from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import Samples, open_samples
@@ -38,10 +39,10 @@ def test_lines_of_messages_give_the_batches_of_the_list(source: Path, tmp_path: 
     options = own_options(tmp_path, source)
     lines = write_messages(write_own_data(tmp_path))
     one, other = _samples(options), _samples(own_options(tmp_path, source, data=lines))
-    for step in range(4):
-        expected, found = one.batch(step), other.batch(step)
-        assert (found.ids, found.labels) == (expected.ids, expected.labels)
-        assert torch.equal(found.pixels, expected.pixels)
+    expected, found = one.collator(list(one)), other.collator(list(other))
+    assert found.pop("faults") == expected.pop("faults") == []
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: Path) -> None:
@@ -51,10 +52,13 @@ def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: P
     both = {"image": ["1.png", "2.png"], "conversations": talk}
     one = {"image": "4.png", "conversations": [{"from": "human", "value": "What?"}, talk[1]]}
     (tmp_path / "data.json").write_text(json.dumps([both, one]))
-    samples = _samples(own_options(tmp_path, source, per_device_train_batch_size=2))
-    batch, model = samples.batch(0), load_model(Checkpoint(source))
-    rows, _ = splice_batch(model, batch)
-    for index, ids in enumerate(batch.ids):
+    samples, model, seen = _samples(own_options(tmp_path, source)), load_model(Checkpoint(source)), []
+    language: Any = model.language_model
+    language.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    items = [item for item in samples if isinstance(item, Sample)]
+    loss_of(TinyLlavaForTraining(model), samples.collator(items))
+    (rows,) = (given["inputs_embeds"] for given in seen)
+    for index, ids in enumerate(item.encoded.ids for item in items):
         names = ["1.png", "2.png"] if ids.count(-200) == 2 else ["4.png"]
         start = 0
         for name in names:
@@ -109,13 +113,13 @@ def test_the_data_file_may_be_edited_while_a_run_reads_it(
 ) -> None:
     options = own_options(tmp_path, source, save_steps=0)
     write_own_data(tmp_path)
-    batch = Samples.batch
+    read = Samples.__getitems__
 
-    def edited(samples: Samples, step: int) -> Any:
+    def edited(samples: Samples, places: list[int]) -> Any:
         options.data.write_text("[]")
-        return batch(samples, step)
+        return read(samples, places)
 
-    monkeypatch.setattr(Samples, "batch", edited)
+    monkeypatch.setattr(Samples, "__getitems__", edited)
     finetune(tmp_path / "out", options)
     monkeypatch.undo()
     write_own_data(tmp_path)

@@ -1,7 +1,7 @@
-"""A forward of golden checkpoints on a device that is not the CPU, with tensors that have no values: python -m.
+"""A forward of golden checkpoints on a device that is not the CPU, with tensors without values: python -m.
 
-A tensor that is made on the CPU on the way meets one of the device, and torch refuses that. torch without CUDA
-cannot trace "cuda" (no device guard); there torch's own stand-in for other makers' devices takes its place.
+A tensor that is made on the CPU on the way meets one of the device, and torch refuses that. torch without
+CUDA cannot trace "cuda" (no device guard); there torch's own stand-in for other makers' devices is taken.
 """
 
 import json
@@ -21,7 +21,7 @@ from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.samples import open_samples, open_source
 
-ON = "cuda:0" if torch.backends.cuda.is_built() else "privateuseone:0"
+ON = "cuda:0" if torch.version.cuda else "privateuseone:0"
 TURNS = [("<image>\nWhat?", "A cat."), ("Sure?", "Yes.")]
 
 

@@ -32,7 +32,7 @@ _OF_A_RUN = re.compile(
     r"|\.(records|left_out)\.[\w-]+\.jsonl|checkpoint-\d+|\.saving|reports|\.?step-\d{8}(\.tmp-\w+)?"
 )
 _OF_A_CHECKPOINT = (
-    "",
+    "latest",  # a name, DeepSpeed's
     *(f".{kind}" for kind in ["pt", "pth", "bin", "json", "safetensors", "distcp", "metadata", "py", "lock"]),
 )
 
@@ -172,7 +172,12 @@ def _is_run(work: Path) -> bool:
     files = [path.relative_to(work) for path in work.rglob("*") if path.is_symlink() or not path.is_dir()]
     return all(
         _OF_A_RUN.fullmatch(path.parts[0])
-        and (len(path.parts) == 1 or path.parts[0] == REPORTS or path.suffix in _OF_A_CHECKPOINT)
+        and (
+            len(path.parts) == 1
+            or path.parts[0] == REPORTS
+            or path.suffix in _OF_A_CHECKPOINT
+            or path.name == "latest"
+        )
         for path in files
     )
 

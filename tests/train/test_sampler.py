@@ -6,7 +6,7 @@ import torch
 from tinyllava_edge.train.sampler import EpochSampler, grouped_by_length, grouped_by_modality
 
 # Batch size, processes, words of each record (below 0: no picture), and what upstream's LengthGroupedSampler
-# (`tinyllava/train/tinyllava_trainer.py@53f12c7`, with torch.manual_seed(7)) makes of them: by modality, and
+# (docs/sources/tinyllava.md#grouped-batches; run with torch.manual_seed(7)) makes of them: by modality, and
 # of the lengths alone.
 UPSTREAMS = {
     "two processes": (2, 2,

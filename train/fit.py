@@ -14,13 +14,15 @@ from tinyllava_edge.errors import RecordError, UsageError
 
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
-from .ranks import is_first
+from .ranks import is_first, world_size
 from .run import LOG_FILE, REPORTS, truncate_log
 from .samples import Samples
 from .snapshots import newest_whole, step_of
 from .trainer import TinyLlavaTrainer, resumed_from
 from .training_log import JsonLines, TrainingLog
 from .tuning import arithmetic, uses_fsdp
+
+_FSDP = "--fsdp shards a model over several GPUs: start it there, with torchrun."
 
 
 class Fitted(NamedTuple):
@@ -86,7 +88,7 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)
         if uses_fsdp(options) and not trainer.is_fsdp_enabled:  # accelerate passes over it without a word
-            raise UsageError("--fsdp shards a model over several GPUs: start it there, with torchrun.")
+            raise UsageError(_FSDP)
         try:
             with resumed_from(checkpoint, trainer.steps):
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -109,6 +111,8 @@ def training_arguments(
     """
     training, precision = options.training, arithmetic(options)
     _check_packages(options)
+    if training.fsdp and world_size() == 1:
+        raise UsageError(_FSDP)
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / REPORTS)
     looks: dict[str, Any] = {"eval_strategy": "no"}

@@ -232,6 +232,7 @@ def test_the_newest_snapshots_and_the_best_are_kept(tmp_path: Path) -> None:
         ({"deepspeed": Path("ds.json")}, "--deepspeed: the package deepspeed is missing"),
         ({"attn_implementation": "flash_attention_2"}, "the package flash-attn is missing"),
         ({"precision": "fp16"}, "needs a GPU"),
+        ({"fsdp": True}, "start it there, with torchrun"),
     ],
 )
 def test_what_is_missing_here_is_said(tmp_path: Path, training: dict[str, Any], message: str) -> None:

@@ -2,6 +2,8 @@
 
 import gc
 
+import transformers.models.llama.modeling_llama
+import transformers.models.siglip.modeling_siglip
 import transformers.trainer
 
 import tinyllava_edge.train.finetune

@@ -93,7 +93,9 @@ def test_only_a_checkpoint_that_was_trained_is_replaced(home: Path) -> None:
     assert checkpoint_mark(home / "ck").startswith("holds notes.md")
 
 
-@pytest.mark.parametrize("name", ["notes.md", ".ssh", ".git/config", "step-by-step.pdf", "step-00000001/a"])
+@pytest.mark.parametrize(
+    "name", ["notes.md", ".ssh", ".git/config", "step-by-step.pdf", "step-00000001/a", "checkpoint-1/a"]
+)
 def test_a_directory_with_a_users_file_is_no_unfinished_run(tmp_path: Path, name: str) -> None:
     work = tmp_path / "out.work"
     (work / "step-00000001").mkdir(parents=True)

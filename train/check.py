@@ -26,6 +26,7 @@ from tinyllava_edge.work_places import temporary_place
 from .assemble import describe
 from .conversations import BadRow, Conversation
 from .options import FinetuneOptions
+from .ranks import is_first
 from .records import Data, read_data
 from .samples import Samples, open_samples, open_source
 
@@ -59,7 +60,8 @@ def known_bad(data: Data, samples: Samples, options: FinetuneOptions) -> Sequenc
         report = read_report(_key(data, samples))
         if report is not None:
             return report.bad
-    note(f"the data were not checked: a bad record shows when it is met. To check: {_command(options)}")
+    if is_first():
+        note(f"the data were not checked: a bad record shows when it is met. To check: {_command(options)}")
     return data.bad
 
 

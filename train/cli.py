@@ -13,12 +13,20 @@ from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
 
-from .options import PARTS, FinetuneOptions, LoraOptions, Parts, Precision, RecipeName, parse_tune
+from .options import PARTS, FinetuneOptions, LoraOptions, Parts, RecipeName, parse_tune, with_rates
+from .ranks import first_tells, is_first
 from .run import check_run, parts_directory
+from .training_options import Attention, Precision, Report, Scheduler, TrainingOptions
 
-_LORA = LoraOptions()
+_LORA, _DEFAULT = LoraOptions(), TrainingOptions()
+_LENGTH = "Positions that are left of a conversation; the checkpoint's if not given."
 
 
+def _known(names: object) -> str:
+    return ", ".join(get_args(names))
+
+
+@first_tells
 def train(
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory of the new checkpoint.")
@@ -48,10 +56,31 @@ def train(
         typer.Option(help="Prompt template, instead of the checkpoint's; `pretrain` for captions."),
     ] = None,
     epochs: Annotated[int, typer.Option(help="Times every conversation is seen.")] = 1,
-    batch_size: Annotated[int, typer.Option(help="Conversations a step.")] = 8,
+    max_steps: Annotated[int, typer.Option(help="Steps in all, instead of --epochs.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Conversations at once, of each process.")] = 8,
+    gradient_accumulation: Annotated[
+        int, typer.Option("--gradient-accumulation", help="Batches of each process a step.")
+    ] = 1,
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest one; upstream's for the recipe if not given.")
     ] = None,
+    llm_learning_rate: Annotated[
+        float | None, typer.Option(help="Of the language model, or its LoRA.")
+    ] = None,
+    connector_learning_rate: Annotated[float | None, typer.Option(help="Of the connector.")] = None,
+    tower_learning_rate: Annotated[float | None, typer.Option(help="Of the tower.")] = None,
+    scheduler: Annotated[
+        str, typer.Option(help=f"Course of the rates: {_known(Scheduler)}.")
+    ] = _DEFAULT.lr_scheduler_type,
+    warmup_ratio: Annotated[
+        float, typer.Option(help="Part of all steps, rounded up.")
+    ] = _DEFAULT.warmup_ratio,
+    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = _DEFAULT.weight_decay,
+    group_by_modality_length: Annotated[
+        bool,
+        typer.Option("--group-by-modality-length", help="Batches of one kind and about one length."),
+    ] = False,
+    max_length: Annotated[int | None, typer.Option(help=_LENGTH)] = None,
     lora_rank: Annotated[int, typer.Option(help="Of LoRA's update.")] = _LORA.rank,
     lora_alpha: Annotated[int, typer.Option(help="LoRA's update is scaled by alpha / rank.")] = _LORA.alpha,
     lora_dropout: Annotated[float, typer.Option(help="On the input of LoRA's update.")] = _LORA.dropout,
@@ -61,6 +90,15 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Look at every record and picture, and train nothing.")
     ] = False,
+    eval_data: Annotated[Path | None, typer.Option(help="Validation set, LLaVA JSON too.")] = None,
+    eval_images: Annotated[
+        Path | None, typer.Option(help="Its pictures; its own folder if not given.")
+    ] = None,
+    eval_every: Annotated[int, typer.Option(help="Steps between looks at it; 0 is once an epoch.")] = 0,
+    patience: Annotated[int, typer.Option(help="Looks without a lower loss that end the run; 0: none.")] = 0,
+    report_to: Annotated[
+        str | None, typer.Option(help=f"{_known(Report)}, joined by a comma; the log is written anyway.")
+    ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out, and say how many of what.")
     ] = False,
@@ -70,8 +108,17 @@ def train(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
     precision: Annotated[
-        str, typer.Option(help=f"{', '.join(get_args(Precision))}; auto is bf16 where computed in.")
+        str, typer.Option(help=f"{_known(Precision)}; auto is bf16 where computed in.")
     ] = "auto",
+    attention: Annotated[str, typer.Option(help=f"{_known(Attention)}; auto is sdpa.")] = "auto",
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory: activations are computed twice.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches, of each process.")] = 0,
+    fsdp: Annotated[
+        bool, typer.Option("--fsdp", help="Shard the model over the processes of torchrun.")
+    ] = False,
+    deepspeed: Annotated[Path | None, typer.Option(help="DeepSpeed's configuration, JSON.")] = None,
     sources: Annotated[
         Path | None,
         typer.Option(help="Where tokenizer and processor files are that the checkpoint only names."),
@@ -101,16 +148,41 @@ def train(
         images=images or data.parent,
         source=start,
         parts=parts,
-        recipe=cast(RecipeName, recipe),
-        tune=parse_tune(tune),
+        tune=with_rates(
+            parse_tune(tune, recipe),
+            [
+                ("language_model", llm_learning_rate),
+                ("connector", connector_learning_rate),
+                ("vision_tower", tower_learning_rate),
+            ],
+        ),
         template=template,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
         lora=LoraOptions(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout),
-        seed=seed,
-        precision=cast(Precision, precision),
-        save_every=save_every,
+        training=TrainingOptions(
+            num_train_epochs=epochs,
+            max_steps=max_steps,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation,
+            learning_rate=learning_rate,
+            lr_scheduler_type=cast(Scheduler, scheduler),
+            warmup_ratio=warmup_ratio,
+            weight_decay=weight_decay,
+            precision=cast(Precision, precision),
+            attn_implementation=cast(Attention, attention),
+            gradient_checkpointing=gradient_checkpointing,
+            model_max_length=max_length,
+            group_by_modality_length=group_by_modality_length,
+            dataloader_num_workers=workers,
+            seed=seed,
+            save_steps=save_every,
+            eval_steps=eval_every,
+            early_stopping_patience=patience,
+            report_to=cast(tuple[Report, ...], tuple(report_to.split(",")) if report_to else ()),
+            fsdp=fsdp,
+            deepspeed=deepspeed,
+        ),
+        eval_data=eval_data,
+        eval_images=eval_images or (eval_data.parent if eval_data else None),
         save_adapter=save_adapter,
         sources=sources,
         allow_pickle=allow_pickle,
@@ -134,6 +206,8 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     outcome = asdict(finetune(out, options, resume=resume, force=force, skip_bad=skip_bad))
+    if not is_first():
+        return
     if json:
         print_json({"checkpoint": str(out), **outcome})
     else:

@@ -1,11 +1,10 @@
-"""Conversations -> token ids with labels -> batches.
+"""Conversations -> token ids with labels; pictures -> pixels.
 
 Labels: docs/sources/tinyllava.md#labels. Only answers and the end-of-turn string after them are learned;
 prompts and pictures carry the label -100.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,6 @@ from .conversations import AnsweredTurn
 from .run import read_log_line
 
 _CACHE_BYTES = 512 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Samples of one step; pictures in the order of their placeholders."""
-
-    ids: list[list[int]]
-    labels: list[list[int]]
-    pixels: torch.Tensor  # [pictures, 3, height, width]
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,16 +1,16 @@
 """Train a checkpoint on the user's own conversations, and write it as a checkpoint that `export` reads."""
 
+import json
+import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
@@ -18,7 +18,6 @@ from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 from tinyllava_edge.record_check import say_kinds
 from tinyllava_edge.work_places import empty
@@ -27,23 +26,30 @@ from .assemble import assemble
 from .check import Looker, known_bad
 from .curve import write_curve
 from .data import read_lines
+from .fit import Fitted, fit
 from .left_out import left_out_before
-from .loop import TrainingLog, choose_precision, conversation_loss, optimise
 from .lora import add_lora, merge_lora, save_adapter
+from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
+from .ranks import first_goes_first, is_first, world_size
 from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
-from .run import LOG_FILE, check_run, held_run, open_run, read_sidecar, remove_work, truncate_log
-from .run_records import open_records
+from .run import LOG_FILE, REPORTS, check_run, held_run, open_run, read_sidecar, remove_work, work_directory
+from .run_records import Numbered, open_records
 from .samples import Samples, open_samples, open_source
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
-from .snapshots import Snapshots
+from .training_log import STAGE
+from .tuning import arithmetic, choose_trained, keep_frozen_in, uses_fsdp
 
-_GRADIENT_NORM, _WARMUP_RATIO = 1.0, 0.03
+# Of the training's options, those that the outcome does not depend on.
+_FREE = ("precision", "save_steps", "save_total_limit", "dataloader_num_workers", "report_to", "deepspeed")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run did."""
+    """What a run did.
+
+    In a process that is not the first, which has no log, the losses are NaN.
+    """
 
     steps: int
     resumed_at: int  # step it went on from; `steps` where the output was there already
@@ -59,7 +65,8 @@ def finetune(
     """Train, and write the checkpoint; nothing is at `out` before all of it is.
 
     While it runs, log and snapshots are in `OUT.work`. On one machine with one number of threads, a resumed
-    run gives the losses and weights of an uninterrupted one, bit for bit.
+    run gives the losses and weights of an uninterrupted one, bit for bit. Of several processes the first
+    writes.
 
     Args:
         out: directory of the new checkpoint.
@@ -77,12 +84,19 @@ def finetune(
             touches what is read.
         DiskFullError: there is no room for the checkpoint or a snapshot.
     """
-    check_run(out, resume=resume, force=force, sources=options.paths_read)
+    if is_first():
+        check_run(out, resume=resume, force=force, sources=options.paths_read)
     data = read_data(options)
     if not skip_bad:
         refuse_bad(data.bad, data, left_out_before(out) if resume else set())
-    with held_run(out), _source_in_place(options):
-        return _finetune(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
+    run = _Run(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
+    with ExitStack() as stack:
+        with first_goes_first():
+            if is_first():
+                stack.enter_context(held_run(out))
+                stack.enter_context(_source_in_place(options))
+            finished = run.open()
+        return run.outcome(run.steps) if finished else run.train()
 
 
 @contextmanager
@@ -97,7 +111,7 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
         tower=parts.tower,
         connector=parts.connector,
         language_model=parts.llm,
-        seed=options.seed,
+        seed=options.training.seed,
     )
     try:
         yield
@@ -105,75 +119,155 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
         shutil.rmtree(options.source)
 
 
-def _finetune(
-    out: Path,
-    options: FinetuneOptions,
-    data: Data,
-    *,
-    resume: bool,
-    force: bool,
-    skip_bad: bool,
-) -> Outcome:
-    source = open_source(options, options.source)
-    facts = _facts(options, source)
-    if resume and is_trained_on(read_sidecar(out, facts), data):
-        remove_work(out)
-        return _outcome(out, read_lines(out / LOG_FILE)[-1]["step"])
+class _Run:
+    """A run as one process has it."""
+
+    def __init__(
+        self, out: Path, options: FinetuneOptions, data: Data, *, resume: bool, force: bool, skip_bad: bool
+    ) -> None:
+        self._out, self._options, self._data = out, options, data
+        self._resume, self._force, self._skip_bad = resume, force, skip_bad
+        self.steps = 0
+
+    def open(self) -> bool:
+        """Open source, directory and records; whether the output is there already, as this very run's."""
+        self._source = open_source(self._options, self._options.source)
+        self._facts = _facts(self._options, self._source)
+        if self._resume and is_trained_on(read_sidecar(self._out, self._facts), self._data):
+            if is_first():
+                remove_work(self._out)
+            self.steps = read_lines(self._out / LOG_FILE)[-1]["step"]
+            return True
+        self._samples = open_samples(self._source, self._options)
+        self._validation = _validation_samples(self._source, self._options)
+        bad = known_bad(self._data, self._samples, self._options)
+        if not self._skip_bad:
+            refuse_bad(bad, self._data, left_out_before(self._out) if self._resume else set())
+        self._work = work_directory(self._out)
+        if is_first():
+            open_run(self._out, self._facts, resume=self._resume, force=self._force)
+        self._records, self._left_out = open_records(
+            self._work,
+            self._data,
+            bad if self._skip_bad else (),
+            Looker(self._samples),
+            skip=self._skip_bad,
+            writes=is_first(),
+        )
+        self._samples.conversations, self._samples.left_out = self._records, self._left_out
+        return False
+
+    def train(self) -> Outcome:
+        """Train from the newest snapshot to the end, and write the output."""
+        if is_first():
+            if self._left_out.counts:
+                note(f"left out from the start: {say_kinds(self._left_out.counts)}")
+            note(f"log and snapshots while it runs: {self._work}")
+        model = load_model(self._source)
+        dtype = stored_dtype(self._source)
+        self._needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+        check_space(self._out, self._needed)
+        with full_disk_named(self._work) if is_first() else nullcontext():
+            fitted = self._fit(model)
+        del model
+        if not is_first():
+            return Outcome(
+                steps=fitted.steps,
+                resumed_at=fitted.resumed_at,
+                first_loss=math.nan,
+                last_loss=math.nan,
+                seconds=0.0,
+                left_out=self._left_out.counts,
+            )
+        self._write(fitted.learned)
+        empty(self._work)  # `held_run` removes it
+        if self._left_out.counts:
+            note(f"left out: {say_kinds(self._left_out.counts)} of {len(self._data)} records")
+        return self.outcome(fitted.resumed_at)
+
+    def _fit(self, model: TinyLlava) -> Fitted:
+        options, training = self._options, self._options.training
+        torch.manual_seed(training.seed)
+        choose_trained(model, options)
+        precision = arithmetic(options)
+        if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
+            keep_frozen_in(model, torch.bfloat16 if precision == "bf16" else torch.float16)
+        trained = TinyLlavaForTraining(model)
+        if training.attn_implementation != "auto":
+            trained.set_attention(training.attn_implementation)
+        if training.gradient_checkpointing:
+            trained.checkpoint_activations()
+        return fit(trained, self._samples, self._validation, options, self._work)
+
+    def _write(self, learned: dict[str, torch.Tensor]) -> None:
+        """Put what was trained into the source's own weights, and write the checkpoint."""
+        model, options = load_model(self._source), self._options
+        lora = [part for part, tuning in options.tune.items() if tuning.how == "lora"]
+        adapted = add_lora(model, lora, options.lora) if lora else None
+        with torch.no_grad():
+            for name, tensor in learned.items():
+                model.get_parameter(name).copy_(tensor)
+        merge_error = None
+        with output_directory(
+            self._out, force=self._force, mark=checkpoint_mark, needed=self._needed
+        ) as directory:
+            if adapted is not None:
+                if options.save_adapter:
+                    save_adapter(adapted, directory / ADAPTER_FOLDER)
+                merge_error = merge_lora(model, adapted, self._samples.collator([self._samples[0]]))
+            facts = self._facts | {
+                "data": options.data.name,
+                "data_sha256": data_sha256(self._records.data.hashes, self._left_out.hashes),
+                "left_out": self._left_out.records,
+                "merge_error": merge_error,
+            }
+            _write(model, directory, self._source, facts, self._work)
+
+    def outcome(self, resumed_at: int) -> Outcome:
+        """What the output says of the run."""
+        lines = [line for line in read_lines(self._out / LOG_FILE) if line["stage"] == STAGE]
+        left_out = read_json_object(self._out / SIDECAR_FILE)["left_out"]
+        return Outcome(
+            steps=lines[-1]["step"],
+            resumed_at=resumed_at,
+            first_loss=lines[0]["loss"],
+            last_loss=lines[-1]["loss"],
+            seconds=lines[-1]["seconds"],
+            left_out=dict(Counter(record["kind"] for record in left_out)),
+        )
+
+
+def _validation_samples(source: Checkpoint, options: FinetuneOptions) -> Samples | None:
+    """The validation set, which has no bad records.
+
+    Raises:
+        DataError: it has; the message shows the first.
+    """
+    if options.eval_data is None:
+        return None
+    data = read_data(options, validation=True)
+    refuse_bad(data.bad, data, set())
     samples = open_samples(source, options)
-    bad = known_bad(data, samples, options)
-    if not skip_bad:
-        refuse_bad(bad, data, left_out_before(out) if resume else set())
-    model = load_model(source)
-    accelerator = Accelerator(mixed_precision=_precision(options))
-    model.to(accelerator.device)
-    torch.manual_seed(options.seed)
-    adapted = _choose_trained(model, options)
-    work = open_run(out, facts, resume=resume, force=force)
-    records, left_out = open_records(work, data, bad if skip_bad else (), Looker(samples), skip=skip_bad)
-    samples.conversations, samples.left_out = records, left_out
-    if left_out.counts:
-        note(f"left out from the start: {say_kinds(left_out.counts)}")
-    note(f"log and snapshots while it runs: {work}")
-    stored = stored_dtype(source)
-    needed = sum(parameter.numel() for parameter in model.parameters()) * stored.itemsize
-    check_space(out, needed)
-    with full_disk_named(work):
-        first = samples.batch(0) if adapted is not None else None
-        resumed_at = _optimise(model, samples, options, accelerator, work)
-    merge_error = None
-    with output_directory(out, force=force, mark=checkpoint_mark, needed=needed) as directory:
-        if adapted is not None and first is not None:
-            if options.save_adapter:
-                save_adapter(adapted, directory / ADAPTER_FOLDER)
-            merge_error = merge_lora(model, adapted, first)
-        facts |= {
-            "data": options.data.name,
-            "data_sha256": data_sha256(records.data.hashes, left_out.hashes),
-            "left_out": left_out.records,
-            "merge_error": merge_error,
-        }
-        _write(model, directory, source, facts, work / LOG_FILE)
-    empty(work)  # `held_run` removes it
-    if left_out.counts:
-        note(f"left out: {say_kinds(left_out.counts)} of {len(data)} records")
-    return _outcome(out, resumed_at)
+    samples.conversations = Numbered(data, range(len(data)), samples.left_out)
+    return samples
 
 
 def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
     """What the outcome depends on, for the sidecar and to know a run again."""
-    return {
+    training = {key: value for key, value in asdict(options.training).items() if key not in _FREE}
+    facts = {
         "recipe": options.recipe,
-        "tune": list(options.tune),
+        "tune": {part: asdict(tuning) for part, tuning in options.tune.items()},
         "training_template": options.template,
-        "epochs": options.epochs,
-        "batch_size": options.batch_size,
+        **training,
         "learning_rate": options.rate,
-        "lora": asdict(options.lora) if options.recipe == "lora" else None,
-        "seed": options.seed,
-        "mixed_precision": _precision(options),
+        "lora": asdict(options.lora) if options.has_lora else None,
+        "mixed_precision": arithmetic(options),
+        "processes": world_size(),
         "source": _source_name(options),
         "source_sha256": source.sha256,
     }
+    return dict(json.loads(json.dumps(facts)))
 
 
 def _source_name(options: FinetuneOptions) -> str:
@@ -183,92 +277,15 @@ def _source_name(options: FinetuneOptions) -> str:
     return NANO if is_shipped(options.source) else options.source.resolve().name
 
 
-def _precision(options: FinetuneOptions) -> str:
-    """Accelerate's name of the arithmetic; auto is bf16 where the GPU, or else the CPU, computes in it.
-
-    Raises:
-        UsageError: bf16 is asked for of a GPU that would only imitate it (compute capability below 8.0).
-    """
-    if not torch.cuda.is_available():
-        return choose_precision(options.precision)
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    if options.precision == "bf16" and not has_bf16:
-        raise UsageError(
-            f"--precision bf16: {torch.cuda.get_device_name()} does not compute in it (8.0 and newer do). "
-            "Give fp32, or leave it to auto."
-        )
-    if options.precision == "auto":
-        return choose_precision("bf16" if has_bf16 else "fp32")
-    return choose_precision(options.precision)
-
-
-def _choose_trained(model: TinyLlava, options: FinetuneOptions) -> Any:
-    """Freeze all but what is trained; PEFT's wrapper where there are low-rank updates."""
-    model.requires_grad_(False)
-    full = set(options.tune)
-    adapted = None
-    if options.recipe == "lora":
-        adapted = add_lora(model, options.lora)
-        full.discard("language_model")
-    for part in full:
-        model.get_submodule(part).requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UsageError(f"nothing to train: {', '.join(options.tune)} has no weights in this checkpoint.")
-    return adapted
-
-
-def _optimise(
-    model: TinyLlava, samples: Samples, options: FinetuneOptions, accelerator: Accelerator, work: Path
-) -> int:
-    """Run the optimiser from the newest snapshot to the end; the step it went on from."""
-    snapshots = Snapshots(work, model, options.save_every)
-    seconds_before = truncate_log(work / LOG_FILE, snapshots.step)
-    num_steps = samples.steps_per_epoch * options.epochs
-    model.train()
-    optimise(
-        "finetune",
-        torch.optim.AdamW(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=options.rate,
-            betas=(0.9, 0.98),  # the memory of second moments that short runs need
-            weight_decay=0.0,
-        ),
-        _losses(model, samples, range(snapshots.step, num_steps)),
-        num_steps=num_steps,
-        warmup_ratio=_WARMUP_RATIO,
-        gradient_norm=_GRADIENT_NORM,
-        accelerator=accelerator,
-        log=TrainingLog(work / LOG_FILE, seconds_before, snapshots),
-    )
-    model.eval()
-    return snapshots.step
-
-
-def _losses(model: TinyLlava, samples: Samples, steps: range) -> Iterator[Callable[[], torch.Tensor]]:
-    for step in steps:
-        yield partial(conversation_loss, model, samples.batch(step))
-
-
-def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[str, Any], log: Path) -> None:
+def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[str, Any], work: Path) -> None:
     """Fill the directory of the finished checkpoint."""
     dtype = stored_dtype(source)
-    write_frame(source, directory, dtype)
+    write_frame(source, directory, dtype, max_length=facts["model_max_length"])
     write_weights(model, directory, dtype)
     write_json(directory / SIDECAR_FILE, {"template": model.config.template, **facts})
-    shutil.copy(log, directory / LOG_FILE)
-    write_curve(log, directory / CURVE_FILE)
+    shutil.copy(work / LOG_FILE, directory / LOG_FILE)
+    write_curve(work / LOG_FILE, directory / CURVE_FILE)
+    if (work / REPORTS).is_dir():
+        shutil.copytree(work / REPORTS, directory / REPORTS)
     for path in directory.rglob("*"):
         fsync(path)
-
-
-def _outcome(out: Path, resumed_at: int) -> Outcome:
-    lines = read_lines(out / LOG_FILE)
-    left_out = read_json_object(out / SIDECAR_FILE)["left_out"]
-    return Outcome(
-        steps=lines[-1]["step"],
-        resumed_at=resumed_at,
-        first_loss=lines[0]["loss"],
-        last_loss=lines[-1]["loss"],
-        seconds=lines[-1]["seconds"],
-        left_out=dict(Counter(record["kind"] for record in left_out)),
-    )

@@ -21,14 +21,15 @@ class LeftOut:
     Args:
         path: JSON lines, one a bad record that was met, in an earlier part of the run too; None keeps none.
         skip: leave out what is met; False ends the run there.
+        writes: this process writes it down, and tells.
 
     Attributes:
         met: by number, the kind of what ended the run or was left out.
         before: numbers of what was left out before the first step, which is not in the order of batches.
     """
 
-    def __init__(self, path: Path | None = None, *, skip: bool = False) -> None:
-        self._path, self._skip = path, skip
+    def __init__(self, path: Path | None = None, *, skip: bool = False, writes: bool = True) -> None:
+        self._path, self._skip, self._writes = path, skip, writes
         self._lines: dict[int, dict[str, Any]] = {}
         self.met: dict[int, str] = {}
         self.before: set[int] = set()
@@ -62,7 +63,7 @@ class LeftOut:
         """Write a bad record down; `why` is `before` the run, `met` in it, or what `stopped` it."""
         line = {"number": number, "id": id_, "kind": kind, "sha256": sha256, "why": why}
         self._keep(line)
-        if self._path is not None:
+        if self._path is not None and self._writes:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
@@ -80,7 +81,7 @@ class LeftOut:
                 f"{record.where}: {fault} Mend it or drop it from the file, and repeat the command "
                 "with --resume; or leave bad records out: --resume --skip-bad.",
             )
-        if len(self._lines) <= _SAID:
+        if len(self._lines) <= _SAID and self._writes:
             note(f"left out: {record.where}: {fault}")
 
     def _keep(self, line: dict[str, Any]) -> None:

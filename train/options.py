@@ -1,15 +1,16 @@
 """What `train` can be asked for on the user's own data; checked before torch is imported."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.prompt import template_named
 
-Part = Literal["vision_tower", "connector", "language_model"]
+from .training_options import How, Part, TrainingOptions, Tuning, check_fraction
+
 RecipeName = Literal["full", "lora"]
-Precision = Literal["auto", "fp32", "bf16"]
 PARTS: dict[str, Part] = {
     "connector": "connector",
     "llm": "language_model",
@@ -43,12 +44,10 @@ class FinetuneOptions:
     Attributes:
         source: checkpoint to start from.
         parts: what to assemble `source` from; it is removed again at the end.
-        recipe: `lora` trains low-rank updates of the language model, `full` the weights themselves; the
-            other parts of `tune` are trained in full either way, as upstream does.
-        tune: which parts are trained.
+        tune: how each part is trained that is not frozen.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
-        learning_rate: None is upstream's (docs/sources/tinyllava.md#learning-rates).
-        save_every: steps between snapshots; 0 takes none.
+        training: batches, rates, arithmetic.
+        eval_data: validation set, in the form of `data`; its pictures are in `eval_images`.
 
     Raises:
         UsageError: values that are out of range or do not fit together.
@@ -58,53 +57,59 @@ class FinetuneOptions:
     images: Path
     source: Path
     parts: Parts | None = None
-    recipe: RecipeName = "full"
-    tune: tuple[Part, ...] = ("connector", "language_model")
+    tune: Mapping[Part, Tuning] = field(
+        default_factory=lambda: {"connector": Tuning(), "language_model": Tuning()}
+    )
     template: str | None = None
-    epochs: int = 1
-    batch_size: int = 8
-    learning_rate: float | None = None
     lora: LoraOptions = LoraOptions()
-    seed: int = 0
-    precision: Precision = "auto"
-    save_every: int = 100
+    training: TrainingOptions = field(default_factory=TrainingOptions)
+    eval_data: Path | None = None
+    eval_images: Path | None = None
     save_adapter: bool = False
     sources: Path | None = None
     allow_pickle: bool = False
 
     def __post_init__(self) -> None:
-        for option, value, known in (
-            ("--recipe", self.recipe, get_args(RecipeName)),
-            ("--precision", self.precision, get_args(Precision)),
-        ):
-            if value not in known:
-                raise UsageError(f"{option} {value!r} is not known. Known: {', '.join(known)}.")
-        numbers = {
-            "--epochs": self.epochs,
-            "--batch-size": self.batch_size,
-            "--lora-rank": self.lora.rank,
-            "--lora-alpha": self.lora.alpha,
-            "--save-every": self.save_every + 1,
-        }
-        for option, number in numbers.items():
+        for option, number in (("--lora-rank", self.lora.rank), ("--lora-alpha", self.lora.alpha)):
             if number < 1:
                 raise UsageError(f"{option} is too small.")
         if not 0 <= self.lora.dropout < 1:
             raise UsageError(f"--lora-dropout is {self.lora.dropout}, expected 0 to below 1.")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise UsageError(f"--learning-rate is {self.learning_rate}, expected above 0 and below 1.")
-        if self.recipe == "lora" and "language_model" not in self.tune:
-            raise UsageError("--recipe lora updates the language model: --tune must name llm.")
-        if self.save_adapter and self.recipe != "lora":
+        for part, tuning in self.tune.items():
+            self._check_part(part, tuning)
+        if self.save_adapter and not self.has_lora:
             raise UsageError("--save-adapter needs --recipe lora.")
+        if self.training.early_stopping_patience and self.eval_data is None:
+            raise UsageError("--patience needs --eval-data, whose loss it looks at.")
         if self.template is not None:
             template_named(self.template)
+
+    def _check_part(self, part: str, tuning: Tuning) -> None:
+        known = {"part": (part, PARTS.values()), "way to tune": (tuning.how, get_args(How))}
+        for what, (value, names) in known.items():
+            if value not in names:
+                raise UsageError(f"{part}: {what} {value!r} is not known. Known: {', '.join(names)}.")
+        if tuning.from_layer is not None and (part != "vision_tower" or tuning.how != "full"):
+            raise UsageError(f"{part}: only a tower that is tuned in full is tuned from a layer on.")
+        if tuning.learning_rate is not None:
+            check_fraction(f"{part}: learning rate", tuning.learning_rate or -1.0)
+        check_fraction(f"{part}: weight decay", tuning.weight_decay or 0.0)
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether a part has low-rank updates."""
+        return any(tuning.how == "lora" for tuning in self.tune.values())
+
+    @property
+    def recipe(self) -> RecipeName:
+        """What the sidecar calls it."""
+        return "lora" if self.has_lora else "full"
 
     @property
     def paths_read(self) -> tuple[Path | None, ...]:
         """What a run reads, but for the folder of pictures, which is the data file's own unless named."""
         start = (self.source,) if self.parts is None else (self.parts.tower, self.parts.llm)
-        return (self.data, self.sources, *start)
+        return (self.data, self.eval_data, self.sources, self.training.deepspeed, *start)
 
     @property
     def chat_template(self) -> str | None:
@@ -113,16 +118,26 @@ class FinetuneOptions:
 
     @property
     def rate(self) -> float:
-        """The learning rate, or upstream's for this recipe."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        if self.recipe == "lora":
+        """The learning rate of parts without one of their own: upstream's for what is tuned if not given."""
+        if self.training.learning_rate is not None:
+            return self.training.learning_rate
+        if self.has_lora:
             return 2e-4
-        return 1e-3 if self.tune == ("connector",) else 2e-5
+        return 1e-3 if list(self.tune) == ["connector"] else 2e-5
+
+    def rate_of(self, part: Part) -> float:
+        """The learning rate of a part."""
+        own = self.tune[part].learning_rate
+        return self.rate if own is None else own
+
+    def decay_of(self, part: Part) -> float:
+        """The weight decay of a part's matrices; biases and norms have none."""
+        own = self.tune[part].weight_decay
+        return self.training.weight_decay if own is None else own
 
 
-def parse_tune(text: str) -> tuple[Part, ...]:
-    """Parts by name, joined with `+`; `all` is every one.
+def parse_tune(text: str, recipe: str = "full") -> dict[Part, Tuning]:
+    """Parts by name, joined with `+`; `all` is every one; `lora` is the language model's, as upstream.
 
     Raises:
         UsageError: a name is not known; the message lists those that are.
@@ -131,4 +146,24 @@ def parse_tune(text: str) -> tuple[Part, ...]:
     for name in names:
         if name not in PARTS:
             raise UsageError(f"--tune {name!r} is not known. Known: {', '.join(PARTS)}, joined by +; all.")
-    return tuple(part for name, part in PARTS.items() if name in names)
+    if recipe not in get_args(RecipeName):
+        raise UsageError(f"--recipe {recipe!r} is not known. Known: {', '.join(get_args(RecipeName))}.")
+    if recipe == "lora" and "llm" not in names:
+        raise UsageError("--recipe lora updates the language model: --tune must name llm.")
+    tune = {part: Tuning() for name, part in PARTS.items() if name in names}
+    return {**tune, "language_model": Tuning(how="lora")} if recipe == "lora" else tune
+
+
+def with_rates(tune: Mapping[Part, Tuning], rates: Iterable[tuple[Part, float | None]]) -> dict[Part, Tuning]:
+    """The same with learning rates of their own for some parts.
+
+    Raises:
+        UsageError: a part with a rate is not tuned.
+    """
+    changed: dict[Part, Any] = dict(tune)
+    for part, rate in rates:
+        if rate is not None and part not in changed:
+            raise UsageError(f"a learning rate for {part}, which --tune does not name.")
+        if rate is not None:
+            changed[part] = replace(changed[part], learning_rate=rate)
+    return changed

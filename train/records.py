@@ -87,13 +87,17 @@ class Data(Sequence[Conversation | BadRow]):
         return [found.sha256 for found in self]
 
 
-def read_data(options: FinetuneOptions) -> Data:
-    """Find the records of the data file.
+def read_data(options: FinetuneOptions, *, validation: bool = False) -> Data:
+    """Find the records of the data file, or of the validation set.
 
     Raises:
         DataError: the file cannot be read, or is neither a list nor a record a line.
     """
-    return Data(options.data, options.images, Rows(options.data), options.template)
+    file, images = options.data, options.images
+    if validation:
+        assert options.eval_data is not None
+        file, images = options.eval_data, options.eval_images or options.eval_data.parent
+    return Data(file, images, Rows(file), options.template)
 
 
 def data_sha256(hashes: Iterable[str], left_out: Iterable[str]) -> str:

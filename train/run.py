@@ -24,11 +24,16 @@ RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
 RECORDS_FILE, NOW_FILE = "records.copy", "records.now.copy"  # the data: at first, and once mended
-# Of a run's directory, with what a killed process leaves.
+SAVING, REPORTS = ".saving", "reports"  # folders: a checkpoint that is being written; TensorBoard's files
+# Of a run's directory, with what a killed process leaves, and snapshots of earlier versions.
 _OF_A_RUN = re.compile(
     rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
     r"|records(\.now)?\.copy(\.new)?"
-    r"|\.(records|left_out)\.[\w-]+\.jsonl|(\.?step-\d{8}(\.tmp-\w+)?)"
+    r"|\.(records|left_out)\.[\w-]+\.jsonl|checkpoint-\d+|\.saving|reports|\.?step-\d{8}(\.tmp-\w+)?"
+)
+_OF_A_CHECKPOINT = (
+    "latest",  # a name, DeepSpeed's
+    *(f".{kind}" for kind in ["pt", "pth", "bin", "json", "safetensors", "distcp", "metadata", "py", "lock"]),
 )
 
 
@@ -105,8 +110,7 @@ def open_run(out: Path, facts: Mapping[str, Any], *, resume: bool, force: bool) 
                 "Repeat the command with --resume added, or give --force without it to begin anew."
             )
     write_json(work / RUN_FILE, dict(facts))
-    for left in work.glob(".step-*.tmp-*"):  # by a process killed while it wrote; this one is alone here
-        shutil.rmtree(left)
+    shutil.rmtree(work / SAVING, ignore_errors=True)  # of a process killed while it wrote
     return work
 
 
@@ -168,7 +172,12 @@ def _is_run(work: Path) -> bool:
     files = [path.relative_to(work) for path in work.rglob("*") if path.is_symlink() or not path.is_dir()]
     return all(
         _OF_A_RUN.fullmatch(path.parts[0])
-        and (len(path.parts) == 1 or path.suffix in (".pt", ".json", ".lock"))
+        and (
+            len(path.parts) == 1
+            or path.parts[0] == REPORTS
+            or path.suffix in _OF_A_CHECKPOINT
+            or path.name == "latest"
+        )
         for path in files
     )
 

@@ -44,7 +44,7 @@ class Numbered(Mapping[int, Conversation | BadRow | None]):
 
 
 def open_records(
-    work: Path, data: Data, bad: Sequence[BadRecord], look: Look, *, skip: bool
+    work: Path, data: Data, bad: Sequence[BadRecord], look: Look, *, skip: bool, writes: bool = True
 ) -> tuple[Numbered, LeftOut]:
     """The conversations of a run by number, None where there is none any more, and what is left out.
 
@@ -56,6 +56,7 @@ def open_records(
         bad: its records that are known to be bad.
         look: at a record that is no longer in the file.
         skip: leave bad records out.
+        writes: False where another process, the first of several, has opened them already.
 
     Raises:
         UsageError: the run was begun with other data; the message names the record.
@@ -65,19 +66,22 @@ def open_records(
     if is_new := not copy.exists():
         _begin(work, data, bad)
     begun = data.reading(data.rows.copied_to(copy) if is_new else Rows(copy))
-    mend(work / LEFT_OUT_FILE)
-    left_out = LeftOut(work / LEFT_OUT_FILE, skip=skip)
+    if writes:
+        mend(work / LEFT_OUT_FILE)
+    left_out = LeftOut(work / LEFT_OUT_FILE, skip=skip, writes=writes)
     places: Sequence[int | None] = range(len(begun))
     number_at: Mapping[int | None, int] | None = None
     if not is_new and not filecmp.cmp(copy, data.file, shallow=False):
-        note(f"{data.file}: changed since the run was begun; its records are compared")
+        if writes:
+            note(f"{data.file}: changed since the run was begun; its records are compared")
         places = _match(begun, data, _may_differ(begun, left_out, look))
         for number, place in enumerate(places):
             if place is None and number not in left_out:
                 gone = begun[number]
                 left_out.add(number, gone.id, left_out.met[number], gone.sha256)
         number_at = {place: number for number, place in enumerate(places)}
-        begun = data.reading(data.rows.copied_to(work / NOW_FILE))
+        now = work / NOW_FILE
+        begun = data.reading(data.rows.copied_to(now) if writes else Rows(now))
     for record in bad:
         number = record.index if number_at is None else number_at[record.index]
         if number not in left_out:

@@ -1,50 +1,42 @@
-"""The user's conversations as the batches of a run, each a function of seed and step alone."""
+"""The user's conversations as a data set: each read, and made tokens and pixels, when it is asked for."""
 
-import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch.utils.data import Dataset
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL
 from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import DataError, PromptError, RecordError, UnsupportedModelError
+from tinyllava_edge.errors import PromptError, RecordError, UnsupportedModelError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Template, TextTokenizer, template_named
 
+from .batches import Collator, Encoded, Fault, Sample
 from .conversations import SYSTEM, BadRow, Conversation, sha256_of
-from .data import Batch, PictureReader, encode_conversation, splice_labels
+from .data import PictureReader, encode_conversation, splice_labels
 from .left_out import LeftOut
 from .options import FinetuneOptions
 
 TEXT, NO_ANSWER = "not Unicode", "no answer left"
 
 
-class Encoded(NamedTuple):
-    """A conversation as a model takes it, before it is cut."""
-
-    ids: list[int]
-    labels: list[int]
-    positions: int  # the pictures' counted
-
-
 @dataclass(kw_only=True)
-class Samples:
-    """Batches in a new random order every epoch; the last one of an epoch may be small.
+class Samples(Dataset[Sample | Fault]):
+    """Samples by their place in the list of records.
 
-    A record that is left out is missing in its batch; a batch of such records alone has the next good one of
-    the epoch in their place. So the batches do not depend on when a record turns out to be bad.
+    A record that is left out is missing in its batch; a batch of such records alone has the next good one
+    instead. So the batches do not depend on when a record turns out to be bad.
 
     Attributes:
         conversations: by number; None where there is none any more.
         limit: positions that are left of a conversation, `num_tokens` of each picture counted.
         num_tokens: positions of one picture.
-        seed: of the order.
         left_out: numbers of records that are not used.
         facts: what decides whether a record is bad, as JSON.
     """
@@ -53,40 +45,69 @@ class Samples:
     tokenizer: TextTokenizer
     template: Template
     reader: PictureReader
-    batch_size: int
     limit: int
     num_tokens: int
-    seed: int
     left_out: LeftOut = field(default_factory=LeftOut)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Of the records, by place."""
+        return list(self.conversations)
+
     @property
-    def steps_per_epoch(self) -> int:
-        """Steps in which every conversation is seen once."""
-        return -(-len(self.conversations) // self.batch_size)
+    def collator(self) -> Collator:
+        """What makes batches of these samples."""
+        return Collator(self.limit, self.num_tokens, self.reader.how.image_size)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0.
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-        Raises:
-            RecordError: a record is bad, and such are not to be left out.
-            DataError: all records are left out.
+    def __iter__(self) -> Iterator[Sample | Fault]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: int) -> Sample | Fault:
+        return self.__getitems__([place])[0]
+
+    def __getitems__(self, places: list[int]) -> list[Sample | Fault]:
+        """The samples of a batch, and what its other records are left out for; no sample if all are."""
+        found = [item for place in places for item in self._read(place)]
+        if any(isinstance(item, Sample) for item in found):
+            return found
+        for offset in range(1, len(self)):
+            found += self._read((places[-1] + offset) % len(self))
+            if found and isinstance(found[-1], Sample):
+                break
+        return found
+
+    def _read(self, place: int) -> Iterator[Sample | Fault]:
+        """A sample or what is wrong with its record; nothing where that is left out."""
+        number = self.numbers[place]
+        conversation = self.conversations[number]
+        if conversation is None or number in self.left_out:
+            return
+        try:
+            if isinstance(conversation, BadRow):
+                raise conversation.fault
+            encoded = self.encode(conversation)
+            yield Sample(encoded, [self.reader.read(picture) for picture in conversation.pictures])
+        except RecordError as fault:
+            yield Fault(number, fault.kind, str(fault))
+
+    def lengths(self) -> list[int]:
+        """Of each sample the words, below 0 where it has no picture; reads every record once.
+
+        Source: docs/sources/tinyllava.md#grouped-batches.
         """
-        epoch, index = divmod(step, self.steps_per_epoch)
-        order = list(self.conversations)
-        random.Random(f"{self.seed} {epoch}").shuffle(order)
-        start, end = index * self.batch_size, (index + 1) * self.batch_size
-        chosen = list(self._usable(order[start:end]))
-        if not chosen:
-            chosen = list(islice(self._usable(order[end:] + order[:start]), 1))
-        if not chosen:
-            raise DataError("no record is left to train on: all of them are bad.")
-        pictures = [picture for _, pixels in chosen for picture in pixels]
-        return Batch(
-            ids=[encoded.ids for encoded, _ in chosen],
-            labels=[encoded.labels for encoded, _ in chosen],
-            pixels=torch.stack(pictures) if pictures else torch.zeros(0),
-        )
+        found = []
+        for number in self.numbers:
+            record = self.conversations[number]
+            if not isinstance(record, Conversation):
+                found.append(-1)
+                continue
+            words = max(1, sum(len(text.split()) for turn in record.turns for text in turn))
+            found.append(words if record.pictures else -words)
+        return found
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Token ids and labels of a conversation.
@@ -114,22 +135,6 @@ class Samples:
             )
         return Encoded(ids, labels, len(spliced))
 
-    def _usable(self, numbers: Iterable[int]) -> Iterator[tuple[Encoded, list[torch.Tensor]]]:
-        """Encoded conversations and their pixels, without those that are left out."""
-        for number in numbers:
-            conversation = self.conversations[number]
-            if conversation is None or number in self.left_out:
-                continue
-            try:
-                if isinstance(conversation, BadRow):
-                    raise conversation.fault
-                encoded = self.encode(conversation)
-                pixels = [self.reader.read(picture) for picture in conversation.pictures]
-            except RecordError as fault:
-                self.left_out.meet(number, conversation, fault)
-            else:
-                yield encoded, pixels
-
 
 def open_source(options: FinetuneOptions, path: Path) -> Checkpoint:
     """The checkpoint at `path`, as the options say how to read it."""
@@ -150,6 +155,7 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
             "its own code."
         )
     config, assets = source.config, read_assets(source)
+    limit = options.training.model_max_length or config.tokenizer_max_length
     size = assets.preprocessing.image_size
     with torch.device("meta"), torch.no_grad():  # a resampler's positions are not the tower's
         num_tokens = TinyLlava(config).encode(torch.zeros(1, 3, size, size)).shape[1]
@@ -163,13 +169,11 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
         tokenizer=assets.text_tokenizer(),
         template=template,
         reader=PictureReader(assets.preprocessing),
-        batch_size=options.batch_size,
-        limit=config.tokenizer_max_length,
+        limit=limit,
         num_tokens=num_tokens,
-        seed=options.seed,
         facts={
             "template": template.name,
-            "limit": config.tokenizer_max_length,
+            "limit": limit,
             "num_tokens": num_tokens,
             "tokenizer": [sha256_of(assets.tokenizer.tokenizer_json), assets.bos_id],
             "preprocessing": asdict(assets.preprocessing),

@@ -17,7 +17,7 @@ from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
-from .run import LOG_FILE
+from .run import LOG_FILE, REPORTS
 
 CURVE_FILE = "training_curve.png"
 ADAPTER_FOLDER = "adapter"
@@ -57,7 +57,7 @@ def checkpoint_mark(directory: Path) -> str:
     sidecar = read_json_object(directory / SIDECAR_FILE)
     if not sidecar.keys() >= {"recipe", "data_sha256"}:
         return "is no checkpoint that this program trained"
-    return foreign_file(directory, _WRITTEN.__contains__)
+    return foreign_file(directory, lambda name: name in _WRITTEN or name.startswith(f"{REPORTS}/"))
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -67,9 +67,16 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return dtype
 
 
-def write_frame(source: Checkpoint, directory: Path, dtype: torch.dtype) -> None:
-    """Everything of a checkpoint but weights and sidecar, as in `source`, in TinyLLaVA Factory's layout."""
+def write_frame(
+    source: Checkpoint, directory: Path, dtype: torch.dtype, *, max_length: int | None = None
+) -> None:
+    """Everything of a checkpoint but weights and sidecar, as in `source`, in TinyLLaVA Factory's layout.
+
+    `max_length`: positions that are left of a conversation, where they were chosen.
+    """
     raw = {key: value for key, value in source.factory_config.items() if key != "dtype"}
+    if max_length is not None:
+        raw["tokenizer_model_max_length"] = max_length
     write_json(directory / "config.json", {**raw, "torch_dtype": str(dtype).removeprefix("torch.")})
     copy_tokenizer(tokenizer_directory(source), directory)
     processor = processor_path(source)

@@ -1,105 +1,60 @@
-"""The state of a run on the disk, so that it goes on after any interruption as if there had been none."""
+"""The Trainer's checkpoints of an unfinished run: sealed with their hashes, and whole or not there.
+
+A checkpoint is written in `.saving` and renamed. One whose hashes are not those of its seal is removed, as if
+never taken.
+"""
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import nn
-
-from tinyllava_edge.atomic_files import fsync, output_directory, write_json
+from tinyllava_edge.atomic_files import fsync, write_json
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.errors import OutputError, UsageError
 
-_STATE, _SEAL = "state.pt", "seal.json"
-_KEPT = 2  # the newest, and one more in case the disk spoils it
+from .run import SAVING
+
+_PREFIX, _SEAL = "checkpoint-", "seal.json"
 
 
-class Snapshots:
-    """Saves the state every few steps, and restores the newest one that is whole.
+def newest_whole(work: Path) -> Path | None:
+    """The newest checkpoint that is whole; newer ones that are not are removed."""
+    for checkpoint in reversed(_all(work)):
+        if _is_whole(checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
 
-    A snapshot holds what is trained, optimisers, schedules and random state. The order of the samples follows
-    from the step alone. A snapshot whose hash is not the one in its seal is removed, as if never taken.
 
-    Args:
-        folder: where the snapshots are, one directory each.
-        model: its parameters that require gradients are what is trained.
-        every: steps from one snapshot to the next; 0 takes none.
-    """
+def step_of(checkpoint: Path | None) -> int:
+    """Steps that were done when it was taken."""
+    return 0 if checkpoint is None else int(checkpoint.name.removeprefix(_PREFIX))
 
-    def __init__(self, folder: Path, model: nn.Module, every: int) -> None:
-        self._folder, self._every = folder, every
-        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        while (newest := self._newest()) is not None and not _is_whole(newest):
-            shutil.rmtree(newest)
-        self.step = 0 if newest is None else _step_of(newest)
 
-    def restore(self, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]) -> int:
-        """Put everything back to where the newest snapshot was taken; how many steps that was."""
-        newest = self._newest()
-        if newest is None:
-            return 0
-        try:
-            state = torch.load(newest / _STATE, map_location="cpu", weights_only=True)
-            with torch.no_grad():
-                for name, parameter in self._trained.items():
-                    parameter.copy_(state["trained"][name])
-            for part, saved in zip((*optimizers, *schedules), state["optimization"], strict=True):
-                part.load_state_dict(saved)
-            torch.set_rng_state(state["rng"])
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
-        except Exception as error:  # torch raises many types on what it does not expect
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            raise UsageError(
-                f"{newest}: not a state of this run, or of another version of this program ({reason}). Begin "
-                "anew with --force."
-            ) from None
-        return self.step
-
-    def save_if_due(
-        self, step: int, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]
-    ) -> None:
-        """Take a snapshot where `step` is a multiple of `every`."""
-        if self._every and step % self._every == 0:
-            self.save(step, optimizers, schedules)
-
-    def save(self, step: int, optimizers: Sequence[torch.optim.Optimizer], schedules: Sequence[Any]) -> None:
-        """Take a snapshot after a step, where there is none of it yet."""
-        target = self._folder / f"step-{step:08d}"
-        if not step or target.exists():
-            return
-        state = {
-            "trained": {name: parameter.detach() for name, parameter in self._trained.items()},
-            "optimization": [part.state_dict() for part in (*optimizers, *schedules)],
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all(),
-        }
-        try:
-            with output_directory(target) as directory:
-                torch.save(state, directory / _STATE)
-                fsync(directory / _STATE)
-                write_json(directory / _SEAL, {"sha256": sha256_of_file(directory / _STATE)})
-        except RuntimeError as error:  # torch's word for a write that failed
-            raise OutputError(f"{target}: could not be written ({error}). Look at its disk.") from None
-        for old in self._all()[:-_KEPT]:
+def publish_checkpoint(work: Path, name: str, *, keep: int, best: str | None) -> None:
+    """Seal what stands in `.saving`, give it its name, and remove all but the newest `keep` and the best."""
+    directory = work / SAVING / name
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    for path in files:
+        fsync(path)
+    hashes = {path.relative_to(directory).as_posix(): sha256_of_file(path) for path in files}
+    write_json(directory / _SEAL, {"sha256": hashes})
+    fsync(directory)
+    directory.rename(work / name)
+    fsync(work)
+    shutil.rmtree(work / SAVING)
+    for old in _all(work)[:-keep]:
+        if best is None or old != Path(best):
             shutil.rmtree(old)
 
-    def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("step-*"))
 
-    def _newest(self) -> Path | None:
-        return next(reversed(self._all()), None)
-
-
-def _step_of(snapshot: Path) -> int:
-    return int(snapshot.name.removeprefix("step-"))
+def _all(work: Path) -> list[Path]:
+    found = [path for path in work.glob(f"{_PREFIX}*") if path.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(found, key=step_of)
 
 
-def _is_whole(snapshot: Path) -> bool:
+def _is_whole(checkpoint: Path) -> bool:
     try:
-        seal = json.loads((snapshot / _SEAL).read_text(encoding="utf-8"))
-        return bool(seal["sha256"] == sha256_of_file(snapshot / _STATE))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        seal = json.loads((checkpoint / _SEAL).read_text(encoding="utf-8"))["sha256"]
+        return bool(seal) and all(sha256_of_file(checkpoint / name) == sha for name, sha in seal.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False

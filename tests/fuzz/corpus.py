@@ -185,22 +185,24 @@ def _write_checkpoints(folder: Path) -> None:
 
 
 def _write_training(tree: Path) -> None:
-    from tinyllava_edge.train import loop
+    from tinyllava_edge.train import training_log
     from tinyllava_edge.train.finetune import finetune
 
     (tree / "data").mkdir(parents=True)
     write_messages(write_own_data(tree / "data", count=6))
     source = write_small_checkpoint(tree / "ck")
-    write: Any = loop.TrainingLog.write
+    write: Any = training_log.TrainingLog.write
 
-    def stop(log: loop.TrainingLog, **values: Any) -> None:
+    def stop(log: training_log.TrainingLog, **values: Any) -> None:
         write(log, **values)
         if values["step"] == 2:
             raise KeyboardInterrupt
 
-    options = own_options(tree / "data", source, batch_size=2, save_every=1, learning_rate=None)
+    options = own_options(
+        tree / "data", source, per_device_train_batch_size=2, save_steps=1, learning_rate=None
+    )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.TrainingLog, "write", stop)
+        patch.setattr(training_log.TrainingLog, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             finetune(tree / "out", options)
     config = json.loads((source / "config.json").read_text())

@@ -137,8 +137,11 @@ TRAINING = {
     "training picture": Kind("train", "data/1.png", bytes_damaged, readers.read_training),
     "run facts": Kind("train", "out.work/run.json", json_damaged, f"{_TRAIN} --resume"),
     "run log": Kind("train", "out.work/training_log.jsonl", each_line(json_damaged), f"{_TRAIN} --resume"),
-    "snapshot": Kind("train", "out.work/step-00000001/state.pt", _ZIPPED, readers.resume_resealed),
-    "snapshot seal": Kind("train", "out.work/step-00000001/seal.json", json_damaged, f"{_TRAIN} --resume"),
+    "snapshot": Kind("train", "out.work/checkpoint-1/optimizer.pt", _ZIPPED, readers.resume_resealed),
+    "snapshot state": Kind(
+        "train", "out.work/checkpoint-1/trainer_state.json", json_damaged, readers.resume_resealed
+    ),
+    "snapshot seal": Kind("train", "out.work/checkpoint-1/seal.json", json_damaged, f"{_TRAIN} --resume"),
     "tower": Kind("train", "tower/config.json", json_damaged, readers.assemble_parts),
     "language model": Kind("train", "llm/config.json", json_damaged, readers.assemble_parts),
 }

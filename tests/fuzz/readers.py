@@ -64,7 +64,9 @@ def read_training(tree: Path) -> None:
     """As `train` does: every record, every picture, every batch."""
     from tinyllava_edge.train.finetune import finetune
 
-    finetune(tree / "new", own_options(tree / "data", tree / "ck", batch_size=2, save_every=0))
+    finetune(
+        tree / "new", own_options(tree / "data", tree / "ck", per_device_train_batch_size=2, save_steps=0)
+    )
 
 
 def read_training_lines(tree: Path) -> None:
@@ -72,7 +74,11 @@ def read_training_lines(tree: Path) -> None:
     from tinyllava_edge.train.finetune import finetune
 
     options = own_options(
-        tree / "data", tree / "ck", data=tree / "data" / "data.jsonl", batch_size=2, save_every=0
+        tree / "data",
+        tree / "ck",
+        data=tree / "data" / "data.jsonl",
+        per_device_train_batch_size=2,
+        save_steps=0,
     )
     finetune(tree / "new", options, skip_bad=True)
 
@@ -81,9 +87,12 @@ def resume_resealed(tree: Path) -> None:
     """Go on from a snapshot whose seal is right."""
     from tinyllava_edge.train.finetune import finetune
 
-    snapshot = tree / "out.work" / "step-00000001"
-    (snapshot / "seal.json").write_text(json.dumps({"sha256": sha256_of_file(snapshot / "state.pt")}))
-    options = own_options(tree / "data", tree / "ck", batch_size=2, save_every=1, learning_rate=None)
+    snapshot = tree / "out.work" / "checkpoint-1"
+    files = {path.name: sha256_of_file(path) for path in snapshot.iterdir() if path.name != "seal.json"}
+    (snapshot / "seal.json").write_text(json.dumps({"sha256": files}))
+    options = own_options(
+        tree / "data", tree / "ck", per_device_train_batch_size=2, save_steps=1, learning_rate=None
+    )
     finetune(tree / "out", options, resume=True)
 
 

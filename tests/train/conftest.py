@@ -1,5 +1,6 @@
 """What the tests of training share."""
 
+import gc
 import multiprocessing
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 
 from tests.train.own_data import write_small_checkpoint
 from tinyllava_edge import record_check
+
+gc.freeze()  # the Trainer collects garbage at every start: 0.8 s among all that is imported here
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,5 +38,5 @@ def forks(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
     """Processes with one thread, forked from one that has imported torch."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tinyllava_edge.train.finetune"])
+    context.set_forkserver_preload(["tests.train.preloaded"])
     return context

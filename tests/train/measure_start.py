@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,12 @@ def measure_start(data: Path) -> dict[str, Any]:
     """In a process of its own: the seconds up to the first step, and the memory at its peak."""
     from tests.train.own_data import own_options, write_small_checkpoint
     from tinyllava_edge.train import finetune
+    from tinyllava_edge.train.trainer import TinyLlavaTrainer
 
     class FirstStepError(Exception):
         """The batch of the first step is there."""
 
-    def optimise(name: str, optimizer: object, losses: Iterable[object], **rest: object) -> None:
-        next(iter(losses))
+    def training_step(*_: object) -> None:
         raise FirstStepError
 
     def watch() -> None:
@@ -63,7 +62,7 @@ def measure_start(data: Path) -> dict[str, Any]:
     threading.Thread(target=watch, daemon=True).start()
     time.sleep(0.1)
     before, began, processor = peak[0], time.monotonic(), time.process_time()
-    with suppress(FirstStepError), patch.object(finetune, "optimise", optimise):
+    with suppress(FirstStepError), patch.object(TinyLlavaTrainer, "training_step", training_step):
         finetune.finetune(data.parent / f"{data.name}.out", own_options(data.parent, source, data=data))
     return {
         "file": data.name,

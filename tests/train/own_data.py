@@ -1,14 +1,20 @@
 """A user's data of a few conversations, and a checkpoint that trains in milliseconds a step."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 from tests.tiny import write_tiny_checkpoint
-from tinyllava_edge.train.options import FinetuneOptions, LoraOptions
+from tinyllava_edge.train.batches import FAULTS
+from tinyllava_edge.train.model import TinyLlavaForTraining
+from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
+from tinyllava_edge.train.training_options import TrainingOptions
 
+LORA = parse_tune("connector+llm", "lora")
 COLOURS = ("red", "green", "blue", "white", "black")
 
 
@@ -62,14 +68,27 @@ def write_small_checkpoint(directory: Path) -> Path:
 
 
 def own_options(folder: Path, source: Path, **changes: Any) -> FinetuneOptions:
-    """Options for the data that `write_own_data` wrote to `folder`."""
+    """Options for the data that `write_own_data` wrote; `changes` of them, and of the training's."""
     values: dict[str, Any] = {
         "data": folder / "data.json",
         "images": folder,
         "source": source,
-        "batch_size": 3,
+        "lora": LoraOptions(rank=4, alpha=8),
+        "per_device_train_batch_size": 3,
         "precision": "fp32",
         "learning_rate": 3e-3,
-        "lora": LoraOptions(rank=4, alpha=8),
+        **changes,
     }
-    return FinetuneOptions(**{**values, **changes})
+    names = {field.name for field in fields(TrainingOptions)}
+    training = TrainingOptions(**{name: values.pop(name) for name in names & values.keys()})
+    return FinetuneOptions(training=training, **values)
+
+
+def loss_of(model: TinyLlavaForTraining, batch: dict[str, Any]) -> torch.Tensor:
+    """The loss of a batch, as the Trainer asks for it."""
+    return model(**{key: value for key, value in batch.items() if key != FAULTS})["loss"]  # type: ignore[no-any-return]
+
+
+def changed(options: FinetuneOptions, **changes: Any) -> FinetuneOptions:
+    """The same options with another training."""
+    return replace(options, training=replace(options.training, **changes))

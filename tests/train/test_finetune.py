@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.golden import shared_fixtures
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
+from tests.train.own_data import LORA, changed, own_options, write_own_data, write_small_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import UPSTREAM_PREFIXES
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
@@ -22,8 +21,10 @@ from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.runtimes.model import open_bundle
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.finetune import _precision, finetune
+from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
+from tinyllava_edge.train.training_options import TrainingOptions, Tuning
+from tinyllava_edge.train.tuning import arithmetic as precision_of
 
 GOLDEN = shared_fixtures() / "checkpoints"
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def lora(folder: Path) -> Path:
     """One epoch of LoRA: four steps, with the adapter kept."""
     out = folder / "lora"
-    finetune(out, own_options(folder, folder / "source", recipe="lora", save_adapter=True))
+    finetune(out, own_options(folder, folder / "source", tune=LORA, save_adapter=True))
     return out
 
 
@@ -105,7 +106,7 @@ def test_a_model_trained_with_lora_is_exported_and_answers_as_in_torch(
 def test_the_full_recipe_trains_the_parts_that_tune_names(
     folder: Path, tmp_path: Path, tune: str, parts: set[str]
 ) -> None:
-    options = own_options(folder, folder / "source", tune=parse_tune(tune), batch_size=5)
+    options = own_options(folder, folder / "source", tune=parse_tune(tune), per_device_train_batch_size=5)
     outcome = finetune(tmp_path / "out", options)
     assert {name.split(".")[0] for name in _changed(folder / "source", tmp_path / "out")} == parts
     assert outcome.steps == 2
@@ -128,7 +129,9 @@ def test_captions_are_learned_with_the_checkpoints_own_template_kept(folder: Pat
 def test_every_layout_and_family_is_trained_and_read_again(folder: Path, tmp_path: Path, name: str) -> None:
     """On checkpoints that the original TinyLLaVA code wrote."""
     source, sources = GOLDEN / name / "model", GOLDEN.parent / "sources"
-    options = own_options(folder, source, recipe="lora", batch_size=10, sources=sources, allow_pickle=True)
+    options = own_options(
+        folder, source, tune=LORA, per_device_train_batch_size=10, sources=sources, allow_pickle=True
+    )
     finetune(tmp_path / "out", options)
     sidecar = json.loads((tmp_path / "out" / "tinyllava_edge.json").read_text())
     assert sidecar["merge_error"] <= 1e-5
@@ -174,18 +177,35 @@ def test_an_existing_output_is_kept_without_force(folder: Path, lora: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "qlora"}, "Known: full, lora"),
-        ({"recipe": "lora", "tune": ("connector",)}, "must name llm"),
+        ({"tune": {"language_model": Tuning(how="qlora")}}, "Known: full, lora"),  # type: ignore[arg-type]
+        ({"tune": {"head": Tuning()}}, "Known: connector, language_model, vision_tower"),
+        ({"tune": {"connector": Tuning(from_layer=2)}}, "only a tower"),
+        ({"tune": {"connector": Tuning(learning_rate=0.0)}}, "connector: learning rate is 0"),
         ({"save_adapter": True}, "needs --recipe lora"),
-        ({"epochs": 0}, "--epochs"),
-        ({"learning_rate": 0.0}, "--learning-rate"),
         ({"lora": LoraOptions(dropout=1.0)}, "--lora-dropout"),
-        ({"precision": "fp8"}, "Known: auto, fp32, bf16"),
+        ({"training": {"num_train_epochs": 0}}, "--epochs"),
+        ({"training": {"learning_rate": 0.0}}, "--learning-rate is 0"),
+        ({"training": {"warmup_ratio": 1.0}}, "--warmup-ratio"),
+        ({"training": {"precision": "fp8"}}, "Known: auto, fp32, bf16, fp16"),
+        ({"training": {"report_to": ("tensorbored",)}}, "Known: tensorboard, wandb"),
+        ({"training": {"fsdp": True, "deepspeed": Path("d")}}, "Give one of them"),
+        ({"training": {"early_stopping_patience": 1}}, "--patience needs --eval-data"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    def options(training: dict[str, Any] | None = None, **changes: Any) -> FinetuneOptions:
+        made = TrainingOptions(**(training or {}))
+        return FinetuneOptions(data=Path("d"), images=Path("i"), source=Path("s"), training=made, **changes)
+
     with pytest.raises(UsageError, match=message):
-        FinetuneOptions(**{"data": Path("d"), "images": Path("i"), "source": Path("s"), **changes})
+        options(**changes)
+
+
+def test_lora_needs_the_language_model() -> None:
+    with pytest.raises(UsageError, match="must name llm"):
+        parse_tune("connector", "lora")
+    with pytest.raises(UsageError, match="Known: full, lora"):
+        parse_tune("llm", "qlora")
 
 
 def test_learning_rates_are_upstreams_where_none_is_given() -> None:
@@ -196,8 +216,8 @@ def test_learning_rates_are_upstreams_where_none_is_given() -> None:
 
     assert rate(tune=parse_tune("connector")) == 1e-3
     assert rate() == 2e-5
-    assert rate(recipe="lora") == 2e-4
-    assert rate(learning_rate=0.5) == 0.5
+    assert rate(tune=LORA) == 2e-4
+    assert rate(training=TrainingOptions(learning_rate=0.5)) == 0.5
 
 
 def test_the_command_prints_one_line_of_json(
@@ -227,9 +247,9 @@ def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[st
         parse_tune("tower")
 
 
-@pytest.mark.parametrize(("capability", "arithmetic"), [((7, 5), "no"), ((8, 6), "bf16")])
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), "no"), ((8, 6), "bf16")])
 def test_a_gpu_is_not_asked_for_a_bf16_that_it_imitates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], arithmetic: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     """A T4 (7.5) emulates it, and torch, whose own function is asked here, calls that supported too."""
     options = FinetuneOptions(data=tmp_path, images=tmp_path, source=tmp_path)
@@ -238,7 +258,7 @@ def test_a_gpu_is_not_asked_for_a_bf16_that_it_imitates(
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
-    assert _precision(replace(options, precision="auto")) == arithmetic
-    if arithmetic == "no":
+    assert precision_of(changed(options, precision="auto")) == expected
+    if expected == "no":
         with pytest.raises(UsageError, match="--precision bf16: Tesla T4 does not compute in it"):
-            _precision(replace(options, precision="bf16"))
+            precision_of(changed(options, precision="bf16"))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
+from tests.train.own_data import loss_of
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.model.assets import read_assets
@@ -16,7 +17,7 @@ from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.prompt import place_markers, template_named
 from tinyllava_edge.train.conversations import parse_record
 from tinyllava_edge.train.data import PictureReader, encode_conversation, splice_labels
-from tinyllava_edge.train.loop import conversation_loss
+from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.samples import Samples
 
 LOSS, GRADIENT = 1e-5, 1e-4  # relative: the fixtures' own tolerances
@@ -56,12 +57,10 @@ def test_labels_loss_and_gradients_are_upstreams(name: str, tmp_path: Path) -> N
         tokenizer=assets.text_tokenizer(),
         template=template_named(model.config.template),
         reader=PictureReader(assets.preprocessing),
-        batch_size=2,
         limit=model.config.tokenizer_max_length,
         num_tokens=num_tokens,
-        seed=0,
     )
-    loss = conversation_loss(model, samples.batch(0))
+    loss = loss_of(TinyLlavaForTraining(model), samples.collator(list(samples)))
     assert loss.item() == pytest.approx(golden["train"]["loss"], rel=LOSS)
     loss.backward()  # type: ignore[no-untyped-call]
     check_gradients(model.connector, golden["train"])

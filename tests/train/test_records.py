@@ -7,17 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.own_data import own_options, write_messages, write_own_data
+from tests.train.own_data import loss_of, own_options, write_messages, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train import records
+from tinyllava_edge.train.batches import Sample
 from tinyllava_edge.train.check import check_data
 from tinyllava_edge.train.finetune import finetune
-from tinyllava_edge.train.loop import splice_batch
+from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import Samples, open_samples
+from tinyllava_edge.train.training_options import Tuning
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 VIDEO = {
@@ -37,10 +39,10 @@ def test_lines_of_messages_give_the_batches_of_the_list(source: Path, tmp_path: 
     options = own_options(tmp_path, source)
     lines = write_messages(write_own_data(tmp_path))
     one, other = _samples(options), _samples(own_options(tmp_path, source, data=lines))
-    for step in range(4):
-        expected, found = one.batch(step), other.batch(step)
-        assert (found.ids, found.labels) == (expected.ids, expected.labels)
-        assert torch.equal(found.pixels, expected.pixels)
+    expected, found = one.collator(list(one)), other.collator(list(other))
+    assert found.pop("faults") == expected.pop("faults") == []
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: Path) -> None:
@@ -50,10 +52,13 @@ def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: P
     both = {"image": ["1.png", "2.png"], "conversations": talk}
     one = {"image": "4.png", "conversations": [{"from": "human", "value": "What?"}, talk[1]]}
     (tmp_path / "data.json").write_text(json.dumps([both, one]))
-    samples = _samples(own_options(tmp_path, source, batch_size=2))
-    batch, model = samples.batch(0), load_model(Checkpoint(source))
-    rows, _ = splice_batch(model, batch)
-    for index, ids in enumerate(batch.ids):
+    samples, model, seen = _samples(own_options(tmp_path, source)), load_model(Checkpoint(source)), []
+    language: Any = model.language_model
+    language.register_forward_pre_hook(lambda _, args, given: seen.append(given), with_kwargs=True)
+    items = [item for item in samples if isinstance(item, Sample)]
+    loss_of(TinyLlavaForTraining(model), samples.collator(items))
+    (rows,) = (given["inputs_embeds"] for given in seen)
+    for index, ids in enumerate(item.encoded.ids for item in items):
         names = ["1.png", "2.png"] if ids.count(-200) == 2 else ["4.png"]
         start = 0
         for name in names:
@@ -62,13 +67,13 @@ def test_each_of_several_pictures_stands_at_its_marker(source: Path, tmp_path: P
             alone = model.encode(samples.reader.read(tmp_path / name)[None])[0]
             assert torch.allclose(rows[index, at : at + samples.num_tokens], alone, atol=1e-5)
     (tmp_path / "data.json").write_text(json.dumps([both]))
-    captions: dict[str, Any] = {"template": "pretrain", "tune": ("connector",)}
+    captions: dict[str, Any] = {"template": "pretrain", "tune": {"connector": Tuning()}}
     (bad,) = check_data(own_options(tmp_path, source, **captions)).bad
     assert bad.kind == "several pictures"
 
 
 def test_a_video_is_refused_by_name_or_left_out_and_counted(source: Path, tmp_path: Path) -> None:
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     good = json.loads(write_own_data(tmp_path).read_text())
     options.data.write_text(json.dumps([*good, VIDEO]))
     with pytest.raises(DataError, match=r"1 bad of 11 records .*record 10 \(id film\): has the key 'video'"):
@@ -77,7 +82,7 @@ def test_a_video_is_refused_by_name_or_left_out_and_counted(source: Path, tmp_pa
 
 
 def test_a_system_text_without_a_place_is_named(source: Path, tmp_path: Path) -> None:
-    options = own_options(tmp_path, source, template="pretrain", tune=("connector",))
+    options = own_options(tmp_path, source, template="pretrain", tune={"connector": Tuning()})
     found = json.loads(write_own_data(tmp_path).read_text())[1]
     options.data.write_text(json.dumps([{**found, "system": "Be brief."}]))
     (bad,) = check_data(options).bad
@@ -88,7 +93,7 @@ def test_a_start_looks_at_the_first_records_and_meets_the_others(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "_FIRST_LOOK", 4)
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     good = json.loads(write_own_data(tmp_path).read_text())
     options.data.write_text("\n".join(map(json.dumps, [*good, VIDEO])))
     with pytest.raises(RecordError, match=r"data.json: record 10 \(id film\): has the key 'video'"):
@@ -106,15 +111,15 @@ def test_a_start_looks_at_the_first_records_and_meets_the_others(
 def test_the_data_file_may_be_edited_while_a_run_reads_it(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = own_options(tmp_path, source, save_every=0)
+    options = own_options(tmp_path, source, save_steps=0)
     write_own_data(tmp_path)
-    batch = Samples.batch
+    read = Samples.__getitems__
 
-    def edited(samples: Samples, step: int) -> Any:
+    def edited(samples: Samples, places: list[int]) -> Any:
         options.data.write_text("[]")
-        return batch(samples, step)
+        return read(samples, places)
 
-    monkeypatch.setattr(Samples, "batch", edited)
+    monkeypatch.setattr(Samples, "__getitems__", edited)
     finetune(tmp_path / "out", options)
     monkeypatch.undo()
     write_own_data(tmp_path)

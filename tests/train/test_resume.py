@@ -7,21 +7,22 @@ import random
 import shutil
 import signal
 import time
-from dataclasses import replace
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.train.own_data import own_options, write_own_data, write_small_checkpoint
+from tests.train.own_data import LORA, changed, own_options, write_own_data, write_small_checkpoint
 from tinyllava_edge.errors import OutputExistsError, UsageError
-from tinyllava_edge.train import loop
+from tinyllava_edge.train import training_log
 from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions
-from tinyllava_edge.train.snapshots import Snapshots
+from tinyllava_edge.train.snapshots import newest_whole
 
 STEPS = 32
 NUM_KILLS = 10
@@ -37,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(folder: Path) -> FinetuneOptions:
-    return own_options(folder, folder / "source", recipe="lora", epochs=STEPS // 4, save_every=3)
+    return own_options(folder, folder / "source", tune=LORA, num_train_epochs=STEPS // 4, save_steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +68,14 @@ def _count_lines(log: Path) -> int:
 def _interrupt(out: Path, options: FinetuneOptions, at_step: int) -> None:
     """Stop a run in this process, as Ctrl-C would, once its log has `at_step` lines."""
 
-    def stop(log: loop.TrainingLog, **values: Any) -> None:
+    def stop(log: training_log.TrainingLog, **values: Any) -> None:
         write(log, **values)
         if values["step"] == at_step:
             raise KeyboardInterrupt
 
-    write = loop.TrainingLog.write
+    write = training_log.TrainingLog.write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.TrainingLog, "write", stop)
+        patch.setattr(training_log.TrainingLog, "write", stop)
         with pytest.raises(KeyboardInterrupt):
             finetune(out, options)
 
@@ -111,9 +112,10 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(
 ) -> None:
     out, work = folder / "damaged", folder / "damaged.work"
     _interrupt(out, options, 10)
-    assert [path.name for path in sorted(work.glob("step-*"))] == ["step-00000006", "step-00000009"]
-    content = (work / "step-00000009" / "state.pt").read_bytes()
-    (work / "step-00000009" / "state.pt").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert sorted(path.name for path in work.glob("checkpoint-*")) == ["checkpoint-6", "checkpoint-9"]
+    weights = work / "checkpoint-9" / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with (work / "training_log.jsonl").open("a") as file:
         file.write('{"stage": "finetu')  # a line cut short
     outcome = finetune(out, options, resume=True)
@@ -128,9 +130,9 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(folder: Path, options: F
     with pytest.raises(OutputExistsError, match=r"unfinished run\. Give --resume .* or --force"):
         finetune(out, options)
     with pytest.raises(UsageError, match=r"unfinished run has seed 0, this command 1"):
-        finetune(out, replace(options, seed=1), resume=True)
-    assert (work / "step-00000003").is_dir()
-    outcome = finetune(out, replace(options, epochs=1), force=True)
+        finetune(out, changed(options, seed=1), resume=True)
+    assert (work / "checkpoint-3").is_dir()
+    outcome = finetune(out, changed(options, num_train_epochs=1), force=True)
     assert (outcome.steps, outcome.resumed_at) == (4, 0)
     assert not work.exists()
 
@@ -138,12 +140,12 @@ def test_an_unfinished_run_is_neither_lost_nor_mixed_up(folder: Path, options: F
 def test_a_finished_run_is_not_run_again(folder: Path, options: FinetuneOptions, whole: Path) -> None:
     """As after a kill between the output's renaming and the end."""
     before = (whole / "model.safetensors").stat().st_mtime_ns
-    (folder / "whole.work" / "step-00000030").mkdir(parents=True)
+    (folder / "whole.work" / "checkpoint-30").mkdir(parents=True)
     assert finetune(whole, options, resume=True).resumed_at == STEPS
     assert not (folder / "whole.work").exists()
     assert (whole / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(OutputExistsError):
-        finetune(whole, replace(options, seed=1), resume=True)
+        finetune(whole, changed(options, seed=1), resume=True)
 
 
 def test_a_folder_that_is_no_run_is_not_removed(folder: Path, options: FinetuneOptions) -> None:
@@ -157,58 +159,70 @@ def test_a_folder_that_is_no_run_is_not_removed(folder: Path, options: FinetuneO
 
 def test_without_snapshots_a_run_starts_again(folder: Path, options: FinetuneOptions) -> None:
     out = folder / "none"
-    short = replace(options, epochs=1, save_every=0)
+    short = changed(options, num_train_epochs=1, save_steps=0)
     _interrupt(out, short, 3)
-    assert json.loads((folder / "none.work" / "run.json").read_text())["epochs"] == 1
+    assert json.loads((folder / "none.work" / "run.json").read_text())["num_train_epochs"] == 1
     assert finetune(out, short, resume=True).resumed_at == 0
     assert [step for step, _, _ in _losses(out / "training_log.jsonl")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("seal", [b"[" * 100_000, b"\xff", b"[]", b'{"sha256": []}'])
+@pytest.mark.parametrize("seal", [b"[" * 100_000, b"\xff", b"[]", b'{"sha256": []}', b'{"sha256": {"a": 1}}'])
 def test_a_snapshot_with_a_damaged_seal_counts_as_never_taken(tmp_path: Path, seal: bytes) -> None:
-    step = tmp_path / "step-00000004"
+    step = tmp_path / "checkpoint-4"
     step.mkdir()
-    (step / "state.pt").write_bytes(b"a state")
+    (step / "optimizer.pt").write_bytes(b"a state")
     (step / "seal.json").write_bytes(seal)
-    assert Snapshots(tmp_path, torch.nn.Linear(1, 1), 2).step == 0
+    assert newest_whole(tmp_path) is None
     assert not step.exists()
 
 
-def test_a_snapshot_of_another_optimizer_is_named(folder: Path, options: FinetuneOptions) -> None:
-    out, work = folder / "older", folder / "older.work"
-    _interrupt(out, options, 10)
-    for step in work.glob("step-*"):
-        state = torch.load(step / "state.pt", weights_only=True)
-        state["optimization"][0]["param_groups"] *= 2
-        torch.save(state, step / "state.pt")
-        seal = {"sha256": hashlib.sha256((step / "state.pt").read_bytes()).hexdigest()}
-        (step / "seal.json").write_text(json.dumps(seal))
-    with pytest.raises(UsageError, match="another version of this program"):
-        finetune(out, options, resume=True)
+def _weights(change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]) -> Callable[[Path], None]:
+    def apply(checkpoint: Path) -> None:
+        save_file(change(load_file(checkpoint / "model.safetensors")), checkpoint / "model.safetensors")
+
+    return apply
 
 
-STATES: dict[str, Any] = {
-    "no dictionary": lambda state: [state],
-    "no weights": lambda state: {**state, "trained": None},
-    "a weight is missing": lambda state: {**state, "trained": dict(list(state["trained"].items())[1:])},
-    "a weight of another shape": lambda state: {
-        **state,
-        "trained": {name: weight[..., :1, None] for name, weight in state["trained"].items()},
-    },
-    "no optimizer": lambda state: {**state, "optimization": 3},
-    "random state of another size": lambda state: {**state, "rng": state["rng"][:9]},
+def _saved(name: str, change: Callable[[Any], Any]) -> Callable[[Path], None]:
+    def apply(checkpoint: Path) -> None:
+        torch.save(change(torch.load(checkpoint / name, weights_only=False)), checkpoint / name)
+
+    return apply
+
+
+def _no_trainers_state(checkpoint: Path) -> None:
+    (checkpoint / "trainer_state.json").write_text("[]")
+
+
+STATES: dict[str, Callable[[Path], None]] = {
+    "no weights": lambda checkpoint: (checkpoint / "model.safetensors").unlink(),
+    "a weight is missing": _weights(lambda state: dict(list(state.items())[1:])),
+    "a weight of another shape": _weights(
+        lambda state: {name: weight[..., :1].contiguous() for name, weight in state.items()}
+    ),
+    "no optimizer": _saved("optimizer.pt", lambda state: 3),
+    "another optimizer": _saved("optimizer.pt", lambda state: {**state, "param_groups": []}),
+    "random state of another size": _saved("rng_state.pth", lambda state: {**state, "cpu": state["cpu"][:9]}),
+    "no state of a trainer": _no_trainers_state,
 }
 
 
 def test_a_state_of_something_else_is_named(folder: Path, options: FinetuneOptions) -> None:
     out, work = folder / "else", folder / "else.work"
     _interrupt(out, options, 4)
-    (step,) = work.glob("step-*")
-    good = torch.load(step / "state.pt", weights_only=True)
+    shutil.copytree(work / "checkpoint-3", folder / "good")
     for name, change in STATES.items():
-        torch.save(change(good), step / "state.pt")
-        seal = {"sha256": hashlib.sha256((step / "state.pt").read_bytes()).hexdigest()}
-        (step / "seal.json").write_text(json.dumps(seal))
+        shutil.rmtree(work / "checkpoint-3")
+        shutil.copytree(folder / "good", work / "checkpoint-3")
+        change(work / "checkpoint-3")
+        (work / "checkpoint-3" / "seal.json").unlink()
+        reseal(work / "checkpoint-3")
         with pytest.raises(UsageError, match="not a state of this run") as caught:
             finetune(out, options, resume=True)
-        assert str(step) in str(caught.value), name
+        assert str(work / "checkpoint-3") in str(caught.value), name
+
+
+def reseal(checkpoint: Path) -> None:
+    """Give what was changed the hashes that it has now."""
+    files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
+    (checkpoint / "seal.json").write_text(json.dumps({"sha256": files}))

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
@@ -23,7 +24,14 @@ class CausalOutput:
 
 
 class OpenElm(nn.Module):
-    """OpenELM as a causal language model with a tied head."""
+    """OpenELM as a causal language model with a tied head.
+
+    Attributes:
+        checkpoints_layers: in training keep the input of each layer alone, and compute the layer again.
+    """
+
+    _no_split_modules = ("_Layer",)  # what FSDP shards one by one
+    checkpoints_layers = False
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
@@ -51,10 +59,14 @@ class OpenElm(nn.Module):
         if cache is None and use_cache:
             cache = DynamicCache()
         start = 0 if cache is None else cache.get_seq_length()
-        rotary = rotary_table(self.config, start, start + inputs_embeds.shape[1])
+        tables = rotary_table(self.config, start, start + inputs_embeds.shape[1])
+        rotary = [table.to(inputs_embeds.device) for table in tables]
         rows = inputs_embeds
         for index, layer in enumerate(self.transformer.layers):
-            rows = layer(rows, rotary, cache, index)
+            if self.checkpoints_layers and self.training:
+                rows = checkpoint(layer, rows, rotary, cache, index, use_reentrant=False)
+            else:
+                rows = layer(rows, rotary, cache, index)
         rows = self.transformer.norm(rows)
         return CausalOutput(self.lm_head(rows[:, -logits_to_keep:]), cache)
 
@@ -115,7 +127,7 @@ class _Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(key, value, index)
         past = key.shape[2] - count
-        mask = torch.ones(count, key.shape[2], dtype=torch.bool).tril(past)
+        mask = torch.ones(count, key.shape[2], dtype=torch.bool, device=rows.device).tril(past)
         attended = nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, enable_gqa=True
         )

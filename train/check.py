@@ -97,8 +97,7 @@ def _command(options: FinetuneOptions) -> str:
     if options.parts is None:
         words += ["--from", NANO if is_shipped(options.source) else options.source]
     else:
-        parts = options.parts
-        words += ["--tower", parts.tower, "--llm", parts.llm, "--connector", parts.connector]
+        words += options.parts.words
     for name, value in (("--template", options.template), ("--sources", options.sources)):
         words += [] if value is None else [name, value]
     return shlex.join(map(str, words))
@@ -129,6 +128,5 @@ def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
         yield open_source(options, options.source)
         return
     with temporary_place() as folder:
-        parts = options.parts
-        describe(folder, tower=parts.tower, connector=parts.connector, language_model=parts.llm)
+        describe(folder, options.parts)
         yield open_source(options, folder)

@@ -105,12 +105,9 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
     if options.parts is None:
         yield
         return
-    parts = options.parts
     assemble(
         options.source,
-        tower=parts.tower,
-        connector=parts.connector,
-        language_model=parts.llm,
+        options.parts,
         seed=options.training.seed,
     )
     try:
@@ -272,8 +269,7 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
 
 def _source_name(options: FinetuneOptions) -> str:
     if options.parts is not None:
-        parts = options.parts
-        return f"{parts.tower.resolve().name} + {parts.connector} + {parts.llm.resolve().name}"
+        return options.parts.name
     return NANO if is_shipped(options.source) else options.source.resolve().name
 
 

@@ -99,8 +99,10 @@ def resume_resealed(tree: Path) -> None:
 def assemble_parts(tree: Path) -> None:
     """As `train --tower --llm` does."""
     from tinyllava_edge.train.assemble import assemble
+    from tinyllava_edge.train.parts import Parts
 
-    assemble(tree / "new", tower=tree / "tower", connector="mlp2x_gelu", language_model=tree / "llm", seed=0)
+    parts = Parts(tower=tree / "tower", connector="mlp2x_gelu", llm=tree / "llm")
+    assemble(tree / "new", parts, seed=0)
 
 
 def measured(tree: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_mixture_of_features_computes_what_its_towers_compute(llm: Path, tmp_p
     ),
 ])  # fmt: skip
 def test_sizes_of_a_connector_are_in_the_checkpoint(
-    llm: Path, tmp_path: Path, connector: str, options: dict[str, int], shape: tuple[str, tuple[int, ...]]
+    llm: Path, tmp_path: Path, connector: str, options: dict[str, Any], shape: tuple[str, tuple[int, ...]]
 ) -> None:
     _save_tower(_siglip_tower, tmp_path / "tower")
     parts = Parts(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,12 @@ class Asked:
 
 
 def read_asked(
-    source: str | None, recipe: RecipeFile | None, flags: Mapping[str, Any], *, allow_pickle: bool
+    source: str | None,
+    recipe: RecipeFile | None,
+    flags: Mapping[str, Any],
+    *,
+    allow_pickle: bool = False,
+    weights: bool = True,
 ) -> Asked:
     """Find what the run starts from, downloading what is named of the hub, and the recipe of its family.
 
@@ -72,6 +78,7 @@ def read_asked(
         recipe: of --recipe.
         flags: by the keys of a recipe and of `Parts`; None is a flag that was not given.
         allow_pickle: download and read `.bin` weights.
+        weights: download them, not the configs alone.
 
     Raises:
         UsageError: options that do not fit together, or a recipe for another family.
@@ -79,10 +86,10 @@ def read_asked(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     if source is None:
-        return _from_parts(recipe, given, allow_pickle=allow_pickle)
+        return _from_parts(recipe, given, allow_pickle=allow_pickle, weights=weights)
     if assembly := sorted(_PARTS & given.keys()):
         raise UsageError(f"{_option(assembly[0])} is of a model from parts; --from {source} says it itself.")
-    start = fetch_checkpoint(source, allow_pickle=allow_pickle).path
+    start = fetch_checkpoint(source, allow_pickle=allow_pickle, weights=weights).path
     values = {} if recipe is None else _values(recipe.named(_family(start)))
     return Asked(start=start, parts=None, values=_together(values, given))
 
@@ -90,7 +97,9 @@ def read_asked(
 _PARTS = ASSEMBLY | {"qformer_width"}
 
 
-def _from_parts(recipe: RecipeFile | None, given: dict[str, Any], *, allow_pickle: bool) -> Asked:
+def _from_parts(
+    recipe: RecipeFile | None, given: dict[str, Any], *, allow_pickle: bool, weights: bool
+) -> Asked:
     any_recipe = None if recipe is None else recipe.any_recipe
     if recipe is not None and any_recipe is not None:
         if any_recipe.starts == "checkpoint":
@@ -104,7 +113,8 @@ def _from_parts(recipe: RecipeFile | None, given: dict[str, Any], *, allow_pickl
         known = [] if recipe is None else [recipe.named(family).llm for family in recipe.families]
         hint = f", as --llm {' or '.join(filter(None, known))}" if any(known) else ""
         raise UsageError(f"{HINT[:-1]}{hint}.")
-    llm = _fetched("llm", given["llm"], allow_pickle)
+    fetch = partial(_fetched, allow_pickle=allow_pickle, weights=weights)
+    llm = fetch("llm", given["llm"])
     family = str(read_json_object(llm / "config.json").get("model_type"))
     values = {} if recipe is None else _values(recipe.named(family))
     if any((llm / name).exists() for name in _TOKENIZER_FILES):
@@ -115,7 +125,7 @@ def _from_parts(recipe: RecipeFile | None, given: dict[str, Any], *, allow_pickl
             f"--recipe {recipe.name if recipe else ''} names no tower for {family}: give --tower."
         )
     named: dict[str, Any] = {
-        key: _fetched(key, values[key], allow_pickle)
+        key: fetch(key, values[key])
         for key in ("tower", "second_tower", "tokenizer")
         if values.get(key) is not None
     }
@@ -127,12 +137,10 @@ def _from_parts(recipe: RecipeFile | None, given: dict[str, Any], *, allow_pickl
     return Asked(start=None, parts=parts, values=values)
 
 
-def _fetched(key: str, name: Any, allow_pickle: bool) -> Path:
+def _fetched(key: str, name: Any, *, allow_pickle: bool, weights: bool) -> Path:
     if not Path(str(name)).exists():
         note(f"{_option(key)}: {name}, of the hub")
-    path = fetch_part(str(name), _option(key), allow_pickle=allow_pickle)
-    assert path is not None
-    return path
+    return fetch_part(str(name), _option(key), allow_pickle=allow_pickle, weights=weights)
 
 
 def _option(key: str) -> str:
@@ -174,7 +182,7 @@ def _gathered(values: Mapping[str, Any]) -> dict[str, int]:
     if whole is None:
         return {}
     batch = values.get(_BATCH, TrainingOptions.per_device_train_batch_size)
-    processes = int(os.environ.get("WORLD_SIZE", "1") or 1)
+    processes = values.get("processes") or int(os.environ.get("WORLD_SIZE", "1") or 1)
     at_once = batch * processes
     if whole % at_once and whole < at_once and whole % processes == 0:
         return {_BATCH: whole // processes, _GATHERED: 1}

@@ -43,7 +43,7 @@ def check_data(options: FinetuneOptions) -> CheckReport:
         CheckpointError: what the checkpoint says of pictures and texts is missing or damaged.
     """
     data = read_data(options)
-    with _described(options) as source:
+    with described(options) as source:
         samples = open_samples(source, options)
     return check_records(
         data.file,
@@ -122,7 +122,7 @@ def _pictures(data: Data) -> Iterator[str]:
 
 
 @contextmanager
-def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
+def described(options: FinetuneOptions) -> Iterator[Checkpoint]:
     """The checkpoint to start from; of one that is given in parts, all but the weights."""
     if options.parts is None:
         yield open_source(options, options.source)

@@ -142,6 +142,23 @@ def train(
     report_to: Annotated[
         str | None, typer.Option(help=f"{_known(Report)}, joined by a comma; the log is written anyway.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory, steps and hours it takes, and train nothing.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: of a device, as 24GB; this machine's own if not given.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="With --plan: what a device really computes; 100 is assumed.")
+    ] = None,
+    positions: Annotated[
+        int | None,
+        typer.Option(
+            help="With --plan: of a conversation; the maximum length, the worst case, if not given."
+        ),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="With --plan: records, in place of --data.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="With --plan: processes, a device each; 1.")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out, and say how many of what.")
     ] = False,
@@ -178,10 +195,9 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Train a checkpoint on your own data."""
-    if data is None:
-        raise UsageError(f"give --data my.json. {HINT}")
-    if out is None and not check:
-        raise UsageError("give -o DIR, the directory of the new checkpoint; --check alone needs none.")
+    if not plan:
+        _refuse_given(memory=memory, tflops=tflops, positions=positions, rows=rows, gpus=gpus)
+        _check_given(data, out, check=check)
     asked = read_asked(
         source,
         None if recipe is None else open_recipe(recipe),
@@ -224,15 +240,17 @@ def train(
             "report_to": tuple(report_to.split(",")) if report_to else None,
             "fsdp": fsdp,
             "deepspeed": deepspeed,
+            "processes": gpus,
         },
         allow_pickle=allow_pickle,
+        weights=not plan,
     )
     start = asked.start
     if start is not None:
         sources = fetch_sources(sources, start)
     options = FinetuneOptions(
-        data=data,
-        images=images or data.parent,
+        data=data or Path(),
+        images=images or (data or Path()).parent,
         source=start or parts_directory(out or Path()),
         parts=asked.parts,
         tune=with_changes(
@@ -254,7 +272,15 @@ def train(
         sources=sources,
         allow_pickle=allow_pickle,
     )
-    if out is None or check:
+    if plan:
+        from .plan import plan_run
+
+        found = plan_run(
+            options, rows=rows, processes=gpus, positions=positions, memory=memory, tflops=tflops
+        )
+        found.show(as_json=json)
+        return
+    if out is None or check or data is None:
         from .check import check_data
 
         report = check_data(options)
@@ -282,3 +308,16 @@ def train(
             f"{out}: {outcome['steps']} steps in {outcome['seconds']:.0f} s, loss "
             f"{outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
         )
+
+
+def _check_given(data: Path | None, out: Path | None, *, check: bool) -> None:
+    if data is None:
+        raise UsageError(f"give --data my.json. {HINT}")
+    if out is None and not check:
+        raise UsageError("give -o DIR, the directory of the new checkpoint; --check and --plan need none.")
+
+
+def _refuse_given(**of_plan: object) -> None:
+    for name, value in of_plan.items():
+        if value is not None:
+            raise UsageError(f"--{name} is of --plan.")

@@ -65,7 +65,12 @@ def build_fake(config: ModelConfig, change: Callable[[TinyLlava], None]) -> Tiny
 
 
 def take_step(
-    model: TinyLlavaForTraining, *, batch: int, positions: int, precision: torch.dtype | None
+    model: TinyLlavaForTraining,
+    *,
+    batch: int,
+    positions: int,
+    precision: torch.dtype | None,
+    backward: bool = True,
 ) -> FakeStep:
     """Forward and backward of a batch: one picture a conversation, the rest of its positions text.
 
@@ -74,6 +79,7 @@ def take_step(
         batch: conversations.
         positions: of each, its picture's among them. All text but the first is learned.
         precision: that is computed in; None is float32.
+        backward: also go back.
     """
     first: Any = next(model.parameters())
     with first.fake_mode:
@@ -83,11 +89,13 @@ def take_step(
         with _Follow(held) as follow:
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
                 loss = model(**inputs)["loss"]
-            loss.backward()
+            if backward:
+                loss.backward()
             del loss
         gradients = {follow.key(p.grad) for p in model.parameters() if p.grad is not None}
         model.zero_grad(set_to_none=True)
-    return follow.result(gradients)
+    step: FakeStep = follow.result(gradients)
+    return step
 
 
 def num_picture_rows(config: ModelConfig) -> int:
@@ -115,11 +123,12 @@ def _like(value: torch.Tensor) -> torch.Tensor:
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient.shape, query.shape, key.shape, value.shape))
+    shapes = (each.shape for each in (gradient, query, key, value))
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
 # What torch's own table lacks.
@@ -129,11 +138,11 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
-class _Follow(TorchDispatchMode):
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down which storages are made and let go, and counts FLOPs."""
 
     def __init__(self, held: list[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known = weakref.WeakKeyDictionary({tensor.untyped_storage(): -1 for tensor in held})
         self._events: list[tuple[int, int, int]] = []  # operation, storage, bytes that come or go
         self._operations = self._storages = self._flops = 0

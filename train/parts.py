@@ -126,16 +126,14 @@ def part_name(directory: Path) -> str:
     return directory.resolve().name if name == str(directory.resolve()) else name
 
 
-def fetch_part(name_or_path: str | None, option: str, *, allow_pickle: bool = False) -> Path | None:
-    """The directory of a part: a path, or `owner/name[@revision]` that is downloaded from the hub.
+def fetch_part(name_or_path: str, option: str, *, allow_pickle: bool = False, weights: bool = True) -> Path:
+    """The directory of a part: a path, or `owner/name[@revision]` that is downloaded, its configs at least.
 
     Raises:
         CheckpointError: it cannot be downloaded.
         UsageError: no such directory, and no name of the hub.
     """
-    if name_or_path is None:
-        return None
-    path = fetch_checkpoint(name_or_path, allow_pickle=allow_pickle).path
+    path = fetch_checkpoint(name_or_path, allow_pickle=allow_pickle, weights=weights).path
     if not path.is_dir():
         raise UsageError(
             f"{option} {name_or_path}: no such directory. Give what transformers saved, or owner/name "

@@ -6,22 +6,26 @@ context), what an allocator loses to holes, and the pictures that wait.
 """
 
 import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from tinyllava_edge.checkpoint.config import ModelConfig
-from tinyllava_edge.console import note, stdout
+from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.device import read_memory
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava
 
+from .check import described
 from .fake_step import FakeStep, build_fake, num_picture_rows, take_step
-from .options import FinetuneOptions
+from .options import PARTS, FinetuneOptions
+from .records import read_data
 from .tuning import arithmetic, choose_trained, keep_frozen_in
 
 _MEASURED = (2, 4)  # batches, that the law goes through
@@ -80,6 +84,42 @@ class Plan:
     tflops_assumed: bool
     device_hours: float | None
 
+    def show(self, *, as_json: bool) -> None:
+        """Print it on standard output."""
+        if as_json:
+            print_json(asdict(self))
+            return
+        for name, size in self._rows():
+            stdout.print(f"{name:<45} {_gb(size):>10}", soft_wrap=True)
+        for line in self._lines():
+            stdout.print(line, soft_wrap=True)
+
+    def _rows(self) -> Iterator[tuple[str, int]]:
+        memory = self.memory_bytes
+        yield from ((f"weights: {part}", size) for part, size in memory["weights"].items())
+        yield "gradients", memory["gradients"]
+        yield "optimiser", memory["optimizer"]
+        if memory["buckets"]:
+            yield "copies of gradients, to exchange", memory["buckets"]
+        yield f"activations and temporary, {self.batch_size} at once", memory["activations"]
+        yield "in all, of one device", memory["total"]
+
+    def _lines(self) -> Iterator[str]:
+        yield (
+            f"one conversation more: {_gb(self.activation_bytes_per_conversation)}, at {self.positions} "
+            f"positions, {self.picture_positions} of them a picture's, in {self.precision}"
+        )
+        if self.limit_bytes is not None:
+            most = f"--batch-size {self.largest_batch_size} at most"
+            yield f"{_gb(self.limit_bytes)} are there ({self.limit}): {most}"
+        if self.steps is not None and self.device_hours is not None:
+            yield f"{self.steps} steps over {self.rows} records, {self.warmup_steps} of them warm-up"
+            assumed = "assumed, not measured; give --tflops" if self.tflops_assumed else "given"
+            yield (
+                f"{self.device_hours:.1f} hours of one device, at {self.tflops:g} TFLOP/s ({assumed}), "
+                f"{self.flops_per_conversation / 1e12:.2f} TFLOP a conversation"
+            )
+
 
 class Law:
     """Memory of a step by the conversations at once, through two that were measured.
@@ -94,7 +134,7 @@ class Law:
         trained = [parameter.numel() * 4 for parameter in model.parameters() if parameter.requires_grad]
         self.gradients, self._steps, self._keeps = sum(trained), steps, keeps_gradients
         self._largest = max(trained)
-        # AdamW takes a root of all second moments at once on a GPU, and of one weight after another elsewhere.
+        # AdamW takes the roots of all second moments at once on a GPU, of one weight after another elsewhere.
         self._optimizer = self.gradients if cuda else 2 * self._largest
 
     def beyond_gradients(self, batch: int) -> int:
@@ -112,6 +152,34 @@ class Law:
     def per_conversation(self) -> int:
         """Bytes that one more conversation takes, among many."""
         return self.beyond_gradients(1001) - self.beyond_gradients(1000)
+
+
+def plan_run(
+    options: FinetuneOptions,
+    *,
+    rows: int | None = None,
+    processes: int | None = None,
+    **asked: Any,
+) -> Plan:
+    """Plan a run of `train`; its data are counted where they are given, and no weights are read.
+
+    Args:
+        options: of the run; without data, `data` is no file.
+        rows: records, in the place of the data's.
+        processes: those of torchrun if not given.
+        asked: see `make_plan`.
+
+    Raises:
+        DataError: the data cannot be read.
+        CheckpointError: what the checkpoint says of its parts is missing or damaged.
+        UsageError: see `make_plan`.
+    """
+    if rows is None and options.data != Path():
+        rows = len(read_data(options))
+    with described(options) as source:
+        config = source.config
+    processes = processes or int(os.environ.get("WORLD_SIZE", "1") or 1)
+    return make_plan(config, options, rows=rows, processes=processes, **asked)
 
 
 def make_plan(
@@ -209,8 +277,8 @@ def _precision(options: FinetuneOptions, *, elsewhere: bool) -> torch.dtype | No
 def _weights(model: TinyLlava, options: FinetuneOptions) -> dict[str, int]:
     """Bytes of each part's weights and buffers; those in 4 bits as such."""
     counted: dict[str, int] = {}
-    for part in ("vision_tower", "connector", "language_model"):
-        tuning = options.tune.get(part)  # type: ignore[call-overload]
+    for part in PARTS.values():
+        tuning = options.tune.get(part)
         in_4_bits: set[int] = set()
         if tuning is not None and tuning.how == "qlora":
             linear = [m for n, m in getattr(model, part).named_modules() if _is_quantized(n, m)]
@@ -229,7 +297,7 @@ def _is_quantized(name: str, module: nn.Module) -> bool:
 def _trained(model: TinyLlava) -> dict[str, int]:
     return {
         part: sum(p.numel() for p in getattr(model, part).parameters() if p.requires_grad)
-        for part in ("vision_tower", "connector", "language_model")
+        for part in PARTS.values()
     }
 
 
@@ -317,34 +385,4 @@ def _too_large(plan: Plan, total: int) -> str:
 
 
 def _gb(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
-
-
-def print_plan(plan: Plan) -> None:
-    """The plan for a reader, on standard output."""
-    memory = plan.memory_bytes
-    rows = [
-        *((f"weights: {part}", size) for part, size in memory["weights"].items()),
-        ("gradients", memory["gradients"]),
-        ("optimiser", memory["optimizer"]),
-        *([("buckets of several processes", memory["buckets"])] if memory["buckets"] else []),
-        (f"activations and temporary, {plan.batch_size} at once", memory["activations"]),
-        ("in all, of one device", memory["total"]),
-    ]
-    for name, size in rows:
-        stdout.print(f"{name:<45} {_gb(size):>10}")
-    stdout.print(
-        f"one conversation more takes {_gb(plan.activation_bytes_per_conversation)}, with {plan.positions} "
-        f"positions, {plan.picture_positions} of them a picture's; {plan.precision}"
-    )
-    if plan.limit_bytes is not None:
-        stdout.print(
-            f"{_gb(plan.limit_bytes)} are there ({plan.limit}): --batch-size {plan.largest_batch_size} at most"
-        )
-    if plan.steps is not None and plan.device_hours is not None:
-        stdout.print(f"{plan.steps} steps over {plan.rows} records, {plan.warmup_steps} of them warm-up")
-        assumed = "assumed, not measured; give --tflops" if plan.tflops_assumed else "given"
-        stdout.print(
-            f"{plan.device_hours:.1f} hours of one device, at {plan.tflops:g} TFLOP/s ({assumed}), "
-            f"{plan.flops_per_conversation / 1e12:.2f} TFLOP a conversation"
-        )
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

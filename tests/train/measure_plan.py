@@ -33,14 +33,7 @@ SMALL = {
     "vision_layers": 4,
     "vision_intermediate": 1024,
 }
-TINY = {
-    **SMALL,
-    "hidden": 256,
-    "intermediate": 768,
-    "layers": 2,
-    "vision_hidden": 64,
-    "vision_intermediate": 128,
-}
+CLIP = {**SMALL, "tower": "clip_vision_model", "hidden": 384, "intermediate": 1024, "vision_layers": 8}
 CASES: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "full": (SMALL, "connector+llm", {"per_device_train_batch_size": 4}),
     "checkpointing": (

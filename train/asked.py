@@ -4,16 +4,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
 from tinyllava_edge.checkpoint.names import fetch_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.checkpoint.values import whole_number
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import MissingExtraError, UsageError
 
-from .options import LoraOptions, parse_tune
+from .options import FinetuneOptions, LoraOptions, parse_tune
 from .parts import Parts, fetch_part
 from .recipe import ASSEMBLY, Recipe, RecipeFile
 from .training_options import Part, TrainingOptions, Tuning
@@ -38,11 +41,13 @@ class Asked:
     Attributes:
         start: checkpoint to start from; None where it is to be assembled from `parts`.
         values: by the keys of a recipe, those of flags put before those of the recipe.
+        adapter: updates to go on from, whose sizes go before both.
     """
 
     start: Path | None
     parts: Parts | None
     values: Mapping[str, Any]
+    adapter: Path | None = None
 
     @property
     def tune(self) -> dict[Part, Tuning]:
@@ -53,7 +58,15 @@ class Asked:
     def lora(self) -> LoraOptions:
         """Sizes of the updates."""
         names = {field.name for field in fields(LoraOptions)}
-        return LoraOptions(**{name: value for name, value in self.values.items() if name in names})
+        given = {name: value for name, value in self.values.items() if name in names}
+        if self.adapter is not None:
+            path = self.adapter / ADAPTER_CONFIG
+            found = read_json_object(path)
+            given |= {
+                "rank": whole_number(found, "r", 0, path),
+                "alpha": whole_number(found, "lora_alpha", 0, path),
+            }
+        return LoraOptions(**given)
 
     @property
     def training(self) -> TrainingOptions:
@@ -141,6 +154,16 @@ def _fetched(key: str, name: Any, *, allow_pickle: bool, weights: bool) -> Path:
     if not Path(str(name)).exists():
         note(f"{_option(key)}: {name}, of the hub")
     return fetch_part(str(name), _option(key), allow_pickle=allow_pickle, weights=weights)
+
+
+def check_packages(options: FinetuneOptions) -> None:
+    """Refuse to begin with qlora where bitsandbytes is missing: a MissingExtraError."""
+    is_asked = any(tuning.how == "qlora" for tuning in options.tune.values())
+    if is_asked and find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            "qlora keeps weights in 4 bits with the package bitsandbytes, which is missing here: "
+            "pip install '.[qlora]'. Or train by --tune llm=lora."
+        )
 
 
 def _option(key: str) -> str:

@@ -1,7 +1,7 @@
 """`tinyllava-edge train`."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -13,7 +13,7 @@ from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
 
-from .asked import HINT, read_asked
+from .asked import HINT, check_packages, read_asked
 from .options import PARTS, FinetuneOptions, LoraOptions, parse_tune, with_changes
 from .ranks import first_tells, is_first
 from .recipe import names, open_recipe
@@ -130,6 +130,10 @@ def train(
     save_adapter: Annotated[
         bool, typer.Option("--save-adapter", help="Keep the LoRA update by itself too, in adapter/.")
     ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Go on from LoRA updates that --save-adapter kept: their directory."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Look at every record and picture, and train nothing.")
     ] = False,
@@ -245,6 +249,7 @@ def train(
         allow_pickle=allow_pickle,
         weights=not plan,
     )
+    asked = replace(asked, adapter=adapter)
     start = asked.start
     if start is not None:
         sources = fetch_sources(sources, start)
@@ -269,6 +274,7 @@ def train(
         eval_data=eval_data,
         eval_images=eval_images or (eval_data.parent if eval_data else None),
         save_adapter=save_adapter,
+        adapter=adapter,
         sources=sources,
         allow_pickle=allow_pickle,
     )
@@ -286,6 +292,7 @@ def train(
         report = check_data(options)
         print_report(report, as_json=json)
         raise typer.Exit(int(bool(report.bad)))
+    check_packages(options)
     check_apart(out, (pictures_read(images, data),))
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.

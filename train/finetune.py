@@ -28,9 +28,10 @@ from .curve import write_curve
 from .data import read_lines
 from .fit import Fitted, fit
 from .left_out import left_out_before
-from .lora import add_lora, merge_lora, save_adapter
+from .lora import adapter_sha256, add_lora, merge_lora, save_adapter
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
+from .quantized import round_to_4_bits
 from .ranks import first_goes_first, is_first, world_size
 from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
 from .run import LOG_FILE, REPORTS, check_run, held_run, open_run, read_sidecar, remove_work, work_directory
@@ -199,8 +200,9 @@ class _Run:
     def _write(self, learned: dict[str, torch.Tensor]) -> None:
         """Put what was trained into the source's own weights, and write the checkpoint."""
         model, options = load_model(self._source), self._options
-        lora = [part for part, tuning in options.tune.items() if tuning.how == "lora"]
-        adapted = add_lora(model, lora, options.lora) if lora else None
+        if any(tuning.how == "qlora" for tuning in options.tune.values()):
+            round_to_4_bits(model.language_model)
+        adapted = add_lora(model, options.lora_parts, options.lora) if options.has_lora else None
         with torch.no_grad():
             for name, tensor in learned.items():
                 model.get_parameter(name).copy_(tensor)
@@ -259,6 +261,7 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         **training,
         "learning_rate": options.rate,
         "lora": asdict(options.lora) if options.has_lora else None,
+        "adapter_sha256": None if options.adapter is None else adapter_sha256(options.adapter),
         "mixed_precision": arithmetic(options),
         "processes": world_size(),
         "source": _source_name(options),

@@ -39,6 +39,7 @@ class FinetuneOptions:
         recipe_name: of --recipe.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
         training: batches, rates, arithmetic.
+        adapter: directory of low-rank updates to go on from; their sizes are `lora`.
         eval_data: validation set, in the form of `data`; its pictures are in `eval_images`.
 
     Raises:
@@ -59,6 +60,7 @@ class FinetuneOptions:
     eval_data: Path | None = None
     eval_images: Path | None = None
     save_adapter: bool = False
+    adapter: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
 
@@ -72,6 +74,8 @@ class FinetuneOptions:
             self._check_part(part, tuning)
         if self.save_adapter and not self.has_lora:
             raise UsageError("--save-adapter needs --recipe lora, or --tune with a part=lora.")
+        if self.adapter is not None and not self.has_lora:
+            raise UsageError("--adapter needs --recipe lora, or --tune with a part=lora.")
         if self.training.early_stopping_patience and self.eval_data is None:
             raise UsageError("--patience needs --eval-data, whose loss it looks at.")
         if self.template is not None:
@@ -96,6 +100,11 @@ class FinetuneOptions:
         return any(tuning.how != "full" for tuning in self.tune.values())
 
     @property
+    def lora_parts(self) -> list[Part]:
+        """Parts with low-rank updates."""
+        return [part for part, tuning in self.tune.items() if tuning.how != "full"]
+
+    @property
     def recipe(self) -> str:
         """What the sidecar calls it."""
         return self.recipe_name or ("lora" if self.has_lora else "full")
@@ -104,7 +113,7 @@ class FinetuneOptions:
     def paths_read(self) -> tuple[Path | None, ...]:
         """What a run reads, but for the folder of pictures, which is the data file's own unless named."""
         start = (self.source,) if self.parts is None else self.parts.directories
-        return (self.data, self.eval_data, self.sources, self.training.deepspeed, *start)
+        return (self.data, self.adapter, self.eval_data, self.sources, self.training.deepspeed, *start)
 
     @property
     def chat_template(self) -> str | None:

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -260,8 +260,9 @@ def make_plan(
 
 
 def _as_trained(model: TinyLlava, options: FinetuneOptions, precision: torch.dtype | None) -> None:
-    """As `finetune` does it."""
-    choose_trained(model, options)
+    """As `finetune` does it; what is in 4 bits is as large as in 16 while it is computed with."""
+    tune = {part: replace(t, how="lora") if t.how == "qlora" else t for part, t in options.tune.items()}
+    choose_trained(model, replace(options, tune=tune, adapter=None))
     if precision is not None and not options.training.fsdp:
         keep_frozen_in(model, precision)
 

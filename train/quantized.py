@@ -1,7 +1,7 @@
 """Frozen linear layers in 4 bits (nf4, double quantization) for QLoRA (Dettmers et al., arXiv 2305.14314).
 
-Upstream's QLoRA is 8 bits, and its weights cannot be had back (docs/sources/tinyllava.md#lora-directory). Here
-the finished model holds the 4-bit values that its updates were trained against: merging changes nothing.
+Upstream's QLoRA is 8 bits, and its weights cannot be had back (docs/sources/tinyllava.md#lora-directory).
+Here the finished model holds the 4-bit values that its updates were trained against: merging changes nothing.
 """
 
 from collections.abc import Iterator

@@ -5,7 +5,6 @@ Those in `recipes/` mirror upstream's scripts, key by key (docs/sources/upstream
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +19,8 @@ from .recipe_file import parse_yaml
 
 FOLDER = Path(__file__).with_name("recipes")
 ANY = "any"  # of `families`: what counts for those that are not named
-_MOST_BYTES = 64 << 10
-_MOST_PARENTS = 5
+MAX_BYTES = 64 << 10
+MAX_PARENTS = 5
 _OF_A_FAMILY = ("extends", "families", "starts", "summary")  # what a family has not of its own
 
 Part = Literal["vision_tower", "connector", "language_model"]
@@ -204,7 +203,6 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-@cache
 def open_recipe(name_or_file: str) -> RecipeFile:
     """A recipe by name, or from a file: what is a path or ends with .yaml.
 
@@ -217,15 +215,15 @@ def open_recipe(name_or_file: str) -> RecipeFile:
 def _values(name_or_file: str, beside: Path, depth: int) -> dict[str, Any]:
     """A file's mapping over those of what it extends."""
     path = _path(name_or_file, beside)
-    text = read_user_file(path, most=_MOST_BYTES, error=UsageError)
+    text = read_user_file(path, most=MAX_BYTES, error=UsageError)
     values = parse_yaml(text, path)
     parent = values.pop("extends", None)
     if parent is None:
         return values
-    if not isinstance(parent, str) or depth == _MOST_PARENTS:
+    if not isinstance(parent, str) or depth == MAX_PARENTS:
         raise UsageError(
             f"{path}: extends is {parent!r:.60}, expected the name or file of a recipe, "
-            f"{_MOST_PARENTS} deep at most."
+            f"{MAX_PARENTS} deep at most."
         )
     above = _values(parent, path.parent, depth + 1)
     families = values.pop("families", above.pop("families", None))

@@ -8,7 +8,7 @@ import yaml
 
 from tinyllava_edge.errors import UsageError
 
-_MOST_DEPTH = 20
+MAX_DEPTH = 20
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -19,8 +19,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise self._error("an alias; write the value out", self.peek_event().start_mark)
-        if self.depth == _MOST_DEPTH:
-            raise self._error(f"values more than {_MOST_DEPTH} deep", self.peek_event().start_mark)
+        if self.depth == MAX_DEPTH:
+            raise self._error(f"values more than {MAX_DEPTH} deep", self.peek_event().start_mark)
         self.depth += 1
         try:
             return super().compose_node(parent, index)

@@ -69,6 +69,13 @@ def read_training(tree: Path) -> None:
     )
 
 
+def read_recipe(tree: Path) -> None:
+    """As `train --recipe FILE` does."""
+    from tinyllava_edge.train.recipe import open_recipe
+
+    open_recipe(str(tree / "recipe.yaml")).named("llama")
+
+
 def read_training_lines(tree: Path) -> None:
     """The same of a record a line, without those that are bad."""
     from tinyllava_edge.train.finetune import finetune

@@ -73,7 +73,7 @@ def test_qlora_says_which_package_it_needs(
 
 
 def test_qlora_leaves_the_values_that_it_was_trained_against(source: Path, tmp_path: Path) -> None:
-    """At a rate that changes nothing, the output is the source's weights rounded to 4 bits, by bitsandbytes."""
+    """At a rate that changes nothing, the output is the source rounded to 4 bits by bitsandbytes."""
     functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is not installed")
     write_own_data(tmp_path)
     options = _options(tmp_path, source, "connector+llm=qlora", learning_rate=1e-30)

@@ -130,6 +130,10 @@ def train(
     save_adapter: Annotated[
         bool, typer.Option("--save-adapter", help="Keep the LoRA update by itself too, in adapter/.")
     ] = False,
+    keep_adapter: Annotated[
+        bool,
+        typer.Option("--keep-adapter", help="With --tune llm=lora: write the updates alone, unmerged."),
+    ] = False,
     adapter: Annotated[
         Path | None,
         typer.Option(help="Go on from LoRA updates that --save-adapter kept: their directory."),
@@ -274,6 +278,7 @@ def train(
         eval_data=eval_data,
         eval_images=eval_images or (eval_data.parent if eval_data else None),
         save_adapter=save_adapter,
+        keep_adapter=keep_adapter,
         adapter=adapter,
         sources=sources,
         allow_pickle=allow_pickle,

@@ -15,6 +15,7 @@ import torch
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
@@ -213,6 +214,9 @@ class _Run:
             if adapted is not None:
                 if options.save_adapter:
                     save_adapter(adapted, directory / ADAPTER_FOLDER)
+                if options.keep_adapter:
+                    save_adapter(adapted, directory, base=_source_name(options))
+            if adapted is not None and not options.keep_adapter:
                 merge_error = merge_lora(model, adapted, self._samples.collator([self._samples[0]]))
             facts = self._facts | {
                 "data": options.data.name,
@@ -280,7 +284,8 @@ def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[st
     """Fill the directory of the finished checkpoint."""
     dtype = stored_dtype(source)
     write_frame(source, directory, dtype, max_length=facts["model_max_length"])
-    write_weights(model, directory, dtype)
+    if not (directory / ADAPTER_CONFIG).exists():  # the update alone
+        write_weights(model, directory, dtype)
     write_json(directory / SIDECAR_FILE, {"template": model.config.template, **facts})
     shutil.copy(work / LOG_FILE, directory / LOG_FILE)
     write_curve(work / LOG_FILE, directory / CURVE_FILE)

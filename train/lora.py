@@ -47,8 +47,12 @@ def add_lora(model: TinyLlava, parts: Sequence[Part], options: LoraOptions) -> A
     return peft.get_peft_model(model, config)
 
 
-def save_adapter(adapted: Any, directory: Path) -> None:
-    """Write the updates alone, as PEFT and upstream do: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(adapted: Any, directory: Path, *, base: str | None = None) -> None:
+    """Write the updates alone, as PEFT and upstream do: adapter_config.json and adapter_model.safetensors.
+
+    `base` names the checkpoint that they are of.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink()  # PEFT's form, with nothing filled in
 

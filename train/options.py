@@ -39,6 +39,7 @@ class FinetuneOptions:
         recipe_name: of --recipe.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
         training: batches, rates, arithmetic.
+        keep_adapter: write the updates of the language model alone, not merged into the weights.
         adapter: directory of low-rank updates to go on from; their sizes are `lora`.
         eval_data: validation set, in the form of `data`; its pictures are in `eval_images`.
 
@@ -60,6 +61,7 @@ class FinetuneOptions:
     eval_data: Path | None = None
     eval_images: Path | None = None
     save_adapter: bool = False
+    keep_adapter: bool = False
     adapter: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
@@ -74,6 +76,11 @@ class FinetuneOptions:
             self._check_part(part, tuning)
         if self.save_adapter and not self.has_lora:
             raise UsageError("--save-adapter needs --recipe lora, or --tune with a part=lora.")
+        if self.keep_adapter and {part: t.how for part, t in self.tune.items()} != {"language_model": "lora"}:
+            raise UsageError(
+                "--keep-adapter writes updates of the language model and nothing else: --tune llm=lora. "
+                "Beside other trained parts, --save-adapter keeps them in adapter/."
+            )
         if self.adapter is not None and not self.has_lora:
             raise UsageError("--adapter needs --recipe lora, or --tune with a part=lora.")
         if self.training.early_stopping_patience and self.eval_data is None:

@@ -15,6 +15,7 @@ from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.train.asked import check_packages, read_asked
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions, parse_tune
+from tinyllava_edge.train.save import checkpoint_mark
 
 
 def _options(folder: Path, source: Path, tune: str, **changes: Any) -> FinetuneOptions:
@@ -62,6 +63,20 @@ def test_a_run_goes_on_from_the_updates_of_another(source: Path, tmp_path: Path)
         finetune(tmp_path / "third", found)
     with pytest.raises(UsageError, match="--adapter needs --recipe lora"):
         _options(tmp_path, source, "llm", adapter=adapter)
+
+
+def test_updates_that_are_kept_unmerged_are_read_over_their_base(source: Path, tmp_path: Path) -> None:
+    """The same weights as of the run that merges; nothing but the updates is written."""
+    write_own_data(tmp_path)
+    finetune(tmp_path / "merged", _options(tmp_path, source, "llm=lora"))
+    finetune(tmp_path / "kept", _options(tmp_path, source, "llm=lora", keep_adapter=True))
+    assert not (tmp_path / "kept" / "model.safetensors").exists()
+    kept = dict(iter_tensors(Checkpoint(tmp_path / "kept", sources=source.parent)))
+    for name, tensor in iter_tensors(Checkpoint(tmp_path / "merged")):
+        torch.testing.assert_close(kept[name], tensor, rtol=1e-5, atol=1e-6)
+    assert checkpoint_mark(tmp_path / "kept") == ""  # so that --force may replace it
+    with pytest.raises(UsageError, match="--keep-adapter writes updates of the language model"):
+        _options(tmp_path, source, "connector+llm=lora", keep_adapter=True)
 
 
 def test_qlora_says_which_package_it_needs(

@@ -43,7 +43,7 @@ def check_data(options: FinetuneOptions) -> CheckReport:
         CheckpointError: what the checkpoint says of pictures and texts is missing or damaged.
     """
     data = read_data(options)
-    with _described(options) as source:
+    with described(options) as source:
         samples = open_samples(source, options)
     return check_records(
         data.file,
@@ -97,8 +97,7 @@ def _command(options: FinetuneOptions) -> str:
     if options.parts is None:
         words += ["--from", NANO if is_shipped(options.source) else options.source]
     else:
-        parts = options.parts
-        words += ["--tower", parts.tower, "--llm", parts.llm, "--connector", parts.connector]
+        words += options.parts.words
     for name, value in (("--template", options.template), ("--sources", options.sources)):
         words += [] if value is None else [name, value]
     return shlex.join(map(str, words))
@@ -123,12 +122,11 @@ def _pictures(data: Data) -> Iterator[str]:
 
 
 @contextmanager
-def _described(options: FinetuneOptions) -> Iterator[Checkpoint]:
+def described(options: FinetuneOptions) -> Iterator[Checkpoint]:
     """The checkpoint to start from; of one that is given in parts, all but the weights."""
     if options.parts is None:
         yield open_source(options, options.source)
         return
     with temporary_place() as folder:
-        parts = options.parts
-        describe(folder, tower=parts.tower, connector=parts.connector, language_model=parts.llm)
+        describe(folder, options.parts)
         yield open_source(options, folder)

@@ -1,20 +1,22 @@
 """`tinyllava-edge train`."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, get_args
 
 import typer
 
 from tinyllava_edge.atomic_files import check_apart, pictures_read
-from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.names import fetch_sources
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
 
-from .options import PARTS, FinetuneOptions, LoraOptions, Parts, RecipeName, parse_tune, with_rates
+from .asked import HINT, check_packages, read_asked
+from .options import PARTS, FinetuneOptions, LoraOptions, parse_tune, with_changes
 from .ranks import first_tells, is_first
+from .recipe import names, open_recipe
 from .run import check_run, parts_directory
 from .training_options import Attention, Precision, Report, Scheduler, TrainingOptions
 
@@ -40,27 +42,63 @@ def train(
         str | None,
         typer.Option("--from", help="Checkpoint to start from: a directory, 'nano', or a hub's owner/name."),
     ] = None,
-    tower: Annotated[Path | None, typer.Option(help="In place of --from: directory of a tower.")] = None,
-    llm: Annotated[Path | None, typer.Option(help="With --tower: directory of a language model.")] = None,
-    connector: Annotated[
-        str, typer.Option(help="With --tower: type of the new connector between them.")
-    ] = "mlp2x_gelu",
     recipe: Annotated[
-        str, typer.Option(help=f"How the language model is trained: {', '.join(get_args(RecipeName))}.")
-    ] = "full",
+        str | None, typer.Option(help=f"Stage of a training: {', '.join(names())}; or a YAML file.")
+    ] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="In place of --from: a tower, a directory or a hub's owner/name.")
+    ] = None,
+    llm: Annotated[str | None, typer.Option(help="With --tower: a language model, likewise.")] = None,
+    connector: Annotated[
+        str | None, typer.Option(help="With --tower: type of the new connector between them; mlp2x_gelu.")
+    ] = None,
+    second_tower: Annotated[
+        str | None, typer.Option(help="With --tower: DINOv2 beside a CLIP, joined by mof_mlp.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --llm: its tokenizer, where it has none of its own.")
+    ] = None,
+    feature_layer: Annotated[
+        int | None, typer.Option(help="With --tower: of its hidden states; -2 if not given.")
+    ] = None,
+    feature_select: Annotated[
+        str | None, typer.Option(help="With --tower: patch drops token 0, cls_patch keeps all.")
+    ] = None,
+    image_aspect_ratio: Annotated[
+        str | None, typer.Option(help="With --tower: square, or pad to a square first.")
+    ] = None,
+    num_queries: Annotated[
+        int | None, typer.Option(help="With --tower: rows of resampler and qformer; 128.")
+    ] = None,
+    connector_layers: Annotated[
+        int | None, typer.Option(help="With --tower: of resampler (3) and qformer (12).")
+    ] = None,
+    qformer_width: Annotated[
+        int | None, typer.Option(help="With --tower: of qformer; 768. A multiple of 64.")
+    ] = None,
     tune: Annotated[
-        str, typer.Option(help=f"What is trained: {', '.join(PARTS)}, joined by +; or all.")
-    ] = "connector+llm",
+        str | None,
+        typer.Option(
+            help=f"What is trained: {', '.join(PARTS)}, joined by +; or all. llm=lora, llm=qlora: low-rank "
+            "updates. connector+llm if no recipe says it."
+        ),
+    ] = None,
+    tower_from_layer: Annotated[
+        int | None, typer.Option(help="Of a tower in --tune: its layers from this one on, counted from 0.")
+    ] = None,
     template: Annotated[
         str | None,
         typer.Option(help="Prompt template, instead of the checkpoint's; `pretrain` for captions."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Times every conversation is seen.")] = 1,
-    max_steps: Annotated[int, typer.Option(help="Steps in all, instead of --epochs.")] = 0,
-    batch_size: Annotated[int, typer.Option(help="Conversations at once, of each process.")] = 8,
+    epochs: Annotated[int | None, typer.Option(help="Times every conversation is seen.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps in all, instead of --epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Conversations at once, of each process; 8.")] = None,
     gradient_accumulation: Annotated[
-        int, typer.Option("--gradient-accumulation", help="Batches of each process a step.")
-    ] = 1,
+        int | None, typer.Option("--gradient-accumulation", help="Batches of each process a step; 1.")
+    ] = None,
+    global_batch_size: Annotated[
+        int | None, typer.Option(help="Conversations a step, of all processes, in the place of these.")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Highest one; upstream's for the recipe if not given.")
     ] = None,
@@ -69,24 +107,37 @@ def train(
     ] = None,
     connector_learning_rate: Annotated[float | None, typer.Option(help="Of the connector.")] = None,
     tower_learning_rate: Annotated[float | None, typer.Option(help="Of the tower.")] = None,
-    scheduler: Annotated[
-        str, typer.Option(help=f"Course of the rates: {_known(Scheduler)}.")
-    ] = _DEFAULT.lr_scheduler_type,
+    scheduler: Annotated[str | None, typer.Option(help=f"Course of the rates: {_known(Scheduler)}.")] = None,
     warmup_ratio: Annotated[
-        float, typer.Option(help="Part of all steps, rounded up.")
-    ] = _DEFAULT.warmup_ratio,
-    weight_decay: Annotated[float, typer.Option(help="Of matrices.")] = _DEFAULT.weight_decay,
+        float | None, typer.Option(help=f"Part of all steps, rounded up; {_DEFAULT.warmup_ratio}.")
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of matrices; 0.")] = None,
     group_by_modality_length: Annotated[
-        bool,
-        typer.Option("--group-by-modality-length", help="Batches of one kind and about one length."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--group-by-modality-length/--no-group-by-modality-length",
+            help="Batches of one kind and about one length.",
+        ),
+    ] = None,
     max_length: Annotated[int | None, typer.Option(help=_LENGTH)] = None,
-    lora_rank: Annotated[int, typer.Option(help="Of LoRA's update.")] = _LORA.rank,
-    lora_alpha: Annotated[int, typer.Option(help="LoRA's update is scaled by alpha / rank.")] = _LORA.alpha,
-    lora_dropout: Annotated[float, typer.Option(help="On the input of LoRA's update.")] = _LORA.dropout,
+    lora_rank: Annotated[int | None, typer.Option(help=f"Of LoRA's update; {_LORA.rank}.")] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(help=f"LoRA's update is scaled by alpha / rank; {_LORA.alpha}.")
+    ] = None,
+    lora_dropout: Annotated[
+        float | None, typer.Option(help=f"On the input of LoRA's update; {_LORA.dropout}.")
+    ] = None,
     save_adapter: Annotated[
         bool, typer.Option("--save-adapter", help="Keep the LoRA update by itself too, in adapter/.")
     ] = False,
+    keep_adapter: Annotated[
+        bool,
+        typer.Option("--keep-adapter", help="With --tune llm=lora: write the updates alone, unmerged."),
+    ] = False,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="Go on from LoRA updates that --save-adapter kept: their directory."),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Look at every record and picture, and train nothing.")
     ] = False,
@@ -99,6 +150,23 @@ def train(
     report_to: Annotated[
         str | None, typer.Option(help=f"{_known(Report)}, joined by a comma; the log is written anyway.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say what memory, steps and hours it takes, and train nothing.")
+    ] = False,
+    memory: Annotated[
+        str | None, typer.Option(help="With --plan: of a device, as 24GB; this machine's own if not given.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(help="With --plan: what a device really computes; 100 is assumed.")
+    ] = None,
+    positions: Annotated[
+        int | None,
+        typer.Option(
+            help="With --plan: of a conversation; the maximum length, the worst case, if not given."
+        ),
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="With --plan: records, in place of --data.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="With --plan: processes, a device each; 1.")] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out, and say how many of what.")
     ] = False,
@@ -106,14 +174,18 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of new weights, order and dropout.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of new weights, order and dropout; 0.")] = None,
     precision: Annotated[
-        str, typer.Option(help=f"{_known(Precision)}; auto is bf16 where computed in.")
-    ] = "auto",
+        str | None, typer.Option(help=f"{_known(Precision)}; auto is bf16 where computed in.")
+    ] = None,
     attention: Annotated[str, typer.Option(help=f"{_known(Attention)}; auto is sdpa.")] = "auto",
     gradient_checkpointing: Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory: activations are computed twice.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing/--no-gradient-checkpointing",
+            help="Less memory: activations are computed twice.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches, of each process.")] = 0,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Shard the model over the processes of torchrun.")
@@ -131,68 +203,101 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Train a checkpoint on your own data."""
-    if data is None or (source is None) == (tower is None) or (tower is None) != (llm is None):
-        raise UsageError(
-            "give --data my.json and either --from CHECKPOINT (a directory, nano or a hub's owner/name) or "
-            "--tower DIR --llm DIR."
-        )
-    if out is None and not check:
-        raise UsageError("give -o DIR, the directory of the new checkpoint; --check alone needs none.")
-    parts = None if tower is None or llm is None else Parts(tower=tower, connector=connector, llm=llm)
-    start = parts_directory(out or Path())
-    if source is not None:
-        start = fetch_checkpoint(source, allow_pickle=allow_pickle).path
+    if not plan:
+        _refuse_given(memory=memory, tflops=tflops, positions=positions, rows=rows, gpus=gpus)
+        _check_given(data, out, check=check)
+    asked = read_asked(
+        source,
+        None if recipe is None else open_recipe(recipe),
+        {
+            "llm": llm,
+            "tower": tower,
+            "second_tower": second_tower,
+            "tokenizer": tokenizer,
+            "connector": connector,
+            "feature_layer": feature_layer,
+            "feature_select": feature_select,
+            "image_aspect_ratio": image_aspect_ratio,
+            "num_queries": num_queries,
+            "num_resampler_layers": connector_layers,
+            "qformer_width": qformer_width,
+            "tune": None if tune is None else parse_tune(tune),
+            "template": template,
+            "rank": lora_rank,
+            "alpha": lora_alpha,
+            "dropout": lora_dropout,
+            "num_train_epochs": epochs,
+            "max_steps": max_steps,
+            "per_device_train_batch_size": batch_size,
+            "gradient_accumulation_steps": gradient_accumulation,
+            "global_batch_size": global_batch_size,
+            "learning_rate": learning_rate,
+            "lr_scheduler_type": scheduler,
+            "warmup_ratio": warmup_ratio,
+            "weight_decay": weight_decay,
+            "precision": precision,
+            "attn_implementation": attention,
+            "gradient_checkpointing": gradient_checkpointing,
+            "model_max_length": max_length,
+            "group_by_modality_length": group_by_modality_length,
+            "dataloader_num_workers": workers,
+            "seed": seed,
+            "save_steps": save_every,
+            "eval_steps": eval_every,
+            "early_stopping_patience": patience,
+            "report_to": tuple(report_to.split(",")) if report_to else None,
+            "fsdp": fsdp,
+            "deepspeed": deepspeed,
+            "processes": gpus,
+        },
+        allow_pickle=allow_pickle,
+        weights=not plan,
+    )
+    asked = replace(asked, adapter=adapter)
+    start = asked.start
+    if start is not None:
         sources = fetch_sources(sources, start)
     options = FinetuneOptions(
-        data=data,
-        images=images or data.parent,
-        source=start,
-        parts=parts,
-        tune=with_rates(
-            parse_tune(tune, recipe),
-            [
-                ("language_model", llm_learning_rate),
-                ("connector", connector_learning_rate),
-                ("vision_tower", tower_learning_rate),
-            ],
+        data=data or Path(),
+        images=images or (data or Path()).parent,
+        source=start or parts_directory(out or Path()),
+        parts=asked.parts,
+        tune=with_changes(
+            asked.tune,
+            from_layer=tower_from_layer,
+            rates={
+                "language_model": llm_learning_rate,
+                "connector": connector_learning_rate,
+                "vision_tower": tower_learning_rate,
+            },
         ),
-        template=template,
-        lora=LoraOptions(rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout),
-        training=TrainingOptions(
-            num_train_epochs=epochs,
-            max_steps=max_steps,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=gradient_accumulation,
-            learning_rate=learning_rate,
-            lr_scheduler_type=cast(Scheduler, scheduler),
-            warmup_ratio=warmup_ratio,
-            weight_decay=weight_decay,
-            precision=cast(Precision, precision),
-            attn_implementation=cast(Attention, attention),
-            gradient_checkpointing=gradient_checkpointing,
-            model_max_length=max_length,
-            group_by_modality_length=group_by_modality_length,
-            dataloader_num_workers=workers,
-            seed=seed,
-            save_steps=save_every,
-            eval_steps=eval_every,
-            early_stopping_patience=patience,
-            report_to=cast(tuple[Report, ...], tuple(report_to.split(",")) if report_to else ()),
-            fsdp=fsdp,
-            deepspeed=deepspeed,
-        ),
+        recipe_name=recipe or "",
+        template=asked.values.get("template"),
+        lora=asked.lora,
+        training=asked.training,
         eval_data=eval_data,
         eval_images=eval_images or (eval_data.parent if eval_data else None),
         save_adapter=save_adapter,
+        keep_adapter=keep_adapter,
+        adapter=adapter,
         sources=sources,
         allow_pickle=allow_pickle,
     )
-    if out is None or check:
+    if plan:
+        from .plan import plan_run
+
+        found = plan_run(
+            options, rows=rows, processes=gpus, positions=positions, memory=memory, tflops=tflops
+        )
+        found.show(as_json=json)
+        return
+    if out is None or check or data is None:
         from .check import check_data
 
         report = check_data(options)
         print_report(report, as_json=json)
         raise typer.Exit(int(bool(report.bad)))
+    check_packages(options)
     check_apart(out, (pictures_read(images, data),))
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
@@ -215,3 +320,16 @@ def train(
             f"{out}: {outcome['steps']} steps in {outcome['seconds']:.0f} s, loss "
             f"{outcome['first_loss']:.3f} -> {outcome['last_loss']:.3f}"
         )
+
+
+def _check_given(data: Path | None, out: Path | None, *, check: bool) -> None:
+    if data is None:
+        raise UsageError(f"give --data my.json. {HINT}")
+    if out is None and not check:
+        raise UsageError("give -o DIR, the directory of the new checkpoint; --check and --plan need none.")
+
+
+def _refuse_given(**of_plan: object) -> None:
+    for name, value in of_plan.items():
+        if value is not None:
+            raise UsageError(f"--{name} is of --plan.")

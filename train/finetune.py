@@ -15,6 +15,7 @@ import torch
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
@@ -28,9 +29,10 @@ from .curve import write_curve
 from .data import read_lines
 from .fit import Fitted, fit
 from .left_out import left_out_before
-from .lora import add_lora, merge_lora, save_adapter
+from .lora import adapter_sha256, add_lora, merge_lora, save_adapter
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
+from .quantized import round_to_4_bits
 from .ranks import first_goes_first, is_first, world_size
 from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
 from .run import LOG_FILE, REPORTS, check_run, held_run, open_run, read_sidecar, remove_work, work_directory
@@ -105,12 +107,9 @@ def _source_in_place(options: FinetuneOptions) -> Iterator[None]:
     if options.parts is None:
         yield
         return
-    parts = options.parts
     assemble(
         options.source,
-        tower=parts.tower,
-        connector=parts.connector,
-        language_model=parts.llm,
+        options.parts,
         seed=options.training.seed,
     )
     try:
@@ -202,8 +201,9 @@ class _Run:
     def _write(self, learned: dict[str, torch.Tensor]) -> None:
         """Put what was trained into the source's own weights, and write the checkpoint."""
         model, options = load_model(self._source), self._options
-        lora = [part for part, tuning in options.tune.items() if tuning.how == "lora"]
-        adapted = add_lora(model, lora, options.lora) if lora else None
+        if any(tuning.how == "qlora" for tuning in options.tune.values()):
+            round_to_4_bits(model.language_model)
+        adapted = add_lora(model, options.lora_parts, options.lora) if options.has_lora else None
         with torch.no_grad():
             for name, tensor in learned.items():
                 model.get_parameter(name).copy_(tensor)
@@ -214,6 +214,9 @@ class _Run:
             if adapted is not None:
                 if options.save_adapter:
                     save_adapter(adapted, directory / ADAPTER_FOLDER)
+                if options.keep_adapter:
+                    save_adapter(adapted, directory, base=_source_name(options))
+            if adapted is not None and not options.keep_adapter:
                 merge_error = merge_lora(model, adapted, self._samples.collator([self._samples[0]]))
             facts = self._facts | {
                 "data": options.data.name,
@@ -262,6 +265,7 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         **training,
         "learning_rate": options.rate,
         "lora": asdict(options.lora) if options.has_lora else None,
+        "adapter_sha256": None if options.adapter is None else adapter_sha256(options.adapter),
         "mixed_precision": arithmetic(options),
         "processes": world_size(),
         "source": _source_name(options),
@@ -272,8 +276,7 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
 
 def _source_name(options: FinetuneOptions) -> str:
     if options.parts is not None:
-        parts = options.parts
-        return f"{parts.tower.resolve().name} + {parts.connector} + {parts.llm.resolve().name}"
+        return options.parts.name
     return NANO if is_shipped(options.source) else options.source.resolve().name
 
 
@@ -281,7 +284,8 @@ def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[st
     """Fill the directory of the finished checkpoint."""
     dtype = stored_dtype(source)
     write_frame(source, directory, dtype, max_length=facts["model_max_length"])
-    write_weights(model, directory, dtype)
+    if not (directory / ADAPTER_CONFIG).exists():  # the update alone
+        write_weights(model, directory, dtype)
     write_json(directory / SIDECAR_FILE, {"template": model.config.template, **facts})
     shutil.copy(work / LOG_FILE, directory / LOG_FILE)
     write_curve(work / LOG_FILE, directory / CURVE_FILE)

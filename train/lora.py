@@ -8,7 +8,11 @@ import peft
 import torch
 from torch import nn
 
+from tinyllava_edge.bundle import sha256_of_file
+from tinyllava_edge.checkpoint.layouts import adapter_file
 from tinyllava_edge.console import note
+from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.model.tensor_files import opened_tensors
 from tinyllava_edge.model.vlm import TinyLlava
 
 from .model import TinyLlavaForTraining
@@ -43,10 +47,41 @@ def add_lora(model: TinyLlava, parts: Sequence[Part], options: LoraOptions) -> A
     return peft.get_peft_model(model, config)
 
 
-def save_adapter(adapted: Any, directory: Path) -> None:
-    """Write the updates alone, as PEFT and upstream do: adapter_config.json and adapter_model.safetensors."""
+def save_adapter(adapted: Any, directory: Path, *, base: str | None = None) -> None:
+    """Write the updates alone, as PEFT and upstream do: adapter_config.json and adapter_model.safetensors.
+
+    `base` names the checkpoint that they are of.
+    """
+    adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink()  # PEFT's form, with nothing filled in
+
+
+def load_adapter(adapted: Any, directory: Path) -> None:
+    """Go on from updates that PEFT, this program or upstream saved.
+
+    Raises:
+        CheckpointError: they are damaged, or of other modules or another rank.
+    """
+    path = adapter_file(directory)
+    with opened_tensors(path, False) as (names, read):
+        state = {name: read(name) for name in names}
+    wanted = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != wanted:
+        odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        raise CheckpointError(
+            f"{path}: {odd} is {found.get(odd, 'missing')}, this run's is {wanted.get(odd, 'none')}. Tune "
+            "the parts that the adapter is of, with its rank."
+        )
+    if not all(tensor.isfinite().all() for tensor in state.values()):
+        raise CheckpointError(f"{path}: holds NaN or infinity: the file is damaged.")
+    peft.set_peft_model_state_dict(adapted, state)
+
+
+def adapter_sha256(directory: Path) -> str:
+    """Which updates a run went on from."""
+    return sha256_of_file(adapter_file(directory))
 
 
 def merge_lora(model: TinyLlava, adapted: Any, probe: Mapping[str, Any]) -> float:

@@ -1,16 +1,16 @@
 """What `train` can be asked for on the user's own data; checked before torch is imported."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, cast, get_args
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.prompt import template_named
 
+from .parts import Parts
 from .training_options import How, Part, TrainingOptions, Tuning, check_fraction
 
-RecipeName = Literal["full", "lora"]
 PARTS: dict[str, Part] = {
     "connector": "connector",
     "llm": "language_model",
@@ -29,15 +29,6 @@ class LoraOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
-    """A tower and a language model that are not one checkpoint yet."""
-
-    tower: Path
-    connector: str
-    llm: Path
-
-
-@dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
     """One run on the user's own data.
 
@@ -45,8 +36,11 @@ class FinetuneOptions:
         source: checkpoint to start from.
         parts: what to assemble `source` from; it is removed again at the end.
         tune: how each part is trained that is not frozen.
+        recipe_name: of --recipe.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
         training: batches, rates, arithmetic.
+        keep_adapter: write the updates of the language model alone, not merged into the weights.
+        adapter: directory of low-rank updates to go on from; their sizes are `lora`.
         eval_data: validation set, in the form of `data`; its pictures are in `eval_images`.
 
     Raises:
@@ -61,11 +55,14 @@ class FinetuneOptions:
         default_factory=lambda: {"connector": Tuning(), "language_model": Tuning()}
     )
     template: str | None = None
+    recipe_name: str = ""
     lora: LoraOptions = LoraOptions()
     training: TrainingOptions = field(default_factory=TrainingOptions)
     eval_data: Path | None = None
     eval_images: Path | None = None
     save_adapter: bool = False
+    keep_adapter: bool = False
+    adapter: Path | None = None
     sources: Path | None = None
     allow_pickle: bool = False
 
@@ -78,7 +75,14 @@ class FinetuneOptions:
         for part, tuning in self.tune.items():
             self._check_part(part, tuning)
         if self.save_adapter and not self.has_lora:
-            raise UsageError("--save-adapter needs --recipe lora.")
+            raise UsageError("--save-adapter needs --recipe lora, or --tune with a part=lora.")
+        if self.keep_adapter and {part: t.how for part, t in self.tune.items()} != {"language_model": "lora"}:
+            raise UsageError(
+                "--keep-adapter writes updates of the language model and nothing else: --tune llm=lora. "
+                "Beside other trained parts, --save-adapter keeps them in adapter/."
+            )
+        if self.adapter is not None and not self.has_lora:
+            raise UsageError("--adapter needs --recipe lora, or --tune with a part=lora.")
         if self.training.early_stopping_patience and self.eval_data is None:
             raise UsageError("--patience needs --eval-data, whose loss it looks at.")
         if self.template is not None:
@@ -89,6 +93,8 @@ class FinetuneOptions:
         for what, (value, names) in known.items():
             if value not in names:
                 raise UsageError(f"{part}: {what} {value!r} is not known. Known: {', '.join(names)}.")
+        if tuning.how == "qlora" and part != "language_model":
+            raise UsageError(f"--tune: qlora is for llm; give {part} lora.")
         if tuning.from_layer is not None and (part != "vision_tower" or tuning.how != "full"):
             raise UsageError(f"{part}: only a tower that is tuned in full is tuned from a layer on.")
         if tuning.learning_rate is not None:
@@ -98,18 +104,23 @@ class FinetuneOptions:
     @property
     def has_lora(self) -> bool:
         """Whether a part has low-rank updates."""
-        return any(tuning.how == "lora" for tuning in self.tune.values())
+        return any(tuning.how != "full" for tuning in self.tune.values())
 
     @property
-    def recipe(self) -> RecipeName:
+    def lora_parts(self) -> list[Part]:
+        """Parts with low-rank updates."""
+        return [part for part, tuning in self.tune.items() if tuning.how != "full"]
+
+    @property
+    def recipe(self) -> str:
         """What the sidecar calls it."""
-        return "lora" if self.has_lora else "full"
+        return self.recipe_name or ("lora" if self.has_lora else "full")
 
     @property
     def paths_read(self) -> tuple[Path | None, ...]:
         """What a run reads, but for the folder of pictures, which is the data file's own unless named."""
-        start = (self.source,) if self.parts is None else (self.parts.tower, self.parts.llm)
-        return (self.data, self.eval_data, self.sources, self.training.deepspeed, *start)
+        start = (self.source,) if self.parts is None else self.parts.directories
+        return (self.data, self.adapter, self.eval_data, self.sources, self.training.deepspeed, *start)
 
     @property
     def chat_template(self) -> str | None:
@@ -136,34 +147,39 @@ class FinetuneOptions:
         return self.training.weight_decay if own is None else own
 
 
-def parse_tune(text: str, recipe: str = "full") -> dict[Part, Tuning]:
-    """Parts by name, joined with `+`; `all` is every one; `lora` is the language model's, as upstream.
+def parse_tune(text: str) -> dict[Part, Tuning]:
+    """Parts by name, joined with `+`, each with how it is trained: `llm=lora+connector`; `all` is every one.
 
     Raises:
         UsageError: a name is not known; the message lists those that are.
     """
-    names = list(PARTS) if text == "all" else text.split("+")
-    for name in names:
+    tune: dict[Part, Tuning] = {}
+    for word in PARTS if text == "all" else text.split("+"):
+        name, _, how = word.partition("=")
         if name not in PARTS:
-            raise UsageError(f"--tune {name!r} is not known. Known: {', '.join(PARTS)}, joined by +; all.")
-    if recipe not in get_args(RecipeName):
-        raise UsageError(f"--recipe {recipe!r} is not known. Known: {', '.join(get_args(RecipeName))}.")
-    if recipe == "lora" and "llm" not in names:
-        raise UsageError("--recipe lora updates the language model: --tune must name llm.")
-    tune = {part: Tuning() for name, part in PARTS.items() if name in names}
-    return {**tune, "language_model": Tuning(how="lora")} if recipe == "lora" else tune
+            raise UsageError(
+                f"--tune {name!r} is not known. Known: {', '.join(PARTS)}, joined by +, with =lora or "
+                "=qlora; all."
+            )
+        if (how or "full") not in get_args(How):
+            raise UsageError(f"--tune {word}: {how!r} is not known. Known: {', '.join(get_args(How))}.")
+        tune[PARTS[name]] = Tuning(how=cast(How, how or "full"))
+    return {part: tune[part] for part in PARTS.values() if part in tune}
 
 
-def with_rates(tune: Mapping[Part, Tuning], rates: Iterable[tuple[Part, float | None]]) -> dict[Part, Tuning]:
-    """The same with learning rates of their own for some parts.
+def with_changes(
+    tune: Mapping[Part, Tuning], *, rates: Mapping[Part, float | None], from_layer: int | None = None
+) -> dict[Part, Tuning]:
+    """The same with learning rates of their own for some parts, and the tower from a layer on.
 
     Raises:
-        UsageError: a part with a rate is not tuned.
+        UsageError: a part that is changed is not tuned.
     """
     changed: dict[Part, Any] = dict(tune)
-    for part, rate in rates:
-        if rate is not None and part not in changed:
-            raise UsageError(f"a learning rate for {part}, which --tune does not name.")
-        if rate is not None:
-            changed[part] = replace(changed[part], learning_rate=rate)
+    changes: list[tuple[Part, str, Any]] = [(part, "learning_rate", rate) for part, rate in rates.items()]
+    for part, name, value in (*changes, ("vision_tower", "from_layer", from_layer)):
+        if value is not None and part not in changed:
+            raise UsageError(f"a {name.replace('_', ' ')} for {part}, which --tune does not name.")
+        if value is not None:
+            changed[part] = replace(changed[part], **{name: value})
     return changed

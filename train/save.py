@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from tinyllava_edge.atomic_files import foreign_file, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object, read_processor
-from tinyllava_edge.checkpoint.layouts import FLAT_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLAT_FILE
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import processor_path, tokenizer_directory
@@ -25,7 +25,12 @@ _BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_
 _WRITTEN = {
     *(SIDECAR_FILE, "config.json", FLAT_FILE, PROCESSOR_FILE, LOG_FILE, CURVE_FILE),
     *(*TOKENIZER_FILES, *_BESIDE_TOKENIZER),
-    *(f"{ADAPTER_FOLDER}/{name}" for name in ("adapter_config.json", "adapter_model.safetensors")),
+    *(
+        ADAPTER_CONFIG,
+        ADAPTER_WEIGHTS,
+        f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}",
+        f"{ADAPTER_FOLDER}/{ADAPTER_WEIGHTS}",
+    ),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from tinyllava_edge.errors import UsageError
 
 Part = Literal["vision_tower", "connector", "language_model"]
-How = Literal["full", "lora"]
+How = Literal["full", "lora", "qlora"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
@@ -19,7 +19,8 @@ class Tuning:
     """How one part is trained; a part that has none is frozen.
 
     Attributes:
-        how: its weights themselves, or low-rank updates beside its linear layers.
+        how: its weights themselves, or low-rank updates beside its linear layers; `qlora` keeps those layers,
+            of the language model only, in 4 bits.
         from_layer: of the tower, `full`: only the layers of its encoder from this one on, counted from 0, as
             upstream's `partially-tune`.
         learning_rate: None is the run's.

@@ -9,9 +9,11 @@ from torch import nn
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava
 
-from .lora import add_lora
+from .lora import add_lora, load_adapter
 from .options import FinetuneOptions
+from .quantized import quantize
 
+DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of torch, by Accelerate's names
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
@@ -23,7 +25,12 @@ def choose_trained(model: TinyLlava, options: FinetuneOptions) -> None:
     """
     model.requires_grad_(False)
     if options.has_lora:
-        add_lora(model, [part for part, tuning in options.tune.items() if tuning.how == "lora"], options.lora)
+        if any(tuning.how == "qlora" for tuning in options.tune.values()):
+            precision = arithmetic(options)
+            quantize(model.language_model, getattr(torch, DTYPES[precision]))
+        adapted = add_lora(model, options.lora_parts, options.lora)
+        if options.adapter is not None:
+            load_adapter(adapted, options.adapter)
     for part, tuning in options.tune.items():
         if tuning.how == "full":
             for name, parameter in model.get_submodule(part).named_parameters():
@@ -45,7 +52,7 @@ def _learns(module: nn.Module) -> bool:
 def keep_frozen_in(model: TinyLlava, dtype: torch.dtype) -> None:
     """Keep what is not trained in 16 bits; what is trained stays in float32, and so do buffers."""
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad and parameter.is_floating_point():  # not what is in 4 bits
             parameter.data = parameter.data.to(dtype)
 
 

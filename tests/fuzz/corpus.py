@@ -187,9 +187,11 @@ def _write_checkpoints(folder: Path) -> None:
 def _write_training(tree: Path) -> None:
     from tinyllava_edge.train import training_log
     from tinyllava_edge.train.finetune import finetune
+    from tinyllava_edge.train.recipe import FOLDER
 
     (tree / "data").mkdir(parents=True)
     write_messages(write_own_data(tree / "data", count=6))
+    shutil.copy(FOLDER / "base-finetune.yaml", tree / "recipe.yaml")
     source = write_small_checkpoint(tree / "ck")
     write: Any = training_log.TrainingLog.write
 

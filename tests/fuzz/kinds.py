@@ -132,6 +132,8 @@ CHECKPOINTS = {
 }
 TRAINING = {
     "training data": Kind("train", "data/data.json", json_damaged, readers.read_training),
+    "recipe": Kind("train", "recipe.yaml", bytes_damaged, readers.read_recipe),
+    "recipe lines": Kind("train", "recipe.yaml", lines_damaged, readers.read_recipe),
     "training lines": Kind("train", "data/data.jsonl", each_line(json_damaged), readers.read_training_lines),
     "training list": Kind("train", "data/data.json", bytes_damaged, readers.read_training),
     "training picture": Kind("train", "data/1.png", bytes_damaged, readers.read_training),

@@ -69,6 +69,13 @@ def read_training(tree: Path) -> None:
     )
 
 
+def read_recipe(tree: Path) -> None:
+    """As `train --recipe FILE` does."""
+    from tinyllava_edge.train.recipe import open_recipe
+
+    open_recipe(str(tree / "recipe.yaml")).named("llama")
+
+
 def read_training_lines(tree: Path) -> None:
     """The same of a record a line, without those that are bad."""
     from tinyllava_edge.train.finetune import finetune
@@ -99,8 +106,10 @@ def resume_resealed(tree: Path) -> None:
 def assemble_parts(tree: Path) -> None:
     """As `train --tower --llm` does."""
     from tinyllava_edge.train.assemble import assemble
+    from tinyllava_edge.train.parts import Parts
 
-    assemble(tree / "new", tower=tree / "tower", connector="mlp2x_gelu", language_model=tree / "llm", seed=0)
+    parts = Parts(tower=tree / "tower", connector="mlp2x_gelu", llm=tree / "llm")
+    assemble(tree / "new", parts, seed=0)
 
 
 def measured(tree: Path) -> None:

@@ -14,7 +14,7 @@ from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions, LoraOptions, parse_tune
 from tinyllava_edge.train.training_options import TrainingOptions
 
-LORA = parse_tune("connector+llm", "lora")
+LORA = parse_tune("connector+llm=lora")
 COLOURS = ("red", "green", "blue", "white", "black")
 
 

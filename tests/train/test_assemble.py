@@ -13,11 +13,13 @@ import transformers
 from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
 from tests.train.own_data import write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, UsageError
+from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.model.vlm import load_model
 from tinyllava_edge.train.assemble import assemble
 from tinyllava_edge.train.cli import train
+from tinyllava_edge.train.parts import Parts
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -78,7 +80,7 @@ def test_an_assembled_checkpoint_computes_what_its_parts_compute(
 ) -> None:
     """The oracle is transformers, on the models that were saved."""
     tower = _save_tower(build, tmp_path / "tower")
-    assemble(tmp_path / "out", tower=tmp_path / "tower", connector="linear", language_model=llm, seed=0)
+    assemble(tmp_path / "out", Parts(tower=tmp_path / "tower", connector="linear", llm=llm), seed=0)
     model = load_model(Checkpoint(tmp_path / "out"))
     pixels = torch.rand(2, 3, 28, 28) * 2 - 1
     with torch.no_grad():
@@ -101,14 +103,14 @@ def test_stage_one_from_parts_trains_the_connector_and_leaves_nothing_else_behin
     train(
         out=out,
         data=data,
-        tower=tmp_path / "tower",
-        llm=llm,
+        tower=str(tmp_path / "tower"),
+        llm=str(llm),
         tune="connector",
         template="pretrain",
         precision="fp32",
     )
     assert {path.name for path in tmp_path.iterdir()} == names | {"out"}
-    assemble(tmp_path / "start", tower=tmp_path / "tower", connector="mlp2x_gelu", language_model=llm, seed=0)
+    assemble(tmp_path / "start", Parts(tower=tmp_path / "tower", connector="mlp2x_gelu", llm=llm), seed=0)
     start = dict(iter_tensors(Checkpoint(tmp_path / "start")))
     changed = {name for name, tensor in iter_tensors(Checkpoint(out)) if not torch.equal(tensor, start[name])}
     assert changed == {f"connector.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
@@ -119,8 +121,8 @@ def test_stage_one_from_parts_trains_the_connector_and_leaves_nothing_else_behin
 
 
 def _assemble(folder: Path, connector: str) -> None:
-    parts = {"tower": folder / "tower", "language_model": folder / "llm"}
-    assemble(folder / "out", connector=connector, seed=0, **parts)
+    parts = Parts(tower=folder / "tower", connector=connector, llm=folder / "llm")
+    assemble(folder / "out", parts, seed=0)
 
 
 def test_a_folder_without_weights_is_named(llm: Path, tmp_path: Path) -> None:
@@ -158,3 +160,104 @@ def test_a_width_that_the_weights_do_not_have_is_named(llm: Path, tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": 64_000}))
     with pytest.raises(CheckpointError, match="says a width of 64000, its embedding has"):
         _assemble(tmp_path, "mlp2x_gelu")
+
+
+def _mof(folder: Path) -> tuple[Any, Any]:
+    """CLIP and DINOv2 of one width, and as many tokens of one picture."""
+    return _save_tower(_whole_clip, folder / "tower"), _save_tower(_dinov2, folder / "second")
+
+
+def test_a_mixture_of_features_computes_what_its_towers_compute(llm: Path, tmp_path: Path) -> None:
+    """The oracle is transformers; the second tower's config, which upstream only names, is in ours."""
+    clip, dinov2 = _mof(tmp_path)
+    parts = Parts(
+        tower=tmp_path / "tower",
+        second_tower=tmp_path / "second",
+        connector="mof_mlp",
+        llm=llm,
+        feature_layer=1,
+    )
+    assemble(tmp_path / "out", parts, seed=0)
+    model = load_model(Checkpoint(tmp_path / "out"))
+    pixels = torch.rand(2, 3, 28, 28) * 2 - 1
+    with torch.no_grad():
+        halves = [
+            half(pixel_values=pixels, output_hidden_states=True).hidden_states[1][:, 1:]
+            for half in (clip.vision_model, dinov2)
+        ]
+        torch.testing.assert_close(model.vision_tower(pixels), torch.cat(halves, dim=1))
+    assert parts.name == "tower + second + mof_mlp + tiny-llama"
+
+
+@pytest.mark.parametrize(("connector", "options", "shape"), [
+    ("resampler", {"num_queries": 7, "num_layers": 2}, ("connector.layers.1.1.3.weight", (32, 128))),
+    (
+        "qformer",
+        {"num_queries": 5, "num_layers": 2, "qformer_width": 128},
+        ("connector.query_tokens", (1, 5, 128)),
+    ),
+])  # fmt: skip
+def test_sizes_of_a_connector_are_in_the_checkpoint(
+    llm: Path, tmp_path: Path, connector: str, options: dict[str, Any], shape: tuple[str, tuple[int, ...]]
+) -> None:
+    _save_tower(_siglip_tower, tmp_path / "tower")
+    parts = Parts(
+        tower=tmp_path / "tower",
+        connector=connector,
+        llm=llm,
+        feature_select="cls_patch",
+        image_aspect_ratio="pad",
+        max_length=77,
+        **options,
+    )
+    assemble(tmp_path / "out", parts, seed=0)
+    checkpoint = Checkpoint(tmp_path / "out")
+    config, tensors = checkpoint.config, dict(iter_tensors(checkpoint))
+    assert tensors[shape[0]].shape == shape[1]
+    assert f"connector.{'layers.2' if connector == 'resampler' else 'bert.encoder.layer.2'}" not in str(
+        tensors.keys()
+    )
+    assert (config.connector.num_queries, config.tokenizer_max_length) == (options["num_queries"], 77)
+    assert (config.image_aspect_ratio, config.vision.num_tokens) == ("pad", 4)
+    rows = load_model(checkpoint).encode(torch.rand(1, 3, 28, 28))
+    assert rows.shape == (1, options["num_queries"], 32)
+    assert (rows[0, 0] - rows[0, 1]).abs().max() > 1e-3  # queries that are equal would never differ
+
+
+def test_a_tower_in_a_pickle_is_read_where_that_is_allowed(llm: Path, tmp_path: Path) -> None:
+    """As openai/clip-vit-large-patch14-336 is published."""
+    tower = _save_tower(_whole_clip, tmp_path / "tower")
+    (tmp_path / "tower" / "model.safetensors").unlink()
+    state = tower.state_dict() | {"vision_model.embeddings.position_ids": torch.arange(5)[None]}
+    torch.save(state, tmp_path / "tower" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="pickle: give --allow-pickle"):
+        assemble(tmp_path / "out", Parts(tower=tmp_path / "tower", connector="linear", llm=llm), seed=0)
+    parts = Parts(tower=tmp_path / "tower", connector="linear", llm=llm, allow_pickle=True)
+    assemble(tmp_path / "out", parts, seed=0)
+    assert load_model(Checkpoint(tmp_path / "out"))
+
+
+def test_a_tokenizer_from_elsewhere(llm: Path, tmp_path: Path) -> None:
+    """OpenELM has none of its own."""
+    shutil.copytree(llm, tmp_path / "llm")
+    for path in TOKENIZER_FOLDER.iterdir():
+        (tmp_path / "llm" / path.name).unlink()
+    _save_tower(_siglip_tower, tmp_path / "tower")
+    parts = Parts(tower=tmp_path / "tower", connector="linear", llm=tmp_path / "llm", tokenizer=llm)
+    assemble(tmp_path / "out", parts, seed=0)
+    assert read_assets(Checkpoint(tmp_path / "out")).text_tokenizer()
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ({"num_queries": 3}, "--num-queries is of --connector resampler or qformer, not linear"),
+    ({"connector": "resampler", "qformer_width": 64}, "--qformer-width is of --connector qformer"),
+    ({"connector": "qformer", "qformer_width": 100}, "multiple of 64"),
+    ({"connector": "qformer", "num_layers": 0}, "--connector-layers is 0"),
+    ({"connector": "mof_mlp"}, "mof_mlp with 1 tower"),
+    ({"second_tower": Path("d")}, "linear with 2 tower"),
+    ({"feature_select": "cls"}, "--feature-select 'cls' is not known. Known: patch, cls_patch"),
+    ({"image_aspect_ratio": "anyres"}, "Known: square, pad"),
+])  # fmt: skip
+def test_options_of_assembly_that_do_not_fit_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        Parts(**{"tower": Path("t"), "connector": "linear", "llm": Path("l"), **options})

@@ -15,7 +15,8 @@ from tinyllava_edge.errors import DataError
 from tinyllava_edge.train.check import check_data, known_bad
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.finetune import finetune
-from tinyllava_edge.train.options import FinetuneOptions, Parts, parse_tune
+from tinyllava_edge.train.options import FinetuneOptions, parse_tune
+from tinyllava_edge.train.parts import Parts
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import open_samples
 

@@ -177,7 +177,8 @@ def test_an_existing_output_is_kept_without_force(folder: Path, lora: Path) -> N
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tune": {"language_model": Tuning(how="qlora")}}, "Known: full, lora"),  # type: ignore[arg-type]
+        ({"tune": {"language_model": Tuning(how="dora")}}, "Known: full, lora"),  # type: ignore[arg-type]
+        ({"tune": {"connector": Tuning(how="qlora")}}, "qlora is for llm; give connector lora"),
         ({"tune": {"head": Tuning()}}, "Known: connector, language_model, vision_tower"),
         ({"tune": {"connector": Tuning(from_layer=2)}}, "only a tower"),
         ({"tune": {"connector": Tuning(learning_rate=0.0)}}, "connector: learning rate is 0"),
@@ -201,11 +202,9 @@ def test_options_that_do_not_fit_are_refused(changes: dict[str, Any], message: s
         options(**changes)
 
 
-def test_lora_needs_the_language_model() -> None:
-    with pytest.raises(UsageError, match="must name llm"):
-        parse_tune("connector", "lora")
-    with pytest.raises(UsageError, match="Known: full, lora"):
-        parse_tune("llm", "qlora")
+def test_a_way_to_tune_that_is_not_known_is_named() -> None:
+    with pytest.raises(UsageError, match="Known: full, lora, qlora"):
+        parse_tune("llm=dora")
 
 
 def test_learning_rates_are_upstreams_where_none_is_given() -> None:
@@ -236,8 +235,7 @@ def test_the_command_prints_one_line_of_json(
     [
         {},
         {"data": Path("d.json")},
-        {"data": Path("d.json"), "tower": Path("t")},
-        {"data": Path("d.json"), "tower": Path("t"), "llm": Path("l"), "source": "s"},
+        {"data": Path("d.json"), "tower": "t"},
     ],
 )
 def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.fit import training_arguments
 from tinyllava_edge.train.model import TinyLlavaForTraining
-from tinyllava_edge.train.options import FinetuneOptions, parse_tune, with_rates
+from tinyllava_edge.train.options import FinetuneOptions, parse_tune, with_changes
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.samples import open_samples
 from tinyllava_edge.train.snapshots import newest_whole
@@ -52,7 +52,8 @@ def _trainer(options: FinetuneOptions, work: Path) -> Any:
 
 
 def test_each_part_has_its_rate_and_matrices_alone_decay(options: FinetuneOptions, tmp_path: Path) -> None:
-    tune = with_rates(parse_tune("all", "lora"), [("connector", 1e-3), ("vision_tower", 1e-6)])
+    tune = parse_tune("connector+llm=lora+vision_tower")
+    tune = with_changes(tune, rates={"connector": 1e-3, "vision_tower": 1e-6})
     tune["connector"] = replace(tune["connector"], weight_decay=0.05)
     options = replace(changed(options, learning_rate=2e-4, weight_decay=0.1), tune=tune)
     made = _trainer(options, tmp_path / "work")

@@ -11,6 +11,8 @@ IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabula
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+# Keys of config.json that are ours: what upstream only names, where it is no public one.
+SECOND_TOWER_KEY, QFORMER_KEY = "vision_config2", "qformer_config"
 ASSEMBLED = "assembled"  # recipe of what `train` starts from where it is given in parts
 
 QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in

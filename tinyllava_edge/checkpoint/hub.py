@@ -107,6 +107,11 @@ def download_checkpoint(text: str, *, allow_pickle: bool = False) -> Snapshot:
     return snapshot
 
 
+def download_configs(text: str) -> Snapshot:
+    """Download configs, processor and tokenizer, and no weights; errors as `download_checkpoint`."""
+    return _download(text, _SMALL_FILES)
+
+
 def named_repositories(checkpoint: Path) -> list[str]:
     """The repositories that a checkpoint's config.json names."""
     raw = read_json_object(checkpoint / "config.json")

@@ -6,7 +6,15 @@ from urllib.parse import quote
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.errors import UsageError
 
-from .hub import HUB, Snapshot, cached_snapshot, download_checkpoint, download_sources, parse_name
+from .hub import (
+    HUB,
+    Snapshot,
+    cached_snapshot,
+    download_checkpoint,
+    download_configs,
+    download_sources,
+    parse_name,
+)
 
 NANO = "nano"
 _FOLDER = Path(__file__).parents[1] / "nano"
@@ -20,14 +28,16 @@ def checkpoint_path(name_or_path: str | Path) -> Path:
     return path if path.exists() else cached_snapshot(str(name_or_path)) or path
 
 
-def fetch_checkpoint(name_or_path: str, *, allow_pickle: bool = False) -> Snapshot:
-    """The same, but `owner/name[@revision]` that is no local path is downloaded from the hub.
+def fetch_checkpoint(name_or_path: str, *, allow_pickle: bool = False, weights: bool = True) -> Snapshot:
+    """The same, but `owner/name[@revision]` that is no local path is downloaded: without `weights`, configs.
 
     Raises:
         CheckpointError: it cannot be downloaded.
     """
     if name_or_path == NANO or Path(name_or_path).exists() or parse_name(name_or_path) is None:
         return Snapshot(path=checkpoint_path(name_or_path))
+    if not weights:
+        return download_configs(name_or_path)
     return download_checkpoint(name_or_path, allow_pickle=allow_pickle)
 
 

@@ -13,7 +13,16 @@ from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
-from .config import SIDECAR_FILE, BertSizes, ConnectorConfig, LanguageConfig, ModelConfig, VisionConfig
+from .config import (
+    QFORMER_KEY,
+    SECOND_TOWER_KEY,
+    SIDECAR_FILE,
+    BertSizes,
+    ConnectorConfig,
+    LanguageConfig,
+    ModelConfig,
+    VisionConfig,
+)
 from .families import FAMILIES, PUBLIC_TOWERS, TOWERS, VISION_ACTIVATIONS, Family
 from .files import named_config, read_json_object
 from .layouts import PROJECTOR_FILE, whole_file
@@ -157,11 +166,11 @@ def vision_config(raw: Mapping[str, Any], path: Path) -> VisionConfig:
 
 
 def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> VisionConfig | None:
-    """A MoF's DINOv2, whose config is in no checkpoint: from `sources`, or of a public tower."""
+    """A MoF's DINOv2, whose config is in ours only: else from `sources`, or of a public tower."""
     name = str(raw.get("vision_model_name_or_path2") or "").removeprefix("mof:")
     if not name:
         return None
-    found = named_config(name, sources)
+    found = raw.get(SECOND_TOWER_KEY) or named_config(name, sources)
     public = public_name(name, PUBLIC_TOWERS)
     second = PUBLIC_TOWERS[public] if found is None and public else found
     if second is None:
@@ -175,8 +184,13 @@ def second_vision(raw: Mapping[str, Any], path: Path, sources: Path | None) -> V
 def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -> ConnectorConfig:
     """The connector of a whole config.json; Q-Former's sizes from `sources` where they are there."""
     own = _nanovlm(raw)
-    bert = named_config("google-bert/bert-base-uncased", sources) or {}
+    own_bert = raw.get(QFORMER_KEY)
+    if own_bert is not None and not isinstance(own_bert, dict):
+        raise CheckpointError(f"{path}: {QFORMER_KEY} is not an object.")
+    bert = own_bert or named_config("google-bert/bert-base-uncased", sources) or {}
     known = {item.name for item in fields(BertSizes)}
+    for name in known - {"layer_norm_eps"}:
+        whole_number(bert, name, 1, path)
     return ConnectorConfig(
         type=str(raw.get("connector_type")),
         factor=own.factor if own else 1,

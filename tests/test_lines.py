@@ -10,20 +10,22 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 9560,
-    "tinyllava_edge/checkpoint": 3300,
-    "tinyllava_edge/model": 2337,
+    "tinyllava_edge": 9660,
+    "tinyllava_edge/checkpoint": 3320,
+    "tinyllava_edge/model": 2350,
     "export": 4730,
-    "runtimes": 6888,
-    "runtimes/serve": 2019,
+    "runtimes": 7390,
+    "runtimes/serve": 2360,
     "runtimes/trt": 3761,
-    "train": 2576,
+    "runtimes/watch": 880,
+    "train": 5370,
     "benchmarks/verify": 4815,
-    "benchmarks/bench": 6480,
-    "benchmarks/evals": 2900,
+    "benchmarks/bench": 6500,
+    "benchmarks/evals": 4040,
+    "benchmarks/card": 1060,
     "benchmarks/hardware": 1337,
 }
-FROM_THE_CHECKOUT = {"tools": 2550, "examples": 1700}
+FROM_THE_CHECKOUT = {"tools": 2780, "examples": 1700}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -59,5 +61,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 50_703
-    assert sum(ROOMS.values()) <= 54_953
+    assert sum(INSTALLED.values()) <= 57_573
+    assert sum(ROOMS.values()) <= 62_053

@@ -136,7 +136,11 @@ class Context:
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """Logits [vocab] after everything in the context."""
-        return self._language.last_logits()
+        try:
+            return self._language.last_logits()
+        except BaseException:  # a backend may compute what it was given only now
+            self._elements = []
+            raise
 
     def all_logits(self, prompt: Sequence[Element]) -> npt.NDArray[np.float32]:
         """Evaluate `prompt` from nothing; logits [positions, vocab]."""

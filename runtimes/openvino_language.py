@@ -1,9 +1,11 @@
 """The language model through OpenVINO on the CPU: a graph with its KV cache inside (IR, from `export`).
 
-Ids and a picture's rows go into one graph, which looks ids up itself. Its cache is cut by reading each state,
-and setting the part that stays (docs/sources/openvino.md#kv-cache).
+Ids and a picture's rows go into one graph, which looks ids up itself, and into one call: rows wait until
+logits are asked for, as a call behind another is slower. Its cache is cut by reading each state, and setting
+the part that stays. Both: docs/sources/openvino.md#kv-cache.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import openvino
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU, ComputeClass
 from tinyllava_edge.errors import BackendError, BundleError
-from tinyllava_edge.llamacpp_memory import BATCH, OUTPUT_ROWS
+from tinyllava_edge.llamacpp_memory import OUTPUT_ROWS
 
 from .access import freed_with
 from .base import BackendOptions, Segment, check_open, check_segment
@@ -24,6 +26,7 @@ from .openvino_library import compile_model, read_model, said
 # Our names of the KV cache's types -> OpenVINO's.
 _KV_TYPES = {"f32": "f32", "f16": "f16", "q8_0": "u8"}
 DEFAULT_KV_TYPE = "f16"
+_ROWS = 4096  # of one call at most, which sizes its working memory
 _INPUTS = {"input_ids", "inputs_embeds", "position_ids", "wanted", "beam_idx"}
 
 
@@ -85,6 +88,7 @@ class OpenVinoLanguage:
         self.context_length = options.positions(spec)
         self.compute_class = compute
         self._position = 0
+        self._waiting: list[Segment] = []  # the context's last rows, which are not computed yet
         self._last: npt.NDArray[np.float32] | None = None
         model = read_model(path)
         self._check_ends(path, model)
@@ -100,19 +104,20 @@ class OpenVinoLanguage:
         check_open(self.name, self._compiled is not None)
         check_segment(self, segment, position, self._position)
         self._last = None
-        step = OUTPUT_ROWS if all_logits else BATCH
-        parts = []
-        for start in range(0, len(segment), step):
-            rows = segment[start : start + step]
-            found = self._infer(rows, position + start, all_logits=all_logits)
-            parts += [found] if all_logits else []
+        if not all_logits:
+            self._waiting.append(segment.copy())
+            self._position = position + len(segment)
+            return None
+        self._compute_waiting()
+        logits = self._compute([segment], position, step=OUTPUT_ROWS, all_logits=True)
         self._position = position + len(segment)
-        self._last = found[-1]
-        return np.concatenate(parts) if all_logits else None
+        self._last = logits[-1]
+        return logits
 
     def last_logits(self) -> npt.NDArray[np.float32]:
         """See `LanguageBackend`."""
         check_open(self.name, self._compiled is not None)
+        self._compute_waiting()
         if self._last is None:
             raise BackendError(f"{self.name}: nothing was evaluated, so there are no logits.")
         return self._last.copy()
@@ -122,6 +127,9 @@ class OpenVinoLanguage:
         check_open(self.name, self._compiled is not None)
         if position >= self._position and position > 0:
             return
+        if position == 0:
+            self._waiting = []
+        self._compute_waiting()
         try:
             if position == 0:
                 self._compiled.request.reset_state()
@@ -139,14 +147,33 @@ class OpenVinoLanguage:
         self._compiled = None
         self._free()
 
-    def _infer(self, rows: Segment, position: int, *, all_logits: bool) -> npt.NDArray[np.float32]:
-        """Logits [n, vocab] of all rows, or [1, vocab] of the last one."""
-        count = len(rows)
-        is_ids = rows.ndim == 1
-        nothing = np.zeros((1, 1, self.hidden_size), dtype=np.float32)
+    def _compute_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            position = self._position - sum(map(len, waiting))
+            self._last = self._compute(waiting, position, step=_ROWS, all_logits=False)[-1]
+
+    def _compute(
+        self, segments: Sequence[Segment], position: int, *, step: int, all_logits: bool
+    ) -> npt.NDArray[np.float32]:
+        """Logits [n, vocab] of all rows, or [1, vocab] of the last one, `step` rows in a call."""
+        ids = np.concatenate([one if one.ndim == 1 else np.full(len(one), -1) for one in segments])
+        rows = np.zeros((len(ids), self.hidden_size), dtype=np.float32)
+        if embedded := [one for one in segments if one.ndim == 2]:
+            rows[ids < 0] = np.concatenate(embedded)
+        found = [
+            self._infer(ids[start : start + step], rows[start : start + step], position + start, all_logits)
+            for start in range(0, len(ids), step)
+        ]
+        return np.concatenate(found) if all_logits else found[-1]
+
+    def _infer(
+        self, ids: npt.NDArray[Any], rows: npt.NDArray[np.float32], position: int, all_logits: bool
+    ) -> npt.NDArray[np.float32]:
+        count = len(ids)
         inputs = {
-            "input_ids": (rows if is_ids else np.full(count, -1, dtype=np.int32))[None],
-            "inputs_embeds": nothing if is_ids else np.ascontiguousarray(rows)[None],
+            "input_ids": ids.astype(np.int32)[None],
+            "inputs_embeds": rows[None],
             "position_ids": np.arange(position, position + count, dtype=np.int32)[None],
             "wanted": np.arange(0 if all_logits else count - 1, count, dtype=np.int32),
             "beam_idx": np.zeros(1, dtype=np.int32),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("openvino")
@@ -113,6 +114,36 @@ def test_what_is_multiplied_with_integers_is_rounded_to_8_bits_and_nothing_else(
         errors[name] = nmse(*found)
     assert errors["ov_f32"] == 0
     assert 1e-6 < errors["ov_int8"] < 1e-2
+
+
+def test_a_prompt_of_many_parts_is_one_call(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    with closing(graphs.open("ov_f32")) as backend:
+        infer = backend._infer
+        monkeypatch.setattr(
+            backend, "_infer", lambda ids, *rest: (calls.append(len(ids)), infer(ids, *rest))[1]
+        )
+        rows = np.random.default_rng(0).standard_normal((5, backend.hidden_size), dtype=np.float32)
+        ids = language_ids(backend, 12)
+        for position, part in ((0, ids[:4]), (4, rows), (9, ids[4:])):
+            backend.evaluate(part, position)
+        assert calls == []
+        together = backend.last_logits()
+        assert calls == [17]
+        backend.truncate(0)
+        apart = [
+            backend.evaluate(part, at, all_logits=True)
+            for at, part in ((0, ids[:4]), (4, rows), (9, ids[4:]))
+        ]
+        assert apart[-1] is not None
+        np.testing.assert_allclose(together, apart[-1][-1], atol=1e-4)
+        monkeypatch.setattr("tinyllava_edge.runtimes.openvino_language._ROWS", 5)
+        backend.truncate(0)
+        calls.clear()
+        for position, part in ((0, ids[:4]), (4, rows), (9, ids[4:])):
+            backend.evaluate(part, position)
+        np.testing.assert_allclose(backend.last_logits(), together, atol=1e-4)
+        assert calls == [5, 5, 5, 2]
 
 
 def test_turned_heads_are_one_operation_of_the_plugin(graphs: Graphs) -> None:

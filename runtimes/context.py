@@ -115,7 +115,7 @@ class Context:
         self._store.keep("context", key, self._language.save_state())
 
     def _put_back(self, prompt: Sequence[Element], common: int) -> int:
-        """Elements that the context has in the end: `common`, or more from the store, or none if that fails."""
+        """Elements that the context has then: `common`, or more from the store, or none if that fails."""
         end = _end_of_pictures(prompt[:-1])
         state = self._store.read("context", _key(prompt[:end])) if self._store and end > common else None
         if state is None:

@@ -254,5 +254,10 @@ def test_a_damaged_snapshot_that_another_process_of_the_run_removes_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "checkpoint-2").mkdir()
-    monkeypatch.setattr(snapshots, "_is_whole", lambda path: bool(shutil.rmtree(path)))
+
+    def is_removed_meanwhile(path: Path) -> bool:
+        shutil.rmtree(path)
+        return False
+
+    monkeypatch.setattr(snapshots, "_is_whole", is_removed_meanwhile)
     assert newest_whole(tmp_path) is None

@@ -83,7 +83,7 @@ def _fetch(text: str, kept: Path, settings: OpeningT) -> None:
             f"{text}: the hub could not be asked, but its checkpoint was downloaded before. Export it once: "
             f"tinyllava-edge export {text} -o BUNDLE, and give BUNDLE."
         ) from None
-    with _alone(kept):
+    with fetched_alone(kept):
         if kept.is_dir():  # who had the lock made it
             return
         if MANIFEST_FILE in repository.sizes:
@@ -93,7 +93,7 @@ def _fetch(text: str, kept: Path, settings: OpeningT) -> None:
 
 
 @contextmanager
-def _alone(kept: Path) -> Iterator[None]:
+def fetched_alone(kept: Path) -> Iterator[None]:
     """One process fetches a name; another one waits, and finds it there."""
     with full_disk_named(kept):
         kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -86,10 +86,8 @@ class Context:
         """
         common = sum(takewhile(bool, map(eq, self._elements, prompt[:-1])))  # the last one gives the logits
         self._elements = []
-        if stored := self._put_back(prompt, common):
-            common = stored
-        else:
-            self._language.truncate(count_positions(prompt[:common]))
+        common = self._put_back(prompt, common)
+        self._language.truncate(count_positions(prompt[:common]))
         kept = list(prompt[:common])
         reused = count_positions(kept)
         self._elements, self._position = kept, reused
@@ -117,11 +115,11 @@ class Context:
         self._store.keep("context", key, self._language.save_state())
 
     def _put_back(self, prompt: Sequence[Element], common: int) -> int:
-        """Elements that were put back from the store, 0 where the context has as many or nothing was kept."""
+        """Elements that the context has then: `common`, or more from the store, or none if that fails."""
         end = _end_of_pictures(prompt[:-1])
         state = self._store.read("context", _key(prompt[:end])) if self._store and end > common else None
         if state is None:
-            return 0
+            return common
         assert isinstance(self._language, KeepsState)
         try:
             self._language.load_state(state, count_positions(prompt[:end]))

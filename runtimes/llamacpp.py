@@ -277,7 +277,7 @@ class LlamaCppLanguage:
     def _create_context(self, sequences: int = 1) -> Any:
         parameters = self._library.llama_context_default_params()
         parameters.n_ctx, parameters.n_seq_max = sequences * self.context_length, sequences
-        parameters.n_batch = parameters.n_ubatch = min(BATCH, self.context_length)
+        parameters.n_batch = parameters.n_ubatch = min(BATCH, parameters.n_ctx)  # of all sequences together
         if hasattr(parameters, "n_outputs_max"):  # llama-cpp-python 0.3.16 keeps room for every row
             parameters.n_outputs_max = OUTPUT_ROWS
         budget = thread_budget(self._options.threads)

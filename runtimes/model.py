@@ -130,6 +130,8 @@ class Model:
         self.runtime = self.runtime_reason = ""
         self.last_timings: Timings | None = None
         self._closed = False
+        self._owns_vision = beside is None
+        self._parts: list[Model] = []  # of `divide`
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
         tokenizer_json = bundle.read_text(TOKENIZER_FILE)
@@ -164,18 +166,22 @@ class Model:
         """
         if not self.access.is_here:
             return
+        for each in self._parts:  # which waits for what its thread computes
+            each.close()
         with self.access.call():
             if (running := self._running()) is not None:
                 running.end_for_another()
             self._closed = True
-            self.vision.close()
+            if self._owns_vision:
+                self.vision.close()
             self.language.close()
 
     def divide(self, count: int) -> "list[Model]":
         """So many models that answer at the same time, each in a thread of its own, over the same weights.
 
         What they decode is decoded together, so that a token's id may be another one where the two best are
-        about equal. A picture is known to all of them. This model answers no more; close it after them.
+        about equal. A picture is known to all of them. This model answers no more; to close it
+        closes them.
 
         Raises:
             UsageError: the runtime's language model cannot be divided.
@@ -186,12 +192,11 @@ class Model:
         with self.access.call():
             self.end_running()
             languages = self.language.divide(count)
-        models = []
         for language in languages:
             each = Model(self.bundle, self.vision, language, self._store, self._allow_url, self)
             each.runtime, each.runtime_reason = self.runtime, self.runtime_reason
-            models.append(each)
-        return models
+            self._parts.append(each)
+        return list(self._parts)
 
     def end_running(self) -> None:
         """Within a call, wait for the answer that another thread reads, or close this thread's own.

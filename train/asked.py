@@ -1,6 +1,5 @@
 """What the flags of `train` and a recipe say together -> options of a run. A flag goes before the recipe."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
@@ -18,6 +17,7 @@ from tinyllava_edge.errors import MissingExtraError, UsageError
 
 from .options import FinetuneOptions, LoraOptions, parse_tune
 from .parts import Parts, fetch_part
+from .ranks import world_size
 from .recipe import ASSEMBLY, Recipe, RecipeFile
 from .training_options import Part, TrainingOptions, Tuning
 
@@ -205,7 +205,7 @@ def _gathered(values: Mapping[str, Any]) -> dict[str, int]:
     if whole is None:
         return {}
     batch = values.get(_BATCH, TrainingOptions.per_device_train_batch_size)
-    processes = values.get("processes") or int(os.environ.get("WORLD_SIZE", "1") or 1)
+    processes = values.get("processes") or world_size()
     at_once = batch * processes
     if whole % at_once and whole < at_once and whole % processes == 0:
         return {_BATCH: whole // processes, _GATHERED: 1}

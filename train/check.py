@@ -98,7 +98,9 @@ def _command(options: FinetuneOptions) -> str:
         words += ["--from", NANO if is_shipped(options.source) else options.source]
     else:
         words += options.parts.words
-    for name, value in (("--template", options.template), ("--sources", options.sources)):
+    length = options.training.model_max_length
+    given = {"--template": options.template, "--sources": options.sources, "--max-length": length}
+    for name, value in given.items():
         words += [] if value is None else [name, value]
     return shlex.join(map(str, words))
 

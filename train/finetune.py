@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
+from tinyllava_edge.bundle import sha256_of_file
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
@@ -217,7 +218,9 @@ class _Run:
                 if options.keep_adapter:
                     save_adapter(adapted, directory, base=_source_name(options))
             if adapted is not None and not options.keep_adapter:
-                merge_error = merge_lora(model, adapted, self._samples.collator([self._samples[0]]))
+                merge_error = merge_lora(
+                    model, adapted, self._samples.collator(self._samples.__getitems__([0]))
+                )
             facts = self._facts | {
                 "data": options.data.name,
                 "data_sha256": data_sha256(self._records.data.hashes, self._left_out.hashes),
@@ -265,6 +268,9 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         **training,
         "learning_rate": options.rate,
         "lora": asdict(options.lora) if options.has_lora else None,
+        "save_adapter": options.save_adapter,
+        "keep_adapter": options.keep_adapter,
+        "eval_data_sha256": _stopping_data(options),
         "adapter_sha256": None if options.adapter is None else adapter_sha256(options.adapter),
         "mixed_precision": arithmetic(options),
         "processes": world_size(),
@@ -272,6 +278,12 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         "source_sha256": source.sha256,
     }
     return dict(json.loads(json.dumps(facts)))
+
+
+def _stopping_data(options: FinetuneOptions) -> str | None:
+    """Hash of the validation set where it decides when the run ends, and with which weights."""
+    stops = options.training.early_stopping_patience and options.eval_data is not None
+    return sha256_of_file(options.eval_data) if stops else None  # type: ignore[arg-type]
 
 
 def _source_name(options: FinetuneOptions) -> str:

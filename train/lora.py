@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.checkpoint.layouts import adapter_file
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, adapter_file
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.model.lora_config import LoraConfig
 from tinyllava_edge.model.tensor_files import opened_tensors
 from tinyllava_edge.model.vlm import TinyLlava
 
@@ -61,9 +62,10 @@ def load_adapter(adapted: Any, directory: Path) -> None:
     """Go on from updates that PEFT, this program or upstream saved.
 
     Raises:
-        CheckpointError: they are damaged, or of other modules or another rank.
+        CheckpointError: they are damaged, or of other modules, another rank or another scale.
+        UnsupportedModelError: they are no plain LoRA.
     """
-    path = adapter_file(directory)
+    path, config = adapter_file(directory), LoraConfig(directory / ADAPTER_CONFIG)
     with opened_tensors(path, False) as (names, read):
         state = {name: read(name) for name in names}
     wanted = {name: tuple(tensor.shape) for name, tensor in peft.get_peft_model_state_dict(adapted).items()}
@@ -74,6 +76,14 @@ def load_adapter(adapted: Any, directory: Path) -> None:
             f"{path}: {odd} is {found.get(odd, 'missing')}, this run's is {wanted.get(odd, 'none')}. Tune "
             "the parts that the adapter is of, with its rank."
         )
+    own = adapted.peft_config["default"]
+    for name in found:
+        module = name.removeprefix("base_model.model.").rpartition(".lora_")[0]
+        if config.rank_and_scale(module) != (own.r, own.lora_alpha / own.r):
+            raise CheckpointError(
+                f"{config.path}: use_rslora or alpha_pattern gives the update of {module} another scale than "
+                "alpha / r, with which this run would go on. Merge it, and start from what comes out."
+            )
     if not all(tensor.isfinite().all() for tensor in state.values()):
         raise CheckpointError(f"{path}: holds NaN or infinity: the file is damaged.")
     peft.set_peft_model_state_dict(adapted, state)

@@ -6,7 +6,6 @@ context), what an allocator loses to holes, and the pictures that wait.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ from tinyllava_edge.model.vlm import TinyLlava
 from .check import described
 from .fake_step import FakeStep, build_fake, num_picture_rows, take_step
 from .options import PARTS, FinetuneOptions
+from .ranks import world_size
 from .records import read_data
 from .tuning import arithmetic, choose_trained, keep_frozen_in
 
@@ -178,8 +178,7 @@ def plan_run(
         rows = len(read_data(options))
     with described(options) as source:
         config = source.config
-    processes = processes or int(os.environ.get("WORLD_SIZE", "1") or 1)
-    return make_plan(config, options, rows=rows, processes=processes, **asked)
+    return make_plan(config, options, rows=rows, processes=processes or world_size(), **asked)
 
 
 def make_plan(
@@ -338,7 +337,7 @@ def _course(options: FinetuneOptions, rows: int | None, processes: int) -> dict[
     batches = math.ceil(math.ceil(rows / processes) / training.per_device_train_batch_size)
     epoch = math.ceil(batches / training.gradient_accumulation_steps)
     steps = training.max_steps or epoch * training.num_train_epochs
-    return {"steps": steps, "warmup_steps": training.warmup_steps or math.ceil(steps * training.warmup_ratio)}
+    return {"steps": steps, "warmup_steps": training.warmup_of(steps)}
 
 
 def _conversations(options: FinetuneOptions, rows: int, processes: int) -> int:

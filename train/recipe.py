@@ -16,14 +16,13 @@ from tinyllava_edge.prompt import template_named
 from tinyllava_edge.user_files import read_user_file
 
 from .recipe_file import parse_yaml
+from .training_options import How, Part, Precision, Scheduler
 
 FOLDER = Path(__file__).with_name("recipes")
 ANY = "any"  # of `families`: what counts for those that are not named
 MAX_BYTES = 64 << 10
 MAX_PARENTS = 5
 _OF_A_FAMILY = ("extends", "families", "starts", "summary")  # what a family has not of its own
-
-Part = Literal["vision_tower", "connector", "language_model"]
 
 
 class _Strict(BaseModel):
@@ -42,7 +41,7 @@ class Mirrors(_Strict):
 class PartTuning(_Strict):
     """How one part is trained: see `training_options.Tuning`."""
 
-    how: Literal["frozen", "full", "lora", "qlora"]
+    how: Literal["frozen", How]
     from_layer: int | None = Field(default=None, ge=0)
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
     weight_decay: float | None = Field(default=None, ge=0, lt=1)
@@ -96,14 +95,14 @@ class Recipe(_Strict):
     global_batch_size: int | None = Field(default=None, ge=1)
     per_device_train_batch_size: int | None = Field(default=None, ge=1)
     learning_rate: float | None = Field(default=None, gt=0, lt=1)
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] | None = None
+    lr_scheduler_type: Scheduler | None = None
     warmup_ratio: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float | None = Field(default=None, ge=0, lt=1)
     adam_beta1: float | None = Field(default=None, ge=0, lt=1)
     adam_beta2: float | None = Field(default=None, ge=0, lt=1)
     adam_epsilon: float | None = Field(default=None, gt=0)
     max_grad_norm: float | None = Field(default=None, ge=0)
-    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = None
+    precision: Precision | None = None
     tf32: bool | None = None
     gradient_checkpointing: bool | None = None
     group_by_modality_length: bool | None = None

@@ -21,7 +21,7 @@ def newest_whole(work: Path) -> Path | None:
     for checkpoint in reversed(_all(work)):
         if _is_whole(checkpoint):
             return checkpoint
-        shutil.rmtree(checkpoint)
+        shutil.rmtree(checkpoint, ignore_errors=True)  # other processes of the run remove it, too
     return None
 
 

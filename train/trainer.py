@@ -1,6 +1,5 @@
 """transformers' Trainer and what is ours: rates by part, order of samples, bad records, whole checkpoints."""
 
-import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,10 +122,8 @@ class TinyLlavaTrainer(Trainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The course of the rates; the warm-up is a part of the steps, rounded up."""
-        training = self._options.training
-        warmup = training.warmup_steps or math.ceil(num_training_steps * training.warmup_ratio)
-        self.args.warmup_steps = min(warmup, num_training_steps - 1)  # a run of one step would learn nothing
+        """The course of the rates."""
+        self.args.warmup_steps = self._options.training.warmup_of(num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_learning_rate(self) -> float:

@@ -1,5 +1,6 @@
 """How a run is trained, in the names of transformers' TrainingArguments where it has them."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -124,6 +125,10 @@ class TrainingOptions:
             raise UsageError("max_grad_norm is below 0, or adam_epsilon not above it.")
         if self.fsdp and self.deepspeed is not None:
             raise UsageError("--fsdp and --deepspeed both shard the model. Give one of them.")
+
+    def warmup_of(self, steps: int) -> int:
+        """Steps of the warm-up of so many; never all, as a run of one step would learn nothing."""
+        return min(self.warmup_steps or math.ceil(steps * self.warmup_ratio), steps - 1)
 
 
 def check_fraction(option: str, value: float) -> None:

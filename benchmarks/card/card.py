@@ -12,9 +12,8 @@ from tinyllava_edge.runtimes.serve.errors import without_paths
 from .document import Code, Document, Line, Rows, Section
 from .parity import parity_tables
 from .results import accuracy_rows, speed_section
-from .source import Origin, find_origin
+from .source import UNKNOWN, Origin, find_origin
 
-UNKNOWN = "unknown"  # the hub's own word for a licence that nobody states
 _TAGS = ("tinyllava", "vision-language-model", "edge")
 
 

@@ -13,6 +13,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.process import detail
 from tinyllava_edge.user_files import read_user_text
 
+UNKNOWN = "unknown"  # the hub's own word for a licence that nobody states
 _MOST_README = 4 << 20
 _FRONT = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
 _LICENCE = re.compile(
@@ -78,13 +79,14 @@ def find_origin(bundle: Bundle, given: str | None = None) -> Origin | None:
 
 def _origin(checkpoint: Checkpoint) -> Origin:
     config = checkpoint.factory_config
-    names = {}
+    names, licences = {}, {}
     for part, keys in _PARTS.items():
         found = [str(config[key]) for key in keys if isinstance(config.get(key), str) and config[key]]
         if found:
-            names[part] = ", ".join(found)
-    snapshots = {name: cached_snapshot(name) for name in names.values()}
-    licences = {name: licence_of(folder) for name, folder in snapshots.items() if folder is not None}
+            name = names[part] = ", ".join(found)
+            folders = map(cached_snapshot, found)
+            known = [licence_of(folder) if folder is not None else "" for folder in folders]
+            licences[name] = ", ".join(each or UNKNOWN for each in known) if any(known) else ""
     files = sorted(path for path in checkpoint.path.iterdir() if path.is_file())
     return Origin(
         path=checkpoint.path,

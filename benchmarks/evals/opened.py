@@ -1,16 +1,20 @@
 """What `eval` is given -> a bundle: one that is there, or a checkpoint that is exported once."""
 
+import json
 import subprocess
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 import typer
 
+from tinyllava_edge import __version__
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.module_process import module_command
-from tinyllava_edge.runtimes.bundle_by_name import open_named
+from tinyllava_edge.runtimes.bundle_by_name import fetched_alone, open_named
 from tinyllava_edge.runtimes.cli_options import Opening
 
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -22,7 +26,7 @@ def open_asked(
 ) -> Bundle:
     """A bundle's directory, `nano`, a name of the hub, or the directory of a checkpoint.
 
-    A checkpoint is exported once into the private cache, under its hash and its variants.
+    A checkpoint is exported once into the private cache, under a hash of all that is read and its variants.
 
     Args:
         given: what the user gave.
@@ -41,18 +45,28 @@ def open_asked(
         return open_named(given, opening)[0]
     vision = _VISION if vision in ("", "all") else vision
     language = _LANGUAGE if language in ("", "all") else language
-    sha256 = Checkpoint(folder, sources=sources, allow_pickle=allow_pickle).sha256
-    kept = cache_folder() / "bundles" / f"checkpoint@{sha256[:16]}.{vision}.{language}"
-    if kept.is_dir():
-        note(f"{given}: was exported before: {kept}")
+    key = _key(Checkpoint(folder, sources=sources, allow_pickle=allow_pickle))
+    kept = cache_folder() / "bundles" / f"checkpoint@{key}.{vision}.{language}"
+    with fetched_alone(kept):  # shards may be begun together
+        if kept.is_dir():
+            note(f"{given}: was exported before: {kept}")
+            return Bundle.open(kept)
+        note(f"{given}: a checkpoint, which is exported once, to {kept}")
+        command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
+        command += ["--vision", vision, "--language", language, "--json"]
+        command += [] if sources is None else ["--sources", str(sources)]
+        command += ["--allow-pickle"] * allow_pickle
+        code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+        if code:
+            raise typer.Exit(code if code > 0 else 1)
         return Bundle.open(kept)
-    note(f"{given}: a checkpoint, which is exported once, to {kept}")
-    kept.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
-    command += ["--vision", vision, "--language", language, "--json"]
-    command += [] if sources is None else ["--sources", str(sources)]
-    command += ["--allow-pickle"] * allow_pickle
-    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-    if code:
-        raise typer.Exit(code if code > 0 else 1)
-    return Bundle.open(kept)
+
+
+def _key(checkpoint: Checkpoint) -> str:
+    """Of all that an export follows from: weights, tokenizer, pictures, template, and this program."""
+    from tinyllava_edge.model.assets import read_assets
+
+    assets = read_assets(checkpoint)
+    pictures, template = asdict(assets.preprocessing), asdict(assets.template)
+    facts = [__version__, checkpoint.sha256, assets.tokenizer.tokenizer_json, assets.bos_id, assets.stop_ids]
+    return sha256(json.dumps([*facts, pictures, template]).encode()).hexdigest()[:16]

@@ -37,7 +37,7 @@ _TURNS = {
     270: Image.Transpose.ROTATE_270,
 }  # counter-clockwise, as FFmpeg counts
 _NETWORK = "rtsp,rtsps,rtp,srtp,tcp,udp,tls,crypto"
-_SECRET = re.compile(r"(?<=://)[^/@]*@")
+_SECRET = re.compile(r"(?<=://)[^/?#]*@")  # up to the last @, as FFmpeg reads it
 
 
 def open_file(path: str) -> "Video":

@@ -1,6 +1,7 @@
 """Several sequences of one llama.cpp context, each as if it were alone. CPU."""
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from tinyllava_edge import Model, open_bundle
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.runtimes.base import StopFlag, StoppedError
 from tinyllava_edge.runtimes.llamacpp_library import load_library
-from tinyllava_edge.runtimes.llamacpp_sequences import SequenceLanguage
+from tinyllava_edge.runtimes.llamacpp_sequences import SequenceLanguage, _Part
 from tinyllava_edge.runtimes.stream import Stream
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +132,48 @@ def test_a_runtime_that_has_one_sequence_says_so(tmp_path: Path) -> None:
     model = scripted_model(bundles.write_bundle(tmp_path / "bundle"), "yes")
     with pytest.raises(UsageError, match="leave --parallel out"):
         model.divide(2)
+
+
+def test_a_batch_of_all_sequences_may_have_more_rows_than_one_context(tmp_path: Path) -> None:
+    """llama.cpp ends the whole process where a batch has more than it was made for."""
+    spec, _ = write_tiny_gguf(tmp_path / "f32.gguf", head_dim=32, context=64)
+    whole = open_gguf(tmp_path / "f32.gguf", spec)
+    sequences = whole.divide(4)[0]._sequences
+    ids = np.arange(50, dtype=np.int32)
+    parts = [_Part(sequence=number, rows=ids, position=0, wanted=1) for number in range(4)]
+    sequences._waiting += parts
+    with sequences._turn:
+        sequences._step()
+    assert (sequences.steps, sequences.rows) == (1, 200)
+    logits = np.concatenate([part.logits for part in parts if part.logits is not None])
+    np.testing.assert_allclose(logits, np.broadcast_to(logits[0], (4, 300)), atol=1e-4)
+    whole.close()
+
+
+def test_closing_a_divided_model_waits_for_what_its_parts_compute() -> None:
+    """Else the weights would be freed under a thread that computes with them."""
+    whole = open_bundle("nano", threads=1)
+    first, second = whole.divide(2)
+    encode, begun, go_on = whole.vision.encode, threading.Event(), threading.Event()
+    open_then: list[bool] = []
+
+    def slowly(pixels: np.ndarray) -> np.ndarray:
+        begun.set()
+        go_on.wait(10)
+        open_then.append(not whole._closed)
+        return encode(pixels)
+
+    whole.vision.encode = slowly  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as pool:
+        answer = pool.submit(first.ask, "What is this?", PICTURES[0])
+        assert begun.wait(10)
+        closing = pool.submit(whole.close)
+        time.sleep(0.1)
+        assert not closing.done()
+        go_on.set()
+        closing.result(10)
+        assert answer.exception(10) is None or isinstance(answer.exception(), BackendError)
+    assert open_then == [True]
+    for model in (first, second, whole):
+        with pytest.raises(BackendError, match="closed"):
+            model.ask("What is this?")

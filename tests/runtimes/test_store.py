@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.runtimes.llamacpp_library import load_library
 from tinyllava_edge.runtimes.model import Model, open_bundle
 from tinyllava_edge.runtimes.store import FOLDER, PictureStore
 
@@ -175,3 +176,14 @@ def test_a_picture_is_encoded_once_whatever_the_runtime(tmp_path: Path, picture:
 def test_a_negative_size_is_refused() -> None:
     with pytest.raises(UsageError, match="store_mb is -1"):
         open_bundle("nano", store_mb=-1)
+
+
+def test_a_state_that_cannot_be_put_back_is_computed_whatever_the_context_had(
+    picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_bundle("nano", store_mb=50) as model:
+        wanted = answered(model, picture).ids
+    with open_bundle("nano", store_mb=50) as model:
+        model.ask("Who are you?", max_tokens=1)  # begins as the next prompt does
+        monkeypatch.setattr(load_library().bindings, "llama_state_seq_set_data", lambda *_: 0)
+        assert answered(model, picture).ids == wanted

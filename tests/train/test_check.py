@@ -1,6 +1,7 @@
 """`train --check`: what it finds, what it prints, and what a start makes of it."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import pytest
 import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.train.own_data import own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.cli import app
 from tinyllava_edge.errors import DataError
-from tinyllava_edge.train.check import check_data, known_bad
+from tinyllava_edge.record_check import has_report
+from tinyllava_edge.train.check import _command, _facts, check_data, known_bad
 from tinyllava_edge.train.cli import train
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions, parse_tune
@@ -150,3 +154,14 @@ def test_a_mended_picture_is_looked_at_again(options: FinetuneOptions) -> None:
     check_data(options)
     Image.new("RGB", (20, 20)).save(options.images / "cut.png")
     assert {r.index for r in check_data(options).bad} == KINDS.keys() - {10}
+
+
+def test_the_line_that_a_start_says_checks_what_it_trains_on(source: Path, tmp_path: Path) -> None:
+    """Its maximum length decides what is cut, and which answers are left."""
+    write_own_data(tmp_path)
+    options = own_options(tmp_path, source, model_max_length=400)
+    words = shlex.split(_command(options))
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    samples = open_samples(Checkpoint(source), options)
+    data = read_data(options)
+    assert has_report(data.file, _facts(data, samples))

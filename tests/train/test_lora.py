@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.train.own_data import own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import CheckpointError, MissingExtraError, UsageError
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, UnsupportedModelError, UsageError
 from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.train.asked import check_packages, read_asked
 from tinyllava_edge.train.finetune import finetune
@@ -56,11 +56,22 @@ def test_a_run_goes_on_from_the_updates_of_another(source: Path, tmp_path: Path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     sidecar = json.loads((tmp_path / "second" / "tinyllava_edge.json").read_text())
     assert len(sidecar["adapter_sha256"]) == 64
+    config = adapter / "adapter_config.json"
+    text = config.read_text()
+    for changes, error in (
+        ({"use_rslora": True}, CheckpointError),
+        ({"alpha_pattern": {"q_proj": 1}}, CheckpointError),
+        ({"use_dora": True}, UnsupportedModelError),
+    ):
+        config.write_text(json.dumps({**json.loads(text), **changes}))
+        with pytest.raises(error, match=f"adapter_config.json: .*{next(iter(changes))}"):
+            finetune(tmp_path / "third", found, force=True)
+    config.write_text(text)
     odd = dict(first)
     odd.pop(min(odd))
     save_file(odd, adapter / "adapter_model.safetensors")
     with pytest.raises(CheckpointError, match="is missing, this run's is"):
-        finetune(tmp_path / "third", found)
+        finetune(tmp_path / "third", found, force=True)
     with pytest.raises(UsageError, match="--adapter needs --recipe lora"):
         _options(tmp_path, source, "llm", adapter=adapter)
 

@@ -22,7 +22,7 @@ from tinyllava_edge.model.vlm import TinyLlava, build_model
 from tinyllava_edge.train.fake_step import build_fake, take_step
 from tinyllava_edge.train.model import TinyLlavaForTraining
 from tinyllava_edge.train.options import FinetuneOptions, parse_tune
-from tinyllava_edge.train.plan import make_plan
+from tinyllava_edge.train.plan import _course, make_plan
 from tinyllava_edge.train.training_options import TrainingOptions
 
 SIGLIP = {
@@ -228,6 +228,11 @@ def test_a_run_that_is_too_large_says_which_batch_fits(source: Path) -> None:
     assert "--rows is of --plan" in str(
         CliRunner().invoke(app, ["train", "--data", "d", "-o", "o", "--rows", "3"]).exception
     )
+
+
+def test_a_run_of_one_step_has_no_warm_up() -> None:
+    assert _course(options_of(max_steps=1), 10, 1) == {"steps": 1, "warmup_steps": 0}
+    assert _course(options_of(max_steps=101), 10, 1) == {"steps": 101, "warmup_steps": 4}  # ceil(3.03)
 
 
 def test_a_plan_of_a_recipe_counts_its_rows_and_reads_no_weights(source: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.train.own_data import LORA, changed, own_options, write_own_data, write_small_checkpoint
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import OutputExistsError, UsageError
-from tinyllava_edge.train import training_log
+from tinyllava_edge.train import snapshots, training_log
 from tinyllava_edge.train.data import read_lines
-from tinyllava_edge.train.finetune import finetune
+from tinyllava_edge.train.finetune import _facts, finetune
 from tinyllava_edge.train.options import FinetuneOptions
 from tinyllava_edge.train.snapshots import newest_whole
 
@@ -226,3 +228,36 @@ def reseal(checkpoint: Path) -> None:
     """Give what was changed the hashes that it has now."""
     files = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in checkpoint.iterdir()}
     (checkpoint / "seal.json").write_text(json.dumps({"sha256": files}))
+
+
+def test_what_is_kept_of_a_run_and_what_ends_it_belong_to_it(
+    folder: Path, options: FinetuneOptions, whole: Path, tmp_path: Path
+) -> None:
+    """A finished run without an adapter is not the one that is asked for with it."""
+    with pytest.raises(OutputExistsError):
+        finetune(whole, replace(options, save_adapter=True), resume=True)
+    assert finetune(whole, options, resume=True).steps == STEPS
+    facts = []
+    for text in ("[1]", "[2]"):
+        (tmp_path / "eval.json").write_text(text)
+        stopping = replace(
+            options,
+            eval_data=tmp_path / "eval.json",
+            training=replace(options.training, early_stopping_patience=1),
+        )
+        facts.append(_facts(stopping, Checkpoint(options.source)))
+    assert facts[0].keys() == facts[1].keys()
+    assert [key for key in facts[0] if facts[0][key] != facts[1][key]] == ["eval_data_sha256"]
+
+
+def test_a_damaged_snapshot_that_another_process_of_the_run_removes_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoint-2").mkdir()
+
+    def is_removed_meanwhile(path: Path) -> bool:
+        shutil.rmtree(path)
+        return False
+
+    monkeypatch.setattr(snapshots, "_is_whole", is_removed_meanwhile)
+    assert newest_whole(tmp_path) is None

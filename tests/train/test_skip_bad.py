@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.own_data import changed, own_options, write_own_data
+from tests.train.own_data import LORA, changed, own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.train import training_log
@@ -278,3 +278,17 @@ def test_what_is_left_out_stays_so_and_a_line_cut_short_does_not_count(tmp_path:
     path.write_text("nonsense\n")
     with pytest.raises(UsageError, match="damaged"):
         LeftOut(path)
+
+
+def test_a_first_record_that_is_bad_and_was_not_met_does_not_end_a_run_of_lora(
+    source: Path, tmp_path: Path
+) -> None:
+    """A record shows that merging changes nothing: the first one that is good."""
+    data = write_own_data(tmp_path)
+    records = json.loads(data.read_text())
+    records[0] = {**records[1], "id": "r0", "image": "0.png"}
+    data.write_text(json.dumps(records))
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    outcome = finetune(tmp_path / "out", own_options(tmp_path, source, tune=LORA, max_steps=1, seed=SEED))
+    assert outcome.left_out == {}
+    assert json.loads((tmp_path / "out" / "tinyllava_edge.json").read_text())["merge_error"] <= 1e-5

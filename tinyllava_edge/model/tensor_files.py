@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tinyllava_edge.checkpoint.layouts import FLAT_FILE, FLAT_INDEX, check_is_there, listed_shards
+from tinyllava_edge.checkpoint.layouts import check_is_there, listed_shards
 from tinyllava_edge.errors import CheckpointError, MissingFileError
 
 TensorReader = Callable[[], torch.Tensor]
@@ -72,19 +72,6 @@ def read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
     ):
         raise CheckpointError(f"{path}: expected a dictionary of names and tensors.")
     return tensors
-
-
-def safetensors_files(directory: Path) -> list[Path]:
-    """`model.safetensors`, or the shards of its index, each holding just the tensors it says.
-
-    Raises:
-        CheckpointError: neither is there, a shard is missing or outside, or index and shard disagree.
-    """
-    if (directory / FLAT_FILE).exists():
-        return [directory / FLAT_FILE]
-    if not (directory / FLAT_INDEX).exists():
-        raise CheckpointError(f"{directory}: holds no weights. Expected {FLAT_FILE}, or {FLAT_INDEX}.")
-    return tensor_files(directory / FLAT_INDEX, allow_pickle=False)
 
 
 def tensor_files(whole: Path, allow_pickle: bool) -> list[Path]:

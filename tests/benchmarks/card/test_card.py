@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from tests.core.small_bundle import change_manifest, write_small_bundle
+from tinyllava_edge.benchmarks.card import source
 from tinyllava_edge.benchmarks.card.card import Asked, build_card
 from tinyllava_edge.benchmarks.card.cli import card_mark
 from tinyllava_edge.benchmarks.card.document import Code, Document, Rows, Section, markdown_of, page_of
@@ -307,3 +309,14 @@ def test_the_command_writes_both_forms_and_replaces_only_its_own(tmp_path: Path)
     assert CliRunner().invoke(app, [*words, "--force"]).exit_code == 0
     (out / "mine.txt").touch()
     assert "holds mine.txt" in str(CliRunner().invoke(app, [*words, "--force"]).exception)
+
+
+def test_each_of_two_towers_has_its_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"openai/clip": "mit", "facebook/dinov2": ""}
+    for name, licence in names.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "README.md").write_text(f"---\nlicense: {licence}\n---\n" if licence else "")
+    monkeypatch.setattr(source, "cached_snapshot", lambda name: tmp_path / name)
+    config = dict(zip(("vision_model_name_or_path", "vision_model_name_or_path2"), names, strict=True))
+    found = source._origin(SimpleNamespace(path=tmp_path, factory_config=config))  # type: ignore[arg-type]
+    assert found.licences == {"openai/clip, facebook/dinov2": "mit, unknown"}

@@ -11,8 +11,12 @@ from typer.testing import CliRunner
 from tests.benchmarks.conftest import Honest
 from tests.benchmarks.evals.conftest import Run
 from tests.benchmarks.evals.test_public_sets import LABELS, write_lines, write_pope
+from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge import record_check
+from tinyllava_edge.benchmarks.evals import opened
 from tinyllava_edge.benchmarks.evals.handed import handed_mark
+from tinyllava_edge.benchmarks.evals.opened import _key
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
 
 
@@ -74,6 +78,21 @@ def test_another_version_of_a_set_is_one_line_and_no_published_score(run: Run, t
     write_lines(folder / "coco" / "coco_pope_popular.json", [label])
     code, _, err = run(*arguments)
     assert (code, "Are all its files of one version?" in err) == (2, True)
+
+
+def test_an_export_is_known_by_all_that_it_follows_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture's mean changes no weight, and every answer; so may another version of this program."""
+    folder = write_tiny_checkpoint(tmp_path / "checkpoint")
+    keys = [_key(Checkpoint(folder)), _key(Checkpoint(folder))]
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(json.dumps({**json.loads(processor.read_text()), "image_mean": [0.4, 0.5, 0.5]}))
+    keys.append(_key(Checkpoint(folder)))
+    monkeypatch.setattr(opened, "__version__", "another")
+    keys.append(_key(Checkpoint(folder)))
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
 
 
 @pytest.mark.long

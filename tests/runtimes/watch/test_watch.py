@@ -347,6 +347,8 @@ def test_a_stream_that_cannot_be_had_is_one_line_without_its_password() -> None:
             run(camera.url, QUESTION, "--every-frame")
     with pytest.raises(CameraError, match="Connection refused"):
         open_source(camera.url)
+    with pytest.raises(CameraError, match=f"^{camera.url}: .*Connection refused"):
+        open_source(camera.url.replace("://", "://me:p@ss@w@"))  # FFmpeg takes the last @, too
 
 
 def test_a_stream_that_says_nothing_is_lost(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,9 +120,12 @@ def test_a_prompt_of_many_parts_is_one_call(graphs: Graphs, monkeypatch: pytest.
     calls: list[int] = []
     with closing(graphs.open("ov_f32")) as backend:
         infer = backend._infer
-        monkeypatch.setattr(
-            backend, "_infer", lambda ids, *rest: (calls.append(len(ids)), infer(ids, *rest))[1]
-        )
+
+        def counted(ids: Any, *rest: Any) -> Any:
+            calls.append(len(ids))
+            return infer(ids, *rest)
+
+        monkeypatch.setattr(backend, "_infer", counted)
         rows = np.random.default_rng(0).standard_normal((5, backend.hidden_size), dtype=np.float32)
         ids = language_ids(backend, 12)
         for position, part in ((0, ids[:4]), (4, rows), (9, ids[4:])):

@@ -54,7 +54,7 @@ def eval_data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_report_has_the_whole_and_the_broken_one_and_a_killed_one_goes_on(
     hub: Path, eval_data: Path, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@ _NF4 = (
     0.516  # bytes of a weight in 4 bits, with its scales in 8 (Dettmers et al., arXiv 2305.14314, section 3)
 )
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d{1,15}(?:\.\d{1,15})?)\s*(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)

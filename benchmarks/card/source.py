@@ -93,8 +93,15 @@ def _origin(checkpoint: Checkpoint) -> Origin:
         licence=licence_of(checkpoint.path),
         names=names,
         licences={name: licence for name, licence in licences.items() if licence},
-        notices=[path for path in files if _NOTICE.fullmatch(path.name)],
+        notices=[path for path in files if _NOTICE.fullmatch(path.name) and _is_its_own(path)],
     )
+
+
+def _is_its_own(path: Path) -> bool:
+    """Whether a checkpoint's file is in its folder or a blob of the hub's cache, and no link elsewhere."""
+    folder, real = path.parent.resolve(), path.resolve()
+    blobs = folder.parents[1] / "blobs" if len(folder.parents) > 1 else folder
+    return real.is_relative_to(folder) or real.is_relative_to(blobs)
 
 
 def licence_of(folder: Path) -> str:

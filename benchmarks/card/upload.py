@@ -69,6 +69,7 @@ def upload(bundle: Bundle, name: str, files: Mapping[str, Content], *, private: 
             CommitOperationAdd(path_in_repo=path, path_or_fileobj=content) for path, content in files.items()
         ]
         operations += [CommitOperationDelete(path_in_repo=path) for path in stale]
+        bundle.check_unchanged()
         message = f"Bundle {bundle.manifest_sha256[:12]}, written by tinyllava-edge push"
         commit = hub.create_commit(name, operations, commit_message=message, parent_commit=parent).oid
         bundle.check_unchanged()

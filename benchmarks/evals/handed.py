@@ -54,6 +54,7 @@ HANDED: dict[str, Callable[[Sequence[Pair]], Any]] = {
     "mmvet": _mmvet,
     "llava-wild": _llava_wild,
 }
+_PREFIXES = ("v1_", "validation_", "dev_", "test_")  # of ids of MM-Vet and MMMU
 _BY_LINE = ("llava-wild",)  # a JSON object a line; the others are one value
 
 
@@ -96,6 +97,6 @@ def handed_mark(path: Path) -> str:
     ours = keys and (
         keys in ({"question_id", "answer"}, {"questionId", "prediction"})
         or {"question_id", "text", "answer_id"} <= keys
-        or all(isinstance(value, str) for value in first.values())
+        or all(isinstance(first[key], str) and key.startswith(_PREFIXES) for key in keys)
     )
     return "" if ours else "is no file for a judge or a server"

@@ -90,6 +90,10 @@ def serve(
             for name, bundle in names.items():
                 opened, opening = open_named(bundle, settings)
                 for suffix, one in _openings(opening).items():
+                    if name + suffix in models:
+                        raise UsageError(
+                            f"two models would have the name {name + suffix}. Rename a directory."
+                        )
                     models[name + suffix] = open_model(opened, one, called=name + suffix)
             where = f"{url_of(listening)}/v1{' with an API key' if keys else ''}"
             shown = f"; a page to try it on at {url_of(listening)}/" if page else ""

@@ -37,16 +37,18 @@ class Folder:
         """See `Source`; of several that are new at once, the one that changed last, unless all count."""
         number = count()
         before: dict[str, _State] = {}
+        since: dict[str, float] = {}  # when a look first found what a later one has not changed
         while not ended.wait(LOOK_S):
             now = self._look()
             self._known = {name: state for name, state in self._known.items() if name in now}
             fresh = {name: state for name, state in now.items() if self._known.get(name) != state}
             same = [name for name, state in fresh.items() if before.get(name) == state]
             same.sort(key=lambda name: (now[name][2], natural_order(name)))
+            since = {name: since.get(name, time.monotonic()) for name in same}
             before = fresh
             for place, name in enumerate(same):
                 is_left_out = not wait and place < len(same) - 1
-                picture = None if is_left_out else self._opened(name, now[name])
+                picture = None if is_left_out else self._opened(name, since[name])
                 if picture is None and not is_left_out:
                     continue  # somebody writes it still
                 self._known[name] = now[name]
@@ -60,12 +62,12 @@ class Folder:
     def close(self) -> None:
         """Nothing is held."""
 
-    def _opened(self, name: str, state: _State) -> "_Opened | None":
+    def _opened(self, name: str, since: float) -> "_Opened | None":
         """The picture, None where it is not whole yet."""
         try:
             return _Opened(open_picture(self._path / name))
         except ImageError as error:
-            is_old = time.time_ns() - state[2] > PATIENCE_S * 1e9
+            is_old = time.monotonic() - since > PATIENCE_S
             return _Opened(error.with_traceback(None)) if is_old else None
 
     def _look(self) -> dict[str, _State]:
@@ -79,7 +81,7 @@ class Folder:
                         if entry.is_file():
                             status = entry.stat()
                             found[entry.name] = (status.st_ino, status.st_size, status.st_mtime_ns)
-                    except FileNotFoundError:  # it was renamed meanwhile
+                    except (FileNotFoundError, PermissionError):  # renamed meanwhile, or not ours to see
                         continue
         except OSError as error:
             raise CameraError(

@@ -18,7 +18,7 @@ from av.error import ExitError, FFmpegError
 from PIL import Image
 
 from tinyllava_edge.console import note
-from tinyllava_edge.errors import CameraError
+from tinyllava_edge.errors import CameraError, ImageError
 from tinyllava_edge.picture_formats import MAX_PIXELS, MAX_SIDE
 from tinyllava_edge.user_files import open_user_file
 
@@ -221,8 +221,15 @@ class _Clock:
 
 
 def _as_rgb(picture: Any) -> Image.Image:
-    """A frame as people see it: phones write how it was held."""
-    image: Image.Image = picture.to_image()
+    """A frame as people see it: phones write how it was held.
+
+    Raises:
+        ImageError: it has a form that cannot be shown as colours.
+    """
+    try:
+        image: Image.Image = picture.to_image()
+    except (FFmpegError, ValueError, MemoryError) as error:
+        raise ImageError(f"a frame of {picture.width}x{picture.height} has no picture ({error}).") from None
     turn = _TURNS.get(round(picture.rotation) % 360)
     return image if turn is None else image.transpose(turn)
 

@@ -221,6 +221,7 @@ def test_a_run_that_is_too_large_says_which_batch_fits(source: Path) -> None:
     assert "Not even one conversation fits" in str(result.exception)
     for words, said in (
         (("--memory", "much"), "is no size"),
+        (("--memory", "9" * 400), "is no size"),
         (("--positions", 9999), "--positions is 9999, expected"),
         (("--tflops", 0), "--tflops is 0"),
     ):

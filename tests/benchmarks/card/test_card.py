@@ -20,7 +20,7 @@ from tinyllava_edge.benchmarks.card import source
 from tinyllava_edge.benchmarks.card.card import Asked, build_card
 from tinyllava_edge.benchmarks.card.cli import card_mark
 from tinyllava_edge.benchmarks.card.document import Code, Document, Rows, Section, markdown_of, page_of
-from tinyllava_edge.benchmarks.card.source import licence_of
+from tinyllava_edge.benchmarks.card.source import _is_its_own, licence_of
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.cli import app
@@ -169,6 +169,17 @@ def test_where_the_checkpoint_was_is_on_no_card_and_push_says_that_the_manifest_
     assert "/home/me" not in markdown_of(card_of(bundle)) + page_of(card_of(bundle))
     said = CliRunner().invoke(app, ["push", str(bundle), "a/b", "--dry-run"]).stderr
     assert "tells everybody where the checkpoint was: /home/me/secret/model" in said
+
+
+def test_a_notice_is_a_file_of_the_checkpoint_or_of_the_hubs_cache(tmp_path: Path) -> None:
+    folder, blobs = tmp_path / "models" / "snapshots" / "abc", tmp_path / "models" / "blobs"
+    folder.mkdir(parents=True)
+    blobs.mkdir()
+    for name, place in {"LICENSE": folder, "cafe": blobs, "secret": tmp_path}.items():
+        (place / name).write_text(name)
+    (folder / "NOTICE").symlink_to(blobs / "cafe")
+    (folder / "COPYING").symlink_to(tmp_path / "secret")
+    assert [_is_its_own(folder / name) for name in ("LICENSE", "NOTICE", "COPYING")] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_what_a_judge_scores_is_written_for_it_and_labelled(run: Run, mmvet: Pat
     assert handed_mark(tmp_path / "mmvet.json") == ""
     code, _, err = run(*asked, "--submission", tmp_path / "mmvet.json")
     assert (code, "mmvet.json: exists already" in err) == (2, True)
-    (tmp_path / "mine.json").write_text('{"a": 1}')
+    (tmp_path / "mine.json").write_text('{"name": "mine"}')
     code, _, err = run(*asked, "--submission", tmp_path / "mine.json", "--force")
     assert (code, "mine.json: is no file for a judge or a server" in err) == (2, True)
     code, _, err = run("--benchmark", "pope", "--data", mmvet, "--submission", tmp_path / "pope.json")

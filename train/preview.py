@@ -80,8 +80,9 @@ def preview_data(options: FinetuneOptions, *, shown: int = 10) -> dict[str, Any]
     lengths: list[int] = []
     bad: Counter[str] = Counter()
     with progress() as bar:
-        for number in bar.track(order, description="lengths"):
-            record = data[number]
+        task = bar.add_task("lengths", total=len(order))
+        for record in (data[number] for number in order):
+            bar.advance(task)
             try:
                 if isinstance(record, BadRow):
                     raise record.fault

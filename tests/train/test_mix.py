@@ -10,9 +10,10 @@ from unittest.mock import patch
 import pytest
 
 from tests.train.own_data import own_options, write_own_data
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, RecordError, UsageError
 from tinyllava_edge.record_check import BadRecord
-from tinyllava_edge.train.check import check_data
+from tinyllava_edge.train.check import check_data, known_bad
 from tinyllava_edge.train.data import PictureReader
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.mix import DataFile, draw, pair_files, shares
@@ -21,7 +22,7 @@ from tinyllava_edge.train.recipe import open_recipe
 from tinyllava_edge.train.records import read_data
 from tinyllava_edge.train.run_records import Numbered, open_records
 from tinyllava_edge.train.sampler import EpochSampler
-from tinyllava_edge.train.samples import Samples
+from tinyllava_edge.train.samples import Samples, open_samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -145,6 +146,11 @@ def test_what_is_bad_is_named_by_its_file(two: FinetuneOptions, tmp_path: Path) 
     assert (report.records, report.cached, check_data(two).cached) == (20, False, True)
     with pytest.raises(DataError, match=said):  # as the check remembers it
         finetune(tmp_path / "out", two)
+    samples = open_samples(Checkpoint(two.source), two)
+    third = DataFile(path=write_own_data(tmp_path), images=tmp_path)
+    several = replace(two, more=(*two.more, third))
+    (tmp_path / "5.png").unlink()
+    assert known_bad(read_data(several), samples, several).keys() == {14, 25}  # checked, seen at once
     tiny = replace(two, more=(replace(two.more[0], weight=0.01),))
     with pytest.raises(UsageError, match="leaves none"):
         finetune(tmp_path / "out", tiny)
@@ -177,3 +183,20 @@ def test_a_run_knows_both_files_again_where_a_bad_record_is_mended(
     path.write_text(json.dumps(rows[:3]))
     with pytest.raises(UsageError, match=r"record 13 \(id r3\) is gone or changed"):
         opened()
+
+
+def test_a_run_goes_on_after_a_picture_of_the_second_file_was_mended(
+    two: FinetuneOptions, tmp_path: Path
+) -> None:
+    whole = finetune(tmp_path / "whole", two)
+    index = next(n - 10 for n in draw(two.files, [10, 10], 0).tolist() if n > 10 and (n - 10) % 3)
+    picture = tmp_path / "b" / f"{index}.png"
+    good = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    with pytest.raises(RecordError, match=rf"b/data\.json: record {index} .*--resume"):
+        finetune(tmp_path / "out", two)
+    picture.write_bytes(good)
+    other = replace(two, more=(replace(two.more[0], weight=0.7),))
+    with pytest.raises(UsageError, match=r"the unfinished run has mix \[1\.0, 0\.5\]"):
+        finetune(tmp_path / "out", other, resume=True)
+    assert finetune(tmp_path / "out", two, resume=True).last_loss == whole.last_loss

@@ -164,4 +164,4 @@ def test_the_line_that_a_start_says_checks_what_it_trains_on(source: Path, tmp_p
     assert CliRunner().invoke(app, words[1:]).exit_code == 0
     samples = open_samples(Checkpoint(source), options)
     data = read_data(options)
-    assert has_report(data.file, _facts(data, samples))
+    assert has_report(data.files[0].path, _facts(data, samples))

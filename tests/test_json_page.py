@@ -51,6 +51,7 @@ def check_fields(found: Iterable[str], section: str) -> None:
         (f"eval nano --questions OUT/q.json --images {DEMO}", "eval"),
         (f"eval nano --check --questions OUT/q.json --images {DEMO}", "eval --check, train --check"),
         (f"bench compare {RESULT} {RESULT}", "bench compare"),
+        ("train --preview --from nano --data OUT/q.json", "train --preview"),
         ("train --plan --from nano --rows 9 --positions 64", "train --plan"),
     ],
 )

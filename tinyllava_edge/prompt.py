@@ -389,10 +389,10 @@ class TextTokenizer:
         ids = _encode(self._exact, text)
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, special tokens left out."""
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of generated ids; special tokens are left out unless they are asked for."""
         with guarded(_FILE, PromptError):
-            return str(self._exact.decode(list(ids), skip_special_tokens=True))
+            return str(self._exact.decode(list(ids), skip_special_tokens=not special))
 
     def token_id(self, token: str) -> int | None:
         """Id of one token's exact string, or None."""

@@ -36,17 +36,28 @@ _PICTURE = re.compile(rb'"images?"\s*:\s*(%b|\[(?:[^"\]]|%b)*\])' % (_STRING, _S
 
 
 def check_data(options: FinetuneOptions) -> CheckReport:
-    """Look at every record, or remember what an earlier look found; no weights are read.
+    """Look at every record of every file, or remember what an earlier look found; no weights are read.
 
     Raises:
-        DataError: the data file cannot be read.
+        DataError: a data file cannot be read.
         CheckpointError: what the checkpoint says of pictures and texts is missing or damaged.
     """
     data = read_data(options)
     with described(options) as source:
         samples = open_samples(source, options)
+    found = [_check(part, samples) for _, part in data.parts]
+    return CheckReport(
+        file=", ".join(report.file for report in found),
+        records=len(data),
+        bad=tuple(record for report in found for record in report.bad),
+        noted=tuple(record for report in found for record in report.noted),
+        cached=all(report.cached for report in found),
+    )
+
+
+def _check(data: Data, samples: Samples) -> CheckReport:
     return check_records(
-        data.file,
+        data.files[0].path,
         data,
         Looker(samples),
         name=lambda index: data[index].id,
@@ -54,15 +65,23 @@ def check_data(options: FinetuneOptions) -> CheckReport:
     )
 
 
-def known_bad(data: Data, samples: Samples, options: FinetuneOptions) -> Sequence[BadRecord]:
-    """What a check of these data with this model found; a note and what is seen at once if there was none."""
-    if has_report(data.file, _facts(data, samples)):
-        report = read_report(_key(data, samples))
-        if report is not None:
-            return report.bad
+def known_bad(data: Data, samples: Samples, options: FinetuneOptions) -> Mapping[int, BadRecord]:
+    """What a check of these data with this model found, by number.
+
+    A note if there was none of a file, and what is seen at once.
+    """
+    found: dict[int, BadRecord] = {}
+    is_checked = True
+    for start, part in data.parts:
+        known = has_report(part.files[0].path, _facts(part, samples))
+        report = read_report(_key(part, samples)) if known else None
+        is_checked = is_checked and report is not None
+        found |= {start + record.index: record for record in (report.bad if report else ())}
+    if is_checked:
+        return found
     if is_first():
         note(f"the data were not checked: a bad record shows when it is met. To check: {_command(options)}")
-    return data.bad
+    return {**data.bad, **found}
 
 
 class Looker:
@@ -93,7 +112,9 @@ class Looker:
 
 def _command(options: FinetuneOptions) -> str:
     """The line that checks the data of a run."""
-    words = ["tinyllava-edge", "train", "--check", "--data", options.data, "--images", options.images]
+    words: list[object] = ["tinyllava-edge", "train", "--check"]
+    for file in options.files:
+        words += ["--data", file.path, "--images", file.images]
     if options.parts is None:
         words += ["--from", NANO if is_shipped(options.source) else options.source]
     else:
@@ -106,21 +127,21 @@ def _command(options: FinetuneOptions) -> str:
 
 
 def _key(data: Data, samples: Samples) -> CheckKey:
-    return check_key(data.file, _pictures(data), _facts(data, samples))
+    return check_key(data.files[0].path, _pictures(data), _facts(data, samples))
 
 
 def _facts(data: Data, samples: Samples) -> Mapping[str, Any]:
-    return {"command": "train", "images": str(data.images.absolute()), **samples.facts}
+    return {"command": "train", "images": str(data.files[0].images.absolute()), **samples.facts}
 
 
 def _pictures(data: Data) -> Iterator[str]:
     """Paths of all that a record calls a picture, without the time that parsing takes."""
-    for row in data.rows:
+    for row in data.rows[0]:
         for found in _PICTURE.findall(row):
             with suppress(ValueError, TypeError):
                 value = json.loads(found)
                 for path in [value] if isinstance(value, str) else value:
-                    yield os.path.join(data.images, path)
+                    yield os.path.join(data.files[0].images, path)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
 
 from .asked import HINT, check_packages, read_asked
+from .mix import DataFile, pair_files
 from .options import PARTS, FinetuneOptions, LoraOptions, parse_tune, with_changes
 from .ranks import first_tells, is_first
 from .recipe import names, open_recipe
@@ -33,10 +34,14 @@ def train(
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory of the new checkpoint.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="LLaVA JSON.")] = None,
+    data: Annotated[list[Path] | None, typer.Option(help="LLaVA JSON; several, each with --images.")] = None,
     images: Annotated[
-        Path | None,
+        list[Path] | None,
         typer.Option(help="Folder that its image paths are relative to; that of --data if not given."),
+    ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(help="Weight of each --data, as 1,0.5: below 1 a share of it, above 1 repeated."),
     ] = None,
     source: Annotated[
         str | None,
@@ -141,6 +146,11 @@ def train(
     check: Annotated[
         bool, typer.Option("--check", help="Look at every record and picture, and train nothing.")
     ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Show samples as the model gets them, and lengths; train nothing."),
+    ] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="With --preview: that are shown; 10.")] = None,
     eval_data: Annotated[Path | None, typer.Option(help="Validation set, LLaVA JSON too.")] = None,
     eval_images: Annotated[
         Path | None, typer.Option(help="Its pictures; its own folder if not given.")
@@ -203,12 +213,15 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
 ) -> None:
     """Train a checkpoint on your own data."""
+    opened = None if recipe is None else open_recipe(recipe)
+    files = pair_files(data or [], images or [], mix) or ([] if opened is None else opened.mix)
+    _refuse_given(preview, "preview", samples=samples)
+    _refuse_given(plan, "plan", memory=memory, tflops=tflops, positions=positions, rows=rows, gpus=gpus)
     if not plan:
-        _refuse_given(memory=memory, tflops=tflops, positions=positions, rows=rows, gpus=gpus)
-        _check_given(data, out, check=check)
+        _check_given(files, out, only_looks=check or preview)
     asked = read_asked(
         source,
-        None if recipe is None else open_recipe(recipe),
+        opened,
         {
             "llm": llm,
             "tower": tower,
@@ -251,15 +264,18 @@ def train(
             "processes": gpus,
         },
         allow_pickle=allow_pickle,
-        weights=not plan,
+        weights=not (plan or preview),
     )
     asked = replace(asked, adapter=adapter)
     start = asked.start
     if start is not None:
         sources = fetch_sources(sources, start)
+    first, *more = files or [DataFile(path=Path(), images=Path())]
     options = FinetuneOptions(
-        data=data or Path(),
-        images=images or (data or Path()).parent,
+        data=first.path,
+        images=first.images,
+        weight=first.weight,
+        more=tuple(more),
         source=start or parts_directory(out or Path()),
         parts=asked.parts,
         tune=with_changes(
@@ -291,14 +307,11 @@ def train(
         )
         found.show(as_json=json)
         return
-    if out is None or check or data is None:
-        from .check import check_data
-
-        report = check_data(options)
-        print_report(report, as_json=json)
-        raise typer.Exit(int(bool(report.bad)))
+    if out is None or check or preview:
+        _look(options, shown=(samples or 10) if preview else 0, as_json=json)
+        return
     check_packages(options)
-    check_apart(out, (pictures_read(images, data),))
+    check_apart(out, [pictures_read(file.images, file.path) for file in files])
     check_run(out, resume=resume, force=force, sources=options.paths_read)
     # Idle OpenMP threads spin at every barrier, which costs all speed on a machine with other work.
     # Must be set before torch loads its OpenMP.
@@ -322,14 +335,30 @@ def train(
         )
 
 
-def _check_given(data: Path | None, out: Path | None, *, check: bool) -> None:
-    if data is None:
+def _check_given(files: list[DataFile], out: Path | None, *, only_looks: bool) -> None:
+    if not files:
         raise UsageError(f"give --data my.json. {HINT}")
-    if out is None and not check:
-        raise UsageError("give -o DIR, the directory of the new checkpoint; --check and --plan need none.")
+    if out is None and not only_looks:
+        raise UsageError(
+            "give -o DIR, the directory of the new checkpoint; --check, --plan and --preview need none."
+        )
 
 
-def _refuse_given(**of_plan: object) -> None:
-    for name, value in of_plan.items():
-        if value is not None:
-            raise UsageError(f"--{name} is of --plan.")
+def _look(options: FinetuneOptions, *, shown: int, as_json: bool) -> None:
+    """Check the data, or show some samples of them."""
+    if shown:
+        from .preview import preview_data, print_preview
+
+        print_preview(preview_data(options, shown=shown), as_json=as_json)
+        return
+    from .check import check_data
+
+    report = check_data(options)
+    print_report(report, as_json=as_json)
+    raise typer.Exit(int(bool(report.bad)))
+
+
+def _refuse_given(is_there: bool, needed: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None and not is_there:
+            raise UsageError(f"--{name} is of --{needed}.")

@@ -31,6 +31,7 @@ from .data import read_lines
 from .fit import Fitted, fit
 from .left_out import left_out_before
 from .lora import adapter_sha256, add_lora, merge_lora, save_adapter
+from .mix import SHARE, draw, shares
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
 from .quantized import round_to_4_bits
@@ -90,6 +91,7 @@ def finetune(
     if is_first():
         check_run(out, resume=resume, force=force, sources=options.paths_read)
     data = read_data(options)
+    draw(data.files, data.counts, options.training.seed)  # refuses a share of nothing
     if not skip_bad:
         refuse_bad(data.bad, data, left_out_before(out) if resume else set())
     run = _Run(out, options, data, resume=resume, force=force, skip_bad=skip_bad)
@@ -149,12 +151,14 @@ class _Run:
         self._records, self._left_out = open_records(
             self._work,
             self._data,
-            bad if self._skip_bad else (),
+            bad if self._skip_bad else {},
             Looker(self._samples),
             skip=self._skip_bad,
             writes=is_first(),
         )
         self._samples.conversations, self._samples.left_out = self._records, self._left_out
+        files, counts = self._data.files, self._records.counts
+        self._samples.drawn = draw(files, counts, self._options.training.seed).tolist()
         return False
 
     def train(self) -> Outcome:
@@ -162,6 +166,10 @@ class _Run:
         if is_first():
             if self._left_out.counts:
                 note(f"left out from the start: {say_kinds(self._left_out.counts)}")
+            files = self._data.files
+            if len(files) > 1 or files[0].weight != 1:
+                for share in shares(files, self._records.counts, self._samples.numbers):
+                    note(SHARE.format(**share))
             note(f"log and snapshots while it runs: {self._work}")
         model = load_model(self._source)
         dtype = stored_dtype(self._source)
@@ -222,7 +230,7 @@ class _Run:
                     model, adapted, self._samples.collator(self._samples.__getitems__([0]))
                 )
             facts = self._facts | {
-                "data": options.data.name,
+                "data": ", ".join(file.path.name for file in options.files),
                 "data_sha256": data_sha256(self._records.data.hashes, self._left_out.hashes),
                 "left_out": self._left_out.records,
                 "merge_error": merge_error,
@@ -265,6 +273,7 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         "recipe": options.recipe,
         "tune": {part: asdict(tuning) for part, tuning in options.tune.items()},
         "training_template": options.template,
+        "mix": [file.weight for file in options.files],
         **training,
         "learning_rate": options.rate,
         "lora": asdict(options.lora) if options.has_lora else None,

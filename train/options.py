@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.prompt import template_named
 
+from .mix import DataFile
 from .parts import Parts
 from .training_options import How, Part, TrainingOptions, Tuning, check_fraction
 
@@ -33,6 +34,9 @@ class FinetuneOptions:
     """One run on the user's own data.
 
     Attributes:
+        data: LLaVA JSON; its pictures are in `images`.
+        weight: of it among several, see `DataFile`.
+        more: the other files of data.
         source: checkpoint to start from.
         parts: what to assemble `source` from; it is removed again at the end.
         tune: how each part is trained that is not frozen.
@@ -50,6 +54,8 @@ class FinetuneOptions:
     data: Path
     images: Path
     source: Path
+    weight: float = 1.0
+    more: tuple[DataFile, ...] = ()
     parts: Parts | None = None
     tune: Mapping[Part, Tuning] = field(
         default_factory=lambda: {"connector": Tuning(), "language_model": Tuning()}
@@ -102,6 +108,11 @@ class FinetuneOptions:
         check_fraction(f"{part}: weight decay", tuning.weight_decay or 0.0)
 
     @property
+    def files(self) -> tuple[DataFile, ...]:
+        """All files of data."""
+        return DataFile(path=self.data, images=self.images, weight=self.weight), *self.more
+
+    @property
     def has_lora(self) -> bool:
         """Whether a part has low-rank updates."""
         return any(tuning.how != "full" for tuning in self.tune.values())
@@ -118,9 +129,10 @@ class FinetuneOptions:
 
     @property
     def paths_read(self) -> tuple[Path | None, ...]:
-        """What a run reads, but for the folder of pictures, which is the data file's own unless named."""
+        """What a run reads, but for folders of pictures, which are the data files' own unless named."""
         start = (self.source,) if self.parts is None else self.parts.directories
-        return (self.data, self.adapter, self.eval_data, self.sources, self.training.deepspeed, *start)
+        data = [file.path for file in self.files]
+        return (*data, self.adapter, self.eval_data, self.sources, self.training.deepspeed, *start)
 
     @property
     def chat_template(self) -> str | None:

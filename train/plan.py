@@ -23,6 +23,7 @@ from tinyllava_edge.model.vlm import TinyLlava
 
 from .check import described
 from .fake_step import FakeStep, build_fake, num_picture_rows, take_step
+from .mix import draw
 from .options import PARTS, FinetuneOptions
 from .ranks import world_size
 from .records import read_data
@@ -175,7 +176,8 @@ def plan_run(
         UsageError: see `make_plan`.
     """
     if rows is None and options.data != Path():
-        rows = len(read_data(options))
+        data = read_data(options)
+        rows = len(draw(data.files, data.counts, options.training.seed))
     with described(options) as source:
         config = source.config
     return make_plan(config, options, rows=rows, processes=processes or world_size(), **asked)

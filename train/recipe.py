@@ -15,6 +15,7 @@ from tinyllava_edge.errors import PromptError, UsageError
 from tinyllava_edge.prompt import template_named
 from tinyllava_edge.user_files import read_user_file
 
+from .mix import MOST, DataFile
 from .recipe_file import parse_yaml
 from .training_options import How, Part, Precision, Scheduler
 
@@ -22,7 +23,7 @@ FOLDER = Path(__file__).with_name("recipes")
 ANY = "any"  # of `families`: what counts for those that are not named
 MAX_BYTES = 64 << 10
 MAX_PARENTS = 5
-_OF_A_FAMILY = ("extends", "families", "starts", "summary")  # what a family has not of its own
+_OF_A_FAMILY = ("extends", "families", "mix", "starts", "summary")  # what a family has not of its own
 
 
 class _Strict(BaseModel):
@@ -55,6 +56,14 @@ class LoraSizes(_Strict):
     dropout: float = Field(ge=0, lt=1)
 
 
+class MixedFile(_Strict):
+    """A data file of several: see `mix.DataFile`. Paths are relative to the recipe's folder."""
+
+    data: str
+    images: str | None = None
+    weight: float = Field(default=1.0, gt=0, le=MOST)
+
+
 class Recipe(_Strict):
     """One stage of a training. What is not said is left to the command's own default.
 
@@ -66,6 +75,7 @@ class Recipe(_Strict):
             only, as the six keys of assembly that follow.
         template: null is the checkpoint's own.
         tune: a part that is not named is frozen; `full` is short for `{how: full}`.
+        mix: the data, where no --data is given.
         global_batch_size: conversations a step; accumulation follows from the batch and the processes.
     """
 
@@ -89,6 +99,7 @@ class Recipe(_Strict):
     tune: dict[Part, PartTuning]
     lora: LoraSizes | None = None
     model_max_length: int | None = Field(default=None, ge=1)
+    mix: list[MixedFile] | None = Field(default=None, min_length=1)
 
     num_train_epochs: int | None = Field(default=None, ge=1)
     max_steps: int | None = Field(default=None, ge=1)
@@ -192,6 +203,15 @@ class RecipeFile:
         return family in self._recipes or ANY in self._recipes
 
     @property
+    def mix(self) -> list[DataFile]:
+        """Its data files, seen from the folder of the recipe; empty where it names none."""
+        beside, found = Path(self.name).parent, self.any_recipe.mix or ()
+        return [
+            DataFile(path=beside / f.data, images=beside / (f.images or Path(f.data).parent), weight=f.weight)
+            for f in found
+        ]
+
+    @property
     def any_recipe(self) -> Recipe:
         """One of them, for what is the same in all: how it starts."""
         return next(iter(self._recipes.values()))
@@ -269,7 +289,7 @@ def _validated(name: str, values: dict[str, Any], at: str) -> Recipe:
 def _keys(place: tuple[Any, ...]) -> list[str]:
     """The keys that there are at a place of a recipe."""
     model: type[BaseModel] = Recipe
-    inner: dict[str, type[BaseModel]] = {"mirrors": Mirrors, "lora": LoraSizes, "tune": PartTuning}
+    inner: dict[str, Any] = {"mirrors": Mirrors, "lora": LoraSizes, "tune": PartTuning, "mix": MixedFile}
     for step in place:
         model = inner.get(str(step), model)
     return list(model.model_fields)

@@ -23,12 +23,15 @@ from tinyllava_edge.work_places import LOCK_FILE, clear_dead, empty, held, is_un
 RUN_FILE = "run.json"
 LOG_FILE = "training_log.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
-RECORDS_FILE, NOW_FILE = "records.copy", "records.now.copy"  # the data: at first, and once mended
+RECORDS_FILE, NOW_FILE = (
+    "records.copy",
+    "records.now.copy",
+)  # the data: at first, and once mended; 2nd file: .1.copy
 SAVING, REPORTS = ".saving", "reports"  # folders: a checkpoint that is being written; TensorBoard's files
 # Of a run's directory, with what a killed process leaves, and snapshots of earlier versions.
 _OF_A_RUN = re.compile(
     rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
-    r"|records(\.now)?\.copy(\.new)?"
+    r"|records(\.now)?(\.\d+)?\.copy(\.new)?"
     r"|\.(records|left_out)\.[\w-]+\.jsonl|checkpoint-\d+|\.saving|reports|\.?step-\d{8}(\.tmp-\w+)?"
 )
 _OF_A_CHECKPOINT = (

@@ -1,6 +1,6 @@
 """The user's conversations as a data set: each read, and made tokens and pixels, when it is asked for."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,7 @@ class Samples(Dataset[Sample | Fault]):
         limit: positions that are left of a conversation, `num_tokens` of each picture counted.
         num_tokens: positions of one picture.
         left_out: numbers of records that are not used.
+        drawn: numbers of the records of an epoch, some maybe several times; None is each of them once.
         facts: what decides whether a record is bad, as JSON.
     """
 
@@ -48,12 +49,15 @@ class Samples(Dataset[Sample | Fault]):
     limit: int
     num_tokens: int
     left_out: LeftOut = field(default_factory=LeftOut)
+    drawn: Sequence[int] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def numbers(self) -> list[int]:
         """Of the records, by place."""
-        return list(self.conversations)
+        if self.drawn is None:
+            return list(self.conversations)
+        return [number for number in self.drawn if number not in self.left_out.before]
 
     @property
     def collator(self) -> Collator:

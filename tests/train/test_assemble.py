@@ -102,7 +102,7 @@ def test_stage_one_from_parts_trains_the_connector_and_leaves_nothing_else_behin
     names = {path.name for path in tmp_path.iterdir()}
     train(
         out=out,
-        data=data,
+        data=[data],
         tower=str(tmp_path / "tower"),
         llm=str(llm),
         tune="connector",

@@ -79,7 +79,7 @@ def test_a_start_says_what_was_not_checked_and_refuses_what_was_found(
     options: FinetuneOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, samples = read_data(options), open_samples(Checkpoint(options.source), options)
-    assert {r.index for r in known_bad(data, samples, options)} == {11, 12, 16, 17}
+    assert known_bad(data, samples, options).keys() == {11, 12, 16, 17}
     line = capsys.readouterr().err
     assert "not checked" in line
     assert f"train --check --data {options.data} --images {options.images} --from {options.source}" in line
@@ -87,7 +87,7 @@ def test_a_start_says_what_was_not_checked_and_refuses_what_was_found(
         finetune(tmp_path / "out", options)
     check_data(options)
     capsys.readouterr()
-    assert {r.index for r in known_bad(data, samples, options)} == set(KINDS)
+    assert known_bad(data, samples, options).keys() == set(KINDS)
     assert not capsys.readouterr().err
     keep = [
         record
@@ -131,7 +131,7 @@ def test_the_command_lists_all_and_ends_with_1_where_something_is_bad(
 ) -> None:
     def check(**more: Any) -> tuple[int, str]:
         with pytest.raises(typer.Exit) as ended:
-            train(data=options.data, source=str(options.source), check=True, **more)
+            train(data=[options.data], source=str(options.source), check=True, **more)
         return ended.value.exit_code, capsys.readouterr().out
 
     code, printed = check()
@@ -147,7 +147,7 @@ def test_the_command_lists_all_and_ends_with_1_where_something_is_bad(
     assert check()[0] == 0
     options.data.write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
-        train(data=options.data, source=str(options.source), check=True)
+        train(data=[options.data], source=str(options.source), check=True)
 
 
 def test_a_mended_picture_is_looked_at_again(options: FinetuneOptions) -> None:
@@ -164,4 +164,4 @@ def test_the_line_that_a_start_says_checks_what_it_trains_on(source: Path, tmp_p
     assert CliRunner().invoke(app, words[1:]).exit_code == 0
     samples = open_samples(Checkpoint(source), options)
     data = read_data(options)
-    assert has_report(data.file, _facts(data, samples))
+    assert has_report(data.files[0].path, _facts(data, samples))

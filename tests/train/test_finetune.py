@@ -224,7 +224,7 @@ def test_the_command_prints_one_line_of_json(
 ) -> None:
     out = tmp_path / "out"
     data, source = folder / "data.json", str(folder / "source")
-    train(out=out, data=data, source=source, precision="fp32", json=True)
+    train(out=out, data=[data], source=source, precision="fp32", json=True)
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["checkpoint"] == str(out)
     assert json.loads(line)["steps"] == 2
@@ -234,8 +234,8 @@ def test_the_command_prints_one_line_of_json(
     "arguments",
     [
         {},
-        {"data": Path("d.json")},
-        {"data": Path("d.json"), "tower": "t"},
+        {"data": [Path("d.json")]},
+        {"data": [Path("d.json")], "tower": "t"},
     ],
 )
 def test_a_command_that_does_not_say_what_to_train_is_refused(arguments: dict[str, Any]) -> None:

@@ -229,7 +229,7 @@ def _open(work: Path, source: Path, ids: str, bad: str = "79") -> Numbered:
     messages = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
     work.mkdir(exist_ok=True)
     (work.parent / "data.json").write_text(json.dumps([{"id": i, "conversations": messages} for i in ids]))
-    return open_records(work, read_data(own_options(work.parent, source)), (), look, skip=False)[0]
+    return open_records(work, read_data(own_options(work.parent, source)), {}, look, skip=False)[0]
 
 
 @pytest.mark.parametrize(("before", "after"), TOLERATED)

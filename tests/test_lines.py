@@ -14,15 +14,15 @@ INSTALLED = {
     "tinyllava_edge/checkpoint": 3320,
     "tinyllava_edge/model": 2350,
     "export": 4730,
-    "runtimes": 7390,
+    "runtimes": 7410,
     "runtimes/serve": 2360,
     "runtimes/trt": 3761,
     "runtimes/watch": 880,
-    "train": 5700,
+    "train": 5790,
     "benchmarks/verify": 4815,
     "benchmarks/bench": 6500,
     "benchmarks/evals": 4060,
-    "benchmarks/card": 1060,
+    "benchmarks/card": 1070,
     "benchmarks/hardware": 1337,
 }
 FROM_THE_CHECKOUT = {"tools": 2780, "examples": 1700}
@@ -61,5 +61,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 57_923
-    assert sum(ROOMS.values()) <= 62_403
+    assert sum(INSTALLED.values()) <= 58_043
+    assert sum(ROOMS.values()) <= 62_523

@@ -41,7 +41,7 @@ class _Stage(BaseModel):
 
 
 class _Verified(BaseModel):
-    verdict: str
+    verdict: str = ""
     passed: bool
     quick: bool = False
     stages: list[_Stage]

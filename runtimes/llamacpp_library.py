@@ -102,7 +102,8 @@ def load_library() -> Library:
     gpus = _read_gpus(llama_cpp)
     said = log.said()
     blind = f"llama.cpp is a CUDA build and sees no GPU.{said}" if "CUDA : " in build and not gpus else ""
-    strlen = ctypes.CDLL(None if os.name == "posix" else "msvcrt").strlen
+    # A library's own handle finds what it is linked with, but on Windows.
+    strlen = (llama_cpp.llama_cpp._lib if os.name == "posix" else ctypes.CDLL("msvcrt")).strlen
     looks = ctypes.cast(strlen, llama_cpp.ggml_abort_callback)
     return Library(bindings=llama_cpp, log=log, build=build, gpus=gpus, blind=blind, is_not_empty=looks)
 

@@ -28,6 +28,8 @@ STOPPED = "tinyllava-edge: stopped.\n"
 # Options whose value is of another kind somewhere, and why that is no trap.
 SEVERAL_KINDS = {
     "--checkpoint": "needed, or not; of several bundles, several",
+    "--data": "a benchmark's, or the data files of a training",
+    "--images": "a folder, or one for each data file of a training",
     "--device": "a board's name, needed or not; a GPU's number is --gpu",
     "--language": "one variant, or several, comma-separated",
     "--vision": "one variant, or several, comma-separated",
@@ -247,7 +249,7 @@ def test_ctrl_c_during_an_import_is_one_line(tmp_path: Path, module: str) -> Non
     raised = tmp_path / "raised"
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     result = run("inspect", "nano", PYTHONPATH=path, STRUCK=module, RAISED=str(raised))
-    assert (result.returncode, result.stdout, result.stderr) == (INTERRUPTED, "", STOPPED)
+    assert (result.returncode, result.stderr) == (INTERRUPTED, STOPPED)  # it may have printed before
     assert not raised.exists(), (
         "nothing is raised in the middle of an import, where a native module may crash"
     )

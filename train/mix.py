@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from tinyllava_edge.errors import UsageError
+
+if TYPE_CHECKING:  # the command reads this file, and `--help` is to be quick
+    import numpy as np
+    import numpy.typing as npt
 
 MOST = 1000.0
 SHARE = "{path}: {records} records, weight {weight:g}: {samples} samples an epoch"  # see `shares`
@@ -67,7 +68,7 @@ def pair_files(data: Sequence[Path], images: Sequence[Path], mix: str | None) ->
     ]
 
 
-def draw(files: Sequence[DataFile], counts: Sequence[int], seed: int) -> npt.NDArray[np.int64]:
+def draw(files: Sequence[DataFile], counts: Sequence[int], seed: int) -> "npt.NDArray[np.int64]":
     """The records of an epoch by number, the files' one after the other; every epoch has the same.
 
     Args:
@@ -78,6 +79,8 @@ def draw(files: Sequence[DataFile], counts: Sequence[int], seed: int) -> npt.NDA
     Raises:
         UsageError: a file contributes nothing.
     """
+    import numpy as np
+
     found, start = [], 0
     for at, (file, count) in enumerate(zip(files, counts, strict=True)):
         times, share = divmod(file.weight, 1.0)
@@ -92,6 +95,8 @@ def draw(files: Sequence[DataFile], counts: Sequence[int], seed: int) -> npt.NDA
 
 def shares(files: Sequence[DataFile], counts: Sequence[int], numbers: Sequence[int]) -> list[dict[str, Any]]:
     """What each file contributes to an epoch of these numbers: see `draw`, and docs/json.md."""
+    import numpy as np
+
     samples = np.histogram(numbers, bins=np.cumsum([0, *counts]) - 0.5)[0].tolist()
     return [
         {

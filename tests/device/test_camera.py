@@ -11,6 +11,7 @@ pytestmark = [pytest.mark.device("camera")]
 
 
 def test_a_camera_is_watched() -> None:
+    """V4L2 hands out frames of a camera at /dev/video0, which this machine has not."""
     pytest.importorskip("av")
     with open_bundle("nano") as model, model.watch("/dev/video0", "What is this?", limit=3) as watch:
         seen = list(watch)

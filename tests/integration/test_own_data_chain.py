@@ -51,7 +51,8 @@ def _run(*arguments: str) -> str:
 
 def test_two_hundred_rows_are_learned_merged_exported_and_verified(tmp_path: Path) -> None:
     data, tuned, bundle = str(_write_rows(tmp_path)), str(tmp_path / "tuned"), str(tmp_path / "bundle")
-    lora = ["--recipe", "lora", "--lora-rank", "16", "--learning-rate", "2e-3", "--batch-size", "10"]
+    lora = ["--recipe", "custom", "--lora-rank", "16", "--learning-rate", "2e-3"]
+    lora += ["--batch-size", "10", "--global-batch-size", "10"]
     printed = _run("train", "--data", data, "--from", "nano", "-o", tuned, *lora, "--epochs", "2", "--json")
     outcome = json.loads(printed)
     assert outcome["steps"] == 40

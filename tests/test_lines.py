@@ -18,7 +18,7 @@ INSTALLED = {
     "runtimes/serve": 2360,
     "runtimes/trt": 3761,
     "runtimes/watch": 880,
-    "train": 5790,
+    "train": 5800,
     "benchmarks/verify": 4815,
     "benchmarks/bench": 6500,
     "benchmarks/evals": 4060,
@@ -61,5 +61,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 58_043
-    assert sum(ROOMS.values()) <= 62_523
+    assert sum(INSTALLED.values()) <= 58_053
+    assert sum(ROOMS.values()) <= 62_533

@@ -113,16 +113,23 @@ def _ratio_text(ratio: tuple[float, float, float] | None, is_valid: bool) -> str
 
 def _notes(path: Path, record: Record) -> Iterator[str]:
     folder = f"{RESULTS}/{path.parent.name}"
-    machine, amount, request = record["machine"], record["amount"], record["request"]
+    machine, request = record["machine"], record["request"]
     cpu = machine["cpu"]
     yield (
-        f"- {path.parent.name}: {request['num_tokens']} tokens, {amount['runs']} runs in "
-        f"{amount['sessions']} sessions on {cpu['model']}, {cpu['usable_cores']} cores, "
-        f"{machine['time_utc'][:10]}. "
+        f"- {path.parent.name}: {request['num_tokens']} tokens, {_runs(record)} on {cpu['model']}, "
+        f"{cpu['usable_cores']} cores, {machine['time_utc'][:10]}. "
         f"[All figures]({folder}/report.md), [every sample]({folder}/{path.name})."
     )
     for one in (record.get("rivals") or {"absent": []})["absent"]:
         yield f"- {path.parent.name}: {one['name']} was not measured: {one['why']}"
+
+
+def _runs(record: Record) -> str:
+    """How many there are, which a bound may have made fewer than were asked for."""
+    made = min(cell["warm"]["runs"] for cell in record["cells"])
+    wanted, sessions = record["amount"]["runs"], record["amount"]["sessions"]
+    said = f"{made} runs" if made == wanted else f"{made} of {wanted} runs ({record['partial']['why']})"
+    return f"{said} in {sessions} session{'s' if sessions > 1 else ''}"
 
 
 def draw_choice(path: Path) -> None:

@@ -65,6 +65,15 @@ def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp
     assert "0.45" not in block
 
 
+def test_runs_are_those_that_were_made(tmp_path: Path) -> None:
+    record = read_report(ROOT / "benchmarks" / "results" / "nano")
+    (tmp_path / "a").mkdir()
+    for wanted, partial, said in ((66, None, "66 runs"), (70, {"why": "a bound"}, "66 of 70 runs (a bound)")):
+        changed = {**record, "amount": {**record["amount"], "runs": wanted}, "partial": partial}
+        (tmp_path / "a" / "report.json").write_text(json.dumps(changed))
+        assert f"- a: 64 tokens, {said} in 3 sessions on" in measured_block([tmp_path / "a" / "report.json"])
+
+
 def test_the_picture_is_drawn_where_there_is_none(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "benchmarks" / "results" / "nano", tmp_path / "nano")
     picture = tmp_path / "nano" / "choice.png"

@@ -126,6 +126,7 @@ EXTRAS = {
     "gguf": "export",
     "accelerate": "train",
     "peft": "train",
+    "bitsandbytes": "qlora",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "openvino": "openvino",

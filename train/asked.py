@@ -1,7 +1,7 @@
 """What the flags of `train` and a recipe say together -> options of a run. A flag goes before the recipe."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,11 +9,12 @@ from typing import Any
 
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
-from tinyllava_edge.checkpoint.names import fetch_checkpoint
+from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.values import whole_number
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import MissingExtraError, UsageError
+from tinyllava_edge.extras import install_line
 
 from .options import FinetuneOptions, LoraOptions, parse_tune
 from .parts import Parts, fetch_part
@@ -26,8 +27,6 @@ HINT = (
     "directory or owner/name each."
 )
 _OPTION = {  # of a recipe's keys that are not the option's name
-    "llm": "--llm",
-    "connector": "--connector",
     "num_resampler_layers": "--connector-layers",
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -42,12 +41,14 @@ class Asked:
         start: checkpoint to start from; None where it is to be assembled from `parts`.
         values: by the keys of a recipe, those of flags put before those of the recipe.
         adapter: updates to go on from, whose sizes go before both.
+        sources: where files are that the checkpoint only names.
     """
 
     start: Path | None
     parts: Parts | None
     values: Mapping[str, Any]
     adapter: Path | None = None
+    sources: Path | None = None
 
     @property
     def tune(self) -> dict[Part, Tuning]:
@@ -81,6 +82,7 @@ def read_asked(
     recipe: RecipeFile | None,
     flags: Mapping[str, Any],
     *,
+    sources: Path | None = None,
     allow_pickle: bool = False,
     weights: bool = True,
 ) -> Asked:
@@ -90,6 +92,7 @@ def read_asked(
         source: of --from.
         recipe: of --recipe.
         flags: by the keys of a recipe and of `Parts`; None is a flag that was not given.
+        sources: of --sources.
         allow_pickle: download and read `.bin` weights.
         weights: download them, not the configs alone.
 
@@ -99,12 +102,14 @@ def read_asked(
     """
     given = {key: value for key, value in flags.items() if value is not None}
     if source is None:
-        return _from_parts(recipe, given, allow_pickle=allow_pickle, weights=weights)
+        parts = _from_parts(recipe, given, allow_pickle=allow_pickle, weights=weights)
+        return replace(parts, sources=sources)
     if assembly := sorted(_PARTS & given.keys()):
         raise UsageError(f"{_option(assembly[0])} is of a model from parts; --from {source} says it itself.")
     start = fetch_checkpoint(source, allow_pickle=allow_pickle, weights=weights).path
-    values = {} if recipe is None else _values(recipe.named(_family(start)))
-    return Asked(start=start, parts=None, values=_together(values, given))
+    sources = fetch_sources(sources, start)
+    values = {} if recipe is None else _values(recipe.named(_family(start, sources)))
+    return Asked(start=start, parts=None, values=_together(values, given), sources=sources)
 
 
 _PARTS = ASSEMBLY | {"qformer_width"}
@@ -158,11 +163,10 @@ def _fetched(key: str, name: Any, *, allow_pickle: bool, weights: bool) -> Path:
 
 def check_packages(options: FinetuneOptions) -> None:
     """Refuse to begin with qlora where bitsandbytes is missing: a MissingExtraError."""
-    is_asked = any(tuning.how == "qlora" for tuning in options.tune.values())
-    if is_asked and find_spec("bitsandbytes") is None:
+    if options.has_qlora and find_spec("bitsandbytes") is None:
         raise MissingExtraError(
             "qlora keeps weights in 4 bits with the package bitsandbytes, which is missing here: "
-            "pip install '.[qlora]'. Or train by --tune llm=lora."
+            f"{install_line('qlora')}. Or train by --tune llm=lora."
         )
 
 
@@ -170,22 +174,15 @@ def _option(key: str) -> str:
     return _OPTION.get(key, f"--{key.replace('_', '-')}")
 
 
-def _family(start: Path) -> str:
-    return Checkpoint(start).config.language.architecture
+def _family(start: Path, sources: Path | None) -> str:
+    return Checkpoint(start, sources=sources).config.language.architecture
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says, in the words of the options."""
     values = recipe.given
     values["tune"] = {
-        part: Tuning(
-            how=tuning.how,
-            from_layer=tuning.from_layer,
-            learning_rate=tuning.learning_rate,
-            weight_decay=tuning.weight_decay,
-        )
-        for part, tuning in recipe.tune.items()
-        if tuning.how != "frozen"
+        part: Tuning(**tuning.model_dump()) for part, tuning in recipe.tune.items() if tuning.how != "frozen"
     }
     lora = values.pop("lora", None)
     return {**values, **(lora.model_dump() if lora is not None else {})}

@@ -8,7 +8,6 @@ from typing import Annotated, get_args
 import typer
 
 from tinyllava_edge.atomic_files import check_apart, pictures_read
-from tinyllava_edge.checkpoint.names import fetch_sources
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
@@ -263,20 +262,18 @@ def train(
             "deepspeed": deepspeed,
             "processes": gpus,
         },
+        sources=sources,
         allow_pickle=allow_pickle,
         weights=not (plan or preview),
     )
     asked = replace(asked, adapter=adapter)
-    start = asked.start
-    if start is not None:
-        sources = fetch_sources(sources, start)
     first, *more = files or [DataFile(path=Path(), images=Path())]
     options = FinetuneOptions(
         data=first.path,
         images=first.images,
         weight=first.weight,
         more=tuple(more),
-        source=start or parts_directory(out or Path()),
+        source=asked.start or parts_directory(out or Path()),
         parts=asked.parts,
         tune=with_changes(
             asked.tune,
@@ -296,7 +293,7 @@ def train(
         save_adapter=save_adapter,
         keep_adapter=keep_adapter,
         adapter=adapter,
-        sources=sources,
+        sources=asked.sources,
         allow_pickle=allow_pickle,
     )
     if plan:

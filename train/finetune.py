@@ -42,7 +42,7 @@ from .run_records import Numbered, open_records
 from .samples import Samples, open_samples, open_source
 from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
 from .training_log import STAGE
-from .tuning import arithmetic, choose_trained, keep_frozen_in, uses_fsdp
+from .tuning import DTYPES, arithmetic, choose_trained, keep_frozen_in, uses_fsdp
 
 # Of the training's options, those that the outcome does not depend on.
 _FREE = ("precision", "save_steps", "save_total_limit", "dataloader_num_workers", "report_to", "deepspeed")
@@ -199,7 +199,7 @@ class _Run:
         choose_trained(model, options)
         precision = arithmetic(options)
         if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
-            keep_frozen_in(model, torch.bfloat16 if precision == "bf16" else torch.float16)
+            keep_frozen_in(model, getattr(torch, DTYPES[precision]))
         trained = TinyLlavaForTraining(model)
         if training.attn_implementation != "auto":
             trained.set_attention(training.attn_implementation)
@@ -210,7 +210,7 @@ class _Run:
     def _write(self, learned: dict[str, torch.Tensor]) -> None:
         """Put what was trained into the source's own weights, and write the checkpoint."""
         model, options = load_model(self._source), self._options
-        if any(tuning.how == "qlora" for tuning in options.tune.values()):
+        if options.has_qlora:
             round_to_4_bits(model.language_model)
         adapted = add_lora(model, options.lora_parts, options.lora) if options.has_lora else None
         with torch.no_grad():

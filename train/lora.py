@@ -24,10 +24,20 @@ from .training_options import Part
 _MERGE_TOLERANCE = 1e-5
 
 
-def add_lora(model: TinyLlava, parts: Sequence[Part], options: LoraOptions) -> Any:
-    """Put an update beside every linear layer of some parts; all other weights are frozen.
+def updated_layers(part: nn.Module) -> dict[str, nn.Linear]:
+    """The layers of a part that have an update, by name; "" is the part itself.
 
     As upstream, layers with `head` in their name have none (docs/sources/tinyllava.md#lora).
+    """
+    return {
+        name: module
+        for name, module in part.named_modules()
+        if isinstance(module, nn.Linear) and "head" not in name
+    }
+
+
+def add_lora(model: TinyLlava, parts: Sequence[Part], options: LoraOptions) -> Any:
+    """Put an update beside each of `updated_layers` of some parts; all other weights are frozen.
 
     Returns:
         PEFT's wrapper; `model` itself computes with the updates from now on.
@@ -35,8 +45,7 @@ def add_lora(model: TinyLlava, parts: Sequence[Part], options: LoraOptions) -> A
     targets = [
         f"{part}.{name}" if name else part
         for part in parts
-        for name, module in model.get_submodule(part).named_modules()
-        if isinstance(module, nn.Linear) and "head" not in name
+        for name in updated_layers(model.get_submodule(part))
     ]
     config = peft.LoraConfig(
         r=options.rank,

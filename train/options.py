@@ -115,7 +115,12 @@ class FinetuneOptions:
     @property
     def has_lora(self) -> bool:
         """Whether a part has low-rank updates."""
-        return any(tuning.how != "full" for tuning in self.tune.values())
+        return bool(self.lora_parts)
+
+    @property
+    def has_qlora(self) -> bool:
+        """Whether one of them is beside weights in 4 bits."""
+        return any(tuning.how == "qlora" for tuning in self.tune.values())
 
     @property
     def lora_parts(self) -> list[Part]:

@@ -23,6 +23,7 @@ from tinyllava_edge.model.vlm import TinyLlava
 
 from .check import described
 from .fake_step import FakeStep, build_fake, num_picture_rows, take_step
+from .lora import updated_layers
 from .mix import draw
 from .options import PARTS, FinetuneOptions
 from .ranks import world_size
@@ -272,8 +273,8 @@ def _precision(options: FinetuneOptions, *, elsewhere: bool) -> torch.dtype | No
     """Of another machine `auto` is bf16."""
     wanted = options.training.precision
     if wanted == "auto":
-        return torch.bfloat16 if elsewhere or arithmetic(options) == "bf16" else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+        wanted = "bf16" if elsewhere else arithmetic(options)  # type: ignore[assignment]
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(wanted)
 
 
 def _weights(model: TinyLlava, options: FinetuneOptions) -> dict[str, int]:
@@ -283,17 +284,13 @@ def _weights(model: TinyLlava, options: FinetuneOptions) -> dict[str, int]:
         tuning = options.tune.get(part)
         in_4_bits: set[int] = set()
         if tuning is not None and tuning.how == "qlora":
-            linear = [m for n, m in getattr(model, part).named_modules() if _is_quantized(n, m)]
-            in_4_bits = {id(module.weight) for module in linear}
+            linear = updated_layers(getattr(model, part)).items()
+            in_4_bits = {id(layer.weight) for name, layer in linear if "lora_" not in name}
         total = 0.0
         for tensor in (*getattr(model, part).parameters(), *getattr(model, part).buffers()):
             total += tensor.numel() * (_NF4 if id(tensor) in in_4_bits else tensor.element_size())
         counted[part] = int(total)
     return counted
-
-
-def _is_quantized(name: str, module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) and "head" not in name and "lora_" not in name
 
 
 def _trained(model: TinyLlava) -> dict[str, int]:

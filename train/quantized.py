@@ -4,10 +4,10 @@ Upstream's QLoRA is 8 bits, and its weights cannot be had back (docs/sources/tin
 Here the finished model holds the 4-bit values that its updates were trained against: merging changes nothing.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import nn
+
+from .lora import updated_layers
 
 _KIND = "nf4"
 
@@ -21,7 +21,7 @@ def quantize(model: nn.Module, compute: torch.dtype) -> None:
     """
     from bitsandbytes.nn import Linear4bit
 
-    for parent, name, layer in list(_layers(model)):
+    for name, layer in updated_layers(model).items():
         made = Linear4bit(
             layer.in_features,
             layer.out_features,
@@ -32,7 +32,7 @@ def quantize(model: nn.Module, compute: torch.dtype) -> None:
         )
         made.load_state_dict(layer.state_dict())
         made.requires_grad_(False)
-        setattr(parent, name, made.to(layer.weight.device))  # which quantizes
+        model.set_submodule(name, made.to(layer.weight.device))  # which quantizes
 
 
 @torch.no_grad()
@@ -40,14 +40,6 @@ def round_to_4_bits(model: nn.Module) -> None:
     """Give the same layers the values that they have in 4 bits, as ordinary weights."""
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    for _, _, layer in _layers(model):
+    for layer in updated_layers(model).values():
         packed, state = quantize_4bit(layer.weight.data, compress_statistics=True, quant_type=_KIND)
         layer.weight.copy_(dequantize_4bit(packed, state))
-
-
-def _layers(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    """The layers that LoRA updates, with the module that holds each."""
-    for path, parent in model.named_modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Linear) and "head" not in f"{path}.{name}":
-                yield parent, name, layer

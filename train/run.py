@@ -34,10 +34,9 @@ _OF_A_RUN = re.compile(
     r"|records(\.now)?(\.\d+)?\.copy(\.new)?"
     r"|\.(records|left_out)\.[\w-]+\.jsonl|checkpoint-\d+|\.saving|reports|\.?step-\d{8}(\.tmp-\w+)?"
 )
-_OF_A_CHECKPOINT = (
-    "latest",  # a name, DeepSpeed's
-    *(f".{kind}" for kind in ["pt", "pth", "bin", "json", "safetensors", "distcp", "metadata", "py", "lock"]),
-)
+_OF_A_CHECKPOINT = {
+    f".{kind}" for kind in ["pt", "pth", "bin", "json", "safetensors", "distcp", "metadata", "py", "lock"]
+}
 
 
 def work_directory(out: Path) -> Path:
@@ -179,7 +178,7 @@ def _is_run(work: Path) -> bool:
             len(path.parts) == 1
             or path.parts[0] == REPORTS
             or path.suffix in _OF_A_CHECKPOINT
-            or path.name == "latest"
+            or path.name == "latest"  # DeepSpeed's
         )
         for path in files
     )

@@ -103,15 +103,15 @@ class Samples(Dataset[Sample | Fault]):
 
         Source: docs/sources/tinyllava.md#grouped-batches.
         """
-        found = []
-        for number in self.numbers:
-            record = self.conversations[number]
-            if not isinstance(record, Conversation):
-                found.append(-1)
-                continue
-            words = max(1, sum(len(text.split()) for turn in record.turns for text in turn))
-            found.append(words if record.pictures else -words)
-        return found
+        found = {number: self._length(number) for number in dict.fromkeys(self.numbers)}
+        return [found[number] for number in self.numbers]
+
+    def _length(self, number: int) -> int:
+        record = self.conversations[number]
+        if not isinstance(record, Conversation):
+            return -1
+        words = max(1, sum(len(text.split()) for turn in record.turns for text in turn))
+        return words if record.pictures else -words
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Token ids and labels of a conversation.

@@ -41,7 +41,7 @@ class TrainingOptions:
     Attributes:
         max_steps: optimiser's steps in all; above 0 it decides instead of the epochs.
         learning_rate: None is upstream's for what is tuned (docs/sources/tinyllava.md#learning-rates).
-        warmup_ratio: of all steps, rounded up, where `warmup_steps` is 0.
+        warmup_ratio: of all steps, rounded up.
         adam_beta2: 0.98 is the memory of second moments that short runs need; upstream's scripts have 0.999.
         precision: of the arithmetic; auto is bf16 where the device computes in it. Frozen parts are then kept
             in 16 bits; what is trained is kept in float32.
@@ -65,7 +65,6 @@ class TrainingOptions:
     learning_rate: float | None = None
     lr_scheduler_type: Scheduler = "cosine"
     warmup_ratio: float = 0.03
-    warmup_steps: int = 0
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.98
@@ -102,10 +101,9 @@ class TrainingOptions:
             "--gradient-accumulation": (self.gradient_accumulation_steps, 1),
             "--max-length": (1 if self.model_max_length is None else self.model_max_length, 1),
             "--max-steps": (self.max_steps, 0),
-            "--warmup-steps": (self.warmup_steps, 0),
             "--workers": (self.dataloader_num_workers, 0),
             "--save-every": (self.save_steps, 0),
-            "--keep": (self.save_total_limit, 1),
+            "save_total_limit": (self.save_total_limit, 1),
             "--eval-every": (self.eval_steps, 0),
             "--patience": (self.early_stopping_patience, 0),
         }
@@ -128,7 +126,7 @@ class TrainingOptions:
 
     def warmup_of(self, steps: int) -> int:
         """Steps of the warm-up of so many; never all, as a run of one step would learn nothing."""
-        return min(self.warmup_steps or math.ceil(steps * self.warmup_ratio), steps - 1)
+        return min(math.ceil(steps * self.warmup_ratio), steps - 1)
 
 
 def check_fraction(option: str, value: float) -> None:

@@ -14,6 +14,8 @@ from .options import FinetuneOptions
 from .quantized import quantize
 
 DTYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # of torch, by Accelerate's names
+# What `accelerate launch` told this process; a run writes its own there for the library.
+_LAUNCHED = os.environ.get("ACCELERATE_MIXED_PRECISION", "")
 _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
@@ -25,7 +27,7 @@ def choose_trained(model: TinyLlava, options: FinetuneOptions) -> None:
     """
     model.requires_grad_(False)
     if options.has_lora:
-        if any(tuning.how == "qlora" for tuning in options.tune.values()):
+        if options.has_qlora:
             precision = arithmetic(options)
             quantize(model.language_model, getattr(torch, DTYPES[precision]))
         adapted = add_lora(model, options.lora_parts, options.lora)
@@ -69,10 +71,8 @@ def arithmetic(options: FinetuneOptions) -> str:
             fp16 without one.
     """
     wanted = options.training.precision
-    if wanted == "auto":  # what `accelerate launch` was told
-        wanted = {"bf16": "bf16", "fp16": "fp16"}.get(
-            os.environ.get("ACCELERATE_MIXED_PRECISION", ""), wanted
-        )  # type: ignore[assignment]
+    if wanted == "auto":
+        wanted = {"bf16": "bf16", "fp16": "fp16"}.get(_LAUNCHED, wanted)  # type: ignore[assignment]
     if not torch.cuda.is_available():
         cpu = torch.cpu.get_capabilities()
         has_bf16 = bool(cpu.get("avx512_bf16") or cpu.get("amx_bf16"))

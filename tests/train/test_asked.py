@@ -17,10 +17,11 @@ from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
 from tests.train.own_data import write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
-from tinyllava_edge.errors import UsageError
+from tinyllava_edge.errors import CheckpointError, UsageError
 from tinyllava_edge.train.asked import Asked, read_asked
 from tinyllava_edge.train.recipe import open_recipe
 
+LINES = Path(__file__).parents[1] / "fixtures" / "lines"
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -89,6 +90,14 @@ def test_flags_go_before_the_recipe_and_the_rest_is_its_own(source: Path) -> Non
     }
     assert asked(source, "lora-parts", rank=4).lora.rank == 4
     assert asked(source, "share-tower-pretrain").tune["vision_tower"].from_layer == 12
+
+
+def test_the_family_of_a_checkpoint_that_names_its_tower_is_known_by_sources() -> None:
+    line = LINES / "bunny-qwen2-pad" / "model"
+    found = read_asked(str(line), open_recipe("base-finetune"), {}, sources=LINES / "sources")
+    assert (found.start, found.sources) == (line, LINES / "sources")
+    with pytest.raises(CheckpointError, match="Give --sources"):
+        read_asked(str(line), open_recipe("base-finetune"), {})
 
 
 @pytest.mark.parametrize(("processes", "flags", "batch", "gathered"), [

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.train.measure_plan import CASES
 from tinyllava_edge.checkpoint.config import ModelConfig
+from tinyllava_edge.checkpoint.llava_line import KNOWN_TOWERS
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.read_config import model_config
 from tinyllava_edge.cli import app
@@ -25,15 +26,7 @@ from tinyllava_edge.train.options import FinetuneOptions, parse_tune
 from tinyllava_edge.train.plan import _course, make_plan
 from tinyllava_edge.train.training_options import TrainingOptions
 
-SIGLIP = {
-    "model_type": "siglip_vision_model",
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
+SIGLIP = KNOWN_TOWERS["google/siglip-so400m-patch14-384"]
 PHI = {
     "model_type": "phi",
     "vocab_size": 51200,

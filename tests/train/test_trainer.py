@@ -18,7 +18,7 @@ from tests.train.own_data import LORA, changed, own_options, write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError, DiskFullError, UsageError
 from tinyllava_edge.model.vlm import load_model
-from tinyllava_edge.train import snapshots, trainer, training_log
+from tinyllava_edge.train import snapshots, trainer, training_log, tuning
 from tinyllava_edge.train.data import read_lines
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.fit import training_arguments
@@ -30,7 +30,7 @@ from tinyllava_edge.train.snapshots import newest_whole
 from tinyllava_edge.train.trainer import TinyLlavaTrainer
 from tinyllava_edge.train.training_log import JsonLines
 from tinyllava_edge.train.training_options import TrainingOptions, Tuning
-from tinyllava_edge.train.tuning import choose_trained, keep_frozen_in
+from tinyllava_edge.train.tuning import arithmetic, choose_trained, keep_frozen_in
 
 
 @pytest.fixture
@@ -255,11 +255,24 @@ def test_nothing_forces_an_attention_kernel() -> None:
 def test_every_family_computes_where_its_weights_are() -> None:
     """No GPU is needed: see the program."""
     there = [name for name in CHECKPOINT_NAMES if (shared_fixtures() / "checkpoints" / name).is_dir()]
+    assert there
     command = [sys.executable, "-m", "tests.train.forward_elsewhere", *there]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     devices = json.loads(done.stdout)
     assert devices.keys() == set(there)
     assert set(devices.values()) <= {"cuda:0", "privateuseone:0"}, devices
+
+
+def test_what_a_run_writes_for_the_library_is_not_asked_of_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`auto` is what `accelerate launch` told the process when it began, else what computes here."""
+    options = FinetuneOptions(data=tmp_path, images=tmp_path, source=tmp_path)
+    before = arithmetic(options)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert arithmetic(options) == before
+    monkeypatch.setattr(tuning, "_LAUNCHED", "bf16")
+    assert arithmetic(options) == "bf16"
 
 
 @pytest.fixture(autouse=True)

@@ -30,6 +30,7 @@ from PIL import Image
 
 import tools
 from tinyllava_edge.atomic_files import write_bytes
+from tinyllava_edge.benchmarks.hardware.peer_server import end, wait_for
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine
@@ -44,7 +45,6 @@ OURS, PEER = "tinyllava-edge serve", "llama-cpp-python"
 NAME = "model"
 GRAMMAR = "root ::= [a-z ]{60,80}"  # so that all answers have a length
 BOUNDS_MS = (500.0, 50.0)
-_START_S = 120.0
 # What its requests need so as to be greedy, as ours are: it divides by 1.1 what was said before.
 _MORE: dict[str, dict[str, Any]] = {OURS: {}, PEER: {"repeat_penalty": 1.0}}
 
@@ -94,23 +94,18 @@ def _peer(home: Path, bundle: Path, language: Path, threads: int, log: Path) -> 
     }
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
     command = [str(home / "bin" / "python"), "-m", "llama_cpp.server", *words]
-    with log.open("w") as said, subprocess.Popen(command, stdout=said, stderr=said) as process:
+    with (
+        log.open("w") as said,
+        subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True) as process,
+    ):
         try:
-            ends = time.monotonic() + _START_S
-            while not _answers(url := f"http://127.0.0.1:{port}"):
-                if process.poll() is not None or time.monotonic() > ends:
-                    raise BackendError(f"{PEER}'s server does not start; its words are in {log}.")
-                time.sleep(0.2)
+            try:
+                wait_for(url := f"http://127.0.0.1:{port}", process)
+            except SystemExit as error:
+                raise BackendError(f"{PEER}: {error}; its words are in {log}.") from None
             yield url
         finally:
-            process.terminate()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/v1/models").status_code == 200
-    except httpx.HTTPError:
-        return False
+            end(process)
 
 
 async def _same_answers(urls: dict[str, str], names: dict[str, str], pictures: list[Path]) -> list[bool]:

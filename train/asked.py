@@ -162,7 +162,21 @@ def _fetched(key: str, name: Any, *, allow_pickle: bool, weights: bool) -> Path:
 
 
 def check_packages(options: FinetuneOptions) -> None:
-    """Refuse to begin with qlora where bitsandbytes is missing: a MissingExtraError."""
+    """Refuse to begin where a package is missing that is asked for.
+
+    Raises:
+        MissingExtraError: bitsandbytes, by an extra of ours.
+        UsageError: one that a user installs by its name.
+    """
+    training = options.training
+    wanted: list[tuple[str, str]] = [("--report-to", package) for package in training.report_to]
+    wanted += [("--deepspeed", "deepspeed")] * (training.deepspeed is not None)
+    if training.attn_implementation == "flash_attention_2":
+        wanted.append(("--attention flash_attention_2", "flash_attn"))
+    for option, package in wanted:
+        if find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise UsageError(f"{option}: the package {name} is missing here. pip install {name}")
     if options.has_qlora and find_spec("bitsandbytes") is None:
         raise MissingExtraError(
             "qlora keeps weights in 4 bits with the package bitsandbytes, which is missing here: "

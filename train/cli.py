@@ -96,7 +96,10 @@ def train(
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Times every conversation is seen.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps in all, instead of --epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Conversations at once, of each process; 8.")] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help=f"Conversations at once, of each process; {_DEFAULT.per_device_train_batch_size}."),
+    ] = None,
     gradient_accumulation: Annotated[
         int | None, typer.Option("--gradient-accumulation", help="Batches of each process a step; 1.")
     ] = None,
@@ -154,8 +157,12 @@ def train(
     eval_images: Annotated[
         Path | None, typer.Option(help="Its pictures; its own folder if not given.")
     ] = None,
-    eval_every: Annotated[int, typer.Option(help="Steps between looks at it; 0 is once an epoch.")] = 0,
-    patience: Annotated[int, typer.Option(help="Looks without a lower loss that end the run; 0: none.")] = 0,
+    eval_every: Annotated[
+        int, typer.Option(help="Steps between looks at it; 0 is once an epoch.")
+    ] = _DEFAULT.eval_steps,
+    patience: Annotated[
+        int, typer.Option(help="Looks without a lower loss that end the run; 0: none.")
+    ] = _DEFAULT.early_stopping_patience,
     report_to: Annotated[
         str | None, typer.Option(help=f"{_known(Report)}, joined by a comma; the log is written anyway.")
     ] = None,
@@ -179,7 +186,9 @@ def train(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave bad records out, and say how many of what.")
     ] = False,
-    save_every: Annotated[int, typer.Option(help="Steps between two snapshots; 0 takes none.")] = 100,
+    save_every: Annotated[
+        int, typer.Option(help="Steps between two snapshots; 0 takes none.")
+    ] = _DEFAULT.save_steps,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same command.")
     ] = False,
@@ -187,7 +196,9 @@ def train(
     precision: Annotated[
         str | None, typer.Option(help=f"{_known(Precision)}; auto is bf16 where computed in.")
     ] = None,
-    attention: Annotated[str, typer.Option(help=f"{_known(Attention)}; auto is sdpa.")] = "auto",
+    attention: Annotated[
+        str, typer.Option(help=f"{_known(Attention)}; auto is sdpa.")
+    ] = _DEFAULT.attn_implementation,
     gradient_checkpointing: Annotated[
         bool | None,
         typer.Option(
@@ -195,7 +206,9 @@ def train(
             help="Less memory: activations are computed twice.",
         ),
     ] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that prepare batches, of each process.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that prepare batches, of each process.")
+    ] = _DEFAULT.dataloader_num_workers,
     fsdp: Annotated[
         bool, typer.Option("--fsdp", help="Shard the model over the processes of torchrun.")
     ] = False,

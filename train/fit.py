@@ -1,7 +1,6 @@
 """One run of the Trainer: its arguments, its callbacks, and what it goes on from."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArgumen
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import RecordError, UsageError
 
+from .asked import check_packages
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
 from .ranks import is_first, world_size
@@ -110,7 +110,7 @@ def training_arguments(
         UsageError: a package that is asked for is missing.
     """
     training, precision = options.training, arithmetic(options)
-    _check_packages(options)
+    check_packages(options)
     if training.fsdp and world_size() == 1:
         raise UsageError(_FSDP)
     os.environ["ACCELERATE_MIXED_PRECISION"] = precision
@@ -166,18 +166,3 @@ def training_arguments(
         "log_level_replica": "error",
     }
     return TrainingArguments(**values, **looks, **saves)
-
-
-def _check_packages(options: FinetuneOptions) -> None:
-    training = options.training
-    wanted: dict[str, list[str]] = {
-        "--report-to": list(training.report_to),
-        "--deepspeed": ["deepspeed"] if training.deepspeed else [],
-    }
-    if training.attn_implementation == "flash_attention_2":
-        wanted["--attention flash_attention_2"] = ["flash_attn"]
-    for option, packages in wanted.items():
-        for package in packages:
-            if find_spec(package) is None:
-                name = package.replace("_", "-")
-                raise UsageError(f"{option}: the package {name} is missing here. pip install {name}")

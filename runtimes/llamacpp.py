@@ -23,7 +23,7 @@ from .access import freed_with
 from .base import BackendOptions, Segment, StopFlag, StoppedError, check_open, check_segment
 from .llamacpp_library import load_library
 from .llamacpp_offload import place, refusal, set_devices
-from .llamacpp_sequences import SequenceLanguage, Sequences
+from .llamacpp_sequences import Part, SequenceLanguage, Sequences, SequencesBatch
 from .threads import thread_budget
 
 # name -> (ggml_type, flash attention: -1 where the device has it, 0 never, 1 always).
@@ -104,7 +104,7 @@ class LlamaCppLanguage:
         if loaded.gpus or has_nvidia_gpu():
             self.name += f", {placed.label}"
         self._memory = self._library.llama_get_memory(self._context)
-        self._batch = _Batch(self._library)
+        self._batch = SequencesBatch(self._library, 1)
 
     def evaluate(
         self, segment: Segment, position: int, *, all_logits: bool = False
@@ -112,7 +112,9 @@ class LlamaCppLanguage:
         """See `LanguageBackend`."""
         check_open(self.name, self._context is not None)
         if self._is_divided:
-            raise BackendError(f"{self.name}: was divided into sequences, which evaluate by themselves.")
+            raise BackendError(
+                f"{self.name}: was divided into sequences. Ask one of the models that divide gave."
+            )
         check_segment(self, segment, position, self._position)
         self._has_logits = False
         parts = []
@@ -120,7 +122,7 @@ class LlamaCppLanguage:
         for start in range(0, len(segment), step):
             rows = segment[start : start + step]
             is_last = start + len(rows) == len(segment)
-            self._decode(rows, position + start, all_logits=all_logits, last_logits=is_last)
+            self._decode(rows, position + start, wanted=len(rows) if all_logits else int(is_last))
             if all_logits:
                 parts.append(self._read_logits(self._library.llama_get_logits(self._context), len(rows)))
         self._position = position + len(segment)
@@ -194,8 +196,9 @@ class LlamaCppLanguage:
         one, many = self._threads
         self._library.llama_set_n_threads(self._context, one, one if batch.n_tokens <= _FEW_ROWS else many)
         self._check(self._library.llama_decode(self._context, batch), f"{batch.n_tokens} rows")
-        pointer = self._library.llama_get_logits(self._context) if sum(wanted) else None
-        rows = self._read_logits(pointer, sum(wanted)) if sum(wanted) else _no_rows(self.vocab_size)
+        rows = np.empty((0, self.vocab_size), dtype=np.float32)
+        if count := sum(wanted):
+            rows = self._read_logits(self._library.llama_get_logits(self._context), count)
         return np.split(rows, np.cumsum(wanted)[:-1])
 
     def cut(self, sequence: int, position: int) -> None:
@@ -230,10 +233,10 @@ class LlamaCppLanguage:
         self._context = self._model = None
         self._free()
 
-    def _decode(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
+    def _decode(self, rows: Segment, position: int, *, wanted: int) -> None:
         if self._flag is not None and self._flag.is_set:
             raise StoppedError(f"{self.name}: interrupted at position {position}.")
-        self._batch.fill(rows, position, all_logits=all_logits, last_logits=last_logits)
+        self._batch.fill([Part(sequence=0, rows=rows, position=position, wanted=wanted)])
         code = self._library.llama_decode(self._context, self._batch.struct)
         self._check(code, f"{len(rows)} rows at position {position}")
 
@@ -290,16 +293,17 @@ class LlamaCppLanguage:
         if not context:
             length = f"{sequences} times " * (sequences > 1) + str(self.context_length)
             message = f"{self.name}: llama.cpp cannot make a context of {length} positions"
-            raise refusal(f"{message}.", self._log.said(), self._less_memory())
+            raise refusal(f"{message}.", self._log.said(), self._less_memory(sequences))
         self._owned.append((self._library.llama_free, context))
         return context
 
-    def _less_memory(self) -> str:
+    def _less_memory(self, sequences: int) -> str:
         """What a context that does not fit asked for, and what asks for less."""
         spec = self._spec
         values = 2 * spec.num_hidden_layers * spec.num_key_value_heads * spec.head_dim * self.context_length
-        mib = values * KV_BYTES[self._kv_type] / (1 << 20)
-        smaller = " and --kv-type q8_0" if self._kv_type != "q8_0" and suits_cache(spec, "q8_0") else ""
+        mib = sequences * values * KV_BYTES[self._kv_type] / (1 << 20)
+        smaller = " and --parallel" * (sequences > 1)
+        smaller += " and --kv-type q8_0" if self._kv_type != "q8_0" and suits_cache(spec, "q8_0") else ""
         return (
             f"Its {self._kv_type} KV cache alone is {mib:,.0f} MiB: a smaller --context{smaller} take less."
         )
@@ -314,44 +318,7 @@ def _flash_attention(options: BackendOptions, kv_type: str) -> int:
     return asked
 
 
-def _no_rows(vocab_size: int) -> npt.NDArray[np.float32]:
-    return np.empty((0, vocab_size), dtype=np.float32)
-
-
 def _free_in_turn(owned: list[tuple[Callable[[Any], None], Any]]) -> None:
     while owned:
         free, pointer = owned.pop()
         free(pointer)
-
-
-class _Batch:
-    """A `llama_batch` of up to `BATCH` rows over arrays of our own; one sequence, so `seq_id` stays null."""
-
-    def __init__(self, library: Any) -> None:
-        self._tokens = np.zeros(BATCH, dtype=np.int32)
-        self._positions = np.zeros(BATCH, dtype=np.int32)
-        self._wanted = np.zeros(BATCH, dtype=np.int8)
-        self._rows = np.empty((0, 0), dtype=np.float32)  # keeps the embeddings alive while they are read
-        self.struct = library.llama_batch()
-        self.struct.pos = _pointer(self._positions, ctypes.c_int32)
-        self.struct.logits = _pointer(self._wanted, ctypes.c_int8)
-        self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
-
-    def fill(self, rows: Segment, position: int, *, all_logits: bool, last_logits: bool) -> None:
-        """Put ids [n] or embeddings [n, hidden] in, and say of which rows the logits are wanted."""
-        count = len(rows)
-        self.struct.n_tokens = count
-        self._positions[:count] = np.arange(position, position + count)
-        self._wanted[:count] = all_logits
-        if last_logits:
-            self._wanted[count - 1] = 1
-        if rows.ndim == 1:
-            self._tokens[:count] = rows
-            self.struct.token, self.struct.embd = self._token_pointer, None
-        else:
-            self._rows = np.ascontiguousarray(rows, dtype=np.float32)
-            self.struct.token, self.struct.embd = None, _pointer(self._rows, ctypes.c_float)
-
-
-def _pointer(array: npt.NDArray[Any], kind: Any) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(kind))

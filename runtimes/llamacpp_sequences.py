@@ -30,7 +30,7 @@ _Logits = npt.NDArray[np.float32]
 
 
 @dataclass(eq=False, kw_only=True)
-class _Part:
+class Part:
     """Rows of one sequence that are to be evaluated.
 
     Attributes:
@@ -51,6 +51,7 @@ class _Part:
 
     @property
     def is_done(self) -> bool:
+        """Whether there is an end of it, good or bad."""
         return self.logits is not None or self.fault is not None
 
 
@@ -71,13 +72,13 @@ class Sequences:
         self.steps = self.rows = 0
         self._turn = Condition()
         self._busy = False
-        self._waiting: list[_Part] = []
+        self._waiting: list[Part] = []
         self._ended_s = [float("-inf")] * count  # when each had its last rows
         self._step_s = 0.0
         self._batch = SequencesBatch(language.bindings, count)
         self.languages = [SequenceLanguage(self, number) for number in range(count)]
 
-    def run(self, part: _Part) -> _Logits:
+    def run(self, part: Part) -> _Logits:
         """Evaluate a part, with those of other threads; a BackendError where that fails."""
         with self._turn:
             self._waiting.append(part)
@@ -122,7 +123,7 @@ class Sequences:
         except Exception as error:  # all of them have it
             fault = error
         except BaseException:
-            fault = BackendError(f"{self.language.name}: the batch was interrupted.")
+            fault = BackendError(f"{self.language.name}: the batch was interrupted. Ask again.")
             raise
         finally:
             self._turn.acquire()
@@ -134,7 +135,7 @@ class Sequences:
                 self._ended_s[part.sequence] = now
             self._turn.notify_all()
 
-    def _pick(self) -> list[_Part]:
+    def _pick(self) -> list[Part]:
         """The part that waits longest and, where it has ids, the others that have and fit."""
         parts, rows, wanted = [self._waiting[0]], len(self._waiting[0].rows), self._waiting[0].wanted
         for part in self._waiting[1:]:
@@ -145,7 +146,7 @@ class Sequences:
         self._waiting = [part for part in self._waiting if part not in parts]
         return parts
 
-    def _decode(self, parts: list[_Part]) -> list[_Logits]:
+    def _decode(self, parts: list[Part]) -> list[_Logits]:
         self._batch.fill(parts)
         self.steps, self.rows = self.steps + 1, self.rows + sum(len(part.rows) for part in parts)
         return self.language.decode_batch(self._batch.struct, [part.wanted for part in parts])
@@ -178,7 +179,7 @@ class SequenceLanguage:
             rows = segment[start : start + step]
             is_last = start + len(rows) == len(segment)
             wanted = len(rows) if all_logits else int(is_last)
-            part = _Part(sequence=self._number, rows=rows, position=position + start, wanted=wanted)
+            part = Part(sequence=self._number, rows=rows, position=position + start, wanted=wanted)
             found.append(self._sequences.run(part))
         self._position = position + len(segment)
         self._logits = found[-1][-1]
@@ -241,7 +242,7 @@ class SequencesBatch:
         self.struct.logits = _pointer(self._wanted, ctypes.c_int8)
         self._token_pointer = _pointer(self._tokens, ctypes.c_int32)
 
-    def fill(self, parts: list[_Part]) -> None:
+    def fill(self, parts: list[Part]) -> None:
         """Put parts in, one behind the other: ids of any number, or the embeddings of one."""
         at = 0
         for part in parts:

@@ -134,16 +134,22 @@ class Model:
         self._parts: list[Model] = []  # of `divide`
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
-        tokenizer_json = bundle.read_text(TOKENIZER_FILE)
-        self.tokenizer = TextTokenizer(tokenizer_json, bos_id=manifest.prompt.bos_id, checked=True)
+        self.tokenizer: TextTokenizer = (
+            beside.tokenizer
+            if beside
+            else TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=manifest.prompt.bos_id, checked=True)
+        )
         self._store = store
         self._allow_url = allow_url
         self._encoder: PictureEncoder = (
             beside._encoder if beside else PictureEncoder(vision, manifest.vision, store, allow_url)
         )
         self._context = Context(language, store)
-        own = Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
-        self._grammars: Grammars = beside._grammars if beside else own
+        self._grammars: Grammars = (
+            beside._grammars
+            if beside
+            else Grammars(bundle, self.tokenizer.special_ids, manifest.prompt.stop_ids)
+        )
         self._chat = Chat(weakref.proxy(self))  # weak: a model that is dropped frees its backends at once
         # Weak: a caller who drops the stream closes it, and with it the answer.
         self._running: Callable[[], Stream | None] = lambda: None

@@ -16,7 +16,7 @@ from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.errors import BundleError
 
 EXPORT = "export"  # the one result that is not `verify`'s
-_REMOVE = "Remove it, and measure again with `tinyllava-edge verify`."
+REMOVE = "Remove it, and measure again with `tinyllava-edge verify`."
 
 
 class _Read(BaseModel):
@@ -80,27 +80,32 @@ def write_parity(bundle: Bundle, name: str, result: dict[str, Any]) -> Path:
     return path
 
 
+def found_path(bundle: Bundle, name: str) -> Path | None:
+    """Where a result lies; None where there is none."""
+    # The shipped bundle comes with what its export found.
+    paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
 def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     """What was found of this very bundle, or None.
 
     Raises:
         BundleError: the file is not a JSON object, or what is read of it has another type.
     """
-    # The shipped bundle comes with what its export found.
-    paths = (parity_path(bundle, name), bundle.root / PARITY_FOLDER / f"{name}.json")
-    path = next((path for path in paths if path.is_file()), None)
+    path = found_path(bundle, name)
     if path is None:
         return None
     with path.open("rb") as file:
         text = file.read(MAX_MANIFEST_BYTES + 1)
     if len(text) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES:,} bytes. {_REMOVE}")
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES:,} bytes. {REMOVE}")
     try:
         found: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not valid JSON ({error}). {_REMOVE}") from None
+        raise BundleError(f"{path}: not valid JSON ({error}). {REMOVE}") from None
     if not isinstance(found, dict):
-        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}. {_REMOVE}")
+        raise BundleError(f"{path}: expected a JSON object, found {type(found).__name__}. {REMOVE}")
     if found.get("manifest_sha256") != bundle.manifest_sha256:
         return None
     try:
@@ -108,5 +113,5 @@ def read_parity(bundle: Bundle, name: str) -> dict[str, Any] | None:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where[:200]}: {first['msg']}. {_REMOVE}") from None
+        raise BundleError(f"{path}: {where[:200]}: {first['msg']}. {REMOVE}") from None
     return found

@@ -5,9 +5,8 @@ from typing import Any
 
 from tinyllava_edge.benchmarks.verify.ladder import number
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.parity_files import EXPORT, read_parity
 from tinyllava_edge.runtimes.registry import RUNTIMES
-from tinyllava_edge.runtimes.serve.proof import proof_of
+from tinyllava_edge.runtimes.serve.proof import exported_of, verified_of
 
 from .document import Code, Line, Rows
 
@@ -20,27 +19,25 @@ def parity_tables(bundle: Bundle) -> Iterator[tuple[Line, Rows | None]]:
     Raises:
         BundleError: a file is not what `export` and `verify` write.
     """
-    found = {runtime: proof_of(bundle, runtime) for runtime in RUNTIMES}
-    exported = next(iter(found.values()))["export"]
+    exported = exported_of(bundle)
     if exported is not None and (rows := _shown(exported["rows"])):
         said = (
             "By export, on the machine that wrote the files, against the checkpoint in torch float32. "
             "lowest_snr_db is of the worst tensor, inf where all values are the checkpoint's in that type:"
         )
-        yield said, Rows(rows[:_MOST_ROWS])
-    for runtime, proof in found.items():
-        if (verified := proof["verify"]) is not None:
+        yield said + _first(rows), Rows(rows[:_MOST_ROWS])
+    for runtime in RUNTIMES:
+        if (verified := verified_of(bundle, runtime)) is not None:
             rows = _shown(verified["rows"])
             passed = "passed" if verified["passed"] else "NOT PASSED"
             line: list[str | Code] = ["By verify, runtime ", Code(runtime), f": {passed}. "]
             line += [Code(verified["verdict"])] if verified["verdict"] else []
-            line += [f" The first {_MOST_ROWS} of {len(rows)} figures:"] * (len(rows) > _MOST_ROWS)
+            line += [_first(rows)]
             yield line, Rows(rows[:_MOST_ROWS]) if rows else None
 
 
-def measured_by(bundle: Bundle) -> list[str]:
-    """Names of the results that are bound to this manifest."""
-    return [name for name in (EXPORT, *RUNTIMES) if read_parity(bundle, name) is not None]
+def _first(rows: Sequence[object]) -> str:
+    return f" The first {_MOST_ROWS} of {len(rows)} figures:" if len(rows) > _MOST_ROWS else ""
 
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Line]]:

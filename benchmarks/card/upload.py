@@ -10,10 +10,9 @@ from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import BundleError, HubError, OutputExistsError
 from tinyllava_edge.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, PARITY_FOLDER
-from tinyllava_edge.parity_files import parity_path
+from tinyllava_edge.parity_files import EXPORT, found_path, read_parity
+from tinyllava_edge.runtimes.registry import RUNTIMES
 from tinyllava_edge.verified_files import open_real, sha256_of_open
-
-from .parity import measured_by
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -28,9 +27,9 @@ def files_to_upload(bundle: Bundle, card: str, notices: Sequence[Path]) -> dict[
     """Path in the repository -> file or bytes: bundle, results bound to it, card, files about rights."""
     files: dict[str, Content] = {CARD: card.encode(), MANIFEST_FILE: bundle.root / MANIFEST_FILE}
     files |= {entry.path: bundle.path(entry.path) for entry in bundle.manifest.files}
-    for name in measured_by(bundle):
-        own = bundle.root / PARITY_FOLDER / f"{name}.json"
-        files[f"{PARITY_FOLDER}/{name}.json"] = own if own.is_file() else parity_path(bundle, name)
+    for name in (EXPORT, *RUNTIMES):
+        if read_parity(bundle, name) is not None and (path := found_path(bundle, name)) is not None:
+            files[f"{PARITY_FOLDER}/{name}.json"] = path
     for path in notices:
         if path.name not in files and path.stat().st_size <= _MOST_NOTICE_BYTES:
             files[path.name] = path

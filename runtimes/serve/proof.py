@@ -10,8 +10,7 @@ from tinyllava_edge.bounds import Gate
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gates import gates_of
-from tinyllava_edge.manifest import Manifest
-from tinyllava_edge.parity_files import EXPORT, read_parity
+from tinyllava_edge.parity_files import EXPORT, REMOVE, read_parity
 from tinyllava_edge.precisions import ROUNDED
 
 from .errors import without_paths
@@ -60,9 +59,9 @@ def proof_of(bundle: Bundle, runtime: str) -> dict[str, Any]:
     return {
         "source": {"name": without_paths(bundle.manifest.source.name), **_hashes(bundle)},
         "runtime": runtime,
-        "variants": _variants(bundle.manifest),
-        "verify": _verified(bundle, runtime),
-        "export": _exported(bundle),
+        "variants": _variants(bundle),
+        "verify": verified_of(bundle, runtime),
+        "export": exported_of(bundle),
     }
 
 
@@ -73,28 +72,29 @@ def _hashes(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def _variants(manifest: Manifest) -> list[dict[str, Any]]:
-    sizes = {file.path: file.size for file in manifest.files}
+def _variants(bundle: Bundle) -> list[dict[str, Any]]:
     return [
         {
             "part": each.part,
             "name": each.name,
             "status": each.status,
-            "bytes": sum(sizes[file] for file in each.files),
+            "bytes": bundle.variant_bytes(each),
         }
-        for each in manifest.variants
+        for each in bundle.manifest.variants
     ]
 
 
-def _verified(bundle: Bundle, runtime: str) -> dict[str, Any] | None:
+def verified_of(bundle: Bundle, runtime: str) -> dict[str, Any] | None:
+    """What `verify` of a runtime found: see `proof_of`."""
     found = read_parity(bundle, runtime)
     if found is None:
         return None
     try:
         result = _Verified.model_validate(found)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise BundleError(f"parity/{runtime}.json: {where[:200]}: {error.errors()[0]['msg']}.") from None
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        raise BundleError(f"parity/{runtime}.json: {where}: {first['msg']}. {REMOVE}") from None
     return {
         "verdict": without_paths(result.verdict),
         "passed": result.passed,
@@ -113,8 +113,8 @@ def _rows(stage: _Stage) -> Iterator[dict[str, Any]]:
         yield _row(stage.stage, stage.variant, "", None, None, "skipped", said)
 
 
-def _exported(bundle: Bundle) -> dict[str, Any] | None:
-    """Figures of the embeddings and of the tower's features; how far quantization moved the worst tensor."""
+def exported_of(bundle: Bundle) -> dict[str, Any] | None:
+    """What `export` found of embeddings and features, and how far quantization moved the worst tensor."""
     found = read_parity(bundle, EXPORT)
     if found is None:
         return None

@@ -72,11 +72,6 @@ class Served:
         """Requests that are being answered."""
         return len(self._running)
 
-    @property
-    def is_answering(self) -> bool:
-        """Whether a request is being answered."""
-        return bool(self._running)
-
     def submit(self, job: Job) -> None:
         """Let a request wait for its turn; one that has no place in the queue is told 429."""
         gone = self._queue.put(job)
@@ -106,8 +101,7 @@ class Served:
         for thread in self._threads:
             thread.join(max(0.0, ends - time.monotonic()))
         if not any(thread.is_alive() for thread in self._threads):
-            for model in (*self._models, self.model):
-                model.close()
+            self.model.close()  # and with it those that it was divided into
 
     def _full(self) -> ApiError:
         """429, with the seconds in which all that waits now is answered."""

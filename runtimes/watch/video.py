@@ -229,7 +229,7 @@ def _as_rgb(picture: Any) -> Image.Image:
     try:
         image: Image.Image = picture.to_image()
     except (FFmpegError, ValueError, MemoryError) as error:
-        raise ImageError(f"a frame of {picture.width}x{picture.height} has no picture ({error}).") from None
+        raise ImageError(f"a frame has no picture ({error}). Convert the video, to H.264 say.") from None
     turn = _TURNS.get(round(picture.rotation) % 360)
     return image if turn is None else image.transpose(turn)
 

@@ -108,8 +108,7 @@ class Watch(Iterator[Seen]):
                 f"every_s {every_s}, limit {limit}, changed {changed}: expected 0 or more seconds, 1 or more "
                 "answers, a difference of 0 to 255."
             )
-        is_path = isinstance(source, str | os.PathLike)
-        self._source: Source = open_source(source) if is_path else source  # type: ignore[assignment,arg-type]
+        self._source: Source = open_source(source) if isinstance(source, str | os.PathLike) else source
         if every_frame and not self._source.can_wait:
             self._source.close()
             raise UsageError(
@@ -221,8 +220,8 @@ def _at_s(frame: Frame) -> float:
 def _open(frame: Frame) -> tuple[Image.Image | None, ImageError | None]:
     try:
         return frame.open(), None
-    except ImageError as error:
-        return None, error
+    except ImageError as error:  # with its traceback it would hold the frame
+        return None, error.with_traceback(None)
 
 
 def _look(image: Image.Image) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from tinyllava_edge import Model, open_bundle
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.runtimes.base import StopFlag, StoppedError
 from tinyllava_edge.runtimes.llamacpp_library import load_library
-from tinyllava_edge.runtimes.llamacpp_sequences import SequenceLanguage, _Part
+from tinyllava_edge.runtimes.llamacpp_sequences import Part, SequenceLanguage
 from tinyllava_edge.runtimes.stream import Stream
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_a_batch_of_all_sequences_may_have_more_rows_than_one_context(tmp_path: 
     whole = open_gguf(tmp_path / "f32.gguf", spec)
     sequences = whole.divide(4)[0]._sequences
     ids = np.arange(50, dtype=np.int32)
-    parts = [_Part(sequence=number, rows=ids, position=0, wanted=1) for number in range(4)]
+    parts = [Part(sequence=number, rows=ids, position=0, wanted=1) for number in range(4)]
     sequences._waiting += parts
     with sequences._turn:
         sequences._step()

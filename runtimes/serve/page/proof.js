@@ -11,7 +11,7 @@ export function proofOf(proof) {
     shown.push(element("p", { class: `verdict ${proof.verify.passed ? "passed" : "failed"}` }, first(proof.verify.verdict)));
     shown.push(table(`Measured by verify, with ${proof.runtime}${proof.verify.quick ? ", quickly" : ""}`, proof.verify.rows));
   } else {
-    const line = element("code", {}, `tinyllava-edge verify ${proof.model} --checkpoint CHECKPOINT`);
+    const line = element("code", {}, `tinyllava-edge verify BUNDLE --runtime ${proof.runtime} --checkpoint CHECKPOINT`);
     shown.push(element("p", {}, `Not verified with ${proof.runtime} on this machine. The server's owner can: `, line));
   }
   if (proof.export) shown.push(table("Measured by export, when the bundle was written", proof.export.rows));

@@ -173,8 +173,8 @@ def test_a_client_that_does_not_read_loses_its_connection(monkeypatch: pytest.Mo
         body = httpx.Request("POST", server.url, json=asked(stream=True, grammar=LONG)).content
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         deaf.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        server.wait_until(lambda: server.served.is_answering)
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: server.served.num_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         server.wait_until(lambda: not server.program.server_state.connections)
 
 

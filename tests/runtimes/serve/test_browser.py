@@ -146,7 +146,7 @@ def test_an_answer_streams_and_stop_ends_it_on_the_server(browser: Any) -> None:
         ) == ("none")
         page.click("#stop")
         page.get_by_text("Stopped.").wait_for()
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert server.language.evaluated < 300
         assert page.get_attribute("#log", "aria-busy") == "false"
         page.unroute(CHAT)
@@ -273,14 +273,14 @@ def test_errors_of_the_server_are_said_in_words(browser: Any, monkeypatch: pytes
         ]
         for number, other in enumerate(others):
             other.start()
-            server.wait_until(lambda: server.served.is_answering)
+            server.wait_until(lambda: server.served.num_answering)
             server.wait_until(lambda number=number: server.served.num_waiting == number)
         said = ask_in_vain("Me too?")
         assert re.search(
             r"The server is busy: 1 requests wait already; try again in \d+ s\. Your question is kept", said
         )
         server.served.end_running()
-        server.wait_until(lambda: not server.served.num_waiting and server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_waiting and server.served.num_answering)
         server.served.end_running()
         for other in others:
             other.join()

@@ -310,4 +310,4 @@ def test_nothing_stays_open(server: Running, client: httpx.Client) -> None:
         for _ in range(4):
             post(client, BODIES[name][2])
     assert len(os.listdir("/proc/self/fd")) <= before + 2
-    server.wait_until(lambda: not server.served.is_answering and server.served.num_waiting == 0)
+    server.wait_until(lambda: not server.served.num_answering and server.served.num_waiting == 0)

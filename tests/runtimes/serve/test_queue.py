@@ -87,14 +87,14 @@ def test_a_full_queue_is_429_with_the_time_that_was_measured() -> None:
         assert client.post(CHAT, json=asked(grammar=LONG, max_tokens=60)).status_code == 200
         with begin_stream(server):
             # One after the other: while the first still waits, the only place is its own.
-            server.wait_until(lambda: server.served.is_answering)
+            server.wait_until(lambda: server.served.num_answering)
             with begin_stream(server):
                 server.wait_until(lambda: server.served.num_waiting == 1)
                 response = client.post(CHAT, json=asked())
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "queue_full"
         assert 2 <= int(response.headers["retry-after"]) <= 20  # two of 0.6 s, or more on a busy machine
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert client.post(CHAT, json=asked()).status_code == 200
 
 
@@ -130,7 +130,7 @@ def test_a_client_that_goes_away_ends_its_answer_within_two_tokens(monkeypatch: 
         with begin_stream(server) as connection:
             while b'"content"' not in connection.recv(65536):
                 pass
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert server.language.evaluated <= noticed[0] + 2
         assert server.language.evaluated < 100, "the answer has 300"
         with server.client() as client:
@@ -141,11 +141,11 @@ def test_a_client_that_goes_away_ends_its_answer_within_two_tokens(monkeypatch: 
 def test_a_client_that_goes_away_while_it_waits_frees_its_place(stream: bool) -> None:
     with running(slow_s=SLOW_S, max_waiting=1) as server:
         with begin_stream(server):
-            server.wait_until(lambda: server.served.is_answering)
+            server.wait_until(lambda: server.served.num_answering)
             with server.client() as client, pytest.raises(httpx.ReadTimeout):
                 client.post(CHAT, json=asked(stream=stream), timeout=0.2)
             server.wait_until(lambda: server.served.num_waiting == 0)
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert 'status="499"' in server.metrics.text({"queue_depth": {}, "running": {}})
 
 
@@ -186,7 +186,7 @@ def test_a_prompt_is_evaluated_no_further_when_nobody_wants_it(
                 client.post(CHAT, json=asked(question, data_url()), timeout=0.3)
         else:
             assert client.post(CHAT, json=asked(question, data_url())).status_code == 503
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert 1 <= calls <= 12, "there are some 25"
         slow_s[0] = 0.0
         answer = client.post(CHAT, json=asked(QUESTION, data_url())).json()["choices"][0]["message"][
@@ -229,7 +229,7 @@ def test_files_that_are_removed_while_it_serves_change_nothing(tmp_path: Path) -
 def test_answers_that_run_when_the_server_ends_are_ended() -> None:
     with running(slow_s=SLOW_S, grace_s=0.5) as server:
         thread, found = in_background(server, grammar=LONG, max_tokens=300)
-        server.wait_until(lambda: server.served.is_answering)
+        server.wait_until(lambda: server.served.num_answering)
         waits, waited = in_background(server)
         server.wait_until(lambda: server.served.num_waiting == 1)
         server.program.should_exit = True
@@ -249,5 +249,5 @@ def test_three_at_a_time_are_answered_as_one_and_one_that_goes_away_disturbs_nob
             server.wait_until(lambda: server.served.num_answering == 3)
             connection.recv(65536)
         assert [one.result(30).json()["choices"][0]["message"] for one in found] == alone
-        server.wait_until(lambda: not server.served.is_answering)
+        server.wait_until(lambda: not server.served.num_answering)
         assert client.post(CHAT, json=asked()).status_code == 200

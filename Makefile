@@ -136,13 +136,13 @@ test: $(VENV)/ready
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long
 
-# The page of `serve` in Debian's Chromium (apt-get install chromium npm), and the pictures of it in docs/serve.md.
+# The page of `serve`, a report and a card in Debian's Chromium (apt-get install chromium npm), and pictures of them.
 # Playwright and axe-core are put into a folder of their own; needs a network the first time.
 BROWSER ?= /usr/bin/chromium
 browser: $(VENV)/ready $(OUT)/browser/ready
 	PYTHONPATH=$(OUT)/browser TINYLLAVA_EDGE_BROWSER=$(BROWSER) TINYLLAVA_EDGE_SHOTS=docs/pictures \
 		TINYLLAVA_EDGE_AXE=$(OUT)/browser/node_modules/axe-core/axe.min.js \
-		$(BIN)/python -m pytest -s -m browser tests/runtimes/serve
+		$(BIN)/python -m pytest -s -m browser tests/runtimes/serve tests/benchmarks/test_pages_in_a_browser.py
 
 $(OUT)/browser/ready:
 	$(BIN)/python -m pip install -qq --target $(@D) playwright==1.65.2

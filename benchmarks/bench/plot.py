@@ -10,6 +10,7 @@ from .figures import STAGES, UNTOLD, Record, drawn_rows, times_of
 from .palette import CONTROL_COLOUR, DEVICE_COLOUR, HOST_COLOUR, STAGE_COLOURS, row_style
 
 _NOTHING: Record = {"stages_ms": {}}  # of a rival that keeps nothing for a second question
+_TICKS = (1, 1.5, 2, 3, 5, 7)  # of a decade
 _KINDS = (("warm", 1.0, "", ""), ("cached", 0.55, "//", " cached"))
 
 
@@ -24,6 +25,10 @@ def draw_report(record: Record) -> Any:
     _draw_stages(parts[0].subplots(), cells)
     distribution, speeds, peaks = parts[1].subplots(1, 3, width_ratios=(1, 1, 0.7))
     _draw_distributions(distribution, cells)
+    if distribution.lines:
+        parts[1].legend(
+            handles=distribution.lines, fontsize="small", ncols=4, loc="outside upper left", frameon=False
+        )
     _draw_speeds(speeds, record)
     _draw_peaks(peaks, record)
     names = ", ".join(bundle["name"] for bundle in record["bundles"])
@@ -91,14 +96,12 @@ def _draw_distributions(axes: Any, cells: list[Record]) -> None:
             label=_label(cell["name"]),
         )
     axes.set_xscale("log")
-    plain_log_axis(axes.xaxis)
+    least, most = axes.get_xlim()
+    plain_log_axis(axes.xaxis, (1, 2, 5) if most > 4 * least else _TICKS)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("end to end, ms")
     axes.set_ylabel("share of runs")
     axes.grid(alpha=0.25)
-    if axes.lines:
-        columns = min(3, len(cells))
-        axes.legend(fontsize="small", ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     plain(axes)
 
 
@@ -143,7 +146,10 @@ def _draw_peaks(axes: Any, record: Record) -> None:
     axes.set_yticks(range(len(cells)), [_label(cell["name"]) for cell in cells])
     axes.invert_yaxis()
     axes.margins(x=0.2)
-    axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    if kind:
+        axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
+    else:
+        axes.set_xlabel(bars[0][1])
     plain(axes)
 
 
@@ -152,7 +158,7 @@ def _label(name: str) -> str:
     return textwrap.fill(name, 26, break_long_words=False, break_on_hyphens=False)
 
 
-def plain_log_axis(axis: Any, ticks: tuple[float, ...] = (1, 1.5, 2, 3, 5, 7)) -> None:
+def plain_log_axis(axis: Any, ticks: tuple[float, ...] = _TICKS) -> None:
     """A few ticks in each decade, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 

@@ -18,7 +18,7 @@ from tinyllava_edge.runtimes.bundle_by_name import fetched_alone, open_named
 from tinyllava_edge.runtimes.cli_options import Opening
 
 _CONFIGS = ("config.json", "adapter_config.json")
-_VISION, _LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
+VISION, LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
 
 
 def open_asked(
@@ -43,8 +43,8 @@ def open_asked(
     if (folder / MANIFEST_FILE).exists() or not any((folder / name).is_file() for name in _CONFIGS):
         opening = Opening(vision=vision or None, language=language or None, sources=sources)
         return open_named(given, opening)[0]
-    vision = _VISION if vision in ("", "all") else vision
-    language = _LANGUAGE if language in ("", "all") else language
+    vision = VISION if vision in ("", "all") else vision
+    language = LANGUAGE if language in ("", "all") else language
     key = _key(Checkpoint(folder, sources=sources, allow_pickle=allow_pickle))
     kept = cache_folder() / "bundles" / f"checkpoint@{key}.{vision}.{language}"
     with fetched_alone(kept):  # shards may be begun together

@@ -36,6 +36,7 @@ OPTIONS = {
     "bench --questions": "bench nano --runtime scripted --questions GIVEN --images FOLDER",
     "bench compare": "bench compare GIVEN GIVEN",
     "train --data": "train --data GIVEN --from nano -o FOLDER/out",
+    "ablate": "ablate GIVEN --plan",
     "card --bench": "card nano --bench GIVEN",
     "card --eval": "card nano --eval GIVEN",
     "push": "push GIVEN someone/name --dry-run",

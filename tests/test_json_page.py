@@ -52,12 +52,16 @@ def check_fields(found: Iterable[str], section: str) -> None:
         (f"eval nano --check --questions OUT/q.json --images {DEMO}", "eval --check, train --check"),
         (f"bench compare {RESULT} {RESULT}", "bench compare"),
         ("train --preview --from nano --data OUT/q.json", "train --preview"),
+        ("ablate OUT/grid.yaml --plan", "ablate --plan"),
         ("train --plan --from nano --rows 9 --positions 64", "train --plan"),
     ],
 )
 def test_a_command_prints_what_the_page_says(line: str, section: str, tmp_path: Path) -> None:
     rows = json.loads((DEMO / "questions.json").read_text(encoding="utf-8"))
     (tmp_path / "q.json").write_text(json.dumps(rows[:2]))
+    base = {"from": "nano", "data": "q.json", "images": str(DEMO), "max_steps": 1}
+    grid = {"base": base, "eval": {"questions": "q.json", "images": str(DEMO)}}
+    (tmp_path / "grid.yaml").write_text(json.dumps(grid))
     result = CliRunner().invoke(app, [*line.replace("OUT", str(tmp_path)).split(), "--json"])
     assert result.exit_code == 0, result.output
     [printed] = [json.loads(text) for text in result.stdout.splitlines() if text.startswith("{")]
@@ -83,7 +87,9 @@ def test_what_takes_minutes_is_as_the_page_says() -> None:
     check_fields((field.name for field in fields(Report)), "doctor")
     check_fields((*Tuned.model_fields, "path", "presets"), "tune")
     check_fields(("checkpoint", *(field.name for field in fields(Outcome))), "train")
-    check_fields(json.loads((Path(RESULT) / "report.json").read_text(encoding="utf-8")), "bench")
+    for folder, section in (("nano", "bench"), ("ablation", "ablate")):
+        report = Path(RESULT).with_name(folder) / "report.json"
+        check_fields(json.loads(report.read_text(encoding="utf-8")), section)
     for field in fields(Timings):
         assert f"`{field.name}`" in SECTIONS["run, chat"]
 

@@ -94,6 +94,11 @@ COMMANDS = {
         "hardware_check",
         "Run all that a device can show, beside what was expected of it; one report to send back.",
     ),
+    "ablate": (
+        "tinyllava_edge.benchmarks.ablate.cli",
+        "ablate",
+        "Train and score every cell of a grid: one table and one plot, with intervals.",
+    ),
     "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
     "card": (

@@ -15,7 +15,7 @@ from tinyllava_edge.runtimes.bundle_by_name import export_apart, fetched_alone, 
 from tinyllava_edge.runtimes.cli_options import Opening
 
 _CONFIGS = ("config.json", "adapter_config.json")
-_VISION, _LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
+VISION, LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
 
 
 def open_asked(
@@ -43,7 +43,7 @@ def open_asked(
             vision=vision or None, language=language or None, sources=sources, allow_pickle=allow_pickle
         )
         return open_named(given, asked)[0]
-    vision, language = vision or _VISION, language or _LANGUAGE
+    vision, language = vision or VISION, language or LANGUAGE
     key = _key(Checkpoint(folder, sources=sources, allow_pickle=allow_pickle))
     kept = cache_folder() / "bundles" / f"checkpoint@{key}.{vision}.{language}"
     with fetched_alone(kept):  # shards may be begun together

@@ -1,0 +1,1 @@
+"""Many trainings that differ by design, each judged alike: `tinyllava-edge ablate`."""

@@ -1,0 +1,150 @@
+"""Runs what is not done yet, each step by the user's own command in a process of its own."""
+
+import ctypes
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+from tinyllava_edge.append_jsonl import work_path
+from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.benchmarks.evals.opened import LANGUAGE, VISION
+from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
+from tinyllava_edge.module_process import module_command
+
+from .grid import EVAL, TRAIN, Options, words
+from .steps import Cell, Training
+
+Record = dict[str, Any]
+Said = Callable[[str], None]
+_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
+
+
+class Runner:
+    """A folder of steps: `KEY.json` is there once a step is done, beside its checkpoint or its answers.
+
+    Args:
+        folder: of the steps.
+        judge: options of `eval`.
+        said: called with what a step says of its progress.
+    """
+
+    def __init__(self, folder: Path, judge: Options, said: Said = lambda line: None) -> None:
+        self._folder, self._judge, self._said = folder, judge, said
+        self._failed: dict[str, str] = {}
+
+    def score(self, cell: Cell) -> Record:
+        """What `eval` says of a cell, after the trainings that are missing.
+
+        Raises:
+            DataError: a step failed, in this run; the message is its own.
+        """
+
+        def work() -> Record:
+            return self._judged(cell.key, self.checkpoint(cell.training))
+
+        return self._once(cell.key, work, needs=self.answers(cell))
+
+    def scored(self, cell: Cell) -> Record:
+        """The same where it is known; else empty."""
+        return self.known(cell.key) if self.answers(cell).exists() else {}
+
+    def known(self, key: str) -> Record:
+        """The record of a step that is done; empty of any other."""
+        path = self._folder / f"{key}.json"
+        return dict(json.loads(path.read_bytes())) if path.exists() else {}
+
+    def answers(self, cell: Cell) -> Path:
+        """The file of a cell's answers."""
+        return self._folder / f"{cell.key}.jsonl"
+
+    def _once(self, key: str, work: Callable[[], Record], *, needs: Path) -> Record:
+        found = self.known(key)
+        if found and needs.exists():
+            return found
+        if key not in self._failed:
+            try:
+                found = work()
+                write_json(self._folder / f"{key}.json", found)
+                return found
+            except (TinyLlavaEdgeError, OSError) as error:
+                self._failed[key] = " ".join(str(error).split())
+        raise DataError(self._failed[key])
+
+    def checkpoint(self, training: Training) -> Path:
+        """The checkpoint of a training, which goes on where a killed one ended."""
+        out = self._folder / training.key
+
+        def work() -> Record:
+            start = [] if training.before is None else ["--from", str(self.checkpoint(training.before))]
+            line = ["train", "-o", str(out), "--resume", *words(TRAIN, training.options), *start]
+            return self._run(training.key, line)
+
+        self._once(training.key, work, needs=out)
+        return out
+
+    def _judged(self, key: str, checkpoint: Path) -> Record:
+        """Export to a bundle that is there as long as it is asked, and eval."""
+        bundle, answers = self._folder / f"{key}.bundle", self._folder / f"{key}.jsonl"
+        judge = {"vision": VISION, "language": LANGUAGE, **self._judge}
+        if not bundle.is_dir():
+            same = ("vision", "language", "sources", "allow_pickle")
+            exported = words(EVAL, {name: judge[name] for name in same if name in judge})
+            self._run(key, ["export", str(checkpoint), "-o", str(bundle), *exported])
+        is_whole = answers.exists() and not work_path(answers).exists()  # and not written down: asked anew
+        line = ["eval", str(bundle), "--answers", str(answers), "--force" if is_whole else "--resume"]
+        score = self._run(key, [*line, *words(EVAL, judge)])
+        manifest = Bundle.open(bundle).manifest
+        shutil.rmtree(bundle)
+        parameters = {name: part.parameters for name, part in manifest.parts.items()}
+        return {**score, "picture_tokens": manifest.vision.num_tokens, "parameters": parameters}
+
+    def _run(self, key: str, line: list[str]) -> Record:
+        with (self._folder / f"{key}.log").open("a", encoding="utf-8") as log:
+
+            def heard(said: str) -> None:
+                log.write(f"{said}\n")
+                self._said(f"{line[0]}: {said}")
+
+            return run_command(line, heard)
+
+
+def run_command(line: list[str], heard: Said = lambda said: None) -> Record:
+    """The JSON that a command of ours prints; `heard` is called with each line that it says besides.
+
+    Raises:
+        DataError: it printed none; the message is its error.
+    """
+    last = "it said nothing"
+    with (
+        TemporaryFile() as printed,
+        subprocess.Popen(
+            module_command("tinyllava_edge", *line, "--json"), stdin=subprocess.DEVNULL, stdout=printed,
+            stderr=subprocess.PIPE, text=True, errors="replace",
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            for said in filter(None, map(str.strip, process.stderr or ())):
+                last = said.removeprefix("tinyllava-edge: ")
+                heard(said)
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+        printed.seek(0)
+        lines = printed.read().decode(errors="replace").splitlines()
+    if code in (0, 1) and lines and lines[-1].startswith("{"):  # 1: a question failed
+        return dict(json.loads(lines[-1]))
+    raise DataError(last if code == 2 else f"{line[0]} ended with code {code}: {last}")
+
+
+def _end_with_parent() -> None:
+    """Not to be at work on a step still when the killed run is begun again."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -10,8 +10,10 @@ from .pictures import CAPTIONS
 from .tables import Table, tables_of
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
@@ -34,7 +36,7 @@ def _lines(record: Record, pictures: Mapping[str, str]) -> Iterator[str]:
     title = escape(title_of(record))
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1>"
+    yield f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
     for line in warning_lines(record):
         yield f'<p class="warning">{escape(line)}</p>'
     yield f"<p>{escape(what_was_asked(record))}</p>"
@@ -47,15 +49,15 @@ def _lines(record: Record, pictures: Mapping[str, str]) -> Iterator[str]:
     yield "<h2>Notes</h2><ul>"
     for line in notes_of(record):
         yield f"<li>{_inline(line)}</li>"
-    yield "</ul></body></html>"
+    yield "</ul></main></body></html>"
 
 
 def _table_lines(table: Table) -> Iterator[str]:
-    yield f"<h2>{escape(table.title)}</h2><table><thead><tr>"
+    yield f'<h2>{escape(table.title)}</h2><div class="wide" tabindex="0"><table><thead><tr>'
     yield "".join(f"<th>{escape(name)}</th>" for name in table.columns) + "</tr></thead><tbody>"
     for row in table.rows:
         yield "<tr>" + "".join(f"<td>{escape(row[name])}</td>" for name in table.columns) + "</tr>"
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
 
 
 def _inline(text: str) -> str:

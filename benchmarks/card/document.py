@@ -13,8 +13,10 @@ from tinyllava_edge.console import printable
 
 MARKER = '<meta name="generator" content="tinyllava-edge card">'
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
+.wide { overflow-x: auto; overflow-wrap: normal; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 thead th { border-bottom: 2px solid #888; }
 code, pre { background: #f4f4f4; } pre { padding: .6rem; overflow-x: auto; }
@@ -22,6 +24,7 @@ code, pre { background: #f4f4f4; } pre { padding: .6rem; overflow-x: auto; }
   :root { color-scheme: dark; } code, pre { background: #333; } th, td { border-color: #555; }
 }
 """
+_TABLE = '<div class="wide" tabindex="0"><table>'
 # Nothing is loaded, and nothing runs, whatever a text says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # What Markdown may take for markup; an underscore inside a word is none. `:` and `.` are where links begin.
@@ -125,25 +128,26 @@ def _page_lines(document: Document) -> Iterator[str]:
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
     yield f'{MARKER}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<style>{_STYLE}</style></head><body><h1>{title}</h1><table><tbody>"
+    yield f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
+    yield f"{_TABLE}<tbody>"
     for key, value in document.metadata.items():
         shown = value if isinstance(value, str) else ", ".join(value)
         yield f'<tr><th scope="row">{_html(key)}</th><td>{_html(shown)}</td></tr>'
-    yield "</tbody></table>"
+    yield "</tbody></table></div>"
     for section in document.sections:
         yield f"<h2>{_html(section.title)}</h2>"
         yield from (f"<p>{_html(line)}</p>" for line in section.lines)
         for table in section.tables:
             names = list(table.rows[0])
             heads = "".join(f'<th scope="col">{_html(name)}</th>' for name in names)
-            yield f"<table><thead><tr>{heads}</tr></thead><tbody>"
+            yield f"{_TABLE}<thead><tr>{heads}</tr></thead><tbody>"
             for row in table.rows:
                 yield "<tr>" + "".join(f"<td>{_html(row[name])}</td>" for name in names) + "</tr>"
-            yield "</tbody></table>"
+            yield "</tbody></table></div>"
         if section.shell:
             commands = "\n".join(printable(line, line_ends=True) for line in section.shell)
-            yield f"<pre>{escape(commands)}</pre>"
-    yield "</body></html>"
+            yield f'<pre tabindex="0">{escape(commands)}</pre>'
+    yield "</main></body></html>"
 
 
 def _html(line: Line) -> str:

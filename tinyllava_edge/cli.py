@@ -127,6 +127,7 @@ EXTRAS = {
     "accelerate": "train",
     "peft": "train",
     "bitsandbytes": "qlora",
+    "torchao": "qat",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "openvino": "openvino",

@@ -213,6 +213,13 @@ def train(
             "joined by a comma."
         ),
     ] = None,
+    distill: Annotated[
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill",
+            help="With --quantize-aware: learn to say what the checkpoint says that is started from.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that prepare batches, of each process.")
     ] = _DEFAULT.dataloader_num_workers,
@@ -278,6 +285,7 @@ def train(
             "eval_steps": eval_every,
             "early_stopping_patience": patience,
             "quantize_aware": tuple(quantize_aware.split(",")) if quantize_aware else None,
+            "distill": distill,
             "report_to": tuple(report_to.split(",")) if report_to else None,
             "fsdp": fsdp,
             "deepspeed": deepspeed,

@@ -198,10 +198,12 @@ class _Run:
         options, training = self._options, self._options.training
         torch.manual_seed(training.seed)
         choose_trained(model, options)
+        teacher = load_model(self._source).requires_grad_(False) if training.distill else None
         precision = arithmetic(options)
-        if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
-            keep_frozen_in(model, getattr(torch, DTYPES[precision]))
-        trained = TinyLlavaForTraining(model)
+        for each in filter(None, (model, teacher)):
+            if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
+                keep_frozen_in(each, getattr(torch, DTYPES[precision]))
+        trained = TinyLlavaForTraining(model, teacher)
         if training.attn_implementation != "auto":
             trained.set_attention(training.attn_implementation)
         if training.gradient_checkpointing:

@@ -118,6 +118,7 @@ class Recipe(_Strict):
     gradient_checkpointing: bool | None = None
     group_by_modality_length: bool | None = None
     quantize_aware: list[Grid] | None = None
+    distill: bool | None = None
     seed: int | None = Field(default=None, ge=0)
 
     @field_validator("tune", mode="before")

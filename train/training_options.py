@@ -63,6 +63,8 @@ class TrainingOptions:
         deepspeed: DeepSpeed's own configuration, JSON.
         quantize_aware: grids of `export` that the forward pass computes with, and that the weights written
             are on, in float32.
+        distill: with `quantize_aware`: learn to say what the checkpoint says that the run starts from, not
+            the answers.
 
     Raises:
         UsageError: a value is out of range, or two do not fit together.
@@ -96,6 +98,7 @@ class TrainingOptions:
     fsdp: bool = False
     deepspeed: Path | None = None
     quantize_aware: Sequence[Grid] = ()
+    distill: bool = False
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -133,6 +136,15 @@ class TrainingOptions:
             check_fraction(option, fraction)
         if not (self.max_grad_norm >= 0 and self.adam_epsilon > 0):
             raise UsageError("max_grad_norm is below 0, or adam_epsilon not above it.")
+        if self.distill and not self.quantize_aware:
+            raise UsageError(
+                "--distill: the checkpoint that a run starts from says already what it says; what is learned "
+                "are weights on a grid that say so too: --quantize-aware q4_0."
+            )
+        if self.quantize_aware and (self.fsdp or self.deepspeed is not None):
+            raise UsageError(
+                "--quantize-aware was never run with weights that --fsdp or --deepspeed divides: leave these out."
+            )
         if self.fsdp and self.deepspeed is not None:
             raise UsageError("--fsdp and --deepspeed both shard the model. Give one of them.")
 

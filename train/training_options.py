@@ -143,7 +143,8 @@ class TrainingOptions:
             )
         if self.quantize_aware and (self.fsdp or self.deepspeed is not None):
             raise UsageError(
-                "--quantize-aware was never run with weights that --fsdp or --deepspeed divides: leave these out."
+                "--quantize-aware was never run with weights that --fsdp or --deepspeed divides. Leave these "
+                "out."
             )
         if self.fsdp and self.deepspeed is not None:
             raise UsageError("--fsdp and --deepspeed both shard the model. Give one of them.")

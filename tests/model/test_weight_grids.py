@@ -20,7 +20,6 @@ from tinyllava_edge.export.quantize import quantize_gguf
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.model.weight_grids import (
     Q4_0_BLOCK,
-    int8_layers,
     int8_steps,
     q4_0_layers,
     round_to_int8,
@@ -141,13 +140,3 @@ def test_the_layers_are_those_that_llamacpp_writes_as_q4_0(name: str, tmp_path: 
         stored = f"{layer_name.removeprefix('language_model.')}.weight"
         expected |= {rules[f"language_model.{own}"].name for own, _ in split(stored, weight)}
     assert expected == _files_q4_0(source, tmp_path)
-
-
-def test_int8_is_of_the_linear_layers_of_tower_and_connector() -> None:
-    from tinyllava_edge.checkpoint.names import checkpoint_path
-    from tinyllava_edge.checkpoint.opened import Checkpoint
-
-    with torch.device("meta"):
-        layers = int8_layers(TinyLlava(Checkpoint(checkpoint_path("nano")).config))
-    assert {name.split(".")[0] for name in layers} == {"vision_tower", "connector"}
-    assert len(layers) == 6 * 6 + 2

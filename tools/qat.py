@@ -117,10 +117,9 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder of the checkpoints, kept.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Files to write, without their ending.")],
     steps: Annotated[int, typer.Option(help="Of every run.")] = 150,
-    learning_rate: Annotated[float, typer.Option(help="Of every run.")] = 2e-5,
-    distill_rate: Annotated[float, typer.Option(help="Of the run with --distill.")] = 1e-5,
+    learning_rate: Annotated[float, typer.Option(help="Of those without --distill.")] = 2e-5,
+    distill_rate: Annotated[float, typer.Option(help="Of the run with it.")] = 1e-5,
     distill_batch: Annotated[int, typer.Option(help="Its conversations a step.")] = 16,
-    seed: Annotated[int, typer.Option(help="Of every run.")] = 0,
 ) -> None:
     """Train nano thrice, export, and compare."""
     work.mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,6 @@ def main(
             learning_rate=learning_rate,
             precision="fp32",
             save_steps=25,
-            seed=seed,
         ),
     )
     on_grid = replace(plain.training, quantize_aware=("q4_0",))
@@ -163,7 +161,7 @@ def main(
         "learning_rate": learning_rate,
         "distill_rate": distill_rate,
         "distill_batch": distill_batch,
-        "seed": seed,
+        "seed": plain.training.seed,
         "questions": int(expected.questions.max()) + 1,
         "positions": len(expected.targets),
         "rows": rows,
@@ -180,7 +178,7 @@ def page(result: dict[str, Any]) -> list[str]:
         "",
         f"Written by `python -m tools.qat`: {result['steps']} steps each, seed {result['seed']}; "
         f"{result['questions']} held-out questions, {result['positions']} tokens of answers. `float` is nano "
-        f"trained without fake quantization (batch 16, {result['learning_rate']:g}), and the reference of every "
+        f"trained without fake quantization (batch 16, {result['learning_rate']:g}), the reference of every "
         "row; `aware` is the same run with `--quantize-aware q4_0`; `distilled` goes on from `float` with "
         f"`--quantize-aware q4_0 --distill` (batch {result['distill_batch']}, {result['distill_rate']:g}).",
         "",

@@ -5,35 +5,18 @@ range (7.5, 127.5): no setting gives Q4_0, whose scale has a sign, or int8 of 12
 quantization/quant_primitives.py, choose_qparams_affine).
 """
 
-import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torchao.quantization.qat import FakeQuantizedEmbedding, FakeQuantizedLinear, FakeQuantizerBase
 
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.model.weight_grids import GRIDS, Q4_0_BLOCK, round_weights
 
 from .training_options import Grid
-
-
-@contextmanager
-def _quiet_import() -> Iterator[None]:
-    """Keep quiet about kernels for other devices, which are not used here, and about torch's own names."""
-    os.environ.setdefault("TORCHAO_FORCE_SKIP_LOADING_SO_FILES", "1")
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-with _quiet_import():
-    from torchao.quantization.qat import FakeQuantizedEmbedding, FakeQuantizedLinear, FakeQuantizerBase
 
 
 class _OnGrid(torch.autograd.Function):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from tests.golden import golden_checkpoint
+from tests.golden import golden_checkpoint, shared_fixtures
 from tests.train.own_data import loss_of, own_options, write_own_data
 from tests.train.test_plan import SMALL
 from tests.train.test_resume import _assert_same, _interrupt
@@ -80,19 +80,26 @@ def test_forward_is_on_the_grid_and_the_gradient_goes_straight_through(source: P
 @pytest.mark.usefixtures("torchao")
 def test_export_writes_the_very_weights_of_a_trained_golden_checkpoint(folder: Path, tmp_path: Path) -> None:
     start = golden_checkpoint("qwen2-siglip-mlp2x-bf16-sharded") / "model"
-    options = own_options(folder, start, tune=parse_tune("all"), max_steps=3, quantize_aware=BOTH)
+    options = own_options(
+        folder,
+        start,
+        sources=shared_fixtures() / "sources",
+        tune=parse_tune("all"),
+        max_steps=3,
+        quantize_aware=BOTH,
+    )
     outcome = finetune(tmp_path / "out", options)
     assert outcome.steps == 3
     weights = _weights(tmp_path / "out")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     model = load_model(Checkpoint(tmp_path / "out"))
-    before = load_model(Checkpoint(start))
+    before = load_model(Checkpoint(start, sources=options.sources))
     for layers, round_to in ((q4_0_layers, round_to_q4_0), (int8_layers, round_to_int8)):
         for layer, module in layers(model).items():
             assert torch.equal(round_to(module.weight), module.weight), layer  # type: ignore[arg-type]
     learned = before.get_parameter("connector.0.weight")
     assert not torch.equal(round_to_int8(learned), model.get_parameter("connector.0.weight"))
-    exported = ExportOptions(vision=("fp32", "int8"), language=("q4_0",))
+    exported = ExportOptions(vision=("int8",), language=("q4_0",))
     export_bundle(tmp_path / "out", tmp_path / "bundle", exported)
     _check_q4_0(tmp_path / "out", tmp_path / "bundle" / "language" / "q4_0.gguf", len(q4_0_layers(model)))
     _check_int8(tmp_path / "bundle" / "vision" / "int8.onnx", model)
@@ -166,12 +173,12 @@ def test_a_teacher_is_what_is_learned_and_no_part_of_the_model(source: Path, fol
     model, teacher = load_model(checkpoint), load_model(checkpoint)
     taught = TinyLlavaForTraining(model, teacher)
     assert taught.state_dict().keys() == TinyLlavaForTraining(model).state_dict().keys()
-    assert float(loss_of(taught, batch)) == pytest.approx(0, abs=1e-6)
+    assert loss_of(taught, batch).item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         next(iter(model.connector.parameters())).mul_(1.5)
     loss = loss_of(taught, batch)
-    assert float(loss) > 1e-4
-    assert float(loss_of(taught, {**batch, "labels": batch["labels"].clamp(max=3)})) == float(loss)
+    assert loss.item() > 1e-4
+    assert loss_of(taught, {**batch, "labels": batch["labels"].clamp(max=3)}).item() == loss.item()
     loss.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -213,8 +220,9 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str, fol
 @pytest.mark.usefixtures("torchao")
 def test_rows_that_are_no_multiple_of_32_are_named(folder: Path, tmp_path: Path) -> None:
     start = golden_checkpoint("openelm-siglip-mlp2x-last-fp16") / "model"
+    options = own_options(folder, start, sources=shared_fixtures() / "sources", quantize_aware=("q4_0",))
     with pytest.raises(UsageError, match=r"rows of language_model\.\S+ are 144 wide, expected a multiple"):
-        finetune(tmp_path / "out", own_options(folder, start, quantize_aware=("q4_0",)))
+        finetune(tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
 
 

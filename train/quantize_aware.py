@@ -44,7 +44,7 @@ class GridFakeQuantizer(FakeQuantizerBase):  # type: ignore[misc]
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """[rows, columns] on the grid."""
-        return _OnGrid.apply(weight, GRIDS[self.config][0]) if self.enabled else weight  # type: ignore[no-any-return,no-untyped-call]
+        return _OnGrid.apply(weight, GRIDS[self.config][0]) if self.enabled else weight  # type: ignore[no-untyped-call]
 
 
 def prepare(model: TinyLlava, grids: Sequence[Grid]) -> None:
@@ -59,16 +59,16 @@ def prepare(model: TinyLlava, grids: Sequence[Grid]) -> None:
     for grid in grids:
         layers = GRIDS[grid][1](model)
         for name, layer in layers.items():
-            width = layer.weight.shape[1]  # type: ignore[union-attr,index]
+            width = layer.weight.shape[1]
             if grid == "q4_0" and width % Q4_0_BLOCK:
                 raise UsageError(
                     f"--quantize-aware q4_0: rows of {name} are {width} wide, expected a multiple of "
                     f"{Q4_0_BLOCK}, as llama.cpp's blocks are. Export this model as f16 or q8_0."
                 )
-        frozen = [layer for layer in layers.values() if not layer.weight.requires_grad]  # type: ignore[union-attr]
+        frozen = [layer for layer in layers.values() if not layer.weight.requires_grad]
         round_weights(frozen, grid)
         for name, layer in layers.items():
-            if layer.weight.requires_grad:  # type: ignore[union-attr]
+            if layer.weight.requires_grad:
                 model.set_submodule(name, _faked(layer, grid))
 
 
@@ -83,4 +83,4 @@ def _faked(layer: Any, grid: Grid) -> nn.Module:
         made = FakeQuantizedEmbedding(*layer.weight.shape, padding_idx=layer.padding_idx, device="meta")
     made.weight = layer.weight
     made.weight_fake_quantizer = GridFakeQuantizer(grid)
-    return made  # type: ignore[no-any-return]
+    return made

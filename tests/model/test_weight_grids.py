@@ -130,13 +130,13 @@ def test_the_layers_are_those_that_llamacpp_writes_as_q4_0(name: str, tmp_path: 
     source = language_source(folder, sources=sources)
     with torch.device("meta"):
         layers = q4_0_layers(TinyLlava(source.checkpoint.config))
-    widths = {layer.weight.shape[1] for layer in layers.values()}  # type: ignore[union-attr,index]
+    widths = {layer.weight.shape[1] for layer in layers.values()}
     if any(width % Q4_0_BLOCK for width in widths):
         pytest.skip(f"{json.dumps(sorted(widths))}: rows that have no blocks of 32")
     rules, split = source.rules(), source.architecture().split
     expected = set()
     for layer_name, layer in layers.items():
-        weight = torch.empty(layer.weight.shape)  # type: ignore[arg-type]
+        weight = torch.empty(layer.weight.shape)
         stored = f"{layer_name.removeprefix('language_model.')}.weight"
         expected |= {rules[f"language_model.{own}"].name for own, _ in split(stored, weight)}
     assert expected == _files_q4_0(source, tmp_path)

@@ -5,6 +5,7 @@ writes such weights without a loss.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -50,12 +51,12 @@ def round_to_int8(weight: torch.Tensor) -> torch.Tensor:
     return steps * scales
 
 
-def q4_0_layers(model: TinyLlava) -> dict[str, nn.Module]:
+def q4_0_layers(model: TinyLlava) -> dict[str, Any]:
     """What llama.cpp's quantizer writes as Q4_0: matrices of the language model but the head's, tied or not.
 
     The head is Q6_K there, or Q8_0 where its rows are no multiple of 256.
     """
-    language = model.language_model
+    language: Any = model.language_model
     get_head = getattr(language, "get_output_embeddings", lambda: language.lm_head)
     head = get_head().weight
     return {
@@ -67,7 +68,7 @@ def q4_0_layers(model: TinyLlava) -> dict[str, nn.Module]:
     }
 
 
-def int8_layers(model: TinyLlava) -> dict[str, nn.Module]:
+def int8_layers(model: TinyLlava) -> dict[str, Any]:
     """Linear layers of tower and connector, of which the vision graph has those that the features need."""
     return {
         name: module
@@ -77,16 +78,14 @@ def int8_layers(model: TinyLlava) -> dict[str, nn.Module]:
 
 
 # Name of a grid -> its function, and the layers that it is for.
-GRIDS: dict[
-    str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[TinyLlava], dict[str, nn.Module]]]
-] = {
+GRIDS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], Callable[[TinyLlava], dict[str, Any]]]] = {
     "q4_0": (round_to_q4_0, q4_0_layers),
     "int8": (round_to_int8, int8_layers),
 }
 
 
 @torch.no_grad()
-def round_weights(layers: Iterable[nn.Module], grid: str) -> None:
+def round_weights(layers: Iterable[Any], grid: str) -> None:
     """Round the weights of layers to a grid, in their place."""
     for layer in layers:
-        layer.weight.copy_(GRIDS[grid][0](layer.weight))  # type: ignore[operator]
+        layer.weight.copy_(GRIDS[grid][0](layer.weight))

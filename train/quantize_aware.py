@@ -83,4 +83,4 @@ def _faked(layer: Any, grid: Grid) -> nn.Module:
         made = FakeQuantizedEmbedding(*layer.weight.shape, padding_idx=layer.padding_idx, device="meta")
     made.weight = layer.weight
     made.weight_fake_quantizer = GridFakeQuantizer(grid)
-    return made
+    return made  # type: ignore[no-any-return]

@@ -20,10 +20,10 @@ def round_to_q4_0(weight: torch.Tensor) -> torch.Tensor:
 
     Each 32 of a row share a float16 scale: an eighth of the one that is largest in magnitude, with its sign
     turned, so that this one is step -8 of -8 to 7. A compiler that rounds product and sum once (FMA: on
-    aarch64; gguf's own arithmetic imitates it) gives a weight half way between two steps the other one now
-    and then, but none that is on the grid.
+    aarch64) gives a weight half way between two steps the other one now and then, but none that is on the
+    grid.
 
-    Source: ggml, src/ggml-quants.c (quantize_row_q4_0_ref, dequantize_row_q4_0).
+    Source: ggml, src/ggml-quants.c (quantize_row_q4_0_ref, dequantize_row_q4_0); gguf, quants.py (Q4_0).
     """
     blocks = weight.float().reshape(-1, Q4_0_BLOCK)
     largest = blocks.gather(1, blocks.abs().argmax(dim=1, keepdim=True))  # the first of several

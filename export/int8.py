@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
+
+from tinyllava_edge.model.weight_grids import int8_steps
 
 from .onnx_file import element_types, replace_nodes, without_weights
 from .rounding import HIGHEST, LOWEST, MEAN_SQUARE, Floats, measure_values
@@ -161,10 +164,9 @@ def _quantize_dequantize(
 
 def _stored_dequantize(graph: onnx.GraphProto, tensor: TensorProto) -> onnx.NodeProto:
     """A weight [inputs, outputs] stored in int8, as `<name>_dequantized`."""
-    values = numpy_helper.to_array(tensor)
-    largest = np.abs(values).max(axis=0)
-    scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
-    steps = np.clip(np.rint(values / scales), -127, 127).astype(np.int8)
+    by_output = torch.from_numpy(numpy_helper.to_array(tensor).T.copy())
+    found, scale = int8_steps(by_output)
+    steps, scales = found.T.contiguous().to(torch.int8).numpy(), scale[:, 0].numpy()
     name = tensor.name
     graph.initializer.append(numpy_helper.from_array(steps, f"{name}_quantized"))
     graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))

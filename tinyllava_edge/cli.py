@@ -132,6 +132,7 @@ EXTRAS = {
     "accelerate": "train",
     "peft": "train",
     "bitsandbytes": "qlora",
+    "torchao": "qat",
     "onnxruntime": "ort",
     "llama_cpp": "llamacpp",
     "openvino": "openvino",

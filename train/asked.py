@@ -165,7 +165,7 @@ def check_packages(options: FinetuneOptions) -> None:
     """Refuse to begin where a package is missing that is asked for.
 
     Raises:
-        MissingExtraError: bitsandbytes, by an extra of ours.
+        MissingExtraError: bitsandbytes or torchao, by an extra of ours.
         UsageError: one that a user installs by its name.
     """
     training = options.training
@@ -181,6 +181,10 @@ def check_packages(options: FinetuneOptions) -> None:
         raise MissingExtraError(
             "qlora keeps weights in 4 bits with the package bitsandbytes, which is missing here: "
             f"{install_line('qlora')}. Or train by --tune llm=lora."
+        )
+    if training.quantize_aware and find_spec("torchao") is None:
+        raise MissingExtraError(
+            f"--quantize-aware needs the package torchao, which is missing here: {install_line('qat')}."
         )
 
 

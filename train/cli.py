@@ -18,7 +18,7 @@ from .options import PARTS, FinetuneOptions, LoraOptions, parse_tune, with_chang
 from .ranks import first_tells, is_first
 from .recipe import names, open_recipe
 from .run import check_run, parts_directory
-from .training_options import Attention, Precision, Report, Scheduler, TrainingOptions
+from .training_options import Attention, Grid, Precision, Report, Scheduler, TrainingOptions
 
 _LORA, _DEFAULT = LoraOptions(), TrainingOptions()
 _LENGTH = "Positions that are left of a conversation; the checkpoint's if not given."
@@ -206,6 +206,20 @@ def train(
             help="Less memory: activations are computed twice.",
         ),
     ] = None,
+    quantize_aware: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Compute with weights as export will write them: {_known(Grid)} (tower and connector), "
+            "joined by a comma."
+        ),
+    ] = None,
+    distill: Annotated[
+        bool | None,
+        typer.Option(
+            "--distill/--no-distill",
+            help="With --quantize-aware: learn to say what the checkpoint says that is started from.",
+        ),
+    ] = None,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes that prepare batches, of each process.")
     ] = _DEFAULT.dataloader_num_workers,
@@ -270,6 +284,8 @@ def train(
             "save_steps": save_every,
             "eval_steps": eval_every,
             "early_stopping_patience": patience,
+            "quantize_aware": tuple(quantize_aware.split(",")) if quantize_aware else None,
+            "distill": distill,
             "report_to": tuple(report_to.split(",")) if report_to else None,
             "fsdp": fsdp,
             "deepspeed": deepspeed,

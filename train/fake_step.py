@@ -8,6 +8,7 @@ it is let go. What a kernel takes inside itself is not seen.
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -42,26 +43,33 @@ class FakeStep:
     flops: int
 
 
-def build_fake(config: ModelConfig, change: Callable[[TinyLlava], None]) -> TinyLlavaForTraining:
+def build_fake(
+    config: ModelConfig,
+    change: Callable[[TinyLlava], None],
+    teach: Callable[[TinyLlava], None] | None = None,
+) -> TinyLlavaForTraining:
     """A model without memory, in a fake mode of its own that `take_step` finds again.
 
     Args:
         config: of the checkpoint.
         change: what the run does to its model before the first step: what is trained, and in what.
+        teach: what it does to a teacher, where it has one.
     """
-    with torch.device("meta"):
-        model = TinyLlava(config)
-        change(model)
+    models = []
+    for prepare in filter(None, (change, teach)):
+        with torch.device("meta"):
+            models.append(TinyLlava(config))
+            prepare(models[-1])
     with FakeTensorMode(allow_non_fake_inputs=True):
         made: dict[int, torch.Tensor] = {}
-        for module in model.modules():
+        for module in chain.from_iterable(model.modules() for model in models):
             for store in (module._parameters, module._buffers):
                 for name, value in store.items():
                     if value is not None:
                         if id(value) not in made:
                             made[id(value)] = _like(value)
                         store[name] = made[id(value)]  # type: ignore[assignment]
-    return TinyLlavaForTraining(model)
+    return TinyLlavaForTraining(*models)
 
 
 def take_step(
@@ -85,7 +93,9 @@ def take_step(
     with first.fake_mode:
         inputs = _inputs(model.model.config, batch, positions)
         model.zero_grad(set_to_none=True)
-        held = [*model.parameters(), *model.buffers(), *inputs.values()]
+        held = [*inputs.values()]
+        for module in (model, *model.teachers):
+            held += [*module.parameters(), *module.buffers()]
         with _Follow(held) as follow:
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
                 loss = model(**inputs)["loss"]

@@ -21,6 +21,7 @@ from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.model.vlm import TinyLlava, load_model
+from tinyllava_edge.model.weight_grids import GRIDS, round_weights
 from tinyllava_edge.record_check import say_kinds
 from tinyllava_edge.work_places import empty
 
@@ -172,7 +173,7 @@ class _Run:
                     note(SHARE.format(**share))
             note(f"log and snapshots while it runs: {self._work}")
         model = load_model(self._source)
-        dtype = stored_dtype(self._source)
+        dtype = _written_dtype(self._source, self._options)
         self._needed = sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
         check_space(self._out, self._needed)
         with full_disk_named(self._work) if is_first() else nullcontext():
@@ -197,10 +198,12 @@ class _Run:
         options, training = self._options, self._options.training
         torch.manual_seed(training.seed)
         choose_trained(model, options)
+        teacher = load_model(self._source).requires_grad_(False) if training.distill else None
         precision = arithmetic(options)
-        if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
-            keep_frozen_in(model, getattr(torch, DTYPES[precision]))
-        trained = TinyLlavaForTraining(model)
+        for each in filter(None, (model, teacher)):
+            if precision != "no" and not uses_fsdp(options):  # which shards parts of one dtype
+                keep_frozen_in(each, getattr(torch, DTYPES[precision]))
+        trained = TinyLlavaForTraining(model, teacher)
         if training.attn_implementation != "auto":
             trained.set_attention(training.attn_implementation)
         if training.gradient_checkpointing:
@@ -216,6 +219,8 @@ class _Run:
         with torch.no_grad():
             for name, tensor in learned.items():
                 model.get_parameter(name).copy_(tensor)
+        for grid in options.training.quantize_aware:
+            round_weights(GRIDS[grid][1](model).values(), grid)
         merge_error = None
         with output_directory(
             self._out, force=self._force, mark=checkpoint_mark, needed=self._needed
@@ -235,7 +240,8 @@ class _Run:
                 "left_out": self._left_out.records,
                 "merge_error": merge_error,
             }
-            _write(model, directory, self._source, facts, self._work)
+            dtype = _written_dtype(self._source, options)
+            _write(model, directory, self._source, facts, self._work, dtype)
 
     def outcome(self, resumed_at: int) -> Outcome:
         """What the output says of the run."""
@@ -301,9 +307,20 @@ def _source_name(options: FinetuneOptions) -> str:
     return NANO if is_shipped(options.source) else options.source.resolve().name
 
 
-def _write(model: TinyLlava, directory: Path, source: Checkpoint, facts: dict[str, Any], work: Path) -> None:
+def _written_dtype(source: Checkpoint, options: FinetuneOptions) -> torch.dtype:
+    """The source's; float32 on a grid, of whose values float16 holds 11 bits of 14."""
+    return torch.float32 if options.training.quantize_aware else stored_dtype(source)
+
+
+def _write(
+    model: TinyLlava,
+    directory: Path,
+    source: Checkpoint,
+    facts: dict[str, Any],
+    work: Path,
+    dtype: torch.dtype,
+) -> None:
     """Fill the directory of the finished checkpoint."""
-    dtype = stored_dtype(source)
     write_frame(source, directory, dtype, max_length=facts["model_max_length"])
     if not (directory / ADAPTER_CONFIG).exists():  # the update alone
         write_weights(model, directory, dtype)

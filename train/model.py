@@ -18,17 +18,23 @@ _PREFIX = "model."
 class TinyLlavaForTraining(nn.Module):
     """The three parts of a `TinyLlava`, with a loss over the learned positions only.
 
+    Args:
+        model: the parts.
+        teacher: what `model` is to say the same as, in the place of the labels.
+
     Attributes:
         model: the parts.
+        teachers: none or one, which is no part of this module and so of none of its states.
         accepts_loss_kwargs: the loss is divided by what the Trainer counts over all batches of a step.
     """
 
     accepts_loss_kwargs = True
     _keys_to_ignore_on_save = None  # the Trainer asks for it
 
-    def __init__(self, model: TinyLlava) -> None:
+    def __init__(self, model: TinyLlava, teacher: TinyLlava | None = None) -> None:
         super().__init__()
         self.model = model
+        self.teachers = () if teacher is None else (TinyLlavaForTraining(teacher).eval(),)
 
     def forward(
         self,
@@ -39,15 +45,28 @@ class TinyLlavaForTraining(nn.Module):
         picture_rows: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The loss of a batch of `collate`: mean cross entropy over the labels.
+        """The loss of a batch of `collate`: mean cross entropy over the labels, or divergence from a teacher.
 
         `labels` are [batch, positions]; the sum is divided by `num_items_in_batch`, or by the labels of this
         batch where that is not given; the others are `learned_logits`'.
         """
-        logits = self.learned_logits(input_ids, learned, pixel_values, picture_rows)
-        targets = labels.flatten().index_select(0, learned + 1)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
-        return {"loss": F.cross_entropy(logits.float(), targets, reduction="sum") / count}
+        taught = [
+            self._taught(each, input_ids, learned, pixel_values, picture_rows) for each in self.teachers
+        ]
+        logits = self.learned_logits(input_ids, learned, pixel_values, picture_rows).float()
+        if taught:  # Hinton et al., arXiv 1503.02531, at temperature 1: KL divergence in nats
+            loss = F.kl_div(logits.log_softmax(-1), taught[0], reduction="sum", log_target=True)
+        else:
+            targets = labels.flatten().index_select(0, learned + 1)
+            loss = F.cross_entropy(logits, targets, reduction="sum")
+        return {"loss": loss / count}
+
+    @staticmethod
+    @torch.no_grad()
+    def _taught(teacher: "TinyLlavaForTraining", *inputs: torch.Tensor) -> torch.Tensor:
+        """The teacher's log probabilities [n, vocab]; asked before the model's own activations are kept."""
+        return teacher.to(inputs[0].device).learned_logits(*inputs).float().log_softmax(-1)
 
     def learned_logits(
         self,

@@ -10,7 +10,7 @@ from tinyllava_edge.prompt import template_named
 
 from .mix import DataFile
 from .parts import Parts
-from .training_options import How, Part, TrainingOptions, Tuning, check_fraction
+from .training_options import GRID_PARTS, How, Part, TrainingOptions, Tuning, check_fraction
 
 PARTS: dict[str, Part] = {
     "connector": "connector",
@@ -89,6 +89,7 @@ class FinetuneOptions:
             )
         if self.adapter is not None and not self.has_lora:
             raise UsageError("--adapter needs --recipe lora, or --tune with a part=lora.")
+        self._check_grids()
         if self.training.early_stopping_patience and self.eval_data is None:
             raise UsageError("--patience needs --eval-data, whose loss it looks at.")
         if self.template is not None:
@@ -106,6 +107,18 @@ class FinetuneOptions:
         if tuning.learning_rate is not None:
             check_fraction(f"{part}: learning rate", tuning.learning_rate or -1.0)
         check_fraction(f"{part}: weight decay", tuning.weight_decay or 0.0)
+
+    def _check_grids(self) -> None:
+        for grid in self.training.quantize_aware:
+            for part in set(GRID_PARTS[grid]) & set(self.lora_parts):
+                raise UsageError(
+                    f"--quantize-aware {grid} is of the {part}'s own weights, and a LoRA update merged into "
+                    f"them takes them off the grid. Train the {part} in full, or leave it frozen."
+                )
+        if self.training.quantize_aware and self.keep_adapter:
+            raise UsageError(
+                "--keep-adapter writes no weights that --quantize-aware could be of. Leave one out."
+            )
 
     @property
     def files(self) -> tuple[DataFile, ...]:

@@ -222,7 +222,11 @@ def make_plan(
     limit_bytes, limit = _limit(memory)
     precision = _precision(options, elsewhere=memory is not None)
     note(f"a step of {_MEASURED[0]} and of {_MEASURED[1]} conversations on tensors without memory: seconds")
-    model = build_fake(config, lambda model: _as_trained(model, options, precision))
+    model = build_fake(
+        config,
+        lambda model: _as_trained(model, options, precision),
+        (lambda teacher: _as_frozen(teacher, precision)) if training.distill else None,
+    )
     if training.gradient_checkpointing:
         model.checkpoint_activations()
     model.train()
@@ -230,6 +234,8 @@ def make_plan(
     cuda = memory is not None or torch.cuda.is_available()
     law = Law(model, steps, keeps_gradients=training.gradient_accumulation_steps > 1, cuda=cuda)
     weights = _weights(model.model, options)
+    for teacher in model.teachers:
+        weights["teacher"] = _bytes(teacher)
     flops, speed = steps[1].flops // _MEASURED[1], tflops or _ASSUMED_TFLOPS
     batch = training.per_device_train_batch_size
     shards = processes if training.fsdp else 1
@@ -269,6 +275,12 @@ def _as_trained(model: TinyLlava, options: FinetuneOptions, precision: torch.dty
         keep_frozen_in(model, precision)
 
 
+def _as_frozen(model: TinyLlava, precision: torch.dtype | None) -> None:
+    model.requires_grad_(False)
+    if precision is not None:
+        keep_frozen_in(model, precision)
+
+
 def _precision(options: FinetuneOptions, *, elsewhere: bool) -> torch.dtype | None:
     """Of another machine `auto` is bf16."""
     wanted = options.training.precision
@@ -291,6 +303,10 @@ def _weights(model: TinyLlava, options: FinetuneOptions) -> dict[str, int]:
             total += tensor.numel() * (_NF4 if id(tensor) in in_4_bits else tensor.element_size())
         counted[part] = int(total)
     return counted
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def _trained(model: TinyLlava) -> dict[str, int]:

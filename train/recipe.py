@@ -17,7 +17,7 @@ from tinyllava_edge.user_files import read_user_file
 
 from .mix import MOST, DataFile
 from .recipe_file import parse_yaml
-from .training_options import How, Part, Precision, Scheduler
+from .training_options import Grid, How, Part, Precision, Scheduler
 
 FOLDER = Path(__file__).with_name("recipes")
 ANY = "any"  # of `families`: what counts for those that are not named
@@ -117,6 +117,8 @@ class Recipe(_Strict):
     tf32: bool | None = None
     gradient_checkpointing: bool | None = None
     group_by_modality_length: bool | None = None
+    quantize_aware: list[Grid] | None = None
+    distill: bool | None = None
     seed: int | None = Field(default=None, ge=0)
 
     @field_validator("tune", mode="before")

@@ -1,6 +1,7 @@
 """How a run is trained, in the names of transformers' TrainingArguments where it has them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -13,6 +14,13 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Scheduler = Literal["cosine", "linear", "constant", "constant_with_warmup"]
 Report = Literal["tensorboard", "wandb"]
+Grid = Literal["q4_0", "int8"]
+
+# What of a model a grid is for: the language model's GGUF, and the vision graph's linear layers.
+GRID_PARTS: dict[Grid, tuple[Part, ...]] = {
+    "q4_0": ("language_model",),
+    "int8": ("vision_tower", "connector"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +61,10 @@ class TrainingOptions:
         early_stopping_patience: looks without a lower loss that end the run; 0 never does.
         fsdp: shard weights, gradients and optimiser over the processes (FSDP).
         deepspeed: DeepSpeed's own configuration, JSON.
+        quantize_aware: grids of `export` that the forward pass computes with, and that the weights written
+            are on, in float32.
+        distill: with `quantize_aware`: learn to say what the checkpoint says that the run starts from, not
+            the answers.
 
     Raises:
         UsageError: a value is out of range, or two do not fit together.
@@ -85,6 +97,8 @@ class TrainingOptions:
     report_to: tuple[Report, ...] = ()
     fsdp: bool = False
     deepspeed: Path | None = None
+    quantize_aware: Sequence[Grid] = ()
+    distill: bool = False
 
     def __post_init__(self) -> None:
         for option, value, known in (
@@ -92,6 +106,7 @@ class TrainingOptions:
             ("--attention", self.attn_implementation, get_args(Attention)),
             ("--scheduler", self.lr_scheduler_type, get_args(Scheduler)),
             *(("--report-to", name, get_args(Report)) for name in self.report_to),
+            *(("--quantize-aware", name, get_args(Grid)) for name in self.quantize_aware),
         ):
             if value not in known:
                 raise UsageError(f"{option} {value!r} is not known. Known: {', '.join(known)}.")
@@ -121,6 +136,16 @@ class TrainingOptions:
             check_fraction(option, fraction)
         if not (self.max_grad_norm >= 0 and self.adam_epsilon > 0):
             raise UsageError("max_grad_norm is below 0, or adam_epsilon not above it.")
+        if self.distill and not self.quantize_aware:
+            raise UsageError(
+                "--distill: the checkpoint that a run starts from says already what it says; what is learned "
+                "are weights on a grid that say so too: --quantize-aware q4_0."
+            )
+        if self.quantize_aware and (self.fsdp or self.deepspeed is not None):
+            raise UsageError(
+                "--quantize-aware was never run with weights that --fsdp or --deepspeed divides. Leave these "
+                "out."
+            )
         if self.fsdp and self.deepspeed is not None:
             raise UsageError("--fsdp and --deepspeed both shard the model. Give one of them.")
 

@@ -20,7 +20,7 @@ _LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 def choose_trained(model: TinyLlava, options: FinetuneOptions) -> None:
-    """Freeze all but what is trained, and put low-rank updates in.
+    """Freeze all but what is trained, and put low-rank updates and fake quantization in.
 
     Raises:
         UsageError: that is nothing.
@@ -33,6 +33,16 @@ def choose_trained(model: TinyLlava, options: FinetuneOptions) -> None:
         adapted = add_lora(model, options.lora_parts, options.lora)
         if options.adapter is not None:
             load_adapter(adapted, options.adapter)
+    _tune_in_full(model, options)
+    if options.training.quantize_aware:
+        from .quantize_aware import prepare  # needs torchao
+
+        prepare(model, options.training.quantize_aware)
+    if not _learns(model):
+        raise UsageError(f"nothing to train: {', '.join(options.tune)} has no weights in this checkpoint.")
+
+
+def _tune_in_full(model: TinyLlava, options: FinetuneOptions) -> None:
     for part, tuning in options.tune.items():
         if tuning.how == "full":
             for name, parameter in model.get_submodule(part).named_parameters():
@@ -43,8 +53,6 @@ def choose_trained(model: TinyLlava, options: FinetuneOptions) -> None:
             raise UsageError(
                 f"the {part} has no layer {tuning.from_layer}, from which on it is to be trained."
             )
-    if not _learns(model):
-        raise UsageError(f"nothing to train: {', '.join(options.tune)} has no weights in this checkpoint.")
 
 
 def _learns(module: nn.Module) -> bool:

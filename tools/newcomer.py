@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -24,7 +25,8 @@ README = Path(__file__).parents[1] / "README.md"
 HOME = "/root/tinyllava-edge"
 # What pip and Python read of this machine's network.
 SETTINGS = ("PIP_", "SSL_CERT_", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY")
-FILES = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs", "/opt/wheels")
+FILES = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/xdg/pip", "/opt/wheels")
+AUTHORITIES = Path("usr/local/share/ca-certificates")  # copied: packages write what is made of them
 TAIL = 12  # lines of output shown
 
 
@@ -69,6 +71,7 @@ def inside(root: Path, line: str) -> list[str]:
     for name in filter(os.path.exists, FILES):
         make = "mkdir -p" if Path(name).is_dir() else f"mkdir -p {root}{Path(name).parent} && touch"
         mounts.append(f"{make} {root}{name} && mount --bind {name} {root}{name}")
+        mounts.append(f"mount -o remount,ro,bind {root}{name}")
     shell = ["chroot", str(root), "env", "-i", *system, *settings, "sh", "-c", f"cd {HOME} && {line}"]
     return ["unshare", "--mount", "sh", "-ec", f"{' && '.join(mounts)} && exec {shlex.join(shell)}"]
 
@@ -92,6 +95,7 @@ def prepare(root: Path, suite: str) -> None:
     if not (root / "usr").exists():
         debootstrap = ["debootstrap", "--variant=minbase", suite, str(root), "http://deb.debian.org/debian"]
         subprocess.run(debootstrap, check=True, stdout=sys.stderr)
+    shutil.copytree("/" / AUTHORITIES, root / AUTHORITIES, dirs_exist_ok=True)
     home = root / HOME.removeprefix("/")
     home.mkdir(parents=True)
     archive = subprocess.run(["git", "archive", "HEAD"], check=True, capture_output=True, cwd=README.parent)

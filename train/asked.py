@@ -147,7 +147,11 @@ def _from_parts(
         for key in ("tower", "second_tower", "tokenizer")
         if values.get(key) is not None
     }
-    renamed = {"num_resampler_layers": "num_layers", "model_max_length": "max_length"}
+    renamed = {
+        "num_resampler_layers": "num_layers",
+        "connector_factor": "factor",
+        "model_max_length": "max_length",
+    }
     known_fields = {field.name for field in fields(Parts)}
     rest = {renamed.get(key, key): value for key, value in values.items()}
     rest = {key: value for key, value in rest.items() if key in known_fields and key not in (*named, "llm")}

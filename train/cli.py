@@ -77,6 +77,10 @@ def train(
     connector_layers: Annotated[
         int | None, typer.Option(help="With --tower: of resampler (3) and qformer (12).")
     ] = None,
+    connector_factor: Annotated[
+        int | None,
+        typer.Option(help="With --tower: avg_pool and pixel_shuffle make N x N patches one token; N, 2."),
+    ] = None,
     qformer_width: Annotated[
         int | None, typer.Option(help="With --tower: of qformer; 768. A multiple of 64.")
     ] = None,
@@ -245,6 +249,7 @@ def train(
             "image_aspect_ratio": image_aspect_ratio,
             "num_queries": num_queries,
             "num_resampler_layers": connector_layers,
+            "connector_factor": connector_factor,
             "qformer_width": qformer_width,
             "tune": None if tune is None else parse_tune(tune),
             "template": template,

@@ -70,6 +70,7 @@ def take_step(
     batch: int,
     positions: int,
     precision: torch.dtype | None,
+    image_size: int | None = None,
     backward: bool = True,
 ) -> FakeStep:
     """Forward and backward of a batch: one picture a conversation, the rest of its positions text.
@@ -79,11 +80,12 @@ def take_step(
         batch: conversations.
         positions: of each, its picture's among them. All text but the first is learned.
         precision: that is computed in; None is float32.
+        image_size: of the picture; None is the tower's own.
         backward: also go back.
     """
     first: Any = next(model.parameters())
     with first.fake_mode:
-        inputs = _inputs(model.model.config, batch, positions)
+        inputs = _inputs(model.model.config, batch, positions, image_size)
         model.zero_grad(set_to_none=True)
         held = [*model.parameters(), *model.buffers(), *inputs.values()]
         with _Follow(held) as follow:
@@ -98,13 +100,11 @@ def take_step(
     return step
 
 
-def num_picture_rows(config: ModelConfig) -> int:
-    """Rows of one picture that the tower's own processor makes."""
-    return config.num_picture_tokens(config.vision.image_size)
-
-
-def _inputs(config: ModelConfig, batch: int, positions: int) -> dict[str, torch.Tensor]:
-    rows, side = num_picture_rows(config), config.vision.image_size
+def _inputs(
+    config: ModelConfig, batch: int, positions: int, image_size: int | None
+) -> dict[str, torch.Tensor]:
+    side = image_size or config.vision.image_size
+    rows = config.num_picture_tokens(side)
     ids = torch.zeros(batch, positions, dtype=torch.long)
     ids[:, :rows] = IMAGE_TOKEN_ID
     learned = max(positions - rows - 1, 1)

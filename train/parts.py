@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllava_edge.checkpoint.config import BertSizes
+from tinyllava_edge.checkpoint.config import GRID_CONNECTORS, BertSizes
 from tinyllava_edge.checkpoint.names import fetch_checkpoint
 from tinyllava_edge.checkpoint.source_names import hub_name
 from tinyllava_edge.errors import UsageError
@@ -28,6 +28,7 @@ class Parts:
         image_aspect_ratio: `square`, or `pad` to a square first.
         num_queries: rows of a picture behind `resampler` and `qformer`.
         num_layers: of `resampler` (3 if not given) and `qformer` (12).
+        factor: side of the squares of patches that `avg_pool` and `pixel_shuffle` make one row of; 2.
         qformer_width: a multiple of 64, the width of its heads; its feed-forward is 4 times as wide.
         max_length: positions that are left of a conversation; None is 2048, or the language model's if fewer.
         allow_pickle: read `.bin` weights.
@@ -46,6 +47,7 @@ class Parts:
     image_aspect_ratio: str = "square"
     num_queries: int | None = None
     num_layers: int | None = None
+    factor: int | None = None
     qformer_width: int | None = None
     max_length: int | None = None
     allow_pickle: bool = False
@@ -60,6 +62,7 @@ class Parts:
         for option, number, connectors in (
             ("--num-queries", self.num_queries, (_RESAMPLER, _QFORMER)),
             ("--connector-layers", self.num_layers, (_RESAMPLER, _QFORMER)),
+            ("--connector-factor", self.factor, GRID_CONNECTORS),
             ("--qformer-width", self.qformer_width, (_QFORMER,)),
         ):
             if number is not None and self.connector not in connectors:
@@ -93,6 +96,7 @@ class Parts:
             "--connector": self.connector,
             "--num-queries": self.num_queries,
             "--connector-layers": self.num_layers,
+            "--connector-factor": self.factor,
             "--qformer-width": self.qformer_width,
             "--feature-layer": None if self.feature_layer == -2 else self.feature_layer,
             "--feature-select": None if self.feature_select == "patch" else self.feature_select,

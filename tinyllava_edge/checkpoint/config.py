@@ -5,17 +5,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tinyllava_edge.errors import CheckpointError
+
 from .families import FAMILIES, TOWERS, Family
 
 IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabulary entry
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+POOL_FACTOR = 2  # of GRID_CONNECTORS, where nobody says it
 # Keys of config.json that are ours: what upstream only names, where it is no public one.
 SECOND_TOWER_KEY, QFORMER_KEY = "vision_config2", "qformer_config"
 ASSEMBLED = "assembled"  # recipe of what `train` starts from where it is given in parts
 
 QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
+GRID_CONNECTORS = ("avg_pool", "pixel_shuffle")  # make squares of neighbouring patches one row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +56,10 @@ class VisionConfig:
         patches = (image_size // self.patch_size) ** 2
         return TOWERS[self.architecture].prefix_tokens + patches - int(self.drop_first)
 
+    def side_at(self, image_size: int) -> int:
+        """Patches along one side of a picture of `image_size`."""
+        return image_size // self.patch_size
+
     @property
     def num_used_layers(self) -> int:
         """Encoder layers that the feature layer needs; `hidden_states[n]` is the output of n layers."""
@@ -73,10 +81,10 @@ class BertSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig:
-    """Connector; the sizes beside its type matter for `resampler`, `qformer` and `pixel_shuffle` only.
+    """Connector; the sizes beside its type matter for those in QUERY_CONNECTORS and GRID_CONNECTORS only.
 
     Attributes:
-        factor: side of the squares of tokens that `pixel_shuffle` makes one of.
+        factor: side of the squares of patches that `avg_pool` and `pixel_shuffle` make one row of.
     """
 
     type: str
@@ -155,6 +163,33 @@ class ModelConfig:
             "connector": self.connector.type,
             "language_model": self.language.architecture,
         }
+
+    def check_grid(self, image_size: int, where: str) -> None:
+        """Refuse a picture size of whose patches the connector makes no whole squares.
+
+        Args:
+            image_size: pixels along a side.
+            where: what names the connector, for the message.
+
+        Raises:
+            CheckpointError: the tower gives other tokens than its patches, or the factor divides them not.
+        """
+        if self.connector.type not in GRID_CONNECTORS:
+            return
+        side, tokens = self.vision.side_at(image_size), self.vision.num_tokens_at(image_size)
+        if tokens != side**2:
+            fits = "patch" if TOWERS[self.vision.architecture].prefix_tokens else "cls_patch"
+            raise CheckpointError(
+                f"{where}: connector_type {self.connector.type!r} joins squares of patches, but of "
+                f"{side} x {side} patches the tower gives {tokens} tokens. Of a {self.vision.architecture} "
+                f"vision_feature_select_strategy (--feature-select) {fits} is the whole grid."
+            )
+        if side % self.connector.factor:
+            fitting = ", ".join(str(n) for n in range(2, side + 1) if side % n == 0)
+            raise CheckpointError(
+                f"{where}: connector_factor (--connector-factor) {self.connector.factor} does not divide the "
+                f"{side} x {side} patches of {image_size} px. Factors that do: {fitting or 'none above 1'}."
+            )
 
     def num_picture_tokens(self, image_size: int) -> int:
         """Rows that one picture of `image_size` takes in the language model's context."""

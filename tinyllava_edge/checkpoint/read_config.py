@@ -14,6 +14,8 @@ from typing import Any
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
 from .config import (
+    GRID_CONNECTORS,
+    POOL_FACTOR,
     QFORMER_KEY,
     SECOND_TOWER_KEY,
     SIDECAR_FILE,
@@ -78,7 +80,7 @@ def model_config(
             f"{path}: the two towers give {vision.num_tokens} and "
             f"{second.num_tokens_at(vision.image_size)} tokens; mof_mlp joins as many of each."
         )
-    return ModelConfig(
+    config = ModelConfig(
         vision=vision,
         second_vision=second,
         connector=connector,
@@ -91,6 +93,9 @@ def model_config(
         processor=own.processor if own else None,
         extra_tokens=own.extra_tokens if own else (),
     )
+    if not TOWERS[vision.architecture].any_size:
+        config.check_grid(vision.image_size, str(path))
+    return config
 
 
 def check_model_type(raw: Mapping[str, Any], path: Path) -> None:
@@ -191,9 +196,15 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
     known = {item.name for item in fields(BertSizes)}
     for name in known - {"layer_norm_eps"}:
         whole_number(bert, name, 1, path)
+    kind = str(raw.get("connector_type"))
+    is_grid = kind in GRID_CONNECTORS
     return ConnectorConfig(
-        type=str(raw.get("connector_type")),
-        factor=own.factor if own else 1,
+        type=kind,
+        factor=own.factor
+        if own
+        else whole_number(raw, "connector_factor", POOL_FACTOR, path)
+        if is_grid
+        else 1,
         num_queries=whole_number(raw, "num_queries", 128, path),
         num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),

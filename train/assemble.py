@@ -17,6 +17,7 @@ from torch import nn
 from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.checkpoint.config import (
     ASSEMBLED,
+    BUDGETS_KEY,
     GRID_CONNECTORS,
     POOL_FACTOR,
     QFORMER_KEY,
@@ -136,7 +137,9 @@ def _config(parts: Parts) -> dict[str, Any]:
         config["num_queries"] = parts.num_queries
     if parts.num_layers is not None and parts.bert is None:
         config["num_resampler_layers"] = parts.num_layers
-    if parts.connector in GRID_CONNECTORS:
+    if parts.budgets:
+        config[BUDGETS_KEY] = list(parts.budgets)
+    elif parts.connector in GRID_CONNECTORS:
         config["connector_factor"] = parts.factor or POOL_FACTOR
     if parts.bert is not None:
         config[QFORMER_KEY] = asdict(parts.bert)

@@ -87,7 +87,7 @@ def take_step(
     with first.fake_mode:
         inputs = _inputs(model.model.config, batch, positions, image_size)
         model.zero_grad(set_to_none=True)
-        held = [*model.parameters(), *model.buffers(), *inputs.values()]
+        held = [*model.parameters(), *model.buffers(), *tree_leaves(inputs)]
         with _Follow(held) as follow:
             with torch.autocast("cpu", dtype=precision, enabled=precision is not None):
                 loss = model(**inputs)["loss"]
@@ -100,11 +100,16 @@ def take_step(
     return step
 
 
-def _inputs(
-    config: ModelConfig, batch: int, positions: int, image_size: int | None
-) -> dict[str, torch.Tensor]:
+def _inputs(config: ModelConfig, batch: int, positions: int, image_size: int | None) -> dict[str, Any]:
     side = image_size or config.vision.image_size
     rows = config.num_picture_tokens(side)
+    inputs = _spliced(batch, positions, rows) | {"pixel_values": torch.zeros(batch, 3, side, side)}
+    if further := config.connector.budgets[1:]:
+        inputs["budgets"] = [_spliced(batch, positions - rows + fewer, fewer) for fewer in further]
+    return inputs
+
+
+def _spliced(batch: int, positions: int, rows: int) -> dict[str, Any]:
     ids = torch.zeros(batch, positions, dtype=torch.long)
     ids[:, :rows] = IMAGE_TOKEN_ID
     learned = max(positions - rows - 1, 1)
@@ -112,7 +117,6 @@ def _inputs(
         "input_ids": ids,
         "labels": torch.zeros(batch, positions, dtype=torch.long),
         "learned": torch.zeros(batch * learned, dtype=torch.long),
-        "pixel_values": torch.zeros(batch, 3, side, side),
         "picture_rows": torch.zeros(batch * rows, dtype=torch.long),
     }
 

@@ -1,6 +1,6 @@
 """A model as transformers' Trainer takes it: batches of samples in, the loss out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,16 +38,37 @@ class TinyLlavaForTraining(nn.Module):
         pixel_values: torch.Tensor,
         picture_rows: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
+        budgets: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> dict[str, torch.Tensor]:
-        """The loss of a batch of `collate`: mean cross entropy over the labels.
+        """The loss of a batch of `Collator`: mean cross entropy over the labels.
 
         `labels` are [batch, positions]; the sum is divided by `num_items_in_batch`, or by the labels of this
-        batch where that is not given; the others are `learned_logits`'.
+        batch where that is not given; the others are `learned_logits`'. `budgets` has the same samples with
+        the connector's further budgets of visual tokens, in their order: then the loss is the mean over all
+        (docs/sources/visual_tokens.md#nested-budgets).
         """
-        logits = self.learned_logits(input_ids, learned, pixel_values, picture_rows)
-        targets = labels.flatten().index_select(0, learned + 1)
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
-        return {"loss": F.cross_entropy(logits.float(), targets, reduction="sum") / count}
+        features = self.model.vision_tower(pixel_values)
+        numbers = self.model.config.connector.budgets or (None,)
+        first = {"input_ids": input_ids, "labels": labels, "learned": learned, "picture_rows": picture_rows}
+        losses = [
+            self._summed_loss(self._embeddings(features, number), **batch)
+            for number, batch in zip(numbers, (first, *budgets), strict=True)
+        ]
+        return {"loss": torch.stack(losses).mean() / count}
+
+    def _embeddings(self, features: torch.Tensor, budget: int | None) -> torch.Tensor:
+        """[pictures, tokens, hidden] of what the tower gives."""
+        connector = self.model.connector
+        rows: torch.Tensor = connector(features) if budget is None else connector(features, budget)
+        return rows
+
+    def _summed_loss(
+        self, pictures: torch.Tensor, labels: torch.Tensor, **batch: torch.Tensor
+    ) -> torch.Tensor:
+        logits = self._logits(pictures, **batch)
+        targets = labels.flatten().index_select(0, batch["learned"] + 1)
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
     def learned_logits(
         self,
@@ -66,9 +87,18 @@ class TinyLlavaForTraining(nn.Module):
                 connector in every process's graph, and which nothing reads, as upstream does.
             picture_rows: [m] which of the pictures * tokens rows stand at the -200, in their order.
         """
+        return self._logits(self.model.encode(pixel_values), input_ids, learned, picture_rows)
+
+    def _logits(
+        self,
+        embeddings: torch.Tensor,
+        input_ids: torch.Tensor,
+        learned: torch.Tensor,
+        picture_rows: torch.Tensor,
+    ) -> torch.Tensor:
         language: Any = self.model.language_model
         rows = language.get_input_embeddings()(input_ids.clamp(min=0))  # [batch, positions, hidden]
-        pictures = self.model.encode(pixel_values).flatten(0, 1).index_select(0, picture_rows)
+        pictures = embeddings.flatten(0, 1).index_select(0, picture_rows)
         rows = rows.masked_scatter((input_ids == IMAGE_TOKEN_ID)[..., None], pictures.to(rows.dtype))
         with _at_positions(output_layer(language), learned):
             logits: torch.Tensor = language(inputs_embeds=rows, use_cache=False).logits[0]

@@ -73,6 +73,7 @@ class Recipe(_Strict):
         starts: from `--from CHECKPOINT`, or from `--tower` and `--llm`.
         llm, tower, second_tower, tokenizer: names of the hub, for what is not given; of `starts: parts`
             only, as the seven keys of assembly that follow.
+        token_budgets: numbers of visual tokens that the connector learns at once.
         template: null is the checkpoint's own.
         tune: a part that is not named is frozen; `full` is short for `{how: full}`.
         mix: the data, where no --data is given.
@@ -96,6 +97,7 @@ class Recipe(_Strict):
     num_resampler_layers: int | None = Field(default=None, ge=1)
     connector_factor: int | None = Field(default=None, ge=1)
 
+    token_budgets: list[int] | None = Field(default=None, min_length=1)
     template: str | None = None
     tune: dict[Part, PartTuning]
     lora: LoraSizes | None = None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError
@@ -16,6 +16,7 @@ SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, re
 POOL_FACTOR = 2  # of GRID_CONNECTORS, where nobody says it
 # Keys of config.json that are ours: what upstream only names, where it is no public one.
 SECOND_TOWER_KEY, QFORMER_KEY = "vision_config2", "qformer_config"
+BUDGETS_KEY = "token_budgets"
 ASSEMBLED = "assembled"  # recipe of what `train` starts from where it is given in parts
 
 QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
@@ -85,10 +86,13 @@ class ConnectorConfig:
 
     Attributes:
         factor: side of the squares of patches that `avg_pool` and `pixel_shuffle` make one row of.
+        budgets: numbers of rows that `avg_pool` was trained to give, most first, in the place of a factor;
+            the first is what it gives where nobody asks for another.
     """
 
     type: str
     factor: int = 1
+    budgets: tuple[int, ...] = ()
     num_queries: int = 128
     num_layers: int = 3
     bert: BertSizes = BertSizes()
@@ -184,16 +188,38 @@ class ModelConfig:
                 f"{side} x {side} patches the tower gives {tokens} tokens. Of a {self.vision.architecture} "
                 f"vision_feature_select_strategy (--feature-select) {fits} is the whole grid."
             )
-        if side % self.connector.factor:
-            fitting = ", ".join(str(n) for n in range(2, side + 1) if side % n == 0)
+        fitting = [n for n in range(1, side + 1) if side % n == 0]
+        for budget in self.connector.budgets:
+            if budget not in (possible := [n * n for n in reversed(fitting)]):
+                raise CheckpointError(
+                    f"{where}: token_budgets (--budgets): squares of {side} x {side} patches never make "
+                    f"{budget} tokens, but {', '.join(map(str, possible))}."
+                )
+        if not self.connector.budgets and side % self.connector.factor:
             raise CheckpointError(
                 f"{where}: connector_factor (--connector-factor) {self.connector.factor} does not divide the "
-                f"{side} x {side} patches of {image_size} px. Factors that do: {fitting or 'none above 1'}."
+                f"{side} x {side} patches of {image_size} px. Factors that do: "
+                f"{', '.join(map(str, fitting[1:])) or 'none above 1'}."
             )
+
+    def at_tokens(self, tokens: int) -> "ModelConfig":
+        """The same at one of its connector's budgets.
+
+        Raises:
+            CheckpointError: it has no such budget; the message has those there are.
+        """
+        if tokens not in self.connector.budgets:
+            raise CheckpointError(
+                f"the connector has no budget of {tokens} visual tokens. There are: "
+                f"{', '.join(map(str, self.connector.budgets)) or 'none'}."
+            )
+        return replace(self, connector=replace(self.connector, budgets=(tokens,)))
 
     def num_picture_tokens(self, image_size: int) -> int:
         """Rows that one picture of `image_size` takes in the language model's context."""
         if self.connector.type in QUERY_CONNECTORS:
             return self.connector.num_queries
+        if self.connector.budgets:
+            return self.connector.budgets[0]
         towers = [tower for tower in (self.vision, self.second_vision) if tower is not None]
         return sum(tower.num_tokens_at(image_size) for tower in towers) // self.connector.factor**2

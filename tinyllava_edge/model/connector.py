@@ -75,10 +75,17 @@ class AveragePool(nn.Sequential):
     def __init__(self, config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> None:
         super().__init__(*_mlp(2, vision_hidden, language_hidden))
         self.factor = config.factor
+        self.budgets = config.budgets
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """[batch, side * side, vision_hidden] -> [batch, (side / factor)^2, language_hidden]."""
-        pooled = _squares(features, self.factor).mean(dim=(2, 4)).flatten(1, 2)
+    def forward(self, features: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        """[batch, side * side, vision_hidden] -> [batch, tokens, language_hidden].
+
+        `tokens`: of its budgets; None is the first of them, or (side / factor)^2 where it has none.
+        """
+        side, factor = isqrt(features.shape[1]), self.factor
+        if self.budgets:
+            factor = side // isqrt(tokens or self.budgets[0])
+        pooled = _squares(features, factor).mean(dim=(2, 4)).flatten(1, 2)
         rows: torch.Tensor = super().forward(pooled)
         return rows
 

@@ -116,7 +116,7 @@ def _config(parts: Parts) -> dict[str, Any]:
     """`config.json`, with the keys that TinyLLaVA Factory writes, and two of ours for what it only names."""
     path = parts.llm / "config.json"
     text = read_json_object(path)
-    config = {
+    config: dict[str, Any] = {
         "model_type": "tinyllava",
         "architectures": ["TinyLlavaForConditionalGeneration"],
         "connector_type": parts.connector,

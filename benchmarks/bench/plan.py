@@ -155,7 +155,7 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
         options = replace(wish.options, checkpoint=checkpoint)
     seen: list[dict[str, Any]] = [{"vision": one} for one in vision]
     if vision_entry.reads_checkpoint:
-        seen = [{"tokens": tokens} for tokens in budgets or [None]]
+        seen = [{"tokens": tokens} for tokens in budgets] or [{}]
     language = [None] if language_entry.reads_checkpoint else language
     return [
         Cell("", name, runtime, bundle.root, replace(options, **one, language=other))

@@ -85,8 +85,9 @@ class AveragePool(nn.Sequential):
         side, factor = isqrt(features.shape[1]), self.factor
         if self.budgets:
             factor = side // isqrt(tokens or self.budgets[0])
-        pooled = _squares(features, factor).mean(dim=(2, 4)).flatten(1, 2)
-        rows: torch.Tensor = super().forward(pooled)
+        rows = _squares(features, factor).mean(dim=(2, 4)).flatten(1, 2)
+        for layer in self:
+            rows = layer(rows)
         return rows
 
 

@@ -29,9 +29,8 @@ def draw_budgets(record: Record) -> Any:
         scores = [cell["quality"]["accuracy"] for cell in its]
         ends = [cell["quality"]["ci95"] for cell in its]
         below, above = ([abs(s - end[side]) for s, end in zip(scores, ends, strict=True)] for side in (0, 1))
-        axes.errorbar(
-            times, scores, yerr=[below, above], capsize=3, markersize=8, label=name, **row_style(index)
-        )
+        style: Any = row_style(index)
+        axes.errorbar(times, scores, yerr=[below, above], capsize=3, markersize=8, label=name, **style)
         for cell, time, score in zip(its, times, scores, strict=True):
             said = str(cell["tokens_per_picture"])
             axes.annotate(said, (time, score), xytext=(7, 7), textcoords="offset points", fontsize="small")

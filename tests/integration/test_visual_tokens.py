@@ -159,6 +159,7 @@ def test_a_picture_known_at_one_budget_is_computed_anew_at_another(
         with open_bundle(nested.bundle, runtime=RUNTIME, tokens=tokens, store_mb=50) as model:
             stream = model.answer([("What is this?", None)], picture, max_tokens=4)
             assert "".join(stream) is not None
+            assert stream.timings is not None
             found.append((stream.ids, stream.timings.reused_tokens, model.encode(picture)))
     (first, none, rows), (_, also_none, others), (again, reused, kept) = found
     assert (none, also_none) == (0, 0), "nothing of another budget was reused"

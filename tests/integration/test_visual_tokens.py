@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 RUNTIME = "onnxruntime+llamacpp"
 
 
+@pytest.mark.long
 def test_a_connector_of_squares_is_exported_and_proven(tmp_path: Path) -> None:
     """On the tower whose pictures are not of its position table's size."""
     sizes: dict[str, Any] = {"connector": "avg_pool", "tower": "dinov2", "image_size": 42, "factor": 3}

@@ -42,7 +42,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-bundle nano-card clean
+.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -243,6 +243,16 @@ nano: $(VENV)/ready
 	$(BIN)/python -m pip install -q -r examples/nano/requirements.txt
 	$(BIN)/python -m examples.nano -o $(OUT)/nano-checkpoint $(if $(NANO_DATA),--data $(NANO_DATA)) \
 		$(DRAWINGS:%=--pictures $(OPENCLIPART)/%)
+
+# nano learning four budgets of visual tokens at once: what each costs, and what it saves before the first token.
+EMOJI ?= ../shared/data/emoji_vqa
+nano-budgets: $(VENV)/ready
+	$(BIN)/tinyllava-edge train --from nano --budgets 36,9,4,1 --tune connector+llm --learning-rate 3e-4 --batch-size 24 \
+		--max-steps 160 --data $(EMOJI)/train.json --images $(EMOJI) -o $(OUT)/nano-budgets-checkpoint --force
+	$(BIN)/tinyllava-edge export $(OUT)/nano-budgets-checkpoint -o $(OUT)/nano-budgets --vision fp16 --language f16,q8_0 --force
+	$(BIN)/tinyllava-edge verify $(OUT)/nano-budgets --checkpoint $(OUT)/nano-budgets-checkpoint
+	$(BIN)/tinyllava-edge bench $(OUT)/nano-budgets --vision fp16 --language f16 --budgets all --runtime onnxruntime+llamacpp \
+		--questions $(EMOJI)/test_vendor.json --images $(EMOJI) -o $(RESULTS)/nano-budgets --force
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready

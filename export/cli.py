@@ -11,6 +11,7 @@ from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
 from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
@@ -105,7 +106,10 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
     from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check
 
     with progress() as bar:
-        task = bar.add_task("export", total=count_steps(options), completed=-1)
+        budgets = Checkpoint(
+            checkpoint, sources=options.sources, template=options.template
+        ).config.connector.budgets
+        task = bar.add_task("export", total=count_steps(options, max(1, len(budgets))), completed=-1)
         step = bar.add_task("", total=None)
 
         def on_step(description: str) -> None:

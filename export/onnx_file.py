@@ -8,7 +8,7 @@ Inner value, listed in the graph's value_info
     vision_tower_output  [batch, tokens, vision_hidden]      between tower and connector, the graph's type
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,36 +24,64 @@ INLINE_LIMIT = 1 << 26  # bytes: a file with its weights inside is read and writ
 PAGE = 4096  # bytes: weights that begin at one can be mapped
 
 
-def write_vision_graph(path: Path, proto: onnx.ModelProto) -> list[Path]:
-    """Write a graph, its weights beside it in one `.data` file where they are large; returns the files."""
+def write_vision_graph(path: Path, proto: onnx.ModelProto, beside: Path | None = None) -> list[Path]:
+    """Write a graph, its weights beside it in one `.data` file where they are large; returns the files.
+
+    `beside`: a graph in the same folder, whose weights of the same name and bytes are not written again.
+    """
     if sum(len(tensor.raw_data) for tensor in proto.graph.initializer) <= INLINE_LIMIT:
         onnx.save_model(proto, path)
         files = [path]
     else:
-        data = path.with_name(f"{path.name}.data")
-        _write_apart(path, data, proto)
-        files = [path, data]
+        files = [path, *_write_apart(path, proto, beside)]
     onnx.checker.check_model(str(path), full_check=True)
     return files
 
 
-def _write_apart(path: Path, data: Path, proto: onnx.ModelProto) -> None:
-    """Write the weights to `data`; onnx's own way to do so needs a second copy of them in memory."""
-    apart = without_weights(proto)
-    with data.open("wb") as file:
+def _write_apart(path: Path, proto: onnx.ModelProto, beside: Path | None) -> list[Path]:
+    """Write the weights apart; onnx's own way to do so needs a second copy of them in memory.
+
+    Returns:
+        the files that hold them, the graph's own first.
+    """
+    apart, known = without_weights(proto), _weights_apart(beside) if beside else {}
+    own, other = path.with_name(f"{path.name}.data"), False
+    with own.open("wb") as file:
         for tensor in proto.graph.initializer:
             if tensor.ByteSize() < PAGE:
                 apart.graph.initializer.append(tensor)
                 continue
-            file.seek(-(-file.tell() // PAGE) * PAGE)
-            place = {"location": data.name, "offset": file.tell(), "length": file.write(tensor.raw_data)}
+            place = known.get(tensor.name)
+            if place is not None and _holds(path.with_name(place["location"]), place, tensor.raw_data):
+                other = True
+            else:
+                file.seek(-(-file.tell() // PAGE) * PAGE)
+                place = {"location": own.name, "offset": str(file.tell())}
+                place["length"] = str(file.write(tensor.raw_data))
             pointer = apart.graph.initializer.add(
                 name=tensor.name, data_type=tensor.data_type, dims=tensor.dims
             )
             pointer.data_location = onnx.TensorProto.EXTERNAL
             for key, value in place.items():
-                pointer.external_data.add(key=key, value=str(value))
+                pointer.external_data.add(key=key, value=value)
     path.write_bytes(apart.SerializeToString())
+    if not own.stat().st_size:
+        own.unlink()
+    shared = [] if beside is None or not other else [beside.with_name(f"{beside.name}.data")]
+    return [data for data in (own, *shared) if data.exists()]
+
+
+def _weights_apart(path: Path) -> dict[str, dict[str, str]]:
+    """Where a written graph's weights lie: name -> location, offset, length."""
+    graph = onnx.load(path, load_external_data=False).graph
+    found = {tensor.name: {e.key: e.value for e in tensor.external_data} for tensor in graph.initializer}
+    return {name: place for name, place in found.items() if place}
+
+
+def _holds(file: Path, place: Mapping[str, str], content: bytes) -> bool:
+    with file.open("rb") as opened:
+        opened.seek(int(place["offset"]))
+        return int(place["length"]) == len(content) and opened.read(len(content)) == content
 
 
 def check_domains(proto: onnx.ModelProto) -> None:

@@ -7,7 +7,7 @@ figures.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -51,7 +51,8 @@ from .onnx_file import TOWER_OUTPUT
 from .options import MMPROJ, ExportOptions
 from .parity import check_language, reference_trial
 from .quantize import quantize_gguf
-from .reference import MAX_PASSES, write_reference
+from .reference import MAX_PASSES, MORE_PASSES, write_reference
+from .rounding import Floats
 from .vision_onnx import build_vision_graph
 from .vision_variants import VisionSource, write_variant
 
@@ -107,18 +108,15 @@ def export_bundle(
         model, parts = _stream(source.checkpoint, root, on_progress)
         on_step("reference tensors")
         reference = write_reference(root, model, source.assets)
+        references: dict[int | None, ReferenceTensors] = {None: reference}
+        for budget in _further_budgets(source.checkpoint):
+            references[budget] = write_reference(root, model.at_tokens(budget), source.assets, budget)
         (root / TOKENIZER_FILE).write_text(source.assets.tokenizer.tokenizer_json, encoding="utf-8")
         peaks = {"reference": memory.peak_bytes()}
-        on_step("trace vision tower and connector")
-        trial = reference_trial(model, reference)
-        graph = build_vision_graph(model, reference.pixels.shape[-1])
         others = _write_mmproj(root, source, model, on_step) if MMPROJ in options.interchange else None
+        sources = _vision_sources(model, references, calibration, on_step)
         del model
-        return_freed_memory()
-        vision_source = VisionSource(graph, trial, calibration)
-        del graph
-        vision, vision_report = _export_vision(root, vision_source, options, on_step)
-        del vision_source
+        vision, vision_report = _export_vision(root, sources, options, on_step)
         return_freed_memory()
         peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
@@ -133,10 +131,16 @@ def export_bundle(
     return manifest
 
 
-def count_steps(options: ExportOptions) -> int:
-    """Number of steps that `export_bundle` announces."""
+def count_steps(options: ExportOptions, budgets: int = 1) -> int:
+    """Number of steps that `export_bundle` announces, of a connector with so many budgets."""
     own = 2 * len(options.interchange)
-    return 5 + len(options.vision_variants()) + 2 * len(options.language_variants()) + own
+    graphs = budgets * (1 + len(options.vision_variants()))
+    return 4 + graphs + 2 * len(options.language_variants()) + own
+
+
+def _further_budgets(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """Budgets of visual tokens but for the largest."""
+    return checkpoint.config.connector.budgets[1:]
 
 
 def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
@@ -161,12 +165,13 @@ def _stream(
     """The model, every weight of it checked; and architecture, size and stored dtypes of each part."""
     dtypes: dict[str, set[str]] = defaultdict(set)
     read_bytes = all_bytes = 0
+    passes = MAX_PASSES + MORE_PASSES * len(_further_budgets(checkpoint))
 
     def see(name: str, tensor: torch.Tensor) -> None:
         nonlocal all_bytes
         part = name.split(".")[0]
         dtypes[part].add(str(tensor.dtype).removeprefix("torch."))
-        all_bytes += tensor.nbytes * MAX_PASSES if part == "language_model" else 0
+        all_bytes += tensor.nbytes * passes if part == "language_model" else 0
 
     def see_read(count: int) -> None:
         nonlocal read_bytes
@@ -202,18 +207,45 @@ def _check_mmproj(
     return {"mmproj": files.finish(smallest.files[0], reference)}
 
 
+def _vision_sources(
+    model: TinyLlava,
+    references: Mapping[int | None, ReferenceTensors],
+    calibration: Floats,
+    on_step: OnStep,
+) -> Iterator[VisionSource]:
+    """What the variants of each budget are made of; the model is let go before the last is handed out."""
+    for number, (budget, reference) in enumerate(references.items(), 1):
+        on_step("trace vision tower and connector")
+        traced = model if budget is None else model.at_tokens(budget)
+        graph, trial = (
+            build_vision_graph(traced, reference.pixels.shape[-1]),
+            reference_trial(traced, reference),
+        )
+        made = [VisionSource(graph, trial, calibration, budget)]
+        del graph, trial, traced
+        if number == len(references):
+            del model
+        return_freed_memory()
+        yield made.pop()
+
+
 def _export_vision(
-    root: Path, source: VisionSource, options: ExportOptions, on_step: OnStep
+    root: Path, sources: Iterator[VisionSource], options: ExportOptions, on_step: OnStep
 ) -> tuple[list[Variant], dict[str, Any]]:
-    """Write and check the vision graphs."""
-    (root / "vision").mkdir()
+    """Write and check the vision graphs, the largest budget's first."""
+    folder = root / "vision"
+    folder.mkdir()
     variants: list[Variant] = []
     report: dict[str, dict[str, Any]] = {}
-    for name in options.vision_variants():
-        on_step(f"vision {name}")
-        paths, status, report[name] = write_variant(name, root / "vision" / f"{name}.onnx", source)
-        files = tuple(path.relative_to(root).as_posix() for path in paths)
-        variants.append(Variant(part="vision", name=name, target="onnx", files=files, status=status))
+    for source in sources:
+        for precision in options.vision_variants():
+            name = source.name_of(precision)
+            on_step(f"vision {name}")
+            beside = None if source.budget is None else folder / f"{precision}.onnx"
+            paths, status, report[name] = write_variant(precision, folder / f"{name}.onnx", source, beside)
+            files = tuple(path.relative_to(root).as_posix() for path in paths)
+            variants.append(Variant(part="vision", name=name, target="onnx", files=files, status=status))
+        del source
     return variants, report
 
 

@@ -30,16 +30,21 @@ PROMPTS: tuple[tuple[str, list[Turn], list[int]], ...] = (
     ("text_only", [("Which animals can fly?", None)], []),
     ("two_pictures", [("<image>\n<image>\nWhat is different?", None)], [2, 0]),
 )
+OF_A_BUDGET = PROMPTS[:1]  # that a smaller budget of visual tokens has, too
 GREEDY_TOKENS = 16
 MAX_PASSES = GREEDY_TOKENS * len(PROMPTS)
+MORE_PASSES = GREEDY_TOKENS * len(OF_A_BUDGET)  # for each further budget
 LOGIT_ROWS = 32  # of a prompt's last positions: a whole prompt of a large vocabulary would be 500 MB
 
 
 @torch.no_grad()
-def write_reference(root: Path, model: TinyLlava, assets: Assets) -> ReferenceTensors:
-    """Compute and write the folder.
+def write_reference(
+    root: Path, model: TinyLlava, assets: Assets, budget: int | None = None
+) -> ReferenceTensors:
+    """Compute and write the folder; then, with a model at each further budget of visual tokens, what is its.
 
-    The language model runs once for each prompt and once for each further token: `MAX_PASSES` times at most.
+    The language model runs once for each prompt and once for each further token: `MAX_PASSES` times at most,
+    `MORE_PASSES` for a budget.
     """
     files = [PICTURES_FOLDER / name for name in PICTURES]
     pixels = np.stack([preprocess(open_picture(file), assets.preprocessing) for file in files])
@@ -47,7 +52,7 @@ def write_reference(root: Path, model: TinyLlava, assets: Assets) -> ReferenceTe
     embeddings = model.connector(tower)
     prompts: list[ReferencePrompt] = []
     logits: dict[str, npt.NDArray[np.float32]] = {}
-    for name, turns, pictures in PROMPTS:
+    for name, turns, pictures in PROMPTS if budget is None else OF_A_BUDGET:
         placed = place_markers(turns, len(pictures), assets.template)
         ids = assets.text_tokenizer().encode(assets.template, placed)
         rows = model.splice(ids, embeddings[pictures])  # [positions, hidden]
@@ -73,7 +78,7 @@ def write_reference(root: Path, model: TinyLlava, assets: Assets) -> ReferenceTe
         prompts=prompts,
         logits=logits,
     )
-    write_reference_tensors(root, found)
+    write_reference_tensors(root, found, budget)
     return found
 
 

@@ -11,7 +11,7 @@ import onnx
 
 from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
 from tinyllava_edge.metrics import feature_figures
-from tinyllava_edge.precisions import PRECISIONS
+from tinyllava_edge.precisions import PRECISIONS, budget_name
 
 from . import int8
 from .onnx_file import opened_graph, write_vision_graph
@@ -30,11 +30,17 @@ class VisionSource:
         graph: float32, as traced.
         trial: pictures that no precision is fitted to, with torch's embeddings.
         calibration: pixels [pictures, 3, h, w].
+        budget: of visual tokens, where it is not the largest.
     """
 
     graph: onnx.ModelProto
     trial: VisionTrial
     calibration: Floats
+    budget: int | None = None
+
+    def name_of(self, precision: str) -> str:
+        """The variant's name."""
+        return precision if self.budget is None else budget_name(precision, self.budget)
 
     @cached_property
     def ranges(self) -> list[ValueRange]:
@@ -60,8 +66,10 @@ class VisionSource:
 Built = tuple[onnx.ModelProto, dict[str, Any]]  # a graph, and what its making decided
 
 
-def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Path], Status, dict[str, Any]]:
-    """Write one of `precisions.PRECISIONS` and hold it against torch.
+def write_variant(
+    name: str, path: Path, source: VisionSource, beside: Path | None = None
+) -> tuple[list[Path], Status, dict[str, Any]]:
+    """Write one of `precisions.PRECISIONS` and hold it against torch; `beside` as of `write_vision_graph`.
 
     Returns:
         its files, what it was found to be, and the report that goes to `parity/export.json`.
@@ -70,7 +78,7 @@ def write_variant(name: str, path: Path, source: VisionSource) -> tuple[list[Pat
         ExportError: it cannot be made, or is too far from torch.
     """
     (proto, report), precision = BUILDERS[name](source), PRECISIONS[name]
-    files = write_vision_graph(path, proto)
+    files = write_vision_graph(path, proto, beside)
     if precision.is_rounded:
         report |= check_rounded(proto, name, source.trial)
     if "cpu" not in precision.runs_on:

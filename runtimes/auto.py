@@ -115,7 +115,8 @@ def _open_pairs(runtime: str, bundle: Bundle, options: BackendOptions, tuned: Tu
     return [
         pair
         for pair in (pairs(bundle, runtime, RUNTIMES[runtime], read, tuned) if read else ())
-        if options.vision in (None, pair.vision.name) and options.language in (None, pair.language.name)
+        if options.vision in (None, pair.vision.name, pair.vision.precision)
+        and options.language in (None, pair.language.name)
     ]
 
 

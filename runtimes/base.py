@@ -23,7 +23,7 @@ Segment = npt.NDArray[np.int32] | npt.NDArray[np.float32]
 KV_TYPES = tuple(KV_BYTES)
 FLASH_ATTENTION = ("auto", "on", "off")
 MAX_THREADS = 1024  # each has a stack: 32,000 took 17 GB
-_LEAST = {"context_length": 1, "threads": 1, "gpu_layers": 0, "main_gpu": 0, "device": 0}
+_LEAST = {"tokens": 1, "context_length": 1, "threads": 1, "gpu_layers": 0, "main_gpu": 0, "device": 0}
 
 
 class VisionBackend(Protocol):
@@ -164,6 +164,7 @@ class BackendOptions:
 
     Attributes:
         vision: name of the vision variant, or None for what the preset takes.
+        tokens: budget of visual tokens of a picture, or None for that of `vision`, or the bundle's largest.
         language: name of the language variant, likewise.
         preset: a name of `presets.PRESETS` for the variants that are not named; None for "balanced".
         kv_type: type of the KV cache, one of `KV_TYPES`, or None for the runtime's own; a runtime that has
@@ -182,6 +183,7 @@ class BackendOptions:
     """
 
     vision: str | None = None
+    tokens: int | None = None
     language: str | None = None
     preset: str | None = None
     kv_type: str | None = None

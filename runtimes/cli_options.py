@@ -41,7 +41,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON
 _MOST_GRAMMAR_BYTES = 1 << 20
 _BY_PRESET = "by preset"
 # Title of a group of options in --help -> its options; those of every day stand first, in their order here.
-_EVERY_DAY = "max_tokens temperature system json_schema runtime preset vision language json"
+_EVERY_DAY = "max_tokens temperature system json_schema runtime preset vision tokens language json"
 _PANELS = {
     "More on the answer": "stop grammar logprobs seed top_p top_k min_p "
     "repetition_penalty frequency_penalty presence_penalty honour_special allow_url",
@@ -64,6 +64,10 @@ class Opening:
         ),
     ] = DEFAULT_RUNTIME
     vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default=_BY_PRESET)] = None
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="Visual tokens of a picture, of a bundle's.", show_default="the most", min=1),
+    ] = None
     language: Annotated[str | None, typer.Option(help="Language variant.", show_default=_BY_PRESET)] = None
     preset: Annotated[
         str | None,

@@ -65,8 +65,8 @@ def open_bundle(
         store_mb: keep what pictures become on disk, up to so many megabytes (10^6 bytes) for all bundles, so
             that a later process answers about a known picture at once; 0 keeps nothing. `store.py`.
         allow_url: fetch pictures given as https URLs, as `picture_url.fetch_https` does; or what does it.
-        options: the other fields of `BackendOptions`: `vision`, `language`, `kv_type`, `context_length`,
-            `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
+        options: the other fields of `BackendOptions`: `vision`, `tokens`, `language`, `kv_type`,
+            `context_length`, `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
 
     Raises:
         BundleError: the bundle is damaged, or has no such variant.
@@ -81,6 +81,7 @@ def open_bundle(
     if store_mb < 0:
         raise UsageError(f"store_mb is {store_mb}; it must be 0, which keeps nothing, or more.")
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
+    bundle = bundle.at_tokens(asked.tokens, asked.vision)
     opened = open_runtime(runtime, bundle, asked)
     try:
         store = open_store(bundle, opened, asked, store_mb * 10**6)

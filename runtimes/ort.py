@@ -75,7 +75,9 @@ def _default_here(bundle: Bundle) -> str | None:
     """fp32 or int8 where a convolution of fp16 would be summed in float16, which int8 (float32) is not."""
     if "asimdhp" not in read_cpu().features:
         return None
-    verified = [v.name for v in bundle.manifest.variants if v.part == "vision" and v.status == "verified"]
+    verified = [
+        v.precision for v in bundle.manifest.variants if v.part == "vision" and v.status == "verified"
+    ]
     return next((name for name in ("fp32", "int8") if name in verified), None)
 
 

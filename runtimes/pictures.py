@@ -63,7 +63,8 @@ def _is_one(given: object) -> bool:
 class PictureEncoder:
     """Preprocesses and encodes pictures; the least recently used embeddings are forgotten first.
 
-    A picture is known by the hash of its pixels and the vision backend's name (which has the variant), so the
+    A picture is known by the hash of its pixels, the vision backend's name (which has the variant) and the
+    rows that it becomes, so the
     same picture under two names, or sent again in a later turn, is encoded once; with a store, once for all
     processes.
 
@@ -112,7 +113,7 @@ class PictureEncoder:
         return Prepared(pixels, time.perf_counter_ns() - started)
 
     def _rows(self, pixels: npt.NDArray[np.float32]) -> PictureRows:
-        digest = hashlib.sha256(self._vision.name.encode())
+        digest = hashlib.sha256(f"{self._vision.name} {self._spec.num_tokens}".encode())
         digest.update(np.ascontiguousarray(pixels).data)
         key = digest.digest()
         known = self._cache.pop(key, None)

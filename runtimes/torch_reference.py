@@ -5,6 +5,7 @@ The one module here that imports torch, and only when it is opened.
 """
 
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +48,8 @@ class TorchVision:
     def __init__(self, model: "TinyLlava", image_size: int) -> None:
         import torch
 
-        self.name = NAME
+        budgets = model.config.connector.budgets
+        self.name = f"{NAME}, {budgets[0]} visual tokens" if budgets else NAME
         self._torch = torch
         self._image_size = image_size
         self._model: Any = model
@@ -152,6 +154,8 @@ def _load_model(bundle: Bundle, options: BackendOptions) -> "TinyLlava":
         template=bundle.manifest.prompt.template.name,
         allow_pickle=options.allow_pickle,
     )
+    if checkpoint.config.connector.budgets:
+        checkpoint = replace(checkpoint, tokens=bundle.manifest.vision.num_tokens)
     if checkpoint.sha256 != source.checkpoint_sha256:
         raise BackendError(
             f"{path} is not the checkpoint that {bundle.root} came from, whose sha256 is "

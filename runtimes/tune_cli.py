@@ -26,7 +26,7 @@ def tune(
     from .preset_table import preset_rows, preset_table
     from .tune import tune as measure
 
-    opened = Bundle.open(bundle_path(bundle))
+    opened = Bundle.open(bundle_path(bundle)).at_tokens()
     tuned = measure(opened, seconds=seconds, say=note)
     path = write_tuned(opened, tuned)
     rows = preset_rows(opened, tuned)

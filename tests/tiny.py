@@ -37,6 +37,7 @@ def tiny_config(
     feature_layer: int = -2,
     select_strategy: str = "patch",
     connector: str = "mlp2x_gelu",
+    factor: int | None = None,
     aspect: str = "square",
 ) -> dict[str, Any]:
     """`config.json` as TinyLLaVA Factory writes it."""
@@ -78,6 +79,7 @@ def tiny_config(
             "num_hidden_layers": vision_layers,
             "patch_size": patch_size,
         },
+        **({} if factor is None else {"connector_factor": factor}),
         "vision_feature_layer": feature_layer,
         "vision_feature_select_strategy": select_strategy,
         "vision_hidden_size": vision_hidden,

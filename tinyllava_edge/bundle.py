@@ -11,7 +11,7 @@ import shlex
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from reprlib import repr as shown
@@ -40,6 +40,7 @@ from tinyllava_edge.manifest import (
     parse_manifest,
 )
 from tinyllava_edge.onnx_check import RULES, check_onnx
+from tinyllava_edge.precisions import split_budget
 from tinyllava_edge.process import detail
 from tinyllava_edge.tokenizer_file import MAX_TOKENIZER_BYTES, check_tokenizer
 from tinyllava_edge.tokenizer_file import RULES as TOKENIZER_RULES
@@ -179,7 +180,8 @@ class Bundle:
         """
         variants = [v for v in self.manifest.variants if v.part == part]
         if name is not None:
-            variants = [v for v in variants if v.name == name]
+            exact = [v for v in variants if v.name == name]
+            variants = exact or [v for v in variants if v.precision == name]
         else:
             variants = [v for v in variants if v.status == "verified" and target in ("", v.target)]
         if not variants:
@@ -187,6 +189,26 @@ class Bundle:
             wanted = f"{part} variant {name!r}" if name else f"verified {part} variant {target}".rstrip()
             raise BundleError(f"{self.root}: no {wanted}. There are: {names or 'none'}.")
         return variants[0]
+
+    def at_tokens(self, tokens: int | None = None, vision: str | None = None) -> "Bundle":
+        """The bundle with the vision variants of one budget of visual tokens, as what is opened sees it.
+
+        Args:
+            tokens: the budget; None is that of `vision`, or the largest.
+            vision: name of a vision variant, or None.
+
+        Raises:
+            BundleError: it has no such budget; the message lists those there are.
+        """
+        budgets = self.manifest.budgets
+        if tokens is None:
+            tokens = (split_budget(vision)[1] if vision else None) or budgets[0]
+        if tokens not in budgets:
+            raise BundleError(
+                f"{self.root}: has no budget of {tokens} visual tokens. There are: "
+                f"{', '.join(map(str, budgets))}."
+            )
+        return replace(self, manifest=self.manifest.at_tokens(tokens))
 
     def variant_bytes(self, variant: Variant) -> int:
         """Size on disk of a variant's files."""

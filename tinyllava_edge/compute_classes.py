@@ -9,7 +9,7 @@ of `precisions.py` and are never widened here.
 from typing import Literal
 
 from tinyllava_edge.bounds import at_least, at_most
-from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, LanguageClass
+from tinyllava_edge.precisions import LANGUAGE_CLASSES, LANGUAGE_TYPES, LanguageClass, split_budget
 
 ComputeClass = Literal[
     "float32 CPU", "fp16 CPU", "bf16 CPU", "int8 CPU", "float32 GPU", "tf32 GPU", "fp16-accumulating GPU"
@@ -89,4 +89,5 @@ def about(compute: ComputeClass) -> str:
 
 def vision_precision(variant: str, compute: ComputeClass) -> str:
     """The precision whose gates a vision variant has where it is computed so."""
-    return "bf16" if compute == BF16_CPU and variant in ("fp32", "fp16") else variant
+    precision, _ = split_budget(variant)
+    return "bf16" if compute == BF16_CPU and precision in ("fp32", "fp16") else precision

@@ -18,6 +18,7 @@ from tinyllava_edge.precisions import (
     TENSOR_SNR_DB,
     LanguageClass,
     Precision,
+    split_budget,
 )
 
 STAGES = (
@@ -45,7 +46,7 @@ def precision_of(variant: str, stage: str = "connector") -> Precision:
     Raises:
         BundleError: the variant is not known, so nothing could be said of it.
     """
-    return _entry(PRECISIONS, stage, variant)
+    return _entry(PRECISIONS, stage, split_budget(variant)[0])
 
 
 def language_class_of(

@@ -91,7 +91,8 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         "path": str(directory),
         "parts": {name: part.model_dump() for name, part in manifest.parts.items()},
         "parameters": sum(part.parameters for part in manifest.parts.values()),
-        "tokens_per_picture": manifest.vision.num_tokens,
+        "tokens_per_picture": manifest.budgets[0],
+        **({"token_budgets": list(manifest.budgets)} if manifest.budgets[1:] else {}),
         "image_size": manifest.vision.image_size,
         "image_aspect_ratio": manifest.vision.preprocessing.aspect,
         "feature_layer": manifest.vision.feature_layer,
@@ -165,6 +166,7 @@ def _config_facts(
     sized = all(part["parameters"] is not None for part in parts.values())
     return {
         "tokens_per_picture": config.num_picture_tokens(image_size),
+        **({"token_budgets": list(budgets)} if (budgets := config.connector.budgets) else {}),
         "image_size": image_size,
         "image_aspect_ratio": config.image_aspect_ratio,
         "feature_layer": config.vision.feature_layer,
@@ -266,5 +268,7 @@ def _print(facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if not isinstance(value, dict | list) and key not in ("kind", "path", "parameters"):
             console.stdout.print(f"{key.replace('_', ' ')}: {value}", highlight=False, markup=False)
+    if budgets := facts.get("token_budgets"):
+        console.stdout.print(f"token budgets: {', '.join(map(str, budgets))}", highlight=False, markup=False)
     for text in facts.get("missing", []):
         console.stdout.print(f"missing: {text}", highlight=False, markup=False, soft_wrap=True)

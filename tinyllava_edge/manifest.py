@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.image import Preprocessing
+from tinyllava_edge.precisions import split_budget
 from tinyllava_edge.prompt import Template, template_fault
 
 SCHEMA_VERSION = 1
@@ -54,6 +55,7 @@ class Variant(_Strict):
     """One precision of one part.
 
     `files` are relative paths, the one to open first; the others are its external data, or weights.
+    The name of a vision variant of a smaller budget of visual tokens ends with it: `fp16-81`.
     """
 
     part: Literal["vision", "language"]
@@ -61,6 +63,16 @@ class Variant(_Strict):
     target: Literal["onnx", "gguf", "openvino"]
     files: tuple[str, ...] = Field(min_length=1)
     status: Literal["verified", "built, not run"]
+
+    @property
+    def precision(self) -> str:
+        """Its name without the budget."""
+        return split_budget(self.name)[0] if self.part == "vision" else self.name
+
+    @property
+    def budget(self) -> int | None:
+        """Visual tokens of a picture, where they are fewer than the manifest's."""
+        return split_budget(self.name)[1] if self.part == "vision" else None
 
 
 class PromptSpec(_Strict):
@@ -151,10 +163,26 @@ class Manifest(_Strict):
         names = [(variant.part, variant.name) for variant in self.variants]
         if len(set(names)) != len(names):
             raise ValueError("a variant is listed twice")
+        if odd := [v.name for v in self.variants if (v.budget or 0) >= self.vision.num_tokens]:
+            raise ValueError(f"variant {odd[0]} has no fewer tokens than vision.num_tokens")
         how = self.vision.preprocessing
         if how.image_size != self.vision.image_size:
             raise ValueError(f"pictures of {how.image_size} px, a graph of {self.vision.image_size} px")
         return self
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Numbers of visual tokens that a picture can become, most first."""
+        found = {v.budget or self.vision.num_tokens for v in self.variants if v.part == "vision"}
+        return tuple(sorted(found, reverse=True)) or (self.vision.num_tokens,)
+
+    def at_tokens(self, tokens: int) -> "Manifest":
+        """What it says with the vision variants of one of its budgets alone."""
+        variants = tuple(
+            v for v in self.variants if v.part != "vision" or (v.budget or self.vision.num_tokens) == tokens
+        )
+        vision = self.vision.model_copy(update={"num_tokens": tokens})
+        return self.model_copy(update={"variants": variants, "vision": vision})
 
 
 def digest_of(contents: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.jetson import read_jetson
 from tinyllava_edge.llamacpp_memory import KV_BYTES, suits_cache
 from tinyllava_edge.memory_plan import MemoryPlan, Setting, plan_memory
+from tinyllava_edge.precisions import split_budget
 
 HERE = "here"
 LEAST_CONTEXT = 1024  # no shorter one is proposed: a picture alone may take 729 positions
@@ -119,8 +120,12 @@ def best_setting(bundle: Bundle, target: Target, asked: Setting) -> Setting | No
 
 
 def _candidates(bundle: Bundle, asked: Setting, *, gpu: bool) -> Iterator[Setting]:
-    """Best first; on a GPU fp32 comes last for vision, as only narrow types have fused attention there."""
-    visions = sorted(_names(bundle, "vision"), key=lambda name: gpu and name == "fp32")
+    """Best first, with as many visual tokens.
+
+    On a GPU fp32 comes last for vision, as only narrow types have fused attention there.
+    """
+    names = _names(bundle.at_tokens(None, asked.vision), "vision")
+    visions = sorted(names, key=lambda name: gpu and split_budget(name)[0] == "fp32")
     lengths = [asked.context_length, *_shorter(asked.context_length)]
     caches = [asked.kv_type]
     if asked.kv_type != "q8_0" and suits_cache(bundle.manifest.language, "q8_0"):

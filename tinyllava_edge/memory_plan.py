@@ -193,7 +193,7 @@ def _vision_lines(
             Line("vision weights", size, "gpu", "size of the file"),
             Line("vision activations", inside, "gpu", "estimate for a TensorRT engine"),
         ]
-    weights, values = _VISION_COPIES.get(vision.name, (2.0, 4.3))
+    weights, values = _VISION_COPIES.get(vision.precision, (2.0, 4.3))
     inside = _ARENA_LEAST_BYTES + int(values * 4 * max(map(prod, shapes), default=0))
     return [
         Line("vision weights", int(size * weights), "host", "ONNX Runtime's copy of the file's"),

@@ -6,6 +6,7 @@ float64 (nano: embeddings NMSE 2.8e-13, logits 5.9e-14; one or two threads give 
 at least five times above it. docs/measuring.md has the table, and a test compares the two.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -33,6 +34,9 @@ _INT8 = (at_least("snr_db", 20.0), at_least("mean_token_cosine", 0.99))
 _CONNECTOR_ALONE = at_most("connector_nmse", 1e-11)
 # The largest magnitude of every value that is stored in float16 and that an overflow would spoil.
 _OVERFLOW_AUDIT = at_most("max_activation", FLOAT16_LIMIT)
+
+
+_BUDGET = re.compile(r"([a-z0-9_]+)-([1-9]\d{0,6})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,17 @@ PRECISIONS: dict[str, Precision] = {
     "int8": Precision(gates=_INT8, runs_on=("cpu",)),
     "int8_fp16": Precision(gates=_INT8, runs_on=("tensorrt",), stores_float16=True, is_rounded=True),
 }
+
+
+def budget_name(precision: str, tokens: int) -> str:
+    """Name of a vision variant of one of a bundle's smaller budgets of visual tokens."""
+    return f"{precision}-{tokens}"
+
+
+def split_budget(name: str) -> tuple[str, int | None]:
+    """Precision and budget of a vision variant; None for the largest one, which no name has."""
+    found = _BUDGET.fullmatch(name)
+    return (found[1], int(found[2])) if found else (name, None)
 
 
 @dataclass(frozen=True, kw_only=True)

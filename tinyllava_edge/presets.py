@@ -142,13 +142,13 @@ def _guessed_speed(pair: Pair) -> tuple[int, int]:
     if "cuda" in pair.runtime:
         return 0, pair.size_bytes
     order = _CPU_ORDER_WITHOUT_VNNI if read_cpu().saturates_int8 else _CPU_ORDER
-    name = pair.vision.name
+    name = pair.vision.precision
     return order.index(name) if name in order else len(order), pair.size_bytes
 
 
 def _is_read(variant: Variant, part: str, target: str, processor: Processor) -> bool:
     """Whether a variant of a part is verified, of a target, and has kernels on a processor."""
-    known = PRECISIONS.get(variant.name) if part == "vision" else None
+    known = PRECISIONS.get(variant.precision) if part == "vision" else None
     runs = known is None or processor in known.runs_on
     return runs and (variant.part, variant.status, variant.target) == (part, "verified", target)
 

@@ -1,7 +1,8 @@
 """The reference/ folder of a bundle: what torch computed in float32 at export, for a device without torch.
 
-`reference.json` has the prompts, `reference.npz` the tensors; pictures are files beside them. docs/bundle.md
-says what each field means.
+`reference.json` has the prompts, `reference.npz` the tensors; pictures are files beside them. A smaller
+budget of visual tokens has its own prompts and embeddings beside those. docs/bundle.md says what each field
+means.
 """
 
 import json
@@ -24,7 +25,6 @@ from tinyllava_edge.manifest import Manifest
 from tinyllava_edge.prompt import Turn, check_turns, place_markers
 
 Floats = npt.NDArray[np.float32]
-_PROMPTS, _TENSORS = f"{REFERENCE_FOLDER}/reference.json", f"{REFERENCE_FOLDER}/reference.npz"
 _MAX_PROMPTS_BYTES = 8 << 20
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 _AGAIN = "Copy or export the bundle again."
@@ -63,22 +63,43 @@ class ReferenceTensors:
     logits: Mapping[str, Floats]  # [positions, vocab]
 
 
-def write_reference_tensors(root: Path, reference: ReferenceTensors) -> None:
-    """Write the folder below a bundle's root, and copy the pictures into it."""
-    (root / REFERENCE_FOLDER).mkdir()
-    for picture in reference.pictures:
-        shutil.copyfile(picture, root / REFERENCE_FOLDER / picture.name)
+def write_reference_tensors(root: Path, reference: ReferenceTensors, budget: int | None = None) -> None:
+    """Write the folder below a bundle's root, and copy the pictures into it.
+
+    Args:
+        root: of the bundle.
+        reference: what is written.
+        budget: of visual tokens, whose prompts and embeddings join a folder that is there already.
+    """
+    tensors: dict[str, Floats] = {}
+    if budget is None:
+        (root / REFERENCE_FOLDER).mkdir()
+    for index, picture in enumerate(reference.pictures):
+        if budget is None:
+            shutil.copyfile(picture, root / REFERENCE_FOLDER / picture.name)
+            tensors[f"pixels/{index}"] = reference.pixels[index]
+            tensors[f"vision_tower/{index}"] = reference.tower[index]
+        tensors[f"embeddings/{index}"] = reference.embeddings[index]
     names = tuple(picture.name for picture in reference.pictures)
     contents = _Contents(pictures=names, image_token_id=IMAGE_TOKEN_ID, prompts=tuple(reference.prompts))
     text = json.dumps(contents.model_dump(), indent=1, ensure_ascii=False)
-    (root / _PROMPTS).write_text(text, encoding="utf-8")
-    tensors: dict[str, Floats] = {}
-    for index in range(len(names)):
-        tensors[f"pixels/{index}"] = reference.pixels[index]
-        tensors[f"vision_tower/{index}"] = reference.tower[index]
-        tensors[f"embeddings/{index}"] = reference.embeddings[index]
+    prompts, arrays = _files(budget)
+    (root / prompts).write_text(text, encoding="utf-8")
     tensors |= {f"logits/{name}": rows for name, rows in reference.logits.items()}
-    np.savez(root / _TENSORS, **tensors)  # type: ignore[arg-type]
+    np.savez(root / arrays, **tensors)  # type: ignore[arg-type]
+
+
+def _files(budget: int | None) -> tuple[str, str]:
+    """Prompts and tensors of a budget of visual tokens, or of the largest, below a bundle's root."""
+    stem = f"{REFERENCE_FOLDER}/{'reference' if budget is None else f'tokens-{budget}'}"
+    return f"{stem}.json", f"{stem}.npz"
+
+
+def _files_of(bundle: Bundle) -> tuple[str, str]:
+    """Those of the budget that a bundle was opened at."""
+    smaller = _files(bundle.manifest.vision.num_tokens)
+    listed = {entry.path for entry in bundle.manifest.files}
+    return smaller if listed.issuperset(smaller) else _files(None)
 
 
 def reference_pictures(bundle: Bundle) -> list[Path]:
@@ -93,16 +114,18 @@ def read_reference_tensors(bundle: Bundle) -> ReferenceTensors:
         BundleError: the bundle has none, or a tensor, prompt or picture is missing, damaged or impossible.
     """
     prompts, pictures = _read_contents(bundle).prompts, reference_pictures(bundle)
+    own, shared = _files_of(bundle)[1], _files(None)[1]
     vision, vocab = bundle.manifest.vision, bundle.manifest.language.vocab_size
     side, numbers = vision.image_size, range(len(pictures))
     try:
-        with bundle.open_file(_TENSORS) as file, ZipFile(file) as archive:
+        with bundle.open_file(shared) as file, ZipFile(file) as archive:
             pixels = [_read_array(archive, f"pixels/{n}", (3, side, side)) for n in numbers]
+            tower = [_read_array(archive, f"vision_tower/{n}", (None, None)) for n in numbers]
+        with bundle.open_file(own) as file, ZipFile(file) as archive:
             embeddings = [
                 _read_array(archive, f"embeddings/{n}", (vision.num_tokens, vision.hidden_size))
                 for n in numbers
             ]
-            tower = [_read_array(archive, f"vision_tower/{n}", (None, None)) for n in numbers]
             logits = {
                 prompt.name: _read_array(
                     archive, f"logits/{prompt.name}", (len(prompt.logit_positions), vocab)
@@ -120,7 +143,7 @@ def read_reference_tensors(bundle: Bundle) -> ReferenceTensors:
     except BundleError:
         raise
     except Exception as error:  # zipfile and numpy raise ten kinds for a damaged file
-        raise BundleError(f"{bundle.root / _TENSORS}: {type(error).__name__}: {error}. {_AGAIN}") from None
+        raise BundleError(f"{bundle.root / own}: {type(error).__name__}: {error}. {_AGAIN}") from None
 
 
 def _read_array(archive: ZipFile, name: str, shape: tuple[int | None, ...]) -> Floats:
@@ -150,7 +173,8 @@ def _read_array(archive: ZipFile, name: str, shape: tuple[int | None, ...]) -> F
 
 
 def _read_contents(bundle: Bundle) -> _Contents:
-    path, text = bundle.root / _PROMPTS, bundle.read_text(_PROMPTS, _MAX_PROMPTS_BYTES)
+    name = _files_of(bundle)[0]
+    path, text = bundle.root / name, bundle.read_text(name, _MAX_PROMPTS_BYTES)
     try:
         contents = _Contents.model_validate_json(text, strict=True)
     except ValidationError as error:

@@ -56,6 +56,11 @@ class Asked:
         return dict(self.values.get("tune") or parse_tune("connector+llm"))
 
     @property
+    def budgets(self) -> tuple[int, ...]:
+        """Numbers of visual tokens that the connector of `start` is to learn; see `parts` for theirs."""
+        return self.values.get("token_budgets", ()) if self.parts is None else ()
+
+    @property
     def lora(self) -> LoraOptions:
         """Sizes of the updates."""
         names = {field.name for field in fields(LoraOptions)}
@@ -147,7 +152,12 @@ def _from_parts(
         for key in ("tower", "second_tower", "tokenizer")
         if values.get(key) is not None
     }
-    renamed = {"num_resampler_layers": "num_layers", "model_max_length": "max_length"}
+    renamed = {
+        "num_resampler_layers": "num_layers",
+        "connector_factor": "factor",
+        "token_budgets": "budgets",
+        "model_max_length": "max_length",
+    }
     known_fields = {field.name for field in fields(Parts)}
     rest = {renamed.get(key, key): value for key, value in values.items()}
     rest = {key: value for key, value in rest.items() if key in known_fields and key not in (*named, "llm")}
@@ -202,6 +212,8 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     values["tune"] = {
         part: Tuning(**tuning.model_dump()) for part, tuning in recipe.tune.items() if tuning.how != "frozen"
     }
+    if "token_budgets" in values:
+        values["token_budgets"] = tuple(sorted(values["token_budgets"], reverse=True))
     lora = values.pop("lora", None)
     return {**values, **(lora.model_dump() if lora is not None else {})}
 

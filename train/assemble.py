@@ -17,6 +17,9 @@ from torch import nn
 from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.checkpoint.config import (
     ASSEMBLED,
+    BUDGETS_KEY,
+    GRID_CONNECTORS,
+    POOL_FACTOR,
     QFORMER_KEY,
     SECOND_TOWER_KEY,
     SIDECAR_FILE,
@@ -113,7 +116,7 @@ def _config(parts: Parts) -> dict[str, Any]:
     """`config.json`, with the keys that TinyLLaVA Factory writes, and two of ours for what it only names."""
     path = parts.llm / "config.json"
     text = read_json_object(path)
-    config = {
+    config: dict[str, Any] = {
         "model_type": "tinyllava",
         "architectures": ["TinyLlavaForConditionalGeneration"],
         "connector_type": parts.connector,
@@ -134,6 +137,10 @@ def _config(parts: Parts) -> dict[str, Any]:
         config["num_queries"] = parts.num_queries
     if parts.num_layers is not None and parts.bert is None:
         config["num_resampler_layers"] = parts.num_layers
+    if parts.budgets:
+        config[BUDGETS_KEY] = list(parts.budgets)
+    elif parts.connector in GRID_CONNECTORS:
+        config["connector_factor"] = parts.factor or POOL_FACTOR
     if parts.bert is not None:
         config[QFORMER_KEY] = asdict(parts.bert)
     if parts.second_tower is not None:

@@ -120,7 +120,13 @@ def _command(options: FinetuneOptions) -> str:
     else:
         words += options.parts.words
     length = options.training.model_max_length
-    given = {"--template": options.template, "--sources": options.sources, "--max-length": length}
+    budgets = ",".join(map(str, options.budgets)) or None
+    given = {
+        "--budgets": budgets,
+        "--template": options.template,
+        "--sources": options.sources,
+        "--max-length": length,
+    }
     for name, value in given.items():
         words += [] if value is None else [name, value]
     return shlex.join(map(str, words))

@@ -15,6 +15,7 @@ from tinyllava_edge.record_check import print_report
 from .asked import HINT, check_packages, read_asked
 from .mix import DataFile, pair_files
 from .options import PARTS, FinetuneOptions, LoraOptions, parse_tune, with_changes
+from .parts import parse_budgets
 from .ranks import first_tells, is_first
 from .recipe import names, open_recipe
 from .run import check_run, parts_directory
@@ -76,6 +77,17 @@ def train(
     ] = None,
     connector_layers: Annotated[
         int | None, typer.Option(help="With --tower: of resampler (3) and qformer (12).")
+    ] = None,
+    connector_factor: Annotated[
+        int | None,
+        typer.Option(help="With --tower: avg_pool and pixel_shuffle make N x N patches one token; N, 2."),
+    ] = None,
+    budgets: Annotated[
+        str | None,
+        typer.Option(
+            help="Numbers of visual tokens that avg_pool learns at once, as 729,81,9; of a --from, "
+            "mlp2x_gelu becomes it."
+        ),
     ] = None,
     qformer_width: Annotated[
         int | None, typer.Option(help="With --tower: of qformer; 768. A multiple of 64.")
@@ -259,6 +271,8 @@ def train(
             "image_aspect_ratio": image_aspect_ratio,
             "num_queries": num_queries,
             "num_resampler_layers": connector_layers,
+            "connector_factor": connector_factor,
+            "token_budgets": None if budgets is None else parse_budgets(budgets),
             "qformer_width": qformer_width,
             "tune": None if tune is None else parse_tune(tune),
             "template": template,
@@ -304,6 +318,7 @@ def train(
         more=tuple(more),
         source=asked.start or parts_directory(out or Path()),
         parts=asked.parts,
+        budgets=asked.budgets,
         tune=with_changes(
             asked.tune,
             from_layer=tower_from_layer,

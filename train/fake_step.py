@@ -78,6 +78,7 @@ def take_step(
     batch: int,
     positions: int,
     precision: torch.dtype | None,
+    image_size: int | None = None,
     backward: bool = True,
 ) -> FakeStep:
     """Forward and backward of a batch: one picture a conversation, the rest of its positions text.
@@ -87,13 +88,14 @@ def take_step(
         batch: conversations.
         positions: of each, its picture's among them. All text but the first is learned.
         precision: that is computed in; None is float32.
+        image_size: of the picture; None is the tower's own.
         backward: also go back.
     """
     first: Any = next(model.parameters())
     with first.fake_mode:
-        inputs = _inputs(model.model.config, batch, positions)
+        inputs = _inputs(model.model.config, batch, positions, image_size)
         model.zero_grad(set_to_none=True)
-        held = [*inputs.values()]
+        held = [*tree_leaves(inputs)]
         for module in (model, *model.teachers):
             held += [*module.parameters(), *module.buffers()]
         with _Follow(held) as follow:
@@ -108,13 +110,16 @@ def take_step(
     return step
 
 
-def num_picture_rows(config: ModelConfig) -> int:
-    """Rows of one picture that the tower's own processor makes."""
-    return config.num_picture_tokens(config.vision.image_size)
+def _inputs(config: ModelConfig, batch: int, positions: int, image_size: int | None) -> dict[str, Any]:
+    side = image_size or config.vision.image_size
+    rows = config.num_picture_tokens(side)
+    inputs = _spliced(batch, positions, rows) | {"pixel_values": torch.zeros(batch, 3, side, side)}
+    if further := config.connector.budgets[1:]:
+        inputs["budgets"] = [_spliced(batch, positions - rows + fewer, fewer) for fewer in further]
+    return inputs
 
 
-def _inputs(config: ModelConfig, batch: int, positions: int) -> dict[str, torch.Tensor]:
-    rows, side = num_picture_rows(config), config.vision.image_size
+def _spliced(batch: int, positions: int, rows: int) -> dict[str, Any]:
     ids = torch.zeros(batch, positions, dtype=torch.long)
     ids[:, :rows] = IMAGE_TOKEN_ID
     learned = max(positions - rows - 1, 1)
@@ -122,7 +127,6 @@ def _inputs(config: ModelConfig, batch: int, positions: int) -> dict[str, torch.
         "input_ids": ids,
         "labels": torch.zeros(batch, positions, dtype=torch.long),
         "learned": torch.zeros(batch * learned, dtype=torch.long),
-        "pixel_values": torch.zeros(batch, 3, side, side),
         "picture_rows": torch.zeros(batch * rows, dtype=torch.long),
     }
 

@@ -14,7 +14,7 @@ import torch
 
 from tinyllava_edge.atomic_files import check_space, fsync, full_disk_named, output_directory, write_json
 from tinyllava_edge.bundle import sha256_of_file
-from tinyllava_edge.checkpoint.config import SIDECAR_FILE
+from tinyllava_edge.checkpoint.config import BUDGETS_KEY, SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
@@ -292,6 +292,8 @@ def _facts(options: FinetuneOptions, source: Checkpoint) -> dict[str, Any]:
         "source": _source_name(options),
         "source_sha256": source.sha256,
     }
+    if options.budgets:
+        facts[BUDGETS_KEY] = options.budgets
     return dict(json.loads(json.dumps(facts)))
 
 

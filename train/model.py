@@ -1,6 +1,6 @@
 """A model as transformers' Trainer takes it: batches of samples in, the loss out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.model.vlm import TinyLlava
 
 _PREFIX = "model."
+Batch = Mapping[str, torch.Tensor]
 
 
 class TinyLlavaForTraining(nn.Module):
@@ -44,29 +45,42 @@ class TinyLlavaForTraining(nn.Module):
         pixel_values: torch.Tensor,
         picture_rows: torch.Tensor,
         num_items_in_batch: torch.Tensor | int | None = None,
+        budgets: Sequence[Batch] = (),
     ) -> dict[str, torch.Tensor]:
-        """The loss of a batch of `collate`: mean cross entropy over the labels, or divergence from a teacher.
+        """The loss of a batch of `Collator`: mean cross entropy over the labels, or distance to a teacher.
 
         `labels` are [batch, positions]; the sum is divided by `num_items_in_batch`, or by the labels of this
-        batch where that is not given; the others are `learned_logits`'.
+        batch where that is not given; the others are `learned_logits`'. `budgets` has the same samples with
+        the connector's further budgets of visual tokens, in their order: then the loss is the mean over all
+        (docs/sources/visual_tokens.md#nested-budgets).
         """
         count = len(learned) if num_items_in_batch is None else num_items_in_batch
-        taught = [
-            self._taught(each, input_ids, learned, pixel_values, picture_rows) for each in self.teachers
+        first = {"input_ids": input_ids, "labels": labels, "learned": learned, "picture_rows": picture_rows}
+        batches = (first, *budgets)
+        taught: Iterable[torch.Tensor | None] = [None] * len(batches)
+        for teacher in self.teachers:
+            taught = teacher.to(input_ids.device)._log_probabilities(pixel_values, batches)
+        losses = [
+            _summed_loss(logits.float(), batch, expected)
+            for logits, batch, expected in zip(
+                self._of_budgets(pixel_values, batches), batches, taught, strict=True
+            )
         ]
-        logits = self.learned_logits(input_ids, learned, pixel_values, picture_rows).float()
-        if taught:  # Hinton et al., arXiv 1503.02531, at temperature 1: KL divergence in nats
-            loss = F.kl_div(logits.log_softmax(-1), taught[0], reduction="sum", log_target=True)
-        else:
-            targets = labels.flatten().index_select(0, learned + 1)
-            loss = F.cross_entropy(logits, targets, reduction="sum")
-        return {"loss": loss / count}
+        return {"loss": torch.stack(losses).mean() / count}
 
-    @staticmethod
     @torch.no_grad()
-    def _taught(teacher: "TinyLlavaForTraining", *inputs: torch.Tensor) -> torch.Tensor:
-        """The teacher's log probabilities [n, vocab]; asked before the model's own activations are kept."""
-        return teacher.to(inputs[0].device).learned_logits(*inputs).float().log_softmax(-1)
+    def _log_probabilities(self, pixel_values: torch.Tensor, batches: Sequence[Batch]) -> list[torch.Tensor]:
+        """A teacher's [n, vocab], of each budget."""
+        return [logits.float().log_softmax(-1) for logits in self._of_budgets(pixel_values, batches)]
+
+    def _of_budgets(self, pixel_values: torch.Tensor, batches: Sequence[Batch]) -> Iterator[torch.Tensor]:
+        """The logits [n, vocab] of each of the connector's budgets."""
+        features = self.model.vision_tower(pixel_values)
+        numbers = self.model.config.connector.budgets or (None,)
+        for number, batch in zip(numbers, batches, strict=True):
+            connector = self.model.connector
+            rows = connector(features) if number is None else connector(features, number)
+            yield self._logits(rows, batch["input_ids"], batch["learned"], batch["picture_rows"])
 
     def learned_logits(
         self,
@@ -85,9 +99,18 @@ class TinyLlavaForTraining(nn.Module):
                 connector in every process's graph, and which nothing reads, as upstream does.
             picture_rows: [m] which of the pictures * tokens rows stand at the -200, in their order.
         """
+        return self._logits(self.model.encode(pixel_values), input_ids, learned, picture_rows)
+
+    def _logits(
+        self,
+        embeddings: torch.Tensor,
+        input_ids: torch.Tensor,
+        learned: torch.Tensor,
+        picture_rows: torch.Tensor,
+    ) -> torch.Tensor:
         language: Any = self.model.language_model
         rows = language.get_input_embeddings()(input_ids.clamp(min=0))  # [batch, positions, hidden]
-        pictures = self.model.encode(pixel_values).flatten(0, 1).index_select(0, picture_rows)
+        pictures = embeddings.flatten(0, 1).index_select(0, picture_rows)
         rows = rows.masked_scatter((input_ids == IMAGE_TOKEN_ID)[..., None], pictures.to(rows.dtype))
         with _at_positions(output_layer(language), learned):
             logits: torch.Tensor = language(inputs_embeds=rows, use_cache=False).logits[0]
@@ -139,6 +162,14 @@ class TinyLlavaForTraining(nn.Module):
                     f"--attention {implementation}: {type(module).__name__} does not take it here "
                     f"({str(error).splitlines()[0]:.200}). Give sdpa, or leave it to auto."
                 ) from None
+
+
+def _summed_loss(logits: torch.Tensor, batch: Batch, taught: torch.Tensor | None) -> torch.Tensor:
+    """Over all labels; of a teacher at temperature 1, in nats (Hinton et al., arXiv 1503.02531)."""
+    if taught is not None:
+        return F.kl_div(logits.log_softmax(-1), taught, reduction="sum", log_target=True)
+    targets = batch["labels"].flatten().index_select(0, batch["learned"] + 1)
+    return F.cross_entropy(logits, targets, reduction="sum")
 
 
 def plain_name(name: str) -> str:

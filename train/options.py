@@ -9,7 +9,7 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.prompt import template_named
 
 from .mix import DataFile
-from .parts import Parts
+from .parts import Parts, check_budgets
 from .training_options import GRID_PARTS, How, Part, TrainingOptions, Tuning, check_fraction
 
 PARTS: dict[str, Part] = {
@@ -39,6 +39,8 @@ class FinetuneOptions:
         more: the other files of data.
         source: checkpoint to start from.
         parts: what to assemble `source` from; it is removed again at the end.
+        budgets: numbers of visual tokens that the connector of `source` is to learn, where it is not given in
+            parts.
         tune: how each part is trained that is not frozen.
         recipe_name: of --recipe.
         template: prompt template, in the place of the checkpoint's; `pretrain` for captions.
@@ -57,6 +59,7 @@ class FinetuneOptions:
     weight: float = 1.0
     more: tuple[DataFile, ...] = ()
     parts: Parts | None = None
+    budgets: tuple[int, ...] = ()
     tune: Mapping[Part, Tuning] = field(
         default_factory=lambda: {"connector": Tuning(), "language_model": Tuning()}
     )
@@ -80,6 +83,7 @@ class FinetuneOptions:
             raise UsageError(f"--lora-dropout is {self.lora.dropout}, expected 0 to below 1.")
         for part, tuning in self.tune.items():
             self._check_part(part, tuning)
+        check_budgets(self.budgets)
         if self.save_adapter and not self.has_lora:
             raise UsageError("--save-adapter needs --recipe lora, or --tune with a part=lora.")
         if self.keep_adapter and {part: t.how for part, t in self.tune.items()} != {"language_model": "lora"}:

@@ -1,16 +1,17 @@
 """A tower, a language model and what joins them, that are no checkpoint yet: what `assemble` is asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinyllava_edge.checkpoint.config import BertSizes
+from tinyllava_edge.checkpoint.config import GRID_CONNECTORS, BertSizes
 from tinyllava_edge.checkpoint.names import fetch_checkpoint
 from tinyllava_edge.checkpoint.source_names import hub_name
 from tinyllava_edge.errors import UsageError
 
 MAX_LENGTH = 2048  # of a conversation, pictures included
 _HEAD = 64  # width of a head of BERT
-_MOF, _QFORMER, _RESAMPLER = "mof_mlp", "qformer", "resampler"
+_MOF, _QFORMER, _RESAMPLER, _AVG_POOL = "mof_mlp", "qformer", "resampler", "avg_pool"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Parts:
         image_aspect_ratio: `square`, or `pad` to a square first.
         num_queries: rows of a picture behind `resampler` and `qformer`.
         num_layers: of `resampler` (3 if not given) and `qformer` (12).
+        factor: side of the squares of patches that `avg_pool` and `pixel_shuffle` make one row of; 2.
+        budgets: numbers of visual tokens that `avg_pool` learns at once, in the place of a factor.
         qformer_width: a multiple of 64, the width of its heads; its feed-forward is 4 times as wide.
         max_length: positions that are left of a conversation; None is 2048, or the language model's if fewer.
         allow_pickle: read `.bin` weights.
@@ -46,6 +49,8 @@ class Parts:
     image_aspect_ratio: str = "square"
     num_queries: int | None = None
     num_layers: int | None = None
+    factor: int | None = None
+    budgets: tuple[int, ...] = ()
     qformer_width: int | None = None
     max_length: int | None = None
     allow_pickle: bool = False
@@ -60,6 +65,7 @@ class Parts:
         for option, number, connectors in (
             ("--num-queries", self.num_queries, (_RESAMPLER, _QFORMER)),
             ("--connector-layers", self.num_layers, (_RESAMPLER, _QFORMER)),
+            ("--connector-factor", self.factor, GRID_CONNECTORS),
             ("--qformer-width", self.qformer_width, (_QFORMER,)),
         ):
             if number is not None and self.connector not in connectors:
@@ -68,6 +74,9 @@ class Parts:
                 )
             if number is not None and number < 1:
                 raise UsageError(f"{option} is {number}, expected 1 or more.")
+        check_budgets(self.budgets)
+        if self.budgets and (self.connector != _AVG_POOL or self.factor is not None):
+            raise UsageError("--budgets is of --connector avg_pool, in the place of --connector-factor.")
         if (self.qformer_width or _HEAD) % _HEAD:
             raise UsageError(f"--qformer-width is {self.qformer_width}, expected a multiple of {_HEAD}.")
         if (self.second_tower is None) == (self.connector == _MOF):
@@ -93,6 +102,8 @@ class Parts:
             "--connector": self.connector,
             "--num-queries": self.num_queries,
             "--connector-layers": self.num_layers,
+            "--connector-factor": self.factor,
+            "--budgets": ",".join(map(str, self.budgets)) or None,
             "--qformer-width": self.qformer_width,
             "--feature-layer": None if self.feature_layer == -2 else self.feature_layer,
             "--feature-select": None if self.feature_select == "patch" else self.feature_select,
@@ -118,6 +129,25 @@ class Parts:
         """What a run's sidecar calls it."""
         towers = [self.tower] if self.second_tower is None else [self.tower, self.second_tower]
         return " + ".join([*map(part_name, towers), self.connector, part_name(self.llm)])
+
+
+def check_budgets(budgets: Sequence[int]) -> None:
+    """Refuse budgets of visual tokens that no connector has: below 1, or one twice."""
+    if any(budget < 1 for budget in budgets) or len(set(budgets)) != len(budgets):
+        said = ",".join(map(str, budgets))
+        raise UsageError(f"--budgets {said}: expected different numbers of visual tokens, each 1 or more.")
+
+
+def parse_budgets(text: str) -> tuple[int, ...]:
+    """Numbers of visual tokens, joined with commas, most first.
+
+    Raises:
+        UsageError: something else is between the commas.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() and len(word) < 9 for word in words):
+        raise UsageError(f"--budgets {text!r:.60}: expected numbers of visual tokens, as 729,81,9.")
+    return tuple(sorted(map(int, words), reverse=True))
 
 
 def part_name(directory: Path) -> str:

@@ -19,10 +19,11 @@ from tinyllava_edge.checkpoint.config import ModelConfig
 from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.device import read_memory
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.model.assets import read_preprocessing
 from tinyllava_edge.model.vlm import TinyLlava
 
 from .check import described
-from .fake_step import FakeStep, build_fake, num_picture_rows, take_step
+from .fake_step import FakeStep, build_fake, take_step
 from .lora import updated_layers
 from .mix import draw
 from .options import PARTS, FinetuneOptions
@@ -180,7 +181,8 @@ def plan_run(
         data = read_data(options)
         rows = len(draw(data.files, data.counts, options.training.seed))
     with described(options) as source:
-        config = source.config
+        config, side = source.config, read_preprocessing(source).image_size
+    asked = {"image_size": side, **asked}
     return make_plan(config, options, rows=rows, processes=processes or world_size(), **asked)
 
 
@@ -190,6 +192,7 @@ def make_plan(
     *,
     rows: int | None,
     processes: int = 1,
+    image_size: int | None = None,
     positions: int | None = None,
     memory: str | None = None,
     tflops: float | None = None,
@@ -201,6 +204,7 @@ def make_plan(
         options: of the run.
         rows: records of the data; None leaves out steps and hours.
         processes: devices, with a whole copy of the model each, or a part of one with `--fsdp`.
+        image_size: of a picture, in pixels; None is the tower's own.
         positions: of each conversation, its picture's counted; None is the maximum length, the worst case.
         memory: of a device, as "24GB"; None is this machine's own.
         tflops: that a device really computes, in 1e12 operations a second; None is assumed.
@@ -212,7 +216,8 @@ def make_plan(
     training = options.training
     length = training.model_max_length or config.tokenizer_max_length
     positions = length if positions is None else positions
-    picture = num_picture_rows(config)
+    side = image_size or config.vision.image_size
+    picture = config.num_picture_tokens(side)
     if not picture < positions <= length:
         raise UsageError(
             f"--positions is {positions}, expected {picture + 1} (a picture and a token) to {length}."
@@ -230,7 +235,10 @@ def make_plan(
     if training.gradient_checkpointing:
         model.checkpoint_activations()
     model.train()
-    steps = [take_step(model, batch=batch, positions=positions, precision=precision) for batch in _MEASURED]
+    steps = [
+        take_step(model, batch=batch, positions=positions, precision=precision, image_size=side)
+        for batch in _MEASURED
+    ]
     cuda = memory is not None or torch.cuda.is_available()
     law = Law(model, steps, keeps_gradients=training.gradient_accumulation_steps > 1, cuda=cuda)
     weights = _weights(model.model, options)

@@ -72,7 +72,8 @@ class Recipe(_Strict):
         differs: keys that have another value there -> why.
         starts: from `--from CHECKPOINT`, or from `--tower` and `--llm`.
         llm, tower, second_tower, tokenizer: names of the hub, for what is not given; of `starts: parts`
-            only, as the six keys of assembly that follow.
+            only, as the seven keys of assembly that follow.
+        token_budgets: numbers of visual tokens that the connector learns at once.
         template: null is the checkpoint's own.
         tune: a part that is not named is frozen; `full` is short for `{how: full}`.
         mix: the data, where no --data is given.
@@ -94,7 +95,9 @@ class Recipe(_Strict):
     image_aspect_ratio: Literal["square", "pad"] | None = None
     num_queries: int | None = Field(default=None, ge=1)
     num_resampler_layers: int | None = Field(default=None, ge=1)
+    connector_factor: int | None = Field(default=None, ge=1)
 
+    token_budgets: list[int] | None = Field(default=None, min_length=1)
     template: str | None = None
     tune: dict[Part, PartTuning]
     lora: LoraSizes | None = None
@@ -157,7 +160,7 @@ class Recipe(_Strict):
 
 ASSEMBLY = frozenset(
     ("llm", "tower", "second_tower", "tokenizer", "connector", "feature_layer", "feature_select")
-) | {"image_aspect_ratio", "num_queries", "num_resampler_layers"}
+) | {"image_aspect_ratio", "num_queries", "num_resampler_layers", "connector_factor"}
 
 
 class RecipeFile:

@@ -36,7 +36,8 @@ class Samples(Dataset[Sample | Fault]):
     Attributes:
         conversations: by number; None where there is none any more.
         limit: positions that are left of a conversation, `num_tokens` of each picture counted.
-        num_tokens: positions of one picture.
+        num_tokens: positions of one picture; the most of its connector's budgets.
+        budgets: the other ones.
         left_out: numbers of records that are not used.
         drawn: numbers of the records of an epoch, some maybe several times; None is each of them once.
         facts: what decides whether a record is bad, as JSON.
@@ -48,6 +49,7 @@ class Samples(Dataset[Sample | Fault]):
     reader: PictureReader
     limit: int
     num_tokens: int
+    budgets: tuple[int, ...] = ()
     left_out: LeftOut = field(default_factory=LeftOut)
     drawn: Sequence[int] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -62,7 +64,7 @@ class Samples(Dataset[Sample | Fault]):
     @property
     def collator(self) -> Collator:
         """What makes batches of these samples."""
-        return Collator(self.limit, self.num_tokens, self.reader.how.image_size)
+        return Collator(self.limit, self.num_tokens, self.reader.how.image_size, self.budgets)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -143,7 +145,11 @@ class Samples(Dataset[Sample | Fault]):
 def open_source(options: FinetuneOptions, path: Path) -> Checkpoint:
     """The checkpoint at `path`, as the options say how to read it."""
     return Checkpoint(
-        path, sources=options.sources, template=options.chat_template, allow_pickle=options.allow_pickle
+        path,
+        sources=options.sources,
+        template=options.chat_template,
+        allow_pickle=options.allow_pickle,
+        budgets=options.budgets,
     )
 
 
@@ -175,6 +181,7 @@ def open_samples(source: Checkpoint, options: FinetuneOptions) -> Samples:
         reader=PictureReader(assets.preprocessing),
         limit=limit,
         num_tokens=num_tokens,
+        budgets=config.connector.budgets[1:],
         facts={
             "template": template.name,
             "limit": limit,

@@ -48,6 +48,9 @@ def bench(
             "Each is paired with every language variant; with 'all', as verify pairs them."
         ),
     ] = "",
+    budgets: Annotated[
+        str, typer.Option(help="Numbers of visual tokens, comma-separated, or 'all': each --vision at each.")
+    ] = "",
     language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
     checkpoint: Annotated[
         list[str] | None,
@@ -151,6 +154,7 @@ def bench(
     wish = Wish(
         runtimes=parse_names(runtimes),
         vision=parse_names(vision),
+        budgets=parse_names(budgets),
         language=parse_names(language),
         checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
         options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),

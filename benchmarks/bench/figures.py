@@ -40,6 +40,7 @@ def cell_record(cell: Cell, bundle: Bundle, sessions: Sequence[CellSession]) -> 
         **{key: getattr(cell, key) for key in ("name", "model", "runtime")},
         **{key: getattr(cell.options, key) for key in ("vision", "language", "threads")},
         **found[0]["facts"],
+        "tokens_per_picture": _opened(cell, bundle).manifest.vision.num_tokens,
         "size_bytes": cell_bytes(cell, bundle),
         "parity": None if parity is None else _cell_parity(cell, parity),
         "parity_passed": None if parity is None else parity.get("passed", False),
@@ -61,6 +62,11 @@ def cell_record(cell: Cell, bundle: Bundle, sessions: Sequence[CellSession]) -> 
         ),
         "sessions": found,
     }
+
+
+def _opened(cell: Cell, bundle: Bundle) -> Bundle:
+    """As the cell sees it: with one budget of visual tokens."""
+    return bundle.at_tokens(cell.options.tokens, cell.options.vision)
 
 
 def _samples(sessions: Sequence[Record], job: str) -> list[Record]:

@@ -7,7 +7,7 @@ from .device_memory import LABELS
 from .figures import METRICS, Record, shown_cells
 from .machine_load import busy_line
 from .peers.tables import rival_notes
-from .tables import interval_text
+from .tables import interval_text, several_budgets
 
 MOST_STITCHING = 1.03  # end to end over the raw calls, for a language model of 135 M parameters and more
 
@@ -51,6 +51,11 @@ def notes_of(record: Record) -> Iterator[str]:
     )
     yield f"*KL*, *top-1*: the next token's distribution against torch float32; {_parity_note(record)}"
     yield f"*accuracy (blind)*: {_accuracy_note(record['questions'])}"
+    if several_budgets(shown_cells(record)):
+        yield (
+            "*difference from the most tokens*: of the accuracy on the same questions, from the row that is "
+            "alike in all else, with its 95 % interval over pictures."
+        )
     yield (
         "*first request*: of a new process (cold), and over the median (warm). *second question*: about the "
         "same picture, sent again (cached): its embeddings and the context up to its end are reused."

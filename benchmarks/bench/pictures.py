@@ -11,6 +11,7 @@ from .figures import Record
 CAPTIONS = {
     "report": "Stages, distribution of the runs, speed with its interval, and memory",
     "choice": "Accuracy against bytes, and against the time to the first token",
+    "budgets": "Accuracy against the time to the first token, by visual tokens of a picture",
     "roofline": "Stages below the machine's roofs",
     "growth": "Growth with visual tokens, text, pictures and context",
 }
@@ -19,11 +20,12 @@ CAPTIONS = {
 def draw_all(record: Record) -> Iterator[tuple[str, Any]]:
     """Each picture that a record has figures for, by its name; needs matplotlib."""
     from .plot import draw_report
+    from .plot_budgets import draw_budgets
     from .plot_choice import draw_choice
     from .plot_growth import draw_growth
     from .plot_roofline import draw_roofline
 
-    drawn = (draw_report, draw_choice, draw_roofline, draw_growth)
+    drawn = (draw_report, draw_choice, draw_budgets, draw_roofline, draw_growth)
     for name, draw in zip(CAPTIONS, drawn, strict=True):
         if (figure := draw(record)) is not None:
             yield name, figure

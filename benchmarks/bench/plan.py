@@ -35,6 +35,8 @@ class Wish:
         runtimes: the first one's first cell is what the others are compared with.
         vision: variants, each with every language variant; by default the most precise one. ("all",) means
             the pairs that `verify` measures: the first so, each other one with the first language variant.
+        budgets: of visual tokens, each vision variant at each of them; ("all",) means those there are, and by
+            default a variant's name says it.
         language: variants; by default all of them.
         checkpoints: for runtimes that compute from one; by default where the bundle says it came from.
         options: the others; `sources` and `allow_pickle` reach only runtimes that compute from a checkpoint.
@@ -42,6 +44,7 @@ class Wish:
 
     runtimes: tuple[str, ...] = ()
     vision: tuple[str, ...] = ()
+    budgets: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
     checkpoints: tuple[Path, ...] = ()
     options: BackendOptions = field(default_factory=BackendOptions)
@@ -143,17 +146,35 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
             f"runtime {runtime} needs the checkpoint that {name} came from: give it with --checkpoint."
         )
     vision = _names_of(bundle, "vision", wish.vision or (bundle.variant("vision").name,))
+    budgets = _budgets_of(bundle, wish.budgets)
+    if budgets:
+        vision = [bundle.at_tokens(n).variant("vision", name).name for name in vision for n in budgets]
     language = _names_of(bundle, "language", wish.language or (ALL,), runtime)
     options = replace(wish.options, sources=None, allow_pickle=False)
     if reads_checkpoint:
         options = replace(wish.options, checkpoint=checkpoint)
-    vision = [None] if vision_entry.reads_checkpoint else vision
+    seen: list[dict[str, Any]] = [{"vision": one} for one in vision]
+    if vision_entry.reads_checkpoint:
+        seen = [{"tokens": tokens} for tokens in budgets] or [{}]
     language = [None] if language_entry.reads_checkpoint else language
     return [
-        Cell("", name, runtime, bundle.root, replace(options, vision=one, language=other))
-        for one in vision
-        for other in (language[:1] if wish.vision == (ALL,) and one != vision[0] else language)
+        Cell("", name, runtime, bundle.root, replace(options, **one, language=other))
+        for one in seen
+        for other in (language[:1] if wish.vision == (ALL,) and one != seen[0] else language)
     ]
+
+
+def _budgets_of(bundle: Bundle, asked: tuple[str, ...]) -> Sequence[int]:
+    """Numbers of visual tokens that were asked for, most first.
+
+    Raises:
+        UsageError: one is no number.
+    """
+    if asked == (ALL,):
+        return bundle.manifest.budgets
+    if odd := next((word for word in asked if not word.isdecimal()), None):
+        raise UsageError(f"--budgets {odd!r:.40}: expected numbers of visual tokens, or 'all'.")
+    return sorted({int(word) for word in asked}, reverse=True)
 
 
 def _names_of(
@@ -176,7 +197,8 @@ def _cell_name(cell: Cell, num_bundles: int, runtimes: Sequence[str]) -> str:
     model = [cell.model] if num_bundles > 1 else []
     chosen = (cell.options.vision, cell.options.language)
     if chosen == (None, None):
-        return " ".join([*model, cell.runtime, "fp32"])
+        budget = [] if cell.options.tokens is None else [f"{cell.options.tokens} tokens"]
+        return " ".join([*model, cell.runtime, "fp32", *budget])
     several = len([name for name in runtimes if name != _TORCH]) > 1
     variants = " + ".join(name or "fp32" for name in chosen)
     return " ".join([*model, *([cell.runtime] if several else []), variants])

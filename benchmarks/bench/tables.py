@@ -30,6 +30,8 @@ def tables_of(record: Record) -> Iterator[Table]:
     cells = shown_cells(record)
     yield Table("Speed, size, parity, accuracy", [_speed_row(record, cell) for cell in cells])
     yield Table("Start, and a second question", [_start_row(cell) for cell in cells])
+    if several_budgets(cells):
+        yield Table("By visual tokens", [_budget_row(cell) for cell in cells])
     if any(cell.get("floors") for cell in cells):
         yield Table("Beside the machine's floor", [_floor_row(cell) for cell in cells])
     if growth := record.get("growth"):
@@ -59,6 +61,34 @@ def _speed_row(record: Record, cell: Record) -> Row:
         **_peaks(record, cell),
         "J/answer": _or_dash((cell.get("energy") or {}).get("whole_j"), ".2f"),
     }
+
+
+def several_budgets(cells: Sequence[Record]) -> bool:
+    """Whether rows differ in the visual tokens of a picture; reports of before there were any do not say."""
+    return len({cell.get("tokens_per_picture") for cell in cells}) > 1
+
+
+def _budget_row(cell: Record) -> Row:
+    """What fewer visual tokens save before the first token, and what they cost."""
+    quality, warm = cell["quality"] or {}, cell["warm"]
+    against = quality.get("against_most_tokens")
+    return {
+        "cell": cell["name"],
+        "visual tokens": str(cell["tokens_per_picture"]),
+        "first token": f"{warm['first_token_ms']:.1f}",
+        "vision": _or_dash(warm["stages_ms"]["vision"], ".1f"),
+        "prefill": _or_dash(warm["stages_ms"]["prefill"], ".1f"),
+        "accuracy": _with_interval(quality["accuracy"], quality["ci95"], ".3f") if quality else "-",
+        "difference from the most tokens": _with_interval(
+            against["difference"], against["difference_ci95"], "+.3f"
+        )
+        if against
+        else "-",
+    }
+
+
+def _with_interval(value: float, interval: Sequence[float], form: str) -> str:
+    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
 
 
 def _peaks(record: Record, cell: Record) -> Row:

@@ -120,7 +120,8 @@ class OpenCell:
     """
 
     def __init__(self, cell: Cell, request: Request, say: Say = lambda line: None) -> None:
-        self._bundle, self._request, self._say = Bundle.open(cell.bundle), request, say
+        self._bundle = Bundle.open(cell.bundle).at_tokens(cell.options.tokens, cell.options.vision)
+        self._request, self._say = request, say
         self._vision, self._language = open_backends(cell.runtime, self._bundle, cell.options)
         self._model = Model(_endless(self._bundle), self._vision, self._language)
         self._grower = Grower(self._model, request.picture)

@@ -142,7 +142,7 @@ def _prompt(bundle: Bundle) -> Section:
     vision, template, how = manifest.vision, manifest.prompt.template, manifest.vision.preprocessing
     facts: dict[str, Line] = {
         "pixels": f"{vision.image_size} x {vision.image_size}, {how.aspect}, {how.resize}",
-        "visual tokens of a picture": str(vision.num_tokens),
+        "visual tokens of a picture": ", ".join(map(str, manifest.budgets)),
         "layer of the tower": str(vision.feature_layer),
         "context": f"{manifest.language.context_length} positions",
         "vocabulary": str(manifest.language.vocab_size),

@@ -1,6 +1,7 @@
 """`tinyllava-edge verify`: climb the parity ladder and name the first stage that fails. docs/measuring.md."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,13 @@ CHECKS: tuple[tuple[str, Callable[[Ladder], Iterator[StageResult]]], ...] = (
 
 def planned_stages(ladder: Ladder) -> list[str]:
     """The stages that `climb` will begin, in order; the language model's, once for each pair of variants."""
-    return [*(stage for stage, _ in CHECKS), *language_stages(ladder)]
+    stages = ([*(stage for stage, _ in _checks(one)), *language_stages(one)] for one in ladder.by_budget())
+    return [stage for some in stages for stage in some]
+
+
+def _checks(ladder: Ladder) -> Sequence[tuple[str, Callable[[Ladder], Iterator[StageResult]]]]:
+    """A smaller budget has a graph of its own, and all before it is what was looked at already."""
+    return CHECKS[-2:] if ladder.further else CHECKS
 
 
 def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun = lambda run: None) -> Report:
@@ -51,14 +58,15 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun 
         on_run: called with each model behind its stages, before it is closed.
     """
     results: list[StageResult] = []
-    for stage, check in CHECKS:
-        on_stage(stage)
-        try:
-            for result in check(ladder):
-                results.append(result)
-        except TinyLlavaEdgeError as error:
-            results.append(refused(stage, "", error))
-    results.extend(check_language(ladder, on_stage, on_run))
+    for one in ladder.by_budget():
+        for stage, check in _checks(one):
+            on_stage(stage)
+            try:
+                for result in check(one):
+                    results.append(result)
+            except TinyLlavaEdgeError as error:
+                results.append(refused(stage, "", error))
+        results.extend(check_language(one, on_stage, on_run))
     results.sort(key=lambda result: STAGES.index(result.stage))
     return Report(
         runtime=ladder.runtime,
@@ -115,6 +123,8 @@ def open_checkpoint(
             f"{checkpoint} has sha256 {found[:12]}..., the bundle was made from {source.name} with "
             f"{source.checkpoint_sha256[:12]}...: give that checkpoint, or export this one."
         )
+    if checkpoint.config.connector.budgets and len(bundle.manifest.budgets) == 1:
+        return replace(checkpoint, tokens=bundle.manifest.budgets[0])
     return checkpoint
 
 

@@ -54,7 +54,7 @@ def explain(
     from .stage_vision import is_run
 
     shown = picture_content(picture, allow_url=allow_url)
-    opened = Bundle.open(bundle_path(bundle))
+    opened = Bundle.open(bundle_path(bundle)).at_tokens(None, vision)
     settled = settle_runtime(runtime, opened)
     chosen = opened.variant("vision", vision or next(iter(settled.variants), None))
     if not is_run(chosen):

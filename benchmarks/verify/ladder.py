@@ -1,8 +1,8 @@
 """The parity ladder's values: what a stage measured, judged by its gates, and the report of all stages."""
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tinyllava_edge.bounds import Gate, at_most
@@ -94,6 +94,7 @@ class Ladder:
         runtime: name of the runtime whose results count.
         num_pictures: pictures whose tensors are compared.
         options: how the runtime is opened, but for the variants.
+        further: it is one of a smaller budget of visual tokens, behind that of all that is the same for both.
     """
 
     bundle: Bundle
@@ -103,6 +104,20 @@ class Ladder:
     runtime: str
     num_pictures: int
     options: BackendOptions = field(default_factory=BackendOptions)
+    further: bool = False
+
+    def by_budget(self) -> "Iterator[Ladder]":
+        """One for each budget of visual tokens; the first has all language variants, the others one."""
+        whole = self.bundle.manifest.vision.num_tokens
+        for number, budget in enumerate(dict.fromkeys(v.budget or whole for v in self.vision)):
+            yield replace(
+                self,
+                bundle=self.bundle.at_tokens(budget),
+                reference=self.reference.at_tokens(budget),
+                vision=tuple(v for v in self.vision if (v.budget or whole) == budget),
+                language=self.language[:1] if number else self.language,
+                further=number > 0,
+            )
 
     @property
     def reads_onnx(self) -> bool:

@@ -74,6 +74,9 @@ class Reference(Protocol):
     def texts(self) -> Sequence[TextCase]:
         """Conversations whose ids are compared."""
 
+    def at_tokens(self, tokens: int) -> "Reference":
+        """The same with so many visual tokens of a picture, of the budgets there are."""
+
     def stop_ids(self) -> set[int] | None:
         """Ids that end an answer."""
 

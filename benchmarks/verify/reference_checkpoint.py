@@ -1,6 +1,7 @@
 """What is expected: torch float32 on the checkpoint itself, transformers' pixels, upstream's ids."""
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 Result = TypeVar("Result")
+_RESULTS = "_results_of_"  # in front of the name of what `_remembered` keeps
 PLAIN_TOWERS = ("siglip_vision_model", "clip_vision_model")
 
 
@@ -34,7 +36,7 @@ def _remembered(method: Callable[[Any, Any], Result]) -> Callable[[Any, Any], Re
 
     @wraps(method)
     def call(self: Any, key: Any) -> Result:
-        results = self.__dict__.setdefault(f"_results_of_{method.__name__}", {})
+        results = self.__dict__.setdefault(f"{_RESULTS}{method.__name__}", {})
         if key not in results:
             results[key] = method(self, key)
         found: Result = results[key]
@@ -78,6 +80,18 @@ class CheckpointReference:
         self.pictures = picture_set(vision.image_size)
         self.prompts: tuple[PromptCase, ...] = PROMPTS
         self.num_tokens = num_tokens
+
+    def at_tokens(self, tokens: int) -> "CheckpointReference":
+        """The same weights at one of the connector's budgets; what none changes is not computed again."""
+        if self.config.connector.budgets[1:] == ():
+            return self
+        other = copy(self)
+        for name in [each for each in vars(other) if each.startswith(_RESULTS)]:
+            if name.removeprefix(_RESULTS) not in ("pixels", "tower"):
+                delattr(other, name)
+        other.model = self.model.at_tokens(tokens)
+        other.config = other.model.config
+        return other
 
     @cached_property
     def texts(self) -> list[TextCase]:

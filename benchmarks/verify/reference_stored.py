@@ -24,6 +24,7 @@ class StoredReference:
     config = None
 
     def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
         self._stored = read_reference_tensors(bundle)
         self.pictures = []
         for path in self._stored.pictures:
@@ -38,6 +39,11 @@ class StoredReference:
             prompt.name: GreedyAnswer(prompt.greedy_ids, np.array(prompt.greedy_margins, dtype=np.float64))
             for prompt in prompts
         }
+
+    def at_tokens(self, tokens: int) -> "StoredReference":
+        """What is stored of a budget of visual tokens; `Raises` as the class."""
+        is_own = tokens == self._bundle.manifest.vision.num_tokens
+        return self if is_own else StoredReference(self._bundle.at_tokens(tokens))
 
     def stop_ids(self) -> None:
         """Not stored."""

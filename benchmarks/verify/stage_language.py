@@ -83,7 +83,7 @@ def check_language(
         on_stage(first)
         try:
             options = replace(ladder.options_of(pair.vision, pair.language), kv_type="f32")
-            with open_bundle(ladder.bundle.root, runtime=ladder.runtime, **vars(options)) as model:
+            with open_bundle(ladder.bundle, runtime=ladder.runtime, **vars(options)) as model:
                 compute = getattr(model.language, "compute_class", FLOAT32_CPU)
                 run = LanguageRun(model, ladder.reference)
                 judge_of = _Judge(ladder, pair, run, compute)
@@ -101,7 +101,8 @@ def _pairs(ladder: Ladder) -> Iterator[_Pair]:
     for index, one in enumerate(vision):
         seen = vision_precision(one.name, ladder.vision_compute)
         for language in ladder.language if index == 0 else ladder.language[:1]:
-            label = language.name if index == 0 else f"{language.name}, vision {one.name}"
+            alone = index == 0 and not ladder.further
+            label = language.name if alone else f"{language.name}, vision {one.name}"
             yield _Pair(one, language, label, _gates_with(seen, language.name), index == 0)
 
 

@@ -92,7 +92,7 @@ def build(
             raise UsageError(f"--vision {vision}: one variant for this machine, or several with -o.")
         packed = _both("--pack and --key", pack, key)
         taken = _both("--install and --trust", install, trust)
-        opened = Bundle.open(root)
+        opened = Bundle.open(root).at_tokens(None, vision)
         result = build_here(opened, vision, options, pack=packed, install=taken, force=force)
         print_json(result) if json else print_choice(result)
         return

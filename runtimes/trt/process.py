@@ -216,7 +216,7 @@ def _compare(task: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> dic
     binding = open_tensorrt(record.key.board.library)
     with EngineCache().open_plan(record, Path(task["plan"])) as stored:
         cuda = open_cudart(task["device"])
-        bundle = Bundle.open(Path(task["bundle"]))
+        bundle = Bundle.open(Path(task["bundle"])).at_tokens(None, record.variant)
         compared = compare_engine(binding, cuda, bundle, stored, task["largest_batch"])
     return compared.model_dump(mode="json")
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from typer.testing import CliRunner
 
 from tests.tiny import TOKENIZER_FOLDER, TOKENIZER_VOCAB
 from tests.train.own_data import write_own_data
 from tinyllava_edge.checkpoint.opened import Checkpoint
+from tinyllava_edge.cli import app
 from tinyllava_edge.errors import CheckpointError, UsageError
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.checkpoint import iter_tensors
@@ -224,6 +226,56 @@ def test_sizes_of_a_connector_are_in_the_checkpoint(
     assert (rows[0, 0] - rows[0, 1]).abs().max() > 1e-3  # queries that are equal would never differ
 
 
+@pytest.mark.parametrize(
+    ("build", "select"), [(_siglip_tower, "cls_patch"), (_whole_clip, "patch"), (_dinov2, "patch")]
+)
+@pytest.mark.parametrize("connector", ["avg_pool", "pixel_shuffle"])
+def test_a_connector_of_squares_is_assembled_and_trained(
+    build: Callable[[], Any], select: str, connector: str, llm: Path, tmp_path: Path
+) -> None:
+    out, data = tmp_path / "out", write_own_data(tmp_path)
+    _save_tower(build, tmp_path / "tower")
+    result = CliRunner().invoke(
+        app,
+        [
+            "train",
+            "--data",
+            str(data),
+            "--tower",
+            str(tmp_path / "tower"),
+            "--llm",
+            str(llm),
+            "--connector",
+            connector,
+            "--feature-select",
+            select,
+            "--tune",
+            "connector",
+            "--max-steps",
+            "1",
+            "-o",
+            str(out),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    checkpoint = Checkpoint(out)
+    assert (checkpoint.raw_config["connector_type"], checkpoint.raw_config["connector_factor"]) == (
+        connector,
+        2,
+    )
+    assert load_model(checkpoint).encode(torch.rand(1, 3, 28, 28)).shape == (1, 1, 32)
+
+
+def test_a_factor_that_does_not_fit_is_said_before_weights_are_read(llm: Path, tmp_path: Path) -> None:
+    _save_tower(_siglip_tower, tmp_path / "tower")
+    (tmp_path / "tower" / "model.safetensors").write_bytes(b"")
+    parts = Parts(
+        tower=tmp_path / "tower", connector="avg_pool", factor=3, llm=llm, feature_select="cls_patch"
+    )
+    with pytest.raises(CheckpointError, match=r"--connector-factor\) 3 does not divide the 2 x 2 .* do: 2"):
+        assemble(tmp_path / "out", parts, seed=0)
+
+
 def test_a_tower_in_a_pickle_is_read_where_that_is_allowed(llm: Path, tmp_path: Path) -> None:
     """As openai/clip-vit-large-patch14-336 is published."""
     tower = _save_tower(_whole_clip, tmp_path / "tower")
@@ -250,6 +302,8 @@ def test_a_tokenizer_from_elsewhere(llm: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"num_queries": 3}, "--num-queries is of --connector resampler or qformer, not linear"),
+    ({"factor": 2}, "--connector-factor is of --connector avg_pool or pixel_shuffle, not linear"),
+    ({"connector": "avg_pool", "factor": 0}, "--connector-factor is 0"),
     ({"connector": "resampler", "qformer_width": 64}, "--qformer-width is of --connector qformer"),
     ({"connector": "qformer", "qformer_width": 100}, "multiple of 64"),
     ({"connector": "qformer", "num_layers": 0}, "--connector-layers is 0"),

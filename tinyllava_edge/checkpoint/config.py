@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from tinyllava_edge.errors import CheckpointError
 
 from .families import FAMILIES, TOWERS, Family
 
@@ -11,11 +13,14 @@ IMAGE_TOKEN_ID = -200  # placeholder of a picture in token ids, never a vocabula
 IGNORE_LABEL = -100  # label of a position that does not count for the loss
 IMAGE_MARKER = "<image>"
 SIDECAR_FILE = "tinyllava_edge.json"  # what upstream never stores: template, recipe, data hash
+POOL_FACTOR = 2  # of GRID_CONNECTORS, where nobody says it
 # Keys of config.json that are ours: what upstream only names, where it is no public one.
 SECOND_TOWER_KEY, QFORMER_KEY = "vision_config2", "qformer_config"
+BUDGETS_KEY = "token_budgets"
 ASSEMBLED = "assembled"  # recipe of what `train` starts from where it is given in parts
 
 QUERY_CONNECTORS = ("resampler", "qformer")  # their learned queries are the rows, whatever comes in
+GRID_CONNECTORS = ("avg_pool", "pixel_shuffle")  # make squares of neighbouring patches one row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,10 @@ class VisionConfig:
         patches = (image_size // self.patch_size) ** 2
         return TOWERS[self.architecture].prefix_tokens + patches - int(self.drop_first)
 
+    def side_at(self, image_size: int) -> int:
+        """Patches along one side of a picture of `image_size`."""
+        return image_size // self.patch_size
+
     @property
     def num_used_layers(self) -> int:
         """Encoder layers that the feature layer needs; `hidden_states[n]` is the output of n layers."""
@@ -73,14 +82,17 @@ class BertSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectorConfig:
-    """Connector; the sizes beside its type matter for `resampler`, `qformer` and `pixel_shuffle` only.
+    """Connector; the sizes beside its type matter for those in QUERY_CONNECTORS and GRID_CONNECTORS only.
 
     Attributes:
-        factor: side of the squares of tokens that `pixel_shuffle` makes one of.
+        factor: side of the squares of patches that `avg_pool` and `pixel_shuffle` make one row of.
+        budgets: numbers of rows that `avg_pool` was trained to give, most first, in the place of a factor;
+            the first is what it gives where nobody asks for another.
     """
 
     type: str
     factor: int = 1
+    budgets: tuple[int, ...] = ()
     num_queries: int = 128
     num_layers: int = 3
     bert: BertSizes = BertSizes()
@@ -156,9 +168,58 @@ class ModelConfig:
             "language_model": self.language.architecture,
         }
 
+    def check_grid(self, image_size: int, where: str) -> None:
+        """Refuse a picture size of whose patches the connector makes no whole squares.
+
+        Args:
+            image_size: pixels along a side.
+            where: what names the connector, for the message.
+
+        Raises:
+            CheckpointError: the tower gives other tokens than its patches, or the factor divides them not.
+        """
+        if self.connector.type not in GRID_CONNECTORS:
+            return
+        side, tokens = self.vision.side_at(image_size), self.vision.num_tokens_at(image_size)
+        if tokens != side**2:
+            fits = "patch" if TOWERS[self.vision.architecture].prefix_tokens else "cls_patch"
+            raise CheckpointError(
+                f"{where}: connector_type {self.connector.type!r} joins squares of patches, but of "
+                f"{side} x {side} patches the tower gives {tokens} tokens. Of a {self.vision.architecture} "
+                f"vision_feature_select_strategy (--feature-select) {fits} is the whole grid."
+            )
+        fitting = [n for n in range(1, side + 1) if side % n == 0]
+        for budget in self.connector.budgets:
+            if budget not in (possible := [n * n for n in reversed(fitting)]):
+                raise CheckpointError(
+                    f"{where}: token_budgets (--budgets): squares of {side} x {side} patches never make "
+                    f"{budget} tokens, but {', '.join(map(str, possible))}."
+                )
+        if not self.connector.budgets and side % self.connector.factor:
+            raise CheckpointError(
+                f"{where}: connector_factor (--connector-factor) {self.connector.factor} does not divide the "
+                f"{side} x {side} patches of {image_size} px. Factors that do: "
+                f"{', '.join(map(str, fitting[1:])) or 'none above 1'}."
+            )
+
+    def at_tokens(self, tokens: int) -> "ModelConfig":
+        """The same at one of its connector's budgets.
+
+        Raises:
+            CheckpointError: it has no such budget; the message has those there are.
+        """
+        if tokens not in self.connector.budgets:
+            raise CheckpointError(
+                f"the connector has no budget of {tokens} visual tokens. There are: "
+                f"{', '.join(map(str, self.connector.budgets)) or 'none'}."
+            )
+        return replace(self, connector=replace(self.connector, budgets=(tokens,)))
+
     def num_picture_tokens(self, image_size: int) -> int:
         """Rows that one picture of `image_size` takes in the language model's context."""
         if self.connector.type in QUERY_CONNECTORS:
             return self.connector.num_queries
+        if self.connector.budgets:
+            return self.connector.budgets[0]
         towers = [tower for tower in (self.vision, self.second_vision) if tower is not None]
         return sum(tower.num_tokens_at(image_size) for tower in towers) // self.connector.factor**2

@@ -31,9 +31,15 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Tower(Part):
-    """A vision tower, by `model_type`; `prefix_tokens` stand in front of the patches: a class token."""
+    """A vision tower, by `model_type`.
+
+    Attributes:
+        prefix_tokens: that stand in front of the patches: a class token.
+        any_size: its position table is interpolated, so that the processor alone says the picture's size.
+    """
 
     prefix_tokens: int
+    any_size: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +90,7 @@ TOWERS = {
     "dinov2": Tower(  # mlp_ratio in the place of intermediate_size
         defaults={**_VIT, "mlp_ratio": 4, "patch_size": 14, "hidden_act": "gelu", "layer_norm_eps": 1e-6},
         prefix_tokens=1,
+        any_size=True,
     ),
 }
 # Configs of public towers that a checkpoint may only name.

@@ -48,7 +48,7 @@ from .layouts import (
 from .llava_line import Line, line_of
 from .nanovlm import is_nanovlm, stored_name
 from .pieces import Piece, line_pieces
-from .read_config import check_model_type, model_config
+from .read_config import check_model_type, model_config, with_budgets
 from .source_names import names_under_sources
 from .tensor_names import LLAVA_PREFIXES, UPSTREAM_PREFIXES
 
@@ -65,6 +65,8 @@ class Checkpoint:
             `<sources>/<name>/` or directly in it.
         template: name of the prompt template, in the place of the stored or inferred one.
         allow_pickle: read `.bin` files, with `weights_only`, so that no code in them runs.
+        tokens: the budget of its connector that is computed, where that has several; None is the largest.
+        budgets: numbers of visual tokens that it is to learn, in the place of what its connector has.
 
     Raises:
         CheckpointError: any value: a file that it needs is missing or damaged.
@@ -75,6 +77,8 @@ class Checkpoint:
     sources: Path | None = None
     template: str | None = None
     allow_pickle: bool = False
+    tokens: int | None = None
+    budgets: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -107,7 +111,8 @@ class Checkpoint:
     @cached_property
     def factory_config(self) -> dict[str, Any]:
         """`config.json` as TinyLLaVA Factory would write it."""
-        return as_factory_config(self.raw_config, self.config_path, self.sources, self.rows)
+        found = as_factory_config(self.raw_config, self.config_path, self.sources, self.rows)
+        return with_budgets(found, self.budgets, self.config_path) if self.budgets else found
 
     @cached_property
     def line(self) -> Line | None:
@@ -135,13 +140,14 @@ class Checkpoint:
         Raises:
             UnsupportedModelError: a part is not supported; the message lists what is.
         """
-        return model_config(
+        config = model_config(
             self.factory_config,
             self.config_path.parent,
             template=self.template,
             sources=self.sources,
             line=self.line,
         )
+        return config if self.tokens is None else config.at_tokens(self.tokens)
 
     @cached_property
     def layout(self) -> str:

@@ -5,15 +5,19 @@ key equal to the defaults of its own transformers config class may be missing; `
 defaults. Knows nothing of torch or transformers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from os.path import lexists  # a link that leads nowhere is not absent, but damaged
 from pathlib import Path
+from reprlib import repr as shown
 from typing import Any
 
 from tinyllava_edge.errors import CheckpointError, MissingFileError, UnsupportedModelError
 
 from .config import (
+    BUDGETS_KEY,
+    GRID_CONNECTORS,
+    POOL_FACTOR,
     QFORMER_KEY,
     SECOND_TOWER_KEY,
     SIDECAR_FILE,
@@ -29,7 +33,7 @@ from .layouts import PROJECTOR_FILE, whole_file
 from .llava_line import LINES, Line
 from .nanovlm import OWN, NanoVlm
 from .source_names import public_name
-from .values import MAX_SIZE, place_of, resolved_part, said_as, whole_number
+from .values import MAX_SIZE, Translated, place_of, resolved_part, said_as, whole_number
 
 _RMS_EPS_OF_OPENELM = 1e-6  # a constant of its code
 
@@ -78,7 +82,7 @@ def model_config(
             f"{path}: the two towers give {vision.num_tokens} and "
             f"{second.num_tokens_at(vision.image_size)} tokens; mof_mlp joins as many of each."
         )
-    return ModelConfig(
+    config = ModelConfig(
         vision=vision,
         second_vision=second,
         connector=connector,
@@ -91,6 +95,9 @@ def model_config(
         processor=own.processor if own else None,
         extra_tokens=own.extra_tokens if own else (),
     )
+    if not TOWERS[vision.architecture].any_size:
+        config.check_grid(vision.image_size, str(path))
+    return config
 
 
 def check_model_type(raw: Mapping[str, Any], path: Path) -> None:
@@ -191,13 +198,57 @@ def connector_config(raw: Mapping[str, Any], path: Path, sources: Path | None) -
     known = {item.name for item in fields(BertSizes)}
     for name in known - {"layer_norm_eps"}:
         whole_number(bert, name, 1, path)
+    kind = str(raw.get("connector_type"))
+    is_grid = kind in GRID_CONNECTORS
     return ConnectorConfig(
-        type=str(raw.get("connector_type")),
-        factor=own.factor if own else 1,
+        type=kind,
+        factor=own.factor
+        if own
+        else whole_number(raw, "connector_factor", POOL_FACTOR, path)
+        if is_grid
+        else 1,
+        budgets=_budgets(raw, kind, path),
         num_queries=whole_number(raw, "num_queries", 128, path),
         num_layers=whole_number(raw, "num_resampler_layers", 3, path),
         bert=BertSizes(**{key: value for key, value in bert.items() if key in known}),
     )
+
+
+def with_budgets(raw: Mapping[str, Any], budgets: Sequence[int], path: Path) -> dict[str, Any]:
+    """A config.json whose connector is to learn other numbers of visual tokens, on the whole grid of patches.
+
+    Raises:
+        UnsupportedModelError: its connector is not `avg_pool`, nor the MLP that this has behind its pooling.
+    """
+    kind, tower = raw.get("connector_type"), raw.get("vision_config", {}).get("model_type")
+    if kind not in ("avg_pool", "mlp2x_gelu"):
+        raise UnsupportedModelError(
+            f"{path}: --budgets needs a connector mlp2x_gelu or avg_pool, and connector_type is {kind!r:.40}."
+        )
+    whole = "patch" if tower in TOWERS and TOWERS[tower].prefix_tokens else "cls_patch"
+    changed = {
+        "connector_type": "avg_pool",
+        BUDGETS_KEY: list(budgets),
+        "vision_feature_select_strategy": whole,
+    }
+    values = {**raw, **changed}
+    values.pop("connector_factor", None)
+    return type(raw)(values, raw.own) if isinstance(raw, Translated) else values
+
+
+def _budgets(raw: Mapping[str, Any], kind: str, path: Path) -> tuple[int, ...]:
+    """Numbers of visual tokens that `avg_pool` was trained with, most first."""
+    found = raw.get(BUDGETS_KEY)
+    if found is None:
+        return ()
+    if kind != "avg_pool":
+        raise CheckpointError(f"{path}: {BUDGETS_KEY} is of connector_type avg_pool, not {kind!r:.40}.")
+    is_list = isinstance(found, list) and all(type(each) is int and 0 < each <= MAX_SIZE for each in found)
+    if not is_list or not found or len(set(found)) != len(found):
+        raise CheckpointError(
+            f"{path}: {BUDGETS_KEY} = {shown(found)} is no list of different numbers of visual tokens."
+        )
+    return tuple(sorted(found, reverse=True))
 
 
 def language_config(raw: Mapping[str, Any], path: Path) -> LanguageConfig:

@@ -13,6 +13,7 @@ from typing import Any, Literal, cast
 from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.config import VisionConfig
+from tinyllava_edge.checkpoint.families import TOWERS
 from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
 from tinyllava_edge.checkpoint.llava_line import picture_of
 from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
@@ -113,7 +114,7 @@ def read_assets(checkpoint: Checkpoint) -> Assets:
     if template_fault(template) is None:  # one that only trains stops nothing
         stops.add(_end_of_answer(opened, template, f"{directory}: the tokenizer", config.template_reason))
     return Assets(
-        preprocessing=_preprocessing(checkpoint),
+        preprocessing=read_preprocessing(checkpoint),
         tokenizer=tokenizer,
         template=template,
         bos_id=tokenizer.bos_id if tokenizer.adds_bos and template.starts_with_bos else None,
@@ -177,14 +178,20 @@ def _say_folder(checkpoint: Checkpoint, name: str, folder: Path) -> None:
 
 def _at_size(processor: dict[str, Any], vision: VisionConfig) -> dict[str, Any]:
     """A public processor for a tower of another size, whose positions leave no other choice."""
-    if vision.architecture == "dinov2":
+    if TOWERS[vision.architecture].any_size:
         return processor
     if "crop_size" in processor:
         return {**processor, "size": vision.image_size, "crop_size": vision.image_size}
     return {**processor, "size": {"height": vision.image_size, "width": vision.image_size}}
 
 
-def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
+    """How a checkpoint's pictures are prepared.
+
+    Raises:
+        CheckpointError: the processor's file is nowhere, or does not fit the tower or the connector.
+        UnsupportedModelError: it does what is not supported.
+    """
     config = checkpoint.config
     name = config.vision.name_or_path
     aspect = cast(Literal["square", "pad"], config.image_aspect_ratio)
@@ -213,11 +220,11 @@ def _preprocessing(checkpoint: Checkpoint) -> Preprocessing:
             f"processor, are not supported ({raw.get('image_processor_type')})."
         )
     how = preprocessing_from_processor(raw, aspect=aspect, where=where)
-    # DINOv2 takes any size: its position table is interpolated.
-    if how.image_size != config.vision.image_size and config.vision.architecture != "dinov2":
+    if how.image_size != config.vision.image_size and not TOWERS[config.vision.architecture].any_size:
         raise CheckpointError(
             f"{where}: pictures of {how.image_size} px, but "
             f"{place_of(checkpoint.factory_config, 'vision_config', checkpoint.config_path)}image_size is "
             f"{config.vision.image_size}."
         )
+    config.check_grid(how.image_size, str(checkpoint.config_path))
     return how

@@ -37,13 +37,14 @@ def build_connector(config: ConnectorConfig, vision_hidden: int, language_hidden
             return nn.Linear(vision_hidden, language_hidden)
         case "mof_mlp":
             return MofMlp(vision_hidden, language_hidden)
-        case "resampler" | "qformer" | "pixel_shuffle" as kind:
+        case "resampler" | "qformer" | "pixel_shuffle" | "avg_pool" as kind:
             return _SIZED[kind](config, vision_hidden, language_hidden)
     if mlp := _MLP.fullmatch(config.type):
         return _mlp(int(mlp[1]), vision_hidden, language_hidden)
     raise UnsupportedModelError(
         f"connector_type {config.type!r} is not supported. "
-        "Supported: identity, linear, mof_mlp, resampler, qformer, pixel_shuffle, mlpNx_gelu (N = 1, 2, ...)."
+        "Supported: identity, linear, mof_mlp, resampler, qformer, avg_pool, pixel_shuffle, mlpNx_gelu "
+        "(N = 1, 2, ...)."
     )
 
 
@@ -60,11 +61,40 @@ class PixelShuffle(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """[batch, side * side, vision_hidden] -> [batch, (side / factor)^2, language_hidden]."""
-        squares, factor = isqrt(features.shape[1]) // self.factor, self.factor
-        split = features.reshape(features.shape[0], squares, factor, squares, factor, features.shape[2])
-        # [batch, rows of squares, squares of a row, factor, factor, vision_hidden]
-        rows: torch.Tensor = self.proj(split.permute(0, 1, 3, 2, 4, 5).flatten(3).flatten(1, 2))
+        split = _squares(features, self.factor).permute(0, 1, 3, 2, 4, 5)
+        rows: torch.Tensor = self.proj(split.flatten(3).flatten(1, 2))
         return rows
+
+
+class AveragePool(nn.Sequential):
+    """The mean of each square of factor x factor patches, then `mlp2x_gelu`, whose parameter names it has.
+
+    Source: docs/sources/visual_tokens.md#average-pooling.
+    """
+
+    def __init__(self, config: ConnectorConfig, vision_hidden: int, language_hidden: int) -> None:
+        super().__init__(*_mlp(2, vision_hidden, language_hidden))
+        self.factor = config.factor
+        self.budgets = config.budgets
+
+    def forward(self, features: torch.Tensor, tokens: int | None = None) -> torch.Tensor:
+        """[batch, side * side, vision_hidden] -> [batch, tokens, language_hidden].
+
+        `tokens`: of its budgets; None is the first of them, or (side / factor)^2 where it has none.
+        """
+        side, factor = isqrt(features.shape[1]), self.factor
+        if self.budgets:
+            factor = side // isqrt(tokens or self.budgets[0])
+        rows = _squares(features, factor).mean(dim=(2, 4)).flatten(1, 2)
+        for layer in self:
+            rows = layer(rows)
+        return rows
+
+
+def _squares(features: torch.Tensor, factor: int) -> torch.Tensor:
+    """[batch, side * side, hidden], row by row -> [batch, side / f, f, side / f, f, hidden]; factor f."""
+    squares = isqrt(features.shape[1]) // factor
+    return features.reshape(features.shape[0], squares, factor, squares, factor, features.shape[2])
 
 
 class MofMlp(nn.Module):
@@ -81,7 +111,7 @@ class MofMlp(nn.Module):
         return torch.stack([self.clip(clip), self.dinov2(dinov2)], dim=2).flatten(1, 2)
 
 
-def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Module:
+def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Sequential:
     """Linear, then depth - 1 times GELU (the exact one, with erf) and Linear."""
     layers: list[nn.Module] = [nn.Linear(vision_hidden, language_hidden)]
     for _ in range(depth - 1):
@@ -94,4 +124,5 @@ _SIZED: dict[str, Callable[[ConnectorConfig, int, int], nn.Module]] = {
     "resampler": Resampler,
     "qformer": QFormer,
     "pixel_shuffle": PixelShuffle,
+    "avg_pool": AveragePool,
 }

@@ -1,6 +1,7 @@
 """The three parts joined, with upstream's splicing (docs/sources/tinyllava.md#splicing)."""
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -42,6 +43,14 @@ class TinyLlava(nn.Module):
         """[batch, 3, height, width] -> [batch, num_tokens, hidden]."""
         embeddings: torch.Tensor = self.connector(self.vision_tower(pixels))
         return embeddings
+
+    def at_tokens(self, tokens: int) -> "TinyLlava":
+        """The same weights at one of the connector's budgets; raises as `ModelConfig.at_tokens`."""
+        other = copy(self)
+        other.config = self.config.at_tokens(tokens)
+        other._modules = {**self._modules, "connector": copy(self.connector)}
+        other.connector.budgets = (tokens,)  # type: ignore[assignment]
+        return other
 
     def splice(self, ids: Sequence[int], pictures: torch.Tensor) -> torch.Tensor:
         """Put the rows of pictures [n, tokens, hidden] in the place of each -200: [positions, hidden].

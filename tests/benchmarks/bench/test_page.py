@@ -10,12 +10,15 @@ import pytest
 
 from tinyllava_edge.benchmarks.bench.compare import read_report
 from tinyllava_edge.benchmarks.bench.figures import drawn_rows
+from tinyllava_edge.benchmarks.bench.notes import notes_of
 from tinyllava_edge.benchmarks.bench.page import page_of
 from tinyllava_edge.benchmarks.bench.palette import STAGE_COLOURS, row_style
 from tinyllava_edge.benchmarks.bench.pictures import draw_all, svg_text
+from tinyllava_edge.benchmarks.bench.plot_budgets import draw_budgets
 from tinyllava_edge.benchmarks.bench.plot_choice import draw_choice
 from tinyllava_edge.benchmarks.bench.plot_growth import draw_growth
 from tinyllava_edge.benchmarks.bench.report import report_mark, write_report
+from tinyllava_edge.benchmarks.bench.tables import tables_of
 
 NANO = Path(__file__).parents[3] / "benchmarks" / "results" / "nano"
 
@@ -139,3 +142,41 @@ def test_rivals_are_drawn_beside_ours(record: dict[str, Any]) -> None:
     drawn = dict(draw_all({**record, "rivals": {"rows": [rival]}}))
     ticks = [label.get_text() for label in drawn["report"].axes[0].get_yticklabels()]
     assert ticks[-1] == "mtmd q8_0"
+
+
+def _with_budgets(record: dict[str, Any]) -> dict[str, Any]:
+    """The rows as if each had fewer visual tokens than the one before, and cost something."""
+    made = copy.deepcopy(record)
+    made["questions"] = {
+        "file": "q.json",
+        "sha256": "0" * 64,
+        "questions": 9,
+        "pictures": 3,
+        "max_tokens": 16,
+    }
+    cost = {"name": "first", "difference": -0.05, "difference_ci95": [-0.1, -0.01]}
+    for index, cell in enumerate(made["cells"]):
+        cell["tokens_per_picture"] = (36, 9, 4, 1)[index % 4]
+        cell["quality"] = {"accuracy": 0.6, "blind_accuracy": 0.3, "ci95": [0.5, 0.7]}
+        if index:
+            cell["quality"]["against_most_tokens"] = cost
+    return made
+
+
+def test_rows_with_several_budgets_of_visual_tokens_have_a_table_and_a_plot(record: dict[str, Any]) -> None:
+    made = _with_budgets(record)
+    (table,) = [table for table in tables_of(made) if table.title == "By visual tokens"]
+    assert [row["visual tokens"] for row in table.rows][:4] == ["36", "9", "4", "1"]
+    assert table.rows[0]["difference from the most tokens"] == "-"
+    assert table.rows[1]["difference from the most tokens"] == "-0.050 [-0.100, -0.010]"
+    assert table.rows[1]["accuracy"] == "0.600 [0.500, 0.700]"
+    figure = draw_budgets(made)
+    text = svg_text("budgets", figure)
+    assert {f">{tokens}</text>" in text for tokens in (36, 9, 4, 1)} == {True}
+    assert any("difference from the most tokens" in line for line in notes_of(made))
+    assert "budgets" in dict(draw_all(made))
+
+
+def test_rows_with_one_number_of_visual_tokens_have_neither(record: dict[str, Any]) -> None:
+    assert "By visual tokens" not in [table.title for table in tables_of(record)]
+    assert draw_budgets(record) is None

@@ -108,8 +108,12 @@ def _quantized(
     source: VisionSource, scheme: int8.Scheme, overflowing: Collection[str] = ()
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The float32 graph in int8, and the layers that are not: no more than its accuracy asks for."""
+    tried = None
     for bar_db in int8.INPUT_BARS_DB:
         kept = int8.kept_layers(source.graph, source.linear_inputs, scheme, overflowing, bar_db)
+        if kept == tried:
+            continue
+        tried = kept
         proto = int8.to_int8(source.graph, source.linear_inputs, scheme, kept)
         figures = feature_figures(source.calibrated, _evaluate(proto, source.calibration))
         if figures["snr_db"] >= int8.LEAST_SNR_DB:

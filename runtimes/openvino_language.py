@@ -135,7 +135,10 @@ class OpenVinoLanguage:
             self._waiting = []
         self._compute_waiting()
         if position == 0:
-            self._compiled.request.reset_state()
+            try:
+                self._compiled.request.reset_state()
+            except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
+                raise BackendError(f"{self.name}: the context cannot be emptied ({said(error)}).") from None
             self._keys = self._keys[:0]
         self._keys[self._keys >= position] = _UNSEEN
         self._position, self._last = position, None
@@ -155,7 +158,7 @@ class OpenVinoLanguage:
             for state in self._compiled.request.query_state():
                 kept = state.state.data[:, :, seen]  # [1, heads, positions, head_dim]
                 state.state = openvino.Tensor(np.ascontiguousarray(kept))
-        except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
+        except Exception as error:  # as above
             raise BackendError(
                 f"{self.name}: the context cannot be cut at position {self._position} ({said(error)})."
             ) from None

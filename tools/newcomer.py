@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import NamedTuple
 
 from tinyllava_edge.console import note
@@ -84,21 +85,24 @@ def timed(command: list[str], line: str, limit_s: float) -> Step:
     done = subprocess.Popen(command, stdout=pipe, stderr=too, text=True, errors="replace")
     assert done.stdout is not None
     output = []
+    timer = Timer(limit_s, done.kill)
+    timer.start()
     for printed in done.stdout:
         output.append(printed.rstrip())
         sys.stderr.write(f"    {printed}")
-    return Step(line, done.wait(limit_s), time.monotonic() - began, output)
+    status = done.wait()
+    timer.cancel()
+    return Step(line, status, time.monotonic() - began, output)
 
 
-def prepare(root: Path, suite: str) -> None:
-    """A minimal system, and the checkout's HEAD in it."""
-    if not (root / "usr").exists():
-        debootstrap = ["debootstrap", "--variant=minbase", suite, str(root), "http://deb.debian.org/debian"]
-        subprocess.run(debootstrap, check=True, stdout=sys.stderr)
+def prepare(root: Path, suite: str, commit: str) -> None:
+    """A minimal system, and a commit of the checkout in it."""
+    debootstrap = ["debootstrap", "--variant=minbase", suite, str(root), "http://deb.debian.org/debian"]
+    subprocess.run(debootstrap, check=True, stdout=sys.stderr)
     shutil.copytree("/" / AUTHORITIES, root / AUTHORITIES, dirs_exist_ok=True)
     home = root / HOME.removeprefix("/")
     home.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", "HEAD"], check=True, capture_output=True, cwd=README.parent)
+    archive = subprocess.run(["git", "archive", commit], check=True, capture_output=True, cwd=README.parent)
     subprocess.run(["tar", "-x", "-C", home], input=archive.stdout, check=True)
 
 
@@ -116,17 +120,17 @@ def serve(root: Path, line: str) -> Step:
         except OSError:
             continue
     seconds = time.monotonic() - began
+    is_ours = server.poll() is None
     server.send_signal(2)
     said = server.communicate(timeout=60)[1].splitlines()
     title = re.search(rb"<title>(.*?)</title>", page)
     said.append(f"(fetched: {len(page)} bytes, {title[0].decode() if title else 'no title'})")
-    return Step(line, 0 if title else 1, seconds, said)
+    return Step(line, 0 if title and is_ours else 1, seconds, said)
 
 
-def run(root: Path, suite: str) -> Iterator[Step]:
+def run(root: Path) -> Iterator[Step]:
     """All of it, in README's order."""
     readme = read_readme(README.read_text(encoding="utf-8"))
-    prepare(root, suite)
     yield timed(inside(root, f"apt-get update -qq && {readme.packages} -qq"), readme.packages, 1200)
     for line in readme.commands:
         yield timed(inside(root, line), line, 7200)
@@ -135,15 +139,14 @@ def run(root: Path, suite: str) -> Iterator[Step]:
     yield timed(inside(root, python), python, 300)
 
 
-def report(root: Path, suite: str, steps: list[Step]) -> str:
+def report(command: str, commit: str, steps: list[Step]) -> str:
     """Markdown."""
     load = os.getloadavg()[1]
-    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     yes = "all ended well" if not any(step.status for step in steps) else "NOT ALL ENDED WELL"
     lines = [
         "# README's commands in a fresh Debian",
         "",
-        f"`python -m tools.newcomer {root} --suite {suite}` at {head[:12]}, {time.strftime('%Y-%m-%d')}, "
+        f"`{command}` at {commit[:12]}, {time.strftime('%Y-%m-%d')}, "
         f"{os.cpu_count()} cores, load average {load:.1f} at the end; pip's cache was empty: {yes}.",
     ]
     for step in steps:
@@ -161,10 +164,15 @@ def main() -> None:
     parser.add_argument("--suite", default="trixie")
     parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/newcomer.md"))
     options = parser.parse_args()
-    root, steps = options.root.resolve(), []
-    for step in run(root, options.suite):
+    if options.root.exists() or os.geteuid() or shutil.which("debootstrap") is None:
+        parser.error("expected a ROOT that is not there yet, root's rights, and debootstrap.")
+    command = f"python -m tools.newcomer {options.root} --suite {options.suite}"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, check=True, cwd=README.parent)
+    root, commit, steps = options.root.resolve(), head.stdout.decode().strip(), list[Step]()
+    prepare(root, options.suite, commit)
+    for step in run(root):
         steps.append(step)
-        options.output.write_text(report(options.root, options.suite, steps), encoding="utf-8")
+        options.output.write_text(report(command, commit, steps), encoding="utf-8")
     sys.exit(any(step.status for step in steps))
 
 

@@ -61,12 +61,12 @@ class Said(NamedTuple):
 def split(data: Path, folder: Path) -> tuple[Path, Path]:
     """Write the records to train on, and those of a tenth of the pictures, which are held out."""
     records = json.loads(data.read_text(encoding="utf-8"))
-    pictures = sorted({record["image"] for record in records})
+    pictures = sorted({record["image"] for record in records if "image" in record})
     random.Random(0).shuffle(pictures)
     held = set(pictures[: len(pictures) // HELD_OUT])
     paths = folder / "train.json", folder / "held_out.json"
     for path, is_held in zip(paths, (False, True), strict=True):
-        write_json(path, [record for record in records if (record["image"] in held) == is_held])
+        write_json(path, [record for record in records if (record.get("image") in held) == is_held])
     return paths
 
 

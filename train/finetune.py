@@ -205,7 +205,8 @@ class _Run:
                 keep_frozen_in(each, getattr(torch, DTYPES[precision]))
         trained = TinyLlavaForTraining(model, teacher)
         if training.attn_implementation != "auto":
-            trained.set_attention(training.attn_implementation)
+            for each in (trained, *trained.teachers):
+                each.set_attention(training.attn_implementation)
         if training.gradient_checkpointing:
             trained.checkpoint_activations()
         return fit(trained, self._samples, self._validation, options, self._work)

@@ -114,7 +114,7 @@ class FinetuneOptions:
 
     def _check_grids(self) -> None:
         for grid in self.training.quantize_aware:
-            for part in set(GRID_PARTS[grid]) & set(self.lora_parts):
+            for part in filter(GRID_PARTS[grid].__contains__, self.lora_parts):
                 raise UsageError(
                     f"--quantize-aware {grid} is of the {part}'s own weights, and a LoRA update merged into "
                     f"them takes them off the grid. Train the {part} in full, or leave it frozen."

@@ -23,7 +23,8 @@ def test_a_readme_without_one_is_refused(absent: str) -> None:
 
 def test_a_command_that_failed_is_seen_at_once() -> None:
     steps = [Step("make demo", 0, 61.0, ["a"] * 20), Step("make test", 2, 5.0, ["no"])]
-    text = report(README.parent, "trixie", steps)
+    text = report("the command", "0123456789abcdef", steps)
+    assert "`the command` at 0123456789ab," in text
     assert "NOT ALL ENDED WELL" in text
     assert "$ make demo\n...\na\n" in text
     assert "1 min 1 s\n" in text

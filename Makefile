@@ -254,6 +254,10 @@ example: $(VENV)/ready $(EXAMPLE)/data $(EXAMPLE)/parts
 	mkdir -p $(EXAMPLE_RESULTS)
 	$(BIN)/tinyllava-edge eval $(EXAMPLE)/bundle --questions $(EXAMPLE)/data/test.json --images $(EXAMPLE)/data \
 		--vision fp32 --language f16,q8_0,q4_k_m --answers $(EXAMPLE)/answers.jsonl --force --json > $(EXAMPLE_RESULTS)/eval.json
+	$(BIN)/tinyllava-edge eval compare $(EXAMPLE)/answers.fp32+f16.blind.jsonl $(EXAMPLE)/answers.jsonl --json \
+		> $(EXAMPLE_RESULTS)/against_blind.json
+	cp $(EXAMPLE)/aligned/training_log.jsonl $(EXAMPLE_RESULTS)/pretrain.jsonl
+	cp $(EXAMPLE)/tuned/training_log.jsonl $(EXAMPLE_RESULTS)/finetune.jsonl
 	$(BIN)/tinyllava-edge bench $(EXAMPLE)/bundle --checkpoint $(EXAMPLE)/tuned --vision all --runs 12 \
 		-o $(EXAMPLE_RESULTS)/bench --force
 	$(BIN)/tinyllava-edge card $(EXAMPLE)/bundle --checkpoint $(EXAMPLE)/tuned --name smollm2-dinov2 \

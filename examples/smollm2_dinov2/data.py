@@ -44,6 +44,8 @@ QUESTIONS = {
 }
 SHARES = {"test": 0.2, "val": 0.1}  # of the concepts of each kind; the others are trained
 MOST_OF_A_KIND = 40
+# Of one view after the other. The second answer can be told from the first, but for a colour or a "no".
+_ASKED = (("kind", "colour"), ("yesno", "kind"), ("kind", "name"), ("yesno", "colour"))
 _MARGIN, _TURN = 0.85, 12  # of a tested picture's side; degrees that a trained one may be turned
 _QUALITY = 92
 
@@ -199,12 +201,11 @@ def records_of(
                 image = f"{stem}-{view}.jpg"
                 draw_for_training(drawing, rng).save(out / image, quality=_QUALITY)
                 turns = turns_about(concept, colour, rng)
-                # A later answer can be told from an earlier one, so kind and yes/no come first in turn.
-                order = ("kind", "colour", "name") if view % 2 == 0 else ("yesno", "colour", "kind")
+                asked = _ASKED[view % len(_ASKED)]
                 caption = f"{concept.kind}: {concept.name}" + (f", mostly {colour}" if colour else "")
                 yield {
                     "captions": [conversation(image, [("", caption)])],
-                    "train": [conversation(image, [turns[kind] for kind in order if kind in turns])],
+                    "train": [conversation(image, [turns[kind] for kind in asked if kind in turns])],
                 }
 
 

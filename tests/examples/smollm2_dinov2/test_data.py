@@ -116,7 +116,7 @@ def test_what_is_answered_is_so(packages: Path, tmp_path: Path) -> None:
                     assert question in QUESTIONS["name"]
                     assert answer.startswith(next(group for group in KINDS[kind] if group in SUBGROUPS))
                 asked += 1
-    assert asked == 2 * 63 * 3 + 27 + 54
+    assert asked == 2 * 63 * 2 + 27 + 54
     caption = records(tmp_path / "out" / "captions.json")[0]["conversations"][1]["value"]
     assert re.fullmatch(r"mammal: animal-mammal \d, mostly brown", caption)
 

@@ -21,6 +21,7 @@ LLAMA_SUITS = $(BIN)/python -m tinyllava_edge.runtimes.llamacpp_build
 SMOLLM2 ?= $(OUT)/smollm2-135m
 # The shape of Qwen2-0.5B and SigLIP-so400m with random weights, where `make qwen2-shape` has put it.
 QWEN2 ?= $(OUT)/qwen2-0.5b-siglip
+SMOLLM2_RUNTIMES := openvino-int8,onnxruntime+llamacpp
 QWEN2_RUNTIMES := openvino-int8,openvino-bf16,onnxruntime+llamacpp
 # As many as 24 GB of memory hold beside each other.
 QWEN2_RIVALS := mtmd,llama-server,transformers-bf16,openvino-int8,openvino-int4
@@ -41,7 +42,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms nano nano-bundle nano-card example clean
+.PHONY: long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -76,10 +77,12 @@ bench: $(VENV)/ready
 	$(BIN)/tinyllava-edge bench $(OUT)/nano --checkpoint nano --vision all --runs 66 $(SCORED) \
 		$(call rivals,all,$(OUT)/nano-llava) --growth -o $(RESULTS)/nano --force
 ifneq ($(wildcard $(SMOLLM2)/config.json),)
-	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2 --vision $(VISION) \
-		--language f32,f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2 --vision fp32,int8 --language f16,q8_0,ov_int8 --force
+	$(BIN)/tinyllava-edge export $(SMOLLM2) -o $(OUT)/smollm2-llava --interchange transformers --force
 	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2)
-	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --vision all --runs 24 --growth \
+	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2) --runtime openvino-int8
+	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --runtime $(SMOLLM2_RUNTIMES) \
+		--vision int8 --tokens 32 --sessions 2 --runs 12 $(call rivals,all,$(OUT)/smollm2-llava) \
 		-o $(RESULTS)/smollm2-135m --force
 else
 	@echo "without SmolLM2-135M: make smollm2 downloads it"
@@ -211,6 +214,10 @@ peers: $(PEERS:%=.peers/%/ready)
 serve-load: $(VENV)/ready .peers/llama-cpp-server/ready
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-serve --vision fp16 --language f16 --interchange mmproj --force
 	$(BIN)/python -m tools.serve_peer $(OUT)/nano-serve .peers/llama-cpp-server -o $(RESULTS)/serve $(SERVE_LOAD_OPTIONS)
+
+# README's commands in a Debian made for it, with what each printed and its time; root, debootstrap and a network. An hour.
+newcomer: $(VENV)/ready
+	$(BIN)/python -m tools.newcomer $(OUT)/newcomer -o $(RESULTS)/newcomer.md
 
 # lmms-eval in an environment of its own, whose accuracy of nano must be that of our eval; needs a network. 3 minutes.
 .peers/lmms-eval/ready: benchmarks/evals/requirements-lmms-eval.txt

@@ -4,8 +4,9 @@ One decoder for every family; what differs between families is in `Decoder`'s sm
 reference model does (`model/language_model.py`), which `verify` holds it against.
 
 Inputs: `input_ids` [1, n] int32, where -1 takes the row of `inputs_embeds` [1, n, hidden] (or [1, 1, hidden]
-where no id is -1); `position_ids` [1, n]; `wanted` [k], the rows whose logits are computed; `beam_idx` [1],
-which is 0: only with it the CPU plugin keeps keys and values in its own cache
+where no id is -1); `position_ids` [1, n]; `key_positions` [all], of what the cache holds and of the new rows:
+a row whose position is beyond every query's is not seen; `wanted` [k], the rows whose logits are computed;
+`beam_idx` [1], which is 0: only with it the CPU plugin keeps keys and values in its own cache
 (docs/sources/openvino.md#kv-cache). Output: `logits` [1, k, vocab].
 """
 
@@ -48,6 +49,7 @@ class Decoder:
         ids = _parameter([1, -1], Type.i32, "input_ids")
         embeds = _parameter([1, -1, hidden], Type.f32, "inputs_embeds")
         positions = _parameter([1, -1], Type.i32, "position_ids")
+        keys = _parameter([-1], Type.i32, "key_positions")
         wanted = _parameter([-1], Type.i32, "wanted")
         self._beams = _parameter([-1], Type.i32, "beam_idx")
         is_row = op.unsqueeze(op.less(ids, _ints(0)), _ints(2))  # [1, n, 1]
@@ -55,14 +57,14 @@ class Decoder:
         if self._config.embedding_scale != 1.0:
             rows = op.multiply(rows, _floats(self._config.embedding_scale))
         self._rotary = self._cosines_and_sines(positions)
-        self._masks = self._build_masks(positions)
+        self._masks = self._build_masks(positions, keys)
         for layer in range(self._config.num_hidden_layers):
             rows = self._layer(layer, rows)
         final = "final_layernorm" if self._config.architecture == "phi" else "norm"
         rows = self._norm(op.gather(rows, wanted, _ints(1)), f"{self._root}.{final}")
         result = op.result(self._head(rows))
         result.get_output_tensor(0).set_names({"logits"})
-        inputs = [ids, embeds, positions, wanted, self._beams]
+        inputs = [ids, embeds, positions, keys, wanted, self._beams]
         return openvino.Model([result], self._states, inputs, self._config.architecture)
 
     def _head(self, rows: Any) -> Any:
@@ -181,10 +183,8 @@ class Decoder:
         found = op.add(op.multiply(turned, cosines), op.multiply(other, sines))
         return found if rest is None else op.concat([found, rest], -1)
 
-    def _build_masks(self, positions: Any) -> tuple[Any, Any]:
-        """What is added to scores [1, 1, n, all positions]: of full attention, and of a sliding window."""
-        end = op.add(op.reduce_max(positions, _ints([0, 1])), _ints(1))
-        keys = op.range(_ints(0), end, _ints(1), Type.i32)  # [all]
+    def _build_masks(self, positions: Any, keys: Any) -> tuple[Any, Any]:
+        """What is added to scores [1, 1, n, all]: of full attention, and of a sliding window."""
         queries = op.unsqueeze(positions, _ints([1, 3]))  # [1, 1, n, 1]
         seen = op.less_equal(keys, queries)
         full = op.select(seen, _floats(0.0), _floats(_LOWEST))

@@ -1,6 +1,6 @@
 """Each precision of the vision graph: how it is made, and what it is held against before it is published."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from tinyllava_edge.manifest import EMBEDDINGS, PIXELS
+from tinyllava_edge.metrics import feature_figures
 from tinyllava_edge.precisions import PRECISIONS
 
 from . import int8
-from .onnx_file import write_vision_graph
+from .onnx_file import opened_graph, write_vision_graph
 from .parity import VisionTrial, check_rounded, check_vision
 from .precision import Island, find_islands, to_bfloat16, to_float16
 from .rounding import Floats, ValueRange, measure_ranges
@@ -49,6 +51,11 @@ class VisionSource:
         """What int8 is fitted to."""
         return int8.measure_inputs(self.graph, self.calibration)
 
+    @cached_property
+    def calibrated(self) -> Floats:
+        """What the float32 graph makes of the pictures that int8 is fitted to."""
+        return _evaluate(self.graph, self.calibration)
+
 
 Built = tuple[onnx.ModelProto, dict[str, Any]]  # a graph, and what its making decided
 
@@ -78,17 +85,33 @@ def _float16(source: VisionSource) -> Built:
 
 
 def _int8(source: VisionSource) -> Built:
-    kept = int8.kept_layers(source.graph, source.linear_inputs, int8.CPU)
-    proto = int8.to_int8(source.graph, source.linear_inputs, int8.CPU, kept)
+    proto, kept = _quantized(source, int8.CPU)
     return proto, _int8_decisions(source, kept)
 
 
 def _int8_float16(source: VisionSource) -> Built:
     in_islands = {name for island in source.islands for name in island.nodes}
-    kept = int8.kept_layers(source.graph, source.linear_inputs, int8.TENSORRT, in_islands)
-    proto = int8.to_int8(source.graph, source.linear_inputs, int8.TENSORRT, kept)
+    proto, kept = _quantized(source, int8.TENSORRT, in_islands)
     decisions = {**_int8_decisions(source, kept), **_islands(source)}
     return int8.with_typed_scales(to_float16(proto, source.islands)), decisions
+
+
+def _quantized(
+    source: VisionSource, scheme: int8.Scheme, overflowing: Collection[str] = ()
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The float32 graph in int8, and the layers that are not: no more than its accuracy asks for."""
+    for bar_db in int8.INPUT_BARS_DB:
+        kept = int8.kept_layers(source.graph, source.linear_inputs, scheme, overflowing, bar_db)
+        proto = int8.to_int8(source.graph, source.linear_inputs, scheme, kept)
+        figures = feature_figures(source.calibrated, _evaluate(proto, source.calibration))
+        if figures["snr_db"] >= int8.LEAST_SNR_DB:
+            break
+    return proto, kept
+
+
+def _evaluate(proto: onnx.ModelProto, pixels: Floats) -> Floats:
+    with opened_graph(proto) as session:
+        return np.concatenate([session.run([EMBEDDINGS], {PIXELS: picture[None]})[0] for picture in pixels])
 
 
 def _islands(source: VisionSource) -> dict[str, Any]:

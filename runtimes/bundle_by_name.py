@@ -139,20 +139,36 @@ def _export(repository: Repository, kept: Path, settings: OpeningT) -> None:
         )
     weights = sum(size for file, size in repository.sizes.items() if file.endswith((".safetensors", ".bin")))
     _say_cost(repository, weights, repository.to_download(allow_pickle=settings.allow_pickle), kept)
-    command = module_command("tinyllava_edge", "export", f"{repository.name}@{repository.commit}")
-    command += ["-o", str(kept), "--vision", settings.vision or VISION]
-    command += ["--language", settings.language or LANGUAGE, "--json"]
-    command += [*["--quiet"] * Talk.quiet, *["--verbose"] * Talk.verbose]
     is_whole = all(not group.isdisjoint(repository.sizes) for group in (_PROCESSORS, _TOKENIZERS))
-    if settings.sources or not is_whole:
-        command += ["--sources", str(settings.sources or HUB)]
-    code = subprocess.run(
-        [*command, *["--allow-pickle"] * settings.allow_pickle], stdout=subprocess.DEVNULL, check=False
-    ).returncode
+    export_apart(
+        f"{repository.name}@{repository.commit}",
+        kept,
+        vision=settings.vision or VISION,
+        language=settings.language or LANGUAGE,
+        sources=settings.sources or (None if is_whole else HUB),
+        allow_pickle=settings.allow_pickle,
+    )
+
+
+def export_apart(
+    given: str, kept: Path, *, vision: str, language: str, sources: Path | str | None, allow_pickle: bool
+) -> None:
+    """Export a checkpoint by our own command, in a process of its own, whose memory goes with it.
+
+    Raises:
+        CheckpointError: the system ended it.
+        typer.Exit: it cannot be exported, as the export has said; with its code.
+    """
+    command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
+    command += ["--vision", vision, "--language", language, "--json"]
+    command += [*["--quiet"] * Talk.quiet, *["--verbose"] * Talk.verbose]
+    command += [] if sources is None else ["--sources", str(sources)]
+    command += ["--allow-pickle"] * allow_pickle
+    code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code < 0:
         raise CheckpointError(
-            f"{repository.name}: the export was ended by signal {-code}, as the system does where memory is "
-            "short. Export it elsewhere and copy the bundle."
+            f"{given}: the export was ended by signal {-code}, as the system does where memory is short. "
+            "Export it elsewhere and copy the bundle."
         )
     if code:
         raise typer.Exit(code)

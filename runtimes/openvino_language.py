@@ -1,8 +1,9 @@
 """The language model through OpenVINO on the CPU: a graph with its KV cache inside (IR, from `export`).
 
 Ids and a picture's rows go into one graph, which looks ids up itself, and into one call: rows wait until
-logits are asked for, as a call behind another is slower. Its cache is cut by reading each state, and setting
-the part that stays. Both: docs/sources/openvino.md#kv-cache.
+logits are asked for, as a call behind another is slower. What is cut off the context stays in the graph's
+cache, out of sight, until there is much of it, as reading a cache takes longer than a question does. Both:
+docs/sources/openvino.md#kv-cache.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ from .openvino_library import compile_model, read_model, said
 _KV_TYPES = {"f32": "f32", "f16": "f16", "q8_0": "u8"}
 DEFAULT_KV_TYPE = "f16"
 _ROWS = 4096  # of one call at most, which sizes its working memory
-_INPUTS = {"input_ids", "inputs_embeds", "position_ids", "wanted", "beam_idx"}
+_INPUTS = {"input_ids", "inputs_embeds", "position_ids", "key_positions", "wanted", "beam_idx"}
+_UNSEEN = 1 << 30  # the position of a row that was cut off: behind every query
+_MOST_UNSEEN = 256  # rows
 
 
 def _open(compute: ComputeClass, bundle: Bundle, options: BackendOptions) -> "OpenVinoLanguage":
@@ -88,6 +91,7 @@ class OpenVinoLanguage:
         self.context_length = options.positions(spec)
         self.compute_class = compute
         self._position = 0
+        self._keys: npt.NDArray[np.int32] = np.zeros(0, dtype=np.int32)  # of each row in the graph's cache
         self._waiting: list[Segment] = []  # the context's last rows, which are not computed yet
         self._last: npt.NDArray[np.float32] | None = None
         model = read_model(path)
@@ -130,22 +134,32 @@ class OpenVinoLanguage:
         if position == 0:
             self._waiting = []
         self._compute_waiting()
-        try:
-            if position == 0:
-                self._compiled.request.reset_state()
-            for state in self._compiled.request.query_state() if position else ():
-                kept = state.state.data[:, :, :position]  # [1, heads, positions, head_dim]
-                state.state = openvino.Tensor(np.ascontiguousarray(kept))
-        except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
-            raise BackendError(
-                f"{self.name}: the context cannot be cut at position {position} ({said(error)})."
-            ) from None
+        if position == 0:
+            self._compiled.request.reset_state()
+            self._keys = self._keys[:0]
+        self._keys[self._keys >= position] = _UNSEEN
         self._position, self._last = position, None
 
     def close(self) -> None:
         """See `LanguageBackend`."""
         self._compiled = None
         self._free()
+
+    def _make_room(self, count: int) -> None:
+        """Take rows out of the graph's cache that are not seen, where they or the context are too many."""
+        seen = np.flatnonzero(self._keys < _UNSEEN)
+        unseen = len(self._keys) - len(seen)
+        if not unseen or (unseen <= _MOST_UNSEEN and len(self._keys) + count <= self.context_length):
+            return
+        try:
+            for state in self._compiled.request.query_state():
+                kept = state.state.data[:, :, seen]  # [1, heads, positions, head_dim]
+                state.state = openvino.Tensor(np.ascontiguousarray(kept))
+        except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
+            raise BackendError(
+                f"{self.name}: the context cannot be cut at position {self._position} ({said(error)})."
+            ) from None
+        self._keys = self._keys[seen]
 
     def _compute_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
@@ -171,10 +185,14 @@ class OpenVinoLanguage:
         self, ids: npt.NDArray[Any], rows: npt.NDArray[np.float32], position: int, all_logits: bool
     ) -> npt.NDArray[np.float32]:
         count = len(ids)
+        self._make_room(count)
+        positions = np.arange(position, position + count, dtype=np.int32)
+        self._keys = np.concatenate([self._keys, positions])
         inputs = {
             "input_ids": ids.astype(np.int32)[None],
             "inputs_embeds": rows[None],
-            "position_ids": np.arange(position, position + count, dtype=np.int32)[None],
+            "position_ids": positions[None],
+            "key_positions": self._keys,
             "wanted": np.arange(0 if all_logits else count - 1, count, dtype=np.int32),
             "beam_idx": np.zeros(1, dtype=np.int32),
         }

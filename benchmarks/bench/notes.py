@@ -63,7 +63,7 @@ def notes_of(record: Record) -> Iterator[str]:
     if (power := record.get("power")) and power["whole"]:
         yield f"*J/answer*: {_energy_note(power)}"
     yield from rival_notes(record)
-    yield _control_line(record)
+    yield control_line(record)
     if unsteady := [cell["name"] for cell in record["cells"] if not cell["same_answer_every_run"]]:
         yield f"The answer was not the same in every run: {', '.join(unsteady)}."
     if unstable := [cell["name"] for cell in record["cells"] if cell["unstable"]]:
@@ -126,7 +126,8 @@ def _stitching_note(record: Record) -> str:
     return f"{said}. OVER IT: {', '.join(over)}." if over else f"{said}."
 
 
-def _control_line(record: Record) -> str:
+def control_line(record: Record) -> str:
+    """What the same row measured twice says of the rest."""
     ratios = {r["metric"]: r for r in record["ratios"] if r["cell"] == record["control"]}
     if not ratios:
         return f"A/A control ({record['control']}): not measured, so NO CLAIM IS VALID."

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tinyllava_edge.benchmarks.bench.compare import MAX_REPORT_BYTES, read_report
-from tinyllava_edge.benchmarks.bench.notes import warning_lines, what_was_asked
+from tinyllava_edge.benchmarks.bench.notes import control_line, warning_lines, what_was_asked
 from tinyllava_edge.benchmarks.bench.tables import tables_of
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import DataError, UsageError
@@ -94,12 +94,7 @@ def _speed_lines(bundle: Bundle, record: Mapping[str, Any], own: bool) -> Iterat
     machine = record["machine"]
     parts = (machine["cpu"]["model"], f"{machine['cpu']['usable_cores']} cores", *machine["gpus"])
     yield f"Machine: {', '.join(map(str, parts))}, {machine['system']}, {str(machine['time_utc'])[:10]}."
-    passed = record["control_passed"]
-    yield (
-        "The A/A control, the same row measured twice, shows no difference."
-        if passed and all(passed.values())
-        else "The A/A control was not measured, or it shows a difference: NO CLAIM of speed is valid."
-    )
+    yield control_line(dict(record))
     yield (
         f"speed: times faster end to end than {record['baseline']}, with a 95 % interval. KL, top-1: the "
         "next token against torch float32."

@@ -57,7 +57,7 @@ def upload(bundle: Bundle, name: str, files: Mapping[str, Content], *, private: 
     _check_hashes(bundle)
     hub = HfApi()
     with _asking(name):
-        if hub.token is None and _no_token():
+        if _no_token():
             raise HubError(f"{name}: no token to write with. Run `hf auth login`, or set HF_TOKEN.")
         there, parent = _held(hub, name)
         stale = _stale(hub, bundle, name, there, parent, files, force=force)
@@ -71,7 +71,10 @@ def upload(bundle: Bundle, name: str, files: Mapping[str, Content], *, private: 
         bundle.check_unchanged()
         message = f"Bundle {bundle.manifest_sha256[:12]}, written by tinyllava-edge push"
         commit = hub.create_commit(name, operations, commit_message=message, parent_commit=parent).oid
-        bundle.check_unchanged()
+        try:
+            bundle.check_unchanged()
+        except BundleError as error:
+            raise BundleError(f"{error} Commit {commit} of {name} has some of it: push again.") from None
         _check_arrived(hub, name, commit, files)
     return str(commit)
 
@@ -99,14 +102,19 @@ def _no_token() -> bool:
 def _held(hub: "HfApi", name: str) -> tuple[dict[str, int], str | None]:
     """Files of a repository and their sizes, and its commit; None where there is no such repository."""
     from huggingface_hub.errors import RepositoryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
 
     try:
-        commit = hub.model_info(name).sha
+        commit = str(hub.model_info(name).sha)
     except RepositoryNotFoundError:
         return {}, None
+    return _sizes(hub, name, commit), commit
+
+
+def _sizes(hub: "HfApi", name: str, commit: str) -> dict[str, int]:
+    from huggingface_hub.hf_api import RepoFile
+
     tree = hub.list_repo_tree(name, revision=commit, recursive=True)
-    return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}, str(commit)
+    return {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
 
 
 def _stale(
@@ -148,10 +156,7 @@ def _stale(
 
 
 def _check_arrived(hub: "HfApi", name: str, commit: str, files: Mapping[str, Content]) -> None:
-    from huggingface_hub.hf_api import RepoFile
-
-    tree = hub.list_repo_tree(name, revision=commit, recursive=True)
-    found = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
+    found = _sizes(hub, name, commit)
     for path, content in files.items():
         if found.get(path) != size_of_all([content]):
             raise HubError(

@@ -45,10 +45,10 @@ class Asked:
         return PUBLIC_SETS[self.benchmark].max_tokens if self.benchmark else MAX_TOKENS
 
     @property
-    def as_published(self) -> bool:
-        """Whether a public set has as many questions as that of which scores were published."""
+    def as_published(self) -> bool | None:
+        """Whether a public set has as many questions as scores were published of; None where not known."""
         known = PUBLIC_SETS[self.benchmark].num_questions if self.benchmark else 0
-        return known in (0, self.num_all)
+        return known == self.num_all if known else None
 
     @property
     def questions(self) -> list[Question]:
@@ -84,7 +84,7 @@ def read_benchmark(name: str, folder: Path, limit: int) -> Asked:
     """Read a public set; arguments and errors as `read_public_set`. Another version of it is said."""
     file, records, num_all = read_public_set(name, folder, limit)
     asked = Asked(file=file, records=records, benchmark=name, num_all=num_all)
-    if not asked.as_published:
+    if asked.as_published is False:
         note(
             f"{file}: {num_all:,} questions, and published scores of {name} are of "
             f"{PUBLIC_SETS[name].num_questions:,}: another version, or a part, of the set."

@@ -54,7 +54,10 @@ def eval_compare(
     pairs = paired_answers(read_answered(first), read_answered(other), f"{first} and {other}")
     rules = {answered.rule for pair in pairs for answered in pair}
     if len(rules) > 1:
-        raise DataError(f"{first} and {other} are scored by unlike rules: {', '.join(sorted(rules))}.")
+        raise DataError(
+            f"{first} and {other} are scored by unlike rules: {', '.join(sorted(rules))}. Give files of "
+            "one --benchmark, or of one kind of question file."
+        )
     clusters = [one.picture for one, _ in pairs]
     rights: list[Array] = [np.array([pair[side].right for pair in pairs]) for side in (0, 1)]
     result: dict[str, Any] = {"rule": rules.pop(), "questions": len(pairs), "images": len(set(clusters))}
@@ -105,7 +108,9 @@ def read_answered(path: Path) -> dict[str, list[Answered]]:
                 Answered(text=text, right=right, picture=str(picture), rule=rule)
             )
     except (ResumeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: holds other lines than answers of eval ({error}).") from None
+        raise DataError(
+            f"{path}: holds other lines than answers of eval ({error}). Give a file of eval --answers."
+        ) from None
     if not found:
         raise DataError(f"{path}: holds no answer that was scored. Score it: eval with --references.")
     return found

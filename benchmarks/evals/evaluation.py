@@ -28,7 +28,7 @@ from .asked import Asked
 from .question import Question
 from .questions import check_pictures
 from .rules import RULES
-from .scores import compare, score, summarize
+from .scores import compare, overall, summarize
 from .shards import merged_answers
 
 _SAID = 20  # bad records, of a file that is refused
@@ -229,7 +229,7 @@ class Evaluation:
         if not self.asked.benchmark:
             blind = self._texts(cell, True) if (cell.name, True) in self.answers else None
             return {**summarize(scored, texts, blind, first), **amount}
-        named = {"rule": rule.name, "right_is": rule.says, **score(scored, texts)["all"].to_json()}
+        named = {"rule": rule.name, "right_is": rule.says, **overall(scored, texts).to_json()}
         against = {} if first is None else {"against_first": compare(scored, first, texts)}
         return {**named, **rule.figures(scored, texts), **against, **amount}
 

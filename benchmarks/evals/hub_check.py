@@ -19,6 +19,7 @@ from typing import Annotated
 
 import typer
 
+from tinyllava_edge.append_jsonl import work_path
 from tinyllava_edge.atomic_files import check_output, output_file, write_json
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
@@ -26,7 +27,7 @@ from tinyllava_edge.module_process import module_command
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
 from .hub_released import RELEASED, SCORED, Record, Released, judged
-from .hub_report import REPORT, markdown_lines, packed_mark, passed, report_mark, write_report
+from .hub_report import REPORT, file_name, markdown_lines, packed_mark, passed, report_mark, write_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,20 +177,17 @@ def _check_all(
         for released in chosen:
             record = records.setdefault(released.repository, {"repository": released.repository})
             record |= {"note": released.note, "error": ""}
-            write_json(folder / f"{_file_name(released)}.json", record)
+            path = folder / f"{file_name(released.repository)}.json"
+            write_json(path, record)
             try:
                 for _ in _steps(
                     folder, released, options, record, lambda step: bar.update(task, description=step)
                 ):
-                    write_json(folder / f"{_file_name(released)}.json", record)
+                    write_json(path, record)
             except (TinyLlavaEdgeError, OSError) as error:
                 record["error"] = " ".join(str(error).split())
-                write_json(folder / f"{_file_name(released)}.json", record)
+                write_json(path, record)
             bar.advance(task)
-
-
-def _file_name(released: Released) -> str:
-    return released.repository.replace("/", "--")
 
 
 def _steps(
@@ -198,7 +196,7 @@ def _steps(
     """Export, verify and eval; after each, what it said is in the record. None is done twice."""
     from tinyllava_edge.bundle import Bundle
 
-    bundle = folder / "bundles" / _file_name(released)
+    bundle = folder / "bundles" / file_name(released.repository)
     reading = [
         *([] if options.sources is None else ["--sources", options.sources]),
         *(["--allow-pickle"] if options.allow_pickle else []),
@@ -229,7 +227,7 @@ def _steps(
     for name in sets:
         if name not in scores:
             on_step(f"eval {released.repository}: {name}")
-            answers = folder / "answers" / f"{_file_name(released)}.{name}.jsonl"
+            answers = folder / "answers" / f"{file_name(released.repository)}.{name}.jsonl"
             result = _evaluated(bundle, name, answers, options)
             scores[name] = {**result, "judged": list(judged(name, released, result))}
             yield
@@ -257,7 +255,7 @@ def _evaluated(bundle: Path, name: str, answers: Path, options: CheckOptions) ->
         options.runtime,
     ]
     answers.parent.mkdir(exist_ok=True)
-    has_ended = answers.exists() and not answers.with_name(f"{answers.name}.work.json").exists()
+    has_ended = answers.exists() and not work_path(answers).exists()
     kept = ("--merge", answers) if has_ended else ("--answers", answers, "--resume")
     return _run("eval", bundle, *asked, *kept)
 

@@ -21,6 +21,11 @@ def write_report(folder: Path, options: Record, records: list[Record], *, comple
     return report
 
 
+def file_name(repository: str) -> str:
+    """A checkpoint's name, as it stands in names of files."""
+    return repository.replace("/", "--")
+
+
 def report_mark(folder: Path) -> str:
     """Whether a directory is what this command wrote and nothing else: see `atomic_files.Mark`."""
     from tinyllava_edge.bundle import bundle_mark
@@ -28,10 +33,10 @@ def report_mark(folder: Path) -> str:
     report = json.loads((folder / REPORT).read_bytes())
     if not isinstance(report, dict) or report.keys() != {"options", "complete", "checkpoints"}:
         return "has the report of something else"
-    names = {record["repository"].replace("/", "--") for record in report["checkpoints"]}
+    names = {file_name(record["repository"]) for record in report["checkpoints"]}
     for path in folder.glob("*--*.json"):
         record = json.loads(path.read_bytes())
-        if record["repository"].replace("/", "--") == path.stem:
+        if file_name(record["repository"]) == path.stem:
             names.add(path.stem)
     bundles = [folder / "bundles" / name for name in names if (folder / "bundles" / name).is_dir()]
     known = {REPORT, "report.md", *(f"{name}.json" for name in names)}

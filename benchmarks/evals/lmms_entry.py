@@ -1,9 +1,6 @@
 """What lmms-eval finds under the entry point `lmms_eval.models`; imported by that program alone."""
 
-from pathlib import Path
 from typing import Any
-
-HOME = Path(".peers/lmms-eval")  # its environment, which `make test-lmms` builds
 
 
 def manifest() -> Any:

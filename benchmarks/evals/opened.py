@@ -1,20 +1,17 @@
 """What `eval` is given -> a bundle: one that is there, or a checkpoint that is exported once."""
 
 import json
-import subprocess
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
-import typer
-
 from tinyllava_edge import __version__
+from tinyllava_edge.benchmarks.bench.plan import ALL
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
-from tinyllava_edge.module_process import module_command
-from tinyllava_edge.runtimes.bundle_by_name import fetched_alone, open_named
+from tinyllava_edge.runtimes.bundle_by_name import export_apart, fetched_alone, open_named
 from tinyllava_edge.runtimes.cli_options import Opening
 
 _CONFIGS = ("config.json", "adapter_config.json")
@@ -36,15 +33,17 @@ def open_asked(
         allow_pickle: read its .bin weights.
 
     Raises:
-        BundleError, CheckpointError: it is damaged.
-        typer.Exit: it cannot be exported, as the export has said; with its code.
+        BundleError, CheckpointError: it is damaged, or `export_apart` was ended.
+        typer.Exit: as `export_apart`.
     """
+    vision, language = ("" if names == ALL else names for names in (vision, language))
     folder = Path(given)
     if (folder / MANIFEST_FILE).exists() or not any((folder / name).is_file() for name in _CONFIGS):
-        opening = Opening(vision=vision or None, language=language or None, sources=sources)
-        return open_named(given, opening)[0]
-    vision = _VISION if vision in ("", "all") else vision
-    language = _LANGUAGE if language in ("", "all") else language
+        asked = Opening(
+            vision=vision or None, language=language or None, sources=sources, allow_pickle=allow_pickle
+        )
+        return open_named(given, asked)[0]
+    vision, language = vision or _VISION, language or _LANGUAGE
     key = _key(Checkpoint(folder, sources=sources, allow_pickle=allow_pickle))
     kept = cache_folder() / "bundles" / f"checkpoint@{key}.{vision}.{language}"
     with fetched_alone(kept):  # shards may be begun together
@@ -52,13 +51,9 @@ def open_asked(
             note(f"{given}: was exported before: {kept}")
             return Bundle.open(kept)
         note(f"{given}: a checkpoint, which is exported once, to {kept}")
-        command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
-        command += ["--vision", vision, "--language", language, "--json"]
-        command += [] if sources is None else ["--sources", str(sources)]
-        command += ["--allow-pickle"] * allow_pickle
-        code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
-        if code:
-            raise typer.Exit(code if code > 0 else 1)
+        export_apart(
+            given, kept, vision=vision, language=language, sources=sources, allow_pickle=allow_pickle
+        )
         return Bundle.open(kept)
 
 

@@ -87,6 +87,11 @@ def score(questions: Sequence[Question], answers: Sequence[str | None]) -> dict[
     return {name: _score(right[indices], _clusters(questions, indices)) for name, indices in groups.items()}
 
 
+def overall(questions: Sequence[Question], answers: Sequence[str | None]) -> Score:
+    """The score of all."""
+    return _score(_credits(questions, answers), _clusters(questions, range(len(questions))))
+
+
 def compare(
     questions: Sequence[Question], base: Sequence[str | None], other: Sequence[str | None]
 ) -> dict[str, Any]:

@@ -103,12 +103,12 @@ def _lines(path: Path, bundle: str, max_tokens: int) -> list[Line]:
     except ResumeError as error:
         raise DataError(str(error)) from None
     if not lines:
-        raise DataError(f"{path}: holds no line that is an answer of eval.")
+        raise DataError(f"{path}: holds no line that is an answer of eval. Give a file of eval --answers.")
     for line in lines:
         about = line.get("metadata")
         made = about.get("made_with") if isinstance(about, dict) else None
         if not isinstance(made, dict):
-            raise DataError(f"{path}: holds other lines than answers of eval.")
+            raise DataError(f"{path}: holds other lines than answers of eval. Give a file of eval --answers.")
         if made.get("bundle") != bundle:
             raise DataError(
                 f"{path}: holds answers of another bundle, of manifest {str(made.get('bundle'))[:12]}...; "
@@ -116,6 +116,7 @@ def _lines(path: Path, bundle: str, max_tokens: int) -> list[Line]:
             )
         if made.get("max_tokens") != max_tokens:
             raise DataError(
-                f"{path}: was asked with --max-tokens {made.get('max_tokens')}, and this is for {max_tokens}."
+                f"{path}: was asked with --max-tokens {made.get('max_tokens')}, and this is for "
+                f"{max_tokens}. Give the same."
             )
     return lines

@@ -20,7 +20,7 @@ def summary(run: Evaluation, bundle: str, shard: str | None) -> dict[str, Any]:
         "bundle": bundle,
         "manifest_sha256": run.bundle.manifest_sha256,
         "benchmark": benchmark,
-        "as_published": run.asked.as_published if benchmark else None,
+        "as_published": run.asked.as_published,
         "judged_by": (PUBLIC_SETS[benchmark].judge or None) if benchmark else None,
         "shard": shard,
         "blind": bool(run.blind),

@@ -149,6 +149,28 @@ def test_a_prompt_of_many_parts_is_one_call(graphs: Graphs, monkeypatch: pytest.
         assert calls == [5, 5, 5, 2]
 
 
+@pytest.mark.parametrize(
+    ("most", "held"), [(256, [100, 140, 180, 220, 60, 100]), (50, [100, 60, 100, 60, 100, 60])]
+)
+def test_what_is_cut_off_stays_out_of_sight_until_there_is_much_of_it(
+    graphs: Graphs, monkeypatch: pytest.MonkeyPatch, most: int, held: list[int]
+) -> None:
+    """The context has 256 positions."""
+    monkeypatch.setattr("tinyllava_edge.runtimes.openvino_language._MOST_UNSEEN", most)
+    with closing(graphs.open("ov_f32")) as backend:
+        ids = language_ids(backend, 80)
+        backend.evaluate(ids[:40], 0)
+        expected = backend.evaluate(ids[40:60], 40, all_logits=True)
+        assert expected is not None
+        for rows in held:
+            backend.evaluate(ids[60:], 60, all_logits=True)
+            backend.truncate(40)
+            again = backend.evaluate(ids[40:60], 40, all_logits=True)
+            assert again is not None
+            np.testing.assert_allclose(again, expected, atol=1e-4)
+            assert len(backend._keys) == rows
+
+
 def test_turned_heads_are_one_operation_of_the_plugin(graphs: Graphs) -> None:
     with closing(graphs.open("ov_f32")) as backend:
         kinds = [node.get_rt_info()["layerType"] for node in compiled_ops(backend)]

@@ -9,7 +9,9 @@ from tests.runtimes.serve.serving import EMOJI, ROOT, running
 
 def test_every_load_has_a_row_with_its_times() -> None:
     with running() as server:
-        options = ("--clients", "1,2", "--rates", "20", "--seconds", "0.5", "--max-tokens", "8")
+        # An answer of one token each would have no time per token.
+        answer = ("--max-tokens", "8", "--grammar", 'root ::= "yes and no"')
+        options = ("--clients", "1,2", "--rates", "20", "--seconds", "0.5", *answer)
         load = [
             sys.executable,
             "-m",

@@ -43,7 +43,7 @@ class OpenVinoLlava:
         import openvino_genai
         from PIL import Image
 
-        self._task, self._openvino, self._genai = task, openvino, openvino_genai
+        self._task, self._np, self._openvino, self._genai = task, np, openvino, openvino_genai
         self._pipeline = openvino_genai.VLMPipeline(
             task.files["model"], "CPU", INFERENCE_NUM_THREADS=task.threads
         )
@@ -67,7 +67,7 @@ class OpenVinoLlava:
             "cannot_match": [
                 "tokenizes the prompt itself, as one text, and puts a line feed behind the picture",
                 "resizes and crops the picture itself; it is given at the tower's own size",
-                "keeps the context of earlier requests, so the picture of each differs in one pixel",
+                "keeps the context of earlier requests, so the picture of each is rolled by another column",
                 "its CPU plugin computes in bfloat16 where the processor has it, with an 8-bit KV cache",
                 "second question: the second turn of a chat, with the first answer before it",
             ],
@@ -115,11 +115,10 @@ class OpenVinoLlava:
         """See `Peer`."""
 
     def _unseen_picture(self) -> Any:
-        """The picture, its first pixel in another colour each time (docs/sources/peers.md#openvino)."""
-        pixels = self._pixels.copy()
+        """The picture, each time rolled by another column or row (docs/sources/peers.md#openvino)."""
         self._answers += 1
-        pixels[0, 0, 0] = [self._answers >> shift & 255 for shift in (0, 8, 16)]
-        return self._openvino.Tensor(pixels)
+        by = divmod(self._answers, self._pixels.shape[2])
+        return self._openvino.Tensor(self._np.roll(self._pixels, by, axis=(1, 2)))
 
     def _generate(self, text: str, pictures: list[Any]) -> Sample:
         marks = Marks()

@@ -13,10 +13,11 @@ import pytest
 
 from tests.benchmarks.evals.conftest import Run
 from tests.runtimes.serve.serving import running
-from tinyllava_edge.benchmarks.evals.lmms_entry import HOME
+from tinyllava_edge.benchmarks.bench.peers.environments import HOME as PEERS
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "examples" / "demo"
+HOME = PEERS / "lmms-eval"
 PYTHON = ROOT / HOME / "bin" / "python"
 ASKED = 24
 pytestmark = [

@@ -247,7 +247,7 @@ nano-card: $(VENV)/ready
 	$(NANO_CARD)
 
 # DINOv2-S and SmolLM2-135M as one model, from packages to its card, line by line what a user types: examples/smollm2_dinov2.
-# Its pictures come by npm (apt-get install npm); needs a network. 60 minutes on two cores.
+# Its pictures come by npm (apt-get install npm); needs a network.
 EXAMPLE ?= $(OUT)/example
 EXAMPLE_FILES := examples/smollm2_dinov2
 EXAMPLE_RESULTS ?= $(RESULTS)/smollm2-dinov2

@@ -12,7 +12,7 @@ drawn anew in each view: size, place, mirror image and background; those to test
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -177,7 +177,7 @@ def _placed(
 
 
 def records_of(
-    concepts: Sequence[Concept], part: str, views: int, out: Path, rng: random.Random
+    concepts: Iterable[Concept], part: str, views: int, out: Path, rng: random.Random
 ) -> Iterator[dict[str, list[dict[str, Any]]]]:
     """Draw the pictures of a part below `out`; yield, picture by picture, the records of each file."""
     for concept in concepts:

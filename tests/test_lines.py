@@ -10,22 +10,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 9660,
-    "tinyllava_edge/checkpoint": 3320,
-    "tinyllava_edge/model": 2350,
-    "export": 4730,
-    "runtimes": 7410,
+    "tinyllava_edge": 9760,
+    "tinyllava_edge/checkpoint": 3450,
+    "tinyllava_edge/model": 2480,
+    "export": 4840,
+    "runtimes": 7440,
     "runtimes/serve": 2360,
     "runtimes/trt": 3761,
     "runtimes/watch": 880,
-    "train": 5800,
-    "benchmarks/verify": 4815,
-    "benchmarks/bench": 6500,
+    "train": 6190,
+    "benchmarks/verify": 4870,
+    "benchmarks/bench": 6640,
     "benchmarks/evals": 4060,
+    "benchmarks/ablate": 920,
     "benchmarks/card": 1070,
     "benchmarks/hardware": 1337,
 }
-FROM_THE_CHECKOUT = {"tools": 2780, "examples": 1700}
+FROM_THE_CHECKOUT = {"tools": 3160, "examples": 2250}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -61,5 +62,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 58_053
-    assert sum(ROOMS.values()) <= 62_533
+    assert sum(INSTALLED.values()) <= 60_058
+    assert sum(ROOMS.values()) <= 65_468

@@ -2,16 +2,18 @@
 
 import ctypes
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from tinyllava_edge.append_jsonl import work_path
+from tinyllava_edge.append_jsonl import is_complete
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.benchmarks.evals.opened import LANGUAGE, VISION
 from tinyllava_edge.bundle import Bundle
@@ -23,6 +25,7 @@ from .steps import Cell, Training
 
 Record = dict[str, Any]
 Said = Callable[[str], None]
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 
@@ -38,18 +41,21 @@ class Runner:
     def __init__(self, folder: Path, judge: Options, said: Said = lambda line: None) -> None:
         self._folder, self._judge, self._said = folder, judge, said
         self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
 
     def score(self, cell: Cell) -> Record:
         """What `eval` says of a cell, after the trainings that are missing.
 
+        Questions that failed are asked again, once by each runner.
+
         Raises:
             DataError: a step failed, in this run; the message is its own.
         """
-
-        def work() -> Record:
-            return self._judged(cell.key, self.checkpoint(cell.training))
-
-        return self._once(cell.key, work, needs=self.answers(cell))
+        bundle = self._folder / f"{cell.key}.bundle"
+        found = self._once(cell.key, lambda: self._judged(cell, bundle), needs=self.answers(cell))
+        if not found["failed"]:
+            shutil.rmtree(bundle, ignore_errors=True)
+        return found
 
     def scored(self, cell: Cell) -> Record:
         """The same where it is known; else empty."""
@@ -66,12 +72,13 @@ class Runner:
 
     def _once(self, key: str, work: Callable[[], Record], *, needs: Path) -> Record:
         found = self.known(key)
-        if found and needs.exists():
+        if found and needs.exists() and (key in self._done or not found.get("failed")):
             return found
         if key not in self._failed:
             try:
                 found = work()
                 write_json(self._folder / f"{key}.json", found)
+                self._done.add(key)
                 return found
             except (TinyLlavaEdgeError, OSError) as error:
                 self._failed[key] = " ".join(str(error).split())
@@ -82,31 +89,35 @@ class Runner:
         out = self._folder / training.key
 
         def work() -> Record:
-            start = [] if training.before is None else ["--from", str(self.checkpoint(training.before))]
+            start = ["--from", str(self.checkpoint(training.before[-1]))] if training.before else []
             line = ["train", "-o", str(out), "--resume", *words(TRAIN, training.options), *start]
-            return self._run(training.key, line)
+            try:
+                return self._run(training.key, line)
+            except DataError as error:
+                if "the unfinished run has" not in str(error):
+                    raise
+                raise DataError(f"{error} Or remove steps/{training.key}.work.") from None
 
         self._once(training.key, work, needs=out)
         return out
 
-    def _judged(self, key: str, checkpoint: Path) -> Record:
-        """Export to a bundle that is there as long as it is asked, and eval."""
-        bundle, answers = self._folder / f"{key}.bundle", self._folder / f"{key}.jsonl"
+    def _judged(self, cell: Cell, bundle: Path) -> Record:
+        """Export, where that is not done, and eval; complete answers are scored, not asked for again."""
+        answers = self.answers(cell)
         judge = {"vision": VISION, "language": LANGUAGE, **self._judge}
         if not bundle.is_dir():
             same = ("vision", "language", "sources", "allow_pickle")
             exported = words(EVAL, {name: judge[name] for name in same if name in judge})
-            self._run(key, ["export", str(checkpoint), "-o", str(bundle), *exported])
-        is_whole = answers.exists() and not work_path(answers).exists()  # and not written down: asked anew
-        line = ["eval", str(bundle), "--answers", str(answers), "--force" if is_whole else "--resume"]
-        score = self._run(key, [*line, *words(EVAL, judge)])
+            checkpoint = self.checkpoint(cell.training)
+            self._run(cell.key, ["export", str(checkpoint), "-o", str(bundle), *exported])
+        kept = ["--merge"] if is_complete(answers) else ["--resume", "--answers"]
+        score = self._run(cell.key, ["eval", str(bundle), *kept, str(answers), *words(EVAL, judge)])
         manifest = Bundle.open(bundle).manifest
-        shutil.rmtree(bundle)
         parameters = {name: part.parameters for name, part in manifest.parts.items()}
         return {**score, "picture_tokens": manifest.vision.num_tokens, "parameters": parameters}
 
     def _run(self, key: str, line: list[str]) -> Record:
-        with (self._folder / f"{key}.log").open("a", encoding="utf-8") as log:
+        with (self._folder / f"{key}.log").open("a", buffering=1, encoding="utf-8") as log:
 
             def heard(said: str) -> None:
                 log.write(f"{said}\n")
@@ -127,7 +138,7 @@ def run_command(line: list[str], heard: Said = lambda said: None) -> Record:
         subprocess.Popen(
             module_command("tinyllava_edge", *line, "--json"), stdin=subprocess.DEVNULL, stdout=printed,
             stderr=subprocess.PIPE, text=True, errors="replace",
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=partial(_end_with, os.getpid()) if _LIBC else None,
         ) as process,
     ):  # fmt: skip
         try:
@@ -145,6 +156,9 @@ def run_command(line: list[str], heard: Said = lambda said: None) -> Record:
     raise DataError(last if code == 2 else f"{line[0]} ended with code {code}: {last}")
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """Not to be at work on a step still when the killed run is begun again."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    assert _LIBC is not None
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # that has ended before
+        os._exit(1)

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import typer
 
-from tinyllava_edge.append_jsonl import work_path
+from tinyllava_edge.append_jsonl import is_complete
 from tinyllava_edge.atomic_files import check_output, output_file, write_json
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
@@ -255,8 +255,7 @@ def _evaluated(bundle: Path, name: str, answers: Path, options: CheckOptions) ->
         options.runtime,
     ]
     answers.parent.mkdir(exist_ok=True)
-    has_ended = answers.exists() and not work_path(answers).exists()
-    kept = ("--merge", answers) if has_ended else ("--answers", answers, "--resume")
+    kept = ("--merge", answers) if is_complete(answers) else ("--answers", answers, "--resume")
     return _run("eval", bundle, *asked, *kept)
 
 

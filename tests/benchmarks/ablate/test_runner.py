@@ -92,7 +92,8 @@ def test_a_killed_training_ends_with_its_runner_and_goes_on(tmp_path: Path) -> N
 
 
 def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_path: Path) -> None:
-    grid_file, out = write_grid(tmp_path, base={"pretrain": None}, axes=ONE_CELL), tmp_path / "out"
+    changes = {"base": {"pretrain": None}, "axes": ONE_CELL, "eval": {"blind": False}}
+    grid_file, out = write_grid(tmp_path, **changes), tmp_path / "out"
     asked = json.loads((tmp_path / "questions.json").read_text())
     asked[0]["question"] = "word " * 9000
     (tmp_path / "questions.json").write_text(json.dumps(asked))
@@ -105,7 +106,6 @@ def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_pat
     runner = Runner(folder, grid.judge)
     first = runner.score(cell)
     assert [record["kind"] for record in first["failed"]] == ["too long"]
-    assert runner.score(cell) is not first
     shutil.rmtree(folder / cell.training.key)  # it is asked of the bundle
     record, bundle, answers = folder / f"{cell.key}.json", folder / f"{cell.key}.bundle", runner.answers(cell)
     before = record.stat().st_mtime_ns
@@ -115,7 +115,6 @@ def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_pat
     assert re.search(r"\] \(1 failed\) \|.*counts as wrong", " ".join(markdown_lines(report)))
     assert Runner(folder, grid.judge).score(cell)["accuracy"] == first["accuracy"]
     assert record.stat().st_mtime_ns > before
-    assert "goes on" in (folder / f"{cell.key}.log").read_text()
 
     work_path(answers).unlink()  # as a kill leaves it behind the last answer
     record.unlink()

@@ -36,8 +36,8 @@ def show_plan(grid: Grid, cells: Sequence[Cell], output: Path | None, *, as_json
         return
     for row in found:
         figures = "{steps} steps, {memory_bytes:,} bytes at most, {device_hours:.2g} h"
-        stages = [stage["error"] or figures.format(**stage) for stage in row["stages"]]
-        state = "done" if row["done"] else "; ".join(stages)
+        costs = "; ".join(str(stage["error"] or figures.format(**stage)) for stage in row["stages"])
+        state = "done" if row["done"] else costs
         stdout.print(f"{row['name']}: {state}", highlight=False, soft_wrap=True)
 
 

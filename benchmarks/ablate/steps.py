@@ -49,8 +49,7 @@ class Training:
     Attributes:
         key: of its result; the name of its files.
         options: of the command, models of the hub as the directories that they were downloaded to.
-        before: the stages that it goes on from, the first one first; none where `options` says what it
-            starts from.
+        before: stages that it goes on from, the first one first; none where `options` have what it starts from.
     """
 
     key: str
@@ -59,7 +58,7 @@ class Training:
 
     @property
     def stages(self) -> "tuple[Training, ...]":
-        """It and those before, the first one first."""
+        """Those before, and itself."""
         return (*self.before, self)
 
     @property
@@ -135,9 +134,9 @@ def _training(options: Options, before: tuple[Training, ...], at: str, weights: 
     if "template" in options:
         template_named(options["template"])
     pickled = options.get("allow_pickle", False)
-    how = {"allow_pickle": pickled, "weights": weights}
-    models = {key: str(fetch_part(options[key], f"{at}{key}", **how)) for key in _MODELS if key in options}
-    options = options | models
+    for key in options.keys() & _MODELS:
+        part = fetch_part(options[key], f"{at}{key}", allow_pickle=pickled, weights=weights)
+        options = {**options, key: str(part)}
     if not (files := _data_files(options)):
         raise UsageError(f"{at}no data. Give `data` in base or an axis, or a recipe with a mix.")
     recipe = open_recipe(options["recipe"]) if "recipe" in options else None
@@ -148,8 +147,8 @@ def _training(options: Options, before: tuple[Training, ...], at: str, weights: 
         "start": [_content(path, pickled) for path in read if path is not None],
         "files": {key: _content(Path(options[key]), pickled) for key in _FILES if key in options},
         "sources": _sources(options),
-        "data": [(_data(f.path, f.images), f.weight) for f in (*files, *_validation(options))],
-        "validation": len(_validation(options)),
+        "data": [(_data(file.path, file.images), file.weight) for file in files],
+        "validation": [_data(file.path, file.images) for file in _validation(options)],
         "recipe": recipe and {f: recipe.named(f).model_dump() for f in recipe.families or (ANY,)},
         "options": ({} if recipe else {"seed": 0}) | without(options, _ASIDE),
         "arithmetic": _arithmetic() if options.get("precision", "auto") == "auto" else None,
@@ -164,12 +163,8 @@ def _data_files(options: Options) -> list[DataFile]:
 
 
 def _validation(options: Options) -> list[DataFile]:
-    path = options.get("eval_data")
-    return (
-        [DataFile(path=Path(path), images=Path(options.get("eval_images") or Path(path).parent))]
-        if path
-        else []
-    )
+    data, images = ([Path(options[key])] if key in options else [] for key in ("eval_data", "eval_images"))
+    return pair_files(data, images, None) if data else []
 
 
 def _sources(options: Options) -> str | None:

@@ -13,8 +13,9 @@ from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import held, is_unused
 
 if TYPE_CHECKING:
+    from tinyllava_edge.benchmarks.evals.commands import Record
+
     from .grid import Grid
-    from .runner import Record
     from .steps import Cell
 
 

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.commands import Record, run_command
 from tinyllava_edge.console import print_json, progress, stdout
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.train.assemble import describe
 from tinyllava_edge.work_places import temporary_place
 
 from .grid import TRAIN, Grid, words
-from .runner import Record, Runner, run_command
+from .runner import Runner
 from .steps import Cell, Training, started, without
 
 

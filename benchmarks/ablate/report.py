@@ -8,13 +8,14 @@ from pathlib import Path
 
 from tinyllava_edge import __version__
 from tinyllava_edge.atomic_files import write_bytes, write_json
+from tinyllava_edge.benchmarks.evals.commands import Record
 from tinyllava_edge.benchmarks.evals.compare_cli import read_pairs
 from tinyllava_edge.benchmarks.evals.shown import interval_text
 from tinyllava_edge.benchmarks.evals.statistics import paired
 from tinyllava_edge.device import read_machine
 
 from .grid import Grid
-from .runner import Record, Runner
+from .runner import Runner
 from .steps import Cell
 
 REPORT, PLOT, KIND = "report.json", "report.png", "ablation"

@@ -49,7 +49,7 @@ class Training:
     Attributes:
         key: of its result; the name of its files.
         options: of the command, models of the hub as the directories that they were downloaded to.
-        before: stages that it goes on from, the first one first; none where `options` have what it starts from.
+        before: stages that it goes on from, in their order; none where `options` say what it starts from.
     """
 
     key: str

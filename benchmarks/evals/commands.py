@@ -30,8 +30,8 @@ def run_command(line: Sequence[object], heard: Said = lambda said: None) -> Reco
     with (
         TemporaryFile() as printed,
         subprocess.Popen(
-            module_command("tinyllava_edge", *map(str, line), "--json"), stdin=subprocess.DEVNULL, stdout=printed,
-            stderr=subprocess.PIPE, text=True, errors="replace",
+            module_command("tinyllava_edge", *map(str, line), "--json"),
+            stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.PIPE, text=True, errors="replace",
             preexec_fn=partial(_end_with, os.getpid()) if _LIBC else None,
         ) as process,
     ):  # fmt: skip

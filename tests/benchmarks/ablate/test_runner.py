@@ -92,8 +92,7 @@ def test_a_killed_training_ends_with_its_runner_and_goes_on(tmp_path: Path) -> N
 
 
 def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"base": {"pretrain": None}, "axes": ONE_CELL, "eval": {"blind": False}}
-    grid_file, out = write_grid(tmp_path, **changes), tmp_path / "out"
+    grid_file, out = write_grid(tmp_path, base={"pretrain": None}, axes=ONE_CELL), tmp_path / "out"
     asked = json.loads((tmp_path / "questions.json").read_text())
     asked[0]["question"] = "word " * 9000
     (tmp_path / "questions.json").write_text(json.dumps(asked))

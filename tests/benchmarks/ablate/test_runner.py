@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +111,9 @@ def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_pat
     before = record.stat().st_mtime_ns
     assert runner.score(cell) == first
     assert record.stat().st_mtime_ns == before
-    report = record_of(grid, [cell], runner, {})
-    assert re.search(r"\] \(1 failed\) \|.*counts as wrong", " ".join(markdown_lines(report)))
+    heading, *lines = markdown_lines(record_of(replace(grid, summary="Two\n\n| rates"), [cell], runner, {}))
+    assert heading == "# Two / rates"
+    assert re.search(r"\] \(1 failed\) \|.*counts as wrong", " ".join(lines))
     assert Runner(folder, grid.judge).score(cell)["accuracy"] == first["accuracy"]
     assert record.stat().st_mtime_ns > before
 

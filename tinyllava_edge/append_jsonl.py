@@ -35,6 +35,11 @@ def work_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.work.json")
 
 
+def is_complete(path: Path) -> bool:
+    """Whether a file is there, and nobody is to go on with it."""
+    return path.exists() and not work_path(path).exists()
+
+
 def encode_line(line: Mapping[str, Any]) -> bytes:
     """A line of JSON in UTF-8; half a surrogate pair, which that cannot have, stays the escape it was."""
     return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"

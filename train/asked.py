@@ -202,6 +202,10 @@ def _option(key: str) -> str:
     return _OPTION.get(key, f"--{key.replace('_', '-')}")
 
 
+# What is of a model from parts: the option's name with _ for -, and the key of a recipe.
+ASSEMBLED = {_option(key)[2:].replace("-", "_"): key for key in sorted(_PARTS)}
+
+
 def _family(start: Path, sources: Path | None) -> str:
     return Checkpoint(start, sources=sources).config.language.architecture
 

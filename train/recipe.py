@@ -261,7 +261,7 @@ def _path(name_or_file: str, beside: Path) -> Path:
     if path.suffix in (".yaml", ".yml") or len(Path(name_or_file).parts) > 1 or path.exists():
         return path
     raise UsageError(
-        f"--recipe {name_or_file!r} is not known.{_nearest(name_or_file, names())} Known: "
+        f"--recipe {name_or_file!r} is not known.{nearest(name_or_file, names())} Known: "
         f"{', '.join(names())}; or a file that ends with .yaml."
     )
 
@@ -283,7 +283,7 @@ def _validated(name: str, values: dict[str, Any], at: str) -> Recipe:
         place = ".".join(str(step) for step in first["loc"])
         what = first["msg"].removeprefix("Value error, ").rstrip(".")
         if first["type"] == "extra_forbidden":
-            what = f"no such key.{_nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}".rstrip(".")
+            what = f"no such key.{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}".rstrip(".")
         elif "input" in first and not isinstance(first["input"], dict):
             what += f", found {first['input']!r:.60}"
         raise UsageError(
@@ -300,6 +300,7 @@ def _keys(place: tuple[Any, ...]) -> list[str]:
     return list(model.model_fields)
 
 
-def _nearest(word: str, known: Any) -> str:
+def nearest(word: str, known: Any) -> str:
+    """A sentence that names the likeliest of the words that are known; "" where none is like it."""
     near = get_close_matches(str(word), [*known], n=1)
     return f" Did you mean {near[0]!r}?" if near else ""

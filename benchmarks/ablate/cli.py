@@ -13,8 +13,9 @@ from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import held, is_unused
 
 if TYPE_CHECKING:
+    from tinyllava_edge.benchmarks.evals.commands import Record
+
     from .grid import Grid
-    from .runner import Record
     from .steps import Cell
 
 
@@ -35,7 +36,7 @@ def ablate(
     """Train and score every cell of a grid: one table and one plot, with intervals.
 
     A step that is done is not done again, and one that cells share is done once. A cell that fails is
-    recorded, and does not end the others; the exit code is then 1.
+    recorded, and does not end the others; the exit code is then 1, as where questions failed.
     """
     from tinyllava_edge.extras import install_line
 
@@ -67,7 +68,7 @@ def ablate(
     note(f"written to {output}")
     if find_spec("matplotlib") is None:
         note(f"no plot, for which matplotlib is missing: {install_line('plots')}")
-    if any(cell["error"] for cell in record["cells"]):
+    if any(cell["error"] or cell["failed"] for cell in record["cells"]):
         raise typer.Exit(1)
 
 
@@ -84,7 +85,7 @@ def _check_output(output: Path, *, goes_on: bool) -> None:
 
 def _run(grid: "Grid", cells: "Sequence[Cell]", output: Path) -> "Record":
     """Every cell, one after the other; the report is written after each."""
-    from .report import record_of, write_report
+    from .report import failed_text, record_of, write_report
     from .runner import Runner
 
     errors: dict[str, str] = {}
@@ -98,15 +99,16 @@ def _run(grid: "Grid", cells: "Sequence[Cell]", output: Path) -> "Record":
     with held(output), progress() as bar:
         task = bar.add_task("ablate", total=len(cells))
         runner = Runner(output / "steps", grid.judge, lambda s: bar.update(task, description=f"{name}: {s}"))
-        report()
+        record = report()
         (output / "steps").mkdir(exist_ok=True)
         for number, cell in enumerate(cells, start=1):
             name = f"cell {number} of {len(cells)}, {cell.name}"
             try:
-                note(f"{name}: accuracy {runner.score(cell)['accuracy']:.3f}")
+                score = runner.score(cell)
+                note(f"{name}: accuracy {score['accuracy']:.3f}{failed_text(len(score['failed']))}")
             except DataError as error:
                 errors[cell.key] = str(error)
                 note(f"{name}: failed: {error}", is_fault=True)
-            report()
+            record = report()
             bar.advance(task)
-        return report()
+    return record

@@ -7,19 +7,19 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from tinyllava_edge.benchmarks.evals.cli import evaluate
 from tinyllava_edge.checkpoint.hub import HUB
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.train.asked import ASSEMBLED
 from tinyllava_edge.train.cli import train
-from tinyllava_edge.train.recipe import names
+from tinyllava_edge.train.recipe import names, nearest
 from tinyllava_edge.train.recipe_file import parse_yaml
 from tinyllava_edge.user_files import read_user_file
 
@@ -27,11 +27,6 @@ MAX_BYTES = 64 << 10
 Options = dict[str, Any]
 Commands = Mapping[str, tuple[Any, str, str]]  # option -> type of its value, how it is given, how put off
 PARTS = ("tower", "llm", "second_tower", "tokenizer")
-# Of a model from parts: for the first stage, as a later one has them from its checkpoint.
-ASSEMBLY = (
-    *(*PARTS, "connector", "feature_layer", "feature_select", "image_aspect_ratio", "num_queries"),
-    *("connector_layers", "qformer_width"),
-)
 _NAMED = (*PARTS, "from", "recipe")  # whose value may be a path, or a name
 # What the runner gives itself, what trains nothing, and what leaves nothing to judge.
 _NOT_TRAIN = (
@@ -44,6 +39,7 @@ def _options_of(command: Callable[..., None], without: str) -> Commands:
     found = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
         kind, info, *_ = get_args(parameter.annotation)
+        kind = kind if info.min is None else Annotated[kind, Field(ge=info.min)]
         declared = [name for name in (info.default, *(info.param_decls or ())) if isinstance(name, str)]
         long = next((name for name in declared if name.startswith("--")), f"--{parameter.name}")
         on, _, off = long.replace("_", "-").partition("/")
@@ -137,7 +133,7 @@ def read_grid(path: Path, *, max_cells: int) -> Grid:
     _validated(_Cell, file.base, f"{path}: base.")
     for axis, values in file.axes.items():
         if axis not in _Cell.model_fields:
-            raise UsageError(f"{path}: axes.{axis}: no such key.{_nearest(axis, _Cell)}")
+            raise UsageError(f"{path}: axes.{axis}: no such key.{nearest(axis, _Cell.model_fields)}")
         if not values:
             raise UsageError(f"{path}: 0 cells: axes.{axis} has no value. Give it some, or leave it out.")
     count = prod(map(len, file.axes.values()))
@@ -168,7 +164,7 @@ def _cells(path: Path, file: _File) -> Iterator[tuple[Mapping[str, str], tuple[O
 
 def _stages(options: Options, folder: Path, at: str) -> tuple[Options, ...]:
     fraction, pretrain = options.pop("fraction"), options.pop("pretrain", None)
-    options = {"seed": 0, **_resolved(options, folder)}
+    options = _resolved(options, folder)
     if fraction < 1:
         weights = options.get("mix") or ",".join("1" * len(options.get("data", ())))
         try:
@@ -177,8 +173,10 @@ def _stages(options: Options, folder: Path, at: str) -> tuple[Options, ...]:
             raise UsageError(f"{at}fraction {fraction:g} is of `data`, with numbers in `mix`.") from None
     if pretrain is None:
         return (options,)
-    parts = {key: options.pop(key) for key in (*ASSEMBLY, "from") if key in options}
-    return {"seed": options["seed"], **_resolved(pretrain, folder), **parts}, options
+    of_first = ("from", "sources", "allow_pickle", *ASSEMBLED)  # a later one has these from its checkpoint
+    parts = {key: options.pop(key) for key in of_first if key in options}
+    seed = {key: options[key] for key in ("seed",) if key in options}
+    return {**seed, **_resolved(pretrain, folder), **parts}, options
 
 
 def _resolved(options: Options, folder: Path) -> Options:
@@ -216,10 +214,5 @@ def _validated(model: Any, values: Options, at: str) -> Any:
         if first["type"] == "extra_forbidden":
             above, key = str(first["loc"][0]), str(first["loc"][-1])
             inner = {"eval": _Judge, "pretrain": _Stage}.get(above, model) if first["loc"][1:] else model
-            what = f"no such key.{_nearest(key, inner)}"
+            what = f"no such key.{nearest(key, inner.model_fields)}"
         raise UsageError(f"{at}{place}: {what} docs/training.md#ablations has the keys.") from None
-
-
-def _nearest(word: str, model: Any) -> str:
-    near = get_close_matches(word, model.model_fields, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""

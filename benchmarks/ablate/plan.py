@@ -5,16 +5,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.commands import Record, run_command
 from tinyllava_edge.console import print_json, progress, stdout
 from tinyllava_edge.errors import TinyLlavaEdgeError
-from tinyllava_edge.train.asked import read_asked
 from tinyllava_edge.train.assemble import describe
-from tinyllava_edge.train.recipe import open_recipe
 from tinyllava_edge.work_places import temporary_place
 
-from .grid import ASSEMBLY, TRAIN, Grid, Options, words
-from .runner import Record, Runner, run_command
-from .steps import Cell, Training
+from .grid import TRAIN, Grid, words
+from .runner import Runner
+from .steps import Cell, Training, started, without
 
 
 def show_plan(grid: Grid, cells: Sequence[Cell], output: Path | None, *, as_json: bool) -> None:
@@ -27,7 +26,7 @@ def show_plan(grid: Grid, cells: Sequence[Cell], output: Path | None, *, as_json
         for cell in cells:
             is_done, stages = output is not None and bool(runner.scored(cell)), []
             for training in () if is_done else cell.training.stages:
-                key = str([_without_seed(stage) for stage in training.stages])
+                key = str([without(stage.options, ["seed"]) for stage in training.stages])
                 known[key] = known.get(key) or _cost(training)
                 stages.append(known[key])
             found.append({"name": cell.name, "key": cell.key, "done": is_done, "stages": stages})
@@ -37,43 +36,34 @@ def show_plan(grid: Grid, cells: Sequence[Cell], output: Path | None, *, as_json
         print_json({"grid": str(grid.path), "trainings": len(trainings), "cells": found})
         return
     for row in found:
-        state = "done" if row["done"] else "; ".join(map(_said, row["stages"]))
+        figures = "{steps} steps, {memory_bytes:,} bytes at most, {device_hours:.2g} h"
+        costs = "; ".join(str(stage["error"] or figures.format(**stage)) for stage in row["stages"])
+        state = "done" if row["done"] else costs
         stdout.print(f"{row['name']}: {state}", highlight=False, soft_wrap=True)
-
-
-def _without_seed(training: Training) -> Options:
-    return {key: value for key, value in training.options.items() if key != "seed"}
 
 
 def _cost(training: Training) -> Record:
     try:
         with _start(training) as start:
-            found = run_command(["train", "--plan", *words(TRAIN, _without_seed(training)), *start])
+            found = run_command(
+                ["train", "--plan", *words(TRAIN, without(training.options, ["seed"])), *start]
+            )
     except TinyLlavaEdgeError as error:
         return {"error": str(error), "steps": None, "memory_bytes": None, "device_hours": None}
     memory = found["memory_bytes"]["total"]
     return {"error": None, "memory_bytes": memory} | {name: found[name] for name in ("steps", "device_hours")}
 
 
-def _said(stage: Record) -> str:
-    """A stage's cost in words."""
-    figures = "{steps} steps, {memory_bytes:,} bytes at most, {device_hours:.2g} h"
-    return str(stage["error"] or figures.format(**stage))
-
-
 @contextmanager
 def _start(training: Training) -> Iterator[list[str]]:
     """What a later stage starts from, which is not there yet: what its first stage starts from."""
     first = training.stages[0].options
-    if training.before is None:
+    if not training.before:
         yield []
     elif "from" in first:
         yield ["--from", first["from"]]
     else:
-        flags = {key: first[key] for key in ASSEMBLY if key in first}
-        flags["num_resampler_layers"] = flags.pop("connector_layers", None)
-        recipe = open_recipe(first["recipe"]) if "recipe" in first else None
-        parts = read_asked(None, recipe, flags, weights=False).parts
+        parts = started(first, weights=False).parts
         assert parts is not None
         with temporary_place() as folder:
             describe(folder, parts)

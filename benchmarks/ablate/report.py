@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from tinyllava_edge import __version__
 from tinyllava_edge.atomic_files import write_bytes, write_json
-from tinyllava_edge.benchmarks.evals.compare_cli import paired_answers, read_answered
+from tinyllava_edge.benchmarks.evals.commands import Record
+from tinyllava_edge.benchmarks.evals.compare_cli import read_pairs
+from tinyllava_edge.benchmarks.evals.shown import interval_text
 from tinyllava_edge.benchmarks.evals.statistics import paired
 from tinyllava_edge.device import read_machine
 
 from .grid import Grid
-from .runner import Record, Runner
+from .runner import Runner
 from .steps import Cell
 
 REPORT, PLOT, KIND = "report.json", "report.png", "ablation"
@@ -46,7 +47,8 @@ def record_of(grid: Grid, cells: Sequence[Cell], runner: Runner, errors: Mapping
     if rows[0]["accuracy"] is not None:
         for cell, row in zip(cells[1:], rows[1:], strict=True):
             if row["accuracy"] is not None:
-                row["against_first"] = _compared(runner.answers(cells[0]), runner.answers(cell))
+                files = runner.answers(cells[0]), runner.answers(cell)
+                row["against_first"] = _compared(*files, *(file.stat().st_mtime_ns for file in files))
     machine = read_machine()
     return {
         "kind": KIND,
@@ -76,11 +78,11 @@ def _row(cell: Cell, runner: Runner, error: str | None) -> Record:
     }
 
 
-def _compared(first: Path, other: Path) -> Record:
-    """The paired difference of two files of answers, as `eval compare` has it."""
-    pairs = paired_answers(read_answered(first), read_answered(other), f"{first} and {other}")
-    rights = [np.array([pair[side].right for pair in pairs]) for side in (0, 1)]
-    return paired(rights[0], rights[1], [one.picture for one, _ in pairs])
+@cache
+def _compared(first: Path, other: Path, *written: int) -> Record:
+    """The paired difference of two files of answers, as `eval compare` has it; once of each as written."""
+    _, rights, pictures = read_pairs(first, other)
+    return paired(rights[0], rights[1], pictures)
 
 
 def _over_seeds(rows: Sequence[Record]) -> list[Record]:
@@ -110,15 +112,16 @@ def markdown_lines(record: Record) -> Iterator[str]:
     """The table, what failed, and what the figures are of."""
     cells = record["cells"]
     done = [cell for cell in cells if cell["accuracy"] is not None]
-    yield f"# {record['summary'] or record['grid']}"
+    yield f"# {_cell(record['summary'] or record['grid'])}"
     yield from ("", f"{len(done)} of {len(cells)} cells, on {', '.join(record['machine'])}.", "")
     yield f"| cell | {' | '.join(_COLUMNS)} |"
     yield "|---|---|" + "---:|" * (len(_COLUMNS) - 1)
-    yield from (f"| {' | '.join((cell['name'], *_figures(cell)))} |" for cell in cells)
+    yield from (f"| {' | '.join((_cell(cell['name']), *_figures(cell)))} |" for cell in cells)
     if record["seeds"]:
         yield from ("", "| over seeds | seeds | mean | lowest | highest |", "|---|---:|---:|---:|---:|")
     for group in record["seeds"]:
-        yield "| {name} | {seeds} | {mean:.3f} | {lowest:.3f} | {highest:.3f} |".format(**group)
+        figures = "{seeds} | {mean:.3f} | {lowest:.3f} | {highest:.3f}".format(**group)
+        yield f"| {_cell(group['name'])} | {figures} |"
     yield ""
     if done:
         yield (
@@ -126,17 +129,19 @@ def markdown_lines(record: Record) -> Iterator[str]:
             "intervals, of whole pictures drawn again, not of another training; p is McNemar's exact one. "
             "Blind is with mid-grey pictures. A training that cells share is in the time of each."
         )
+    if any(cell["failed"] for cell in done):
+        yield "A question that failed counts as wrong; `--resume` asks it again."
 
 
 def _figures(cell: Record) -> Iterator[str]:
     if cell["accuracy"] is None:
-        failed = f"failed: {cell['error']}".replace("|", "/")
-        yield from (failed if cell["error"] else "not yet", *"-" * (len(_COLUMNS) - 1))
+        state = f"failed: {_cell(cell['error'])}" if cell["error"] else "not yet"
+        yield from (state, *"-" * (len(_COLUMNS) - 1))
         return
     against, stages, blind = cell["against_first"], cell["stages"], cell["blind_accuracy"]
-    yield _interval(cell["accuracy"], cell["ci95"])
+    yield interval_text(cell["accuracy"], cell["ci95"]) + failed_text(cell["failed"])
     yield "-" if blind is None else f"{blind:.3f}"
-    yield _interval(against["difference"], against["difference_ci95"], "+.3f") if against else "-"
+    yield interval_text(against["difference"], against["difference_ci95"], "+.3f") if against else "-"
     yield f"{against['mcnemar']['p']:.2g}" if against else "-"
     yield str(cell["picture_tokens"])
     yield f"{sum(cell['parameters'].values()):,}"
@@ -144,8 +149,14 @@ def _figures(cell: Record) -> Iterator[str]:
     yield f"{sum(stage['seconds'] or 0 for stage in stages):.0f} s"
 
 
-def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
-    return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"
+def failed_text(number: int) -> str:
+    """What stands behind an accuracy that questions lower which failed."""
+    return f" ({number} failed)" if number else ""
+
+
+def _cell(text: str) -> str:
+    """One line that no table ends at."""
+    return " ".join(text.split()).replace("|", "/")
 
 
 def _draw(cells: Sequence[Record], path: Path) -> None:

@@ -1,29 +1,19 @@
 """Runs what is not done yet, each step by the user's own command in a process of its own."""
 
-import ctypes
 import json
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
 
-from tinyllava_edge.append_jsonl import work_path
+from tinyllava_edge.append_jsonl import is_complete
 from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.benchmarks.evals.commands import Record, Said, run_command
 from tinyllava_edge.benchmarks.evals.opened import LANGUAGE, VISION
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import DataError, TinyLlavaEdgeError
-from tinyllava_edge.module_process import module_command
 
 from .grid import EVAL, TRAIN, Options, words
 from .steps import Cell, Training
-
-Record = dict[str, Any]
-Said = Callable[[str], None]
-_PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 
 class Runner:
@@ -38,18 +28,21 @@ class Runner:
     def __init__(self, folder: Path, judge: Options, said: Said = lambda line: None) -> None:
         self._folder, self._judge, self._said = folder, judge, said
         self._failed: dict[str, str] = {}
+        self._done: set[str] = set()
 
     def score(self, cell: Cell) -> Record:
         """What `eval` says of a cell, after the trainings that are missing.
 
+        Questions that failed are asked again, once by each runner.
+
         Raises:
             DataError: a step failed, in this run; the message is its own.
         """
-
-        def work() -> Record:
-            return self._judged(cell.key, self.checkpoint(cell.training))
-
-        return self._once(cell.key, work, needs=self.answers(cell))
+        bundle = self._folder / f"{cell.key}.bundle"
+        found = self._once(cell.key, lambda: self._judged(cell, bundle), needs=self.answers(cell))
+        if not found["failed"]:
+            shutil.rmtree(bundle, ignore_errors=True)
+        return found
 
     def scored(self, cell: Cell) -> Record:
         """The same where it is known; else empty."""
@@ -66,12 +59,13 @@ class Runner:
 
     def _once(self, key: str, work: Callable[[], Record], *, needs: Path) -> Record:
         found = self.known(key)
-        if found and needs.exists():
+        if found and needs.exists() and (key in self._done or not found.get("failed")):
             return found
         if key not in self._failed:
             try:
                 found = work()
                 write_json(self._folder / f"{key}.json", found)
+                self._done.add(key)
                 return found
             except (TinyLlavaEdgeError, OSError) as error:
                 self._failed[key] = " ".join(str(error).split())
@@ -82,69 +76,38 @@ class Runner:
         out = self._folder / training.key
 
         def work() -> Record:
-            start = [] if training.before is None else ["--from", str(self.checkpoint(training.before))]
+            start = ["--from", str(self.checkpoint(training.before[-1]))] if training.before else []
             line = ["train", "-o", str(out), "--resume", *words(TRAIN, training.options), *start]
-            return self._run(training.key, line)
+            try:
+                return self._run(training.key, line)
+            except DataError as error:
+                if "the unfinished run has" not in str(error):
+                    raise
+                raise DataError(f"{error} Or remove steps/{training.key}.work.") from None
 
         self._once(training.key, work, needs=out)
         return out
 
-    def _judged(self, key: str, checkpoint: Path) -> Record:
-        """Export to a bundle that is there as long as it is asked, and eval."""
-        bundle, answers = self._folder / f"{key}.bundle", self._folder / f"{key}.jsonl"
+    def _judged(self, cell: Cell, bundle: Path) -> Record:
+        """Export, where that is not done, and eval; complete answers are scored, not asked for again."""
+        answers = self.answers(cell)
         judge = {"vision": VISION, "language": LANGUAGE, **self._judge}
         if not bundle.is_dir():
             same = ("vision", "language", "sources", "allow_pickle")
             exported = words(EVAL, {name: judge[name] for name in same if name in judge})
-            self._run(key, ["export", str(checkpoint), "-o", str(bundle), *exported])
-        is_whole = answers.exists() and not work_path(answers).exists()  # and not written down: asked anew
-        line = ["eval", str(bundle), "--answers", str(answers), "--force" if is_whole else "--resume"]
-        score = self._run(key, [*line, *words(EVAL, judge)])
+            checkpoint = self.checkpoint(cell.training)
+            self._run(cell.key, ["export", str(checkpoint), "-o", str(bundle), *exported])
+        kept = ["--merge"] if is_complete(answers) else ["--resume", "--answers"]
+        score = self._run(cell.key, ["eval", str(bundle), *kept, str(answers), *words(EVAL, judge)])
         manifest = Bundle.open(bundle).manifest
-        shutil.rmtree(bundle)
         parameters = {name: part.parameters for name, part in manifest.parts.items()}
         return {**score, "picture_tokens": manifest.vision.num_tokens, "parameters": parameters}
 
     def _run(self, key: str, line: list[str]) -> Record:
-        with (self._folder / f"{key}.log").open("a", encoding="utf-8") as log:
+        with (self._folder / f"{key}.log").open("a", buffering=1, encoding="utf-8") as log:
 
             def heard(said: str) -> None:
                 log.write(f"{said}\n")
                 self._said(f"{line[0]}: {said}")
 
             return run_command(line, heard)
-
-
-def run_command(line: list[str], heard: Said = lambda said: None) -> Record:
-    """The JSON that a command of ours prints; `heard` is called with each line that it says besides.
-
-    Raises:
-        DataError: it printed none; the message is its error.
-    """
-    last = "it said nothing"
-    with (
-        TemporaryFile() as printed,
-        subprocess.Popen(
-            module_command("tinyllava_edge", *line, "--json"), stdin=subprocess.DEVNULL, stdout=printed,
-            stderr=subprocess.PIPE, text=True, errors="replace",
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        ) as process,
-    ):  # fmt: skip
-        try:
-            for said in filter(None, map(str.strip, process.stderr or ())):
-                last = said.removeprefix("tinyllava-edge: ")
-                heard(said)
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            raise
-        printed.seek(0)
-        lines = printed.read().decode(errors="replace").splitlines()
-    if code in (0, 1) and lines and lines[-1].startswith("{"):  # 1: a question failed
-        return dict(json.loads(lines[-1]))
-    raise DataError(last if code == 2 else f"{line[0]} ended with code {code}: {last}")
-
-
-def _end_with_parent() -> None:
-    """Not to be at work on a step still when the killed run is begun again."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

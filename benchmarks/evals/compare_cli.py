@@ -46,21 +46,12 @@ def eval_compare(
     The interval and the standard error draw whole pictures; McNemar's exact test takes questions for
     independent.
     """
-    import numpy as np
-
     from .rules import folded
     from .statistics import interval, paired
 
-    pairs = paired_answers(read_answered(first), read_answered(other), f"{first} and {other}")
-    rules = {answered.rule for pair in pairs for answered in pair}
-    if len(rules) > 1:
-        raise DataError(
-            f"{first} and {other} are scored by unlike rules: {', '.join(sorted(rules))}. Give files of "
-            "one --benchmark, or of one kind of question file."
-        )
-    clusters = [one.picture for one, _ in pairs]
-    rights: list[Array] = [np.array([pair[side].right for pair in pairs]) for side in (0, 1)]
-    result: dict[str, Any] = {"rule": rules.pop(), "questions": len(pairs), "images": len(set(clusters))}
+    pairs, rights, clusters = read_pairs(first, other)
+    result: dict[str, Any] = {"rule": pairs[0][0].rule, "questions": len(pairs)}
+    result["images"] = len(set(clusters))
     for name, right in zip(("first", "other"), rights, strict=True):
         result[name] = {"accuracy": float(right.mean()), "ci95": list(interval(right, clusters))}
     result["agreement"] = sum(folded(a.text) == folded(b.text) for a, b in pairs) / len(pairs)
@@ -84,6 +75,27 @@ def eval_compare(
         f"{len(pairs)} questions about {result['images']} pictures, which are drawn whole; one point "
         f"of difference would want {result['questions_for_one_point']:,} such questions"
     )
+
+
+def read_pairs(
+    first: Path, other: Path
+) -> tuple[Sequence[tuple[Answered, Answered]], "list[Array]", list[str]]:
+    """Two files' answers to each question, how far each side's are right, and whose pictures are one.
+
+    Raises:
+        DataError: as `read_answered` and `paired_answers`; or they are scored by unlike rules.
+    """
+    import numpy as np
+
+    pairs = paired_answers(read_answered(first), read_answered(other), f"{first} and {other}")
+    rules = {answered.rule for pair in pairs for answered in pair}
+    if len(rules) > 1:
+        raise DataError(
+            f"{first} and {other} are scored by unlike rules: {', '.join(sorted(rules))}. Give files of "
+            "one --benchmark, or of one kind of question file."
+        )
+    rights = [np.array([pair[side].right for pair in pairs]) for side in (0, 1)]
+    return pairs, rights, [one.picture for one, _ in pairs]
 
 
 def read_answered(path: Path) -> dict[str, list[Answered]]:

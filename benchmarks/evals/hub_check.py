@@ -10,7 +10,6 @@ that it resolved, and `owner/name@commit` on the command line pins it.
 
 import json as json_module
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,13 +18,13 @@ from typing import Annotated
 
 import typer
 
-from tinyllava_edge.append_jsonl import work_path
+from tinyllava_edge.append_jsonl import is_complete
 from tinyllava_edge.atomic_files import check_output, output_file, write_json
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
-from tinyllava_edge.module_process import module_command
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
+from .commands import run_command
 from .hub_released import RELEASED, SCORED, Record, Released, judged
 from .hub_report import REPORT, file_name, markdown_lines, packed_mark, passed, report_mark, write_report
 
@@ -210,7 +209,7 @@ def _steps(
         variants = ("--vision", options.vision, "--language", options.language)
         record["notes"] = []
         given = _checkpoint(released, options)
-        _run("export", given, "-o", bundle, *variants, *reading, notes=record["notes"])
+        run_command(("export", given, "-o", bundle, *variants, *reading), record["notes"].append)
     opened = Bundle.open(bundle)
     source = opened.manifest.source
     record["commit"] = source.revision or "stand-in directory"
@@ -222,7 +221,7 @@ def _steps(
         same = (
             _checkpoint(released, options) if options.hub_root else source.name
         )  # the commit that was exported
-        record["verify"] = _run("verify", bundle, "--checkpoint", same, "--quick", *reading)
+        record["verify"] = run_command(("verify", bundle, "--checkpoint", same, "--quick", *reading))
         yield
     for name in sets:
         if name not in scores:
@@ -255,26 +254,5 @@ def _evaluated(bundle: Path, name: str, answers: Path, options: CheckOptions) ->
         options.runtime,
     ]
     answers.parent.mkdir(exist_ok=True)
-    has_ended = answers.exists() and not work_path(answers).exists()
-    kept = ("--merge", answers) if has_ended else ("--answers", answers, "--resume")
-    return _run("eval", bundle, *asked, *kept)
-
-
-def _run(command: str, *arguments: object, notes: list[str] | None = None) -> Record:
-    """The JSON that a command of ours prints; what it says besides is added to `notes`.
-
-    Raises:
-        DataError: it printed none; the message is its error.
-    """
-    line = module_command("tinyllava_edge", command, *map(str, arguments), "--json")
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
-    try:
-        found: Record = json_module.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        words = done.stderr.strip().splitlines() or ["it said nothing"]
-        if done.returncode == 2:
-            raise DataError(words[-1].removeprefix("tinyllava-edge: ")) from None
-        raise DataError(f"{command} ended with code {done.returncode}: {words[-1]}") from None
-    if notes is not None:
-        notes += done.stderr.splitlines()
-    return found
+    kept = ("--merge", answers) if is_complete(answers) else ("--answers", answers, "--resume")
+    return run_command(("eval", bundle, *asked, *kept))

@@ -45,7 +45,7 @@ def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
         for result in results:
             unit = "" if result["rule"] == "mme" else " %"
             amount = f"{result['asked']} of {result['of']}"
-            accuracy = _interval(result["accuracy"], result["ci95"])
+            accuracy = interval_text(result["accuracy"], result["ci95"])
             table.add_row(
                 result["name"], f"{result['score']:.1f}{unit}", accuracy, amount, _against(result)[1]
             )
@@ -57,9 +57,9 @@ def _print(results: list[dict[str, Any]], benchmark: str | None) -> None:
     for result in results:
         table.add_row(
             result["name"],
-            _interval(result["accuracy"], result["ci95"]),
+            interval_text(result["accuracy"], result["ci95"]),
             *(
-                _interval(value["accuracy"], value["ci95"])
+                interval_text(value["accuracy"], value["ci95"])
                 + (f" blind {result['blind_types'][kind]:.3f}" if is_blind else "")
                 for kind, value in result["types"].items()
             ),
@@ -74,7 +74,7 @@ def _against(result: dict[str, Any]) -> tuple[str, str]:
     against = result.get("against_first")
     if against is None:
         return "", ""
-    difference = _interval(against["difference"], against["difference_ci95"], "+.3f")
+    difference = interval_text(against["difference"], against["difference_ci95"], "+.3f")
     return f"{against['agreement']:.3f}", f"{difference}, p {against['mcnemar']['p']:.3g}"
 
 
@@ -91,5 +91,6 @@ def _say_rule(result: dict[str, Any]) -> None:
         note(f"{guessed} answers name no choice, which counts as a draw of one")
 
 
-def _interval(value: float, interval: Sequence[float], form: str = ".3f") -> str:
+def interval_text(value: float, interval: Sequence[float], form: str = ".3f") -> str:
+    """A figure with its interval in brackets."""
     return f"{value:{form}} [{interval[0]:{form}}, {interval[1]:{form}}]"

@@ -1,5 +1,6 @@
 """What a grid says: its cells, their options, and what is refused before anything begins."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def test_a_grid_is_all_combinations_with_a_shared_stage_before(tmp_path: Path) -
     ]
     assert len({str(stages[0]) for _, stages in grid.cells}) == 1
     first, second = grid.cells[0][1]
-    assert (first["from"], first["seed"], first["tune"]) == (str(tmp_path / "source"), 0, "connector")
+    assert (first["from"], first["tune"]) == (str(tmp_path / "source"), "connector")
     assert (second["mix"], second["learning_rate"]) == ("0.5", 1e-3)
     assert "from" not in second
     assert "mix" not in grid.cells[1][1][1]
@@ -62,13 +63,27 @@ def test_a_value_may_be_several_options_and_a_stage_an_axis(tmp_path: Path) -> N
     assert not finetune.keys() & {"tower", "llm", "connector", "num_queries"}
 
 
+def test_a_seed_is_given_where_the_grid_has_one(tmp_path: Path) -> None:
+    """Else a recipe's own counts."""
+    for base, seeds in ({"recipe": "lora"}, []), ({"recipe": "lora", "seed": 3}, ["3"]):
+        for stage in read_grid(write_grid(tmp_path, base=base), max_cells=4).cells[0][1]:
+            assert [value for name, value in pairwise(words(TRAIN, stage)) if name == "--seed"] == seeds
+
+
+def test_what_a_checkpoint_is_read_with_is_of_the_first_stage(tmp_path: Path) -> None:
+    base = {"sources": "source", "allow_pickle": True}
+    first, second = read_grid(write_grid(tmp_path, base=base), max_cells=4).cells[0][1]
+    assert (first["sources"], first["allow_pickle"]) == (str(tmp_path / "source"), True)
+    assert not second.keys() & base.keys()
+
+
 def test_a_smaller_fraction_lies_within_a_larger_one(tmp_path: Path) -> None:
     axes = {"learning_rate": [1e-3], "fraction": [0.1, 0.3, 1.0]}
     base = {"data": ["a.json", "b.json"], "mix": "1,0.5"}
     drawn = []
     for _, (_, options) in read_grid(write_grid(tmp_path, base=base, axes=axes), max_cells=9).cells:
         files = pair_files([Path(path) for path in options["data"]], [], options["mix"])
-        drawn.append(set(draw(files, [1000, 600], options["seed"]).tolist()))
+        drawn.append(set(draw(files, [1000, 600], 0).tolist()))
     assert [len(numbers) for numbers in drawn] == [130, 390, 1300]
     assert drawn[0] < drawn[1] < drawn[2]
 
@@ -92,6 +107,7 @@ def test_a_smaller_fraction_lies_within_a_larger_one(tmp_path: Path) -> None:
         ),
         ({"axes": {"tune": [{"tune": "all", "epoch": 1}]}}, "epoch: no such key. Did you mean 'epochs'?"),
         ({"base": {"mix": "a"}}, "fraction 0.5 is of `data`, with numbers in `mix`"),
+        ({"eval": {"max_tokens": 0}}, "eval.max_tokens: Input should be greater than or equal to 1, found 0"),
         ({"eval": {"question": "q"}}, "eval.question: no such key. Did you mean 'questions'?"),
     ],
 )

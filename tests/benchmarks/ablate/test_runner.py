@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 from tests.benchmarks.ablate.own_grid import write_grid
 from tests.test_cli import ROOT, run
+from tinyllava_edge.append_jsonl import work_path
 from tinyllava_edge.benchmarks.ablate.grid import read_grid
-from tinyllava_edge.benchmarks.ablate.report import is_report
+from tinyllava_edge.benchmarks.ablate.report import is_report, markdown_lines, record_of
 from tinyllava_edge.benchmarks.ablate.runner import Runner
 from tinyllava_edge.benchmarks.ablate.steps import plan_cells
 from tinyllava_edge.errors import UsageError
@@ -26,8 +28,8 @@ ONE_CELL = {"learning_rate": [1e-3], "fraction": [1.0]}
 
 
 def test_a_cell_that_fails_is_recorded_and_the_others_are_begun(tmp_path: Path) -> None:
-    """Unknown templates: `train` refuses them before it imports torch."""
-    axes = {"learning_rate": [1e-3], "fraction": [1.0], "template": ["nope", "neither|nor"]}
+    """Unknown precisions: `train` refuses them before it imports torch."""
+    axes = {"learning_rate": [1e-3], "fraction": [1.0], "precision": ["nope", "neither|nor"]}
     grid, out = write_grid(tmp_path, base={"pretrain": None}, axes=axes), tmp_path / "out"
     result = run("ablate", grid, "-o", out, "--json")
     assert result.returncode == 1, result.stderr
@@ -41,7 +43,7 @@ def test_a_cell_that_fails_is_recorded_and_the_others_are_begun(tmp_path: Path) 
     assert stored["complete"]
     table = (out / "report.md").read_text()
     assert "0 of 2 cells" in table
-    assert re.search(r"template nope \| failed: .*'nope'", table)
+    assert re.search(r"precision nope \| failed: .*'nope'", table)
     assert "'neither/nor'" in table
     again = run("ablate", grid, "-o", out)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
@@ -88,6 +90,42 @@ def test_a_killed_training_ends_with_its_runner_and_goes_on(tmp_path: Path) -> N
     assert (found["steps"], found["checkpoint"]) == (STEPS, str(checkpoint))
     assert 8 <= found["resumed_at"] < STEPS
     assert not work.exists()
+
+
+def test_a_question_that_failed_is_shown_and_asked_again_and_no_other_is(tmp_path: Path) -> None:
+    grid_file, out = write_grid(tmp_path, base={"pretrain": None}, axes=ONE_CELL), tmp_path / "out"
+    asked = json.loads((tmp_path / "questions.json").read_text())
+    asked[0]["question"] = "word " * 9000
+    (tmp_path / "questions.json").write_text(json.dumps(asked))
+    grid = read_grid(grid_file, max_cells=1)
+    [cell] = plan_cells(grid)
+    folder = out / "steps"
+    shutil.copytree(tmp_path / "source", folder / cell.training.key)
+    stage = {"steps": 1, "seconds": 1.0, "first_loss": 1.0, "last_loss": 1.0}
+    (folder / f"{cell.training.key}.json").write_text(json.dumps(stage))
+    runner = Runner(folder, grid.judge)
+    first = runner.score(cell)
+    assert [record["kind"] for record in first["failed"]] == ["too long"]
+    shutil.rmtree(folder / cell.training.key)  # it is asked of the bundle
+    record, bundle, answers = folder / f"{cell.key}.json", folder / f"{cell.key}.bundle", runner.answers(cell)
+    before = record.stat().st_mtime_ns
+    assert runner.score(cell) == first
+    assert record.stat().st_mtime_ns == before
+    heading, *lines = markdown_lines(record_of(replace(grid, summary="Two\n\n| rates"), [cell], runner, {}))
+    assert heading == "# Two / rates"
+    assert re.search(r"\] \(1 failed\) \|.*counts as wrong", " ".join(lines))
+    assert Runner(folder, grid.judge).score(cell)["accuracy"] == first["accuracy"]
+    assert record.stat().st_mtime_ns > before
+
+    work_path(answers).unlink()  # as a kill leaves it behind the last answer
+    record.unlink()
+    written = answers.stat().st_mtime_ns
+    assert Runner(folder, grid.judge).score(cell)["failed"] == first["failed"]
+    assert answers.stat().st_mtime_ns == written
+    record.write_text(json.dumps({**first, "failed": []}))
+    (bundle / "manifest.json").unlink()  # as a kill leaves it that came while it was removed
+    assert Runner(folder, grid.judge).score(cell)["accuracy"] == first["accuracy"]
+    assert not bundle.exists()
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.benchmarks.ablate.own_grid import GRID, write_grid
+from tests.train.own_data import write_own_data
 from tinyllava_edge.benchmarks.ablate import steps
 from tinyllava_edge.benchmarks.ablate.grid import read_grid
 from tinyllava_edge.errors import TinyLlavaEdgeError
@@ -45,10 +46,20 @@ def test_options_change_the_keys_of_what_they_decide(tmp_path: Path, changes: An
 
 @pytest.mark.parametrize(
     ("name", "same"),
-    [("questions.json", 2), ("data.json", 0), ("source/model.safetensors", 0), ("1.png", 0), ("notes.md", 3)],
+    [
+        *(("questions.json", 2), ("data.json", 0), ("source/model.safetensors", 0), ("1.png", 0)),
+        *(("notes.md", 3), ("source/README.md", 3), ("sources/tokenizer.json", 0)),
+        *(("validation.json", 1), ("seen/1.png", 1)),
+    ],
 )
 def test_files_change_the_keys_of_what_they_decide(tmp_path: Path, name: str, same: int) -> None:
-    grid = write_grid(tmp_path)
+    for folder in ("sources", "seen"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "sources" / "tokenizer.json").write_text("[1, 2]")
+    write_own_data(tmp_path / "seen")
+    (tmp_path / "seen" / "data.json").rename(tmp_path / "validation.json")
+    base = {"sources": "sources", "eval_data": "validation.json", "eval_images": "seen"}
+    grid = write_grid(tmp_path, base=base)
     before = _keys(grid)
     path = tmp_path / name
     if name.endswith(".json"):
@@ -61,8 +72,23 @@ def test_files_change_the_keys_of_what_they_decide(tmp_path: Path, name: str, sa
     assert [a == b for a, b in zip(before, after, strict=True)] == [place < same for place in range(3)]
 
 
+def test_what_a_recipe_starts_from_changes_the_keys(tmp_path: Path) -> None:
+    own = {"summary": "x", "starts": "parts", "tower": str(tmp_path / "tower"), "tune": {"connector": "full"}}
+    (tmp_path / "own.yaml").write_text(json.dumps(own))
+    for part, config in (("tower", {}), ("llm", {"model_type": "phi"})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    base = {"from": None, "llm": "llm", "pretrain": {"recipe": "own.yaml", "data": "data.json"}}
+    grid = write_grid(tmp_path, base=base)
+    before = _keys(grid)
+    (tmp_path / "tower" / "config.json").write_text("{} ")
+    assert not set(_keys(grid)) & set(before)
+
+
 def test_keys_do_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
-    before = _keys(write_grid(tmp_path))
+    write_own_data(tmp_path)
+    base = {"sources": "source", "eval_data": "data.json", "eval_images": "."}
+    before = _keys(write_grid(tmp_path, base=base))
     moved = tmp_path.with_name(f"{tmp_path.name}-moved")
     tmp_path.rename(moved)
     assert _keys(moved / "grid.yaml") == before
@@ -76,6 +102,10 @@ def test_keys_do_not_depend_on_where_the_folder_is(tmp_path: Path) -> None:
         ({"base": {"data": "no.json"}}, "no.json: cannot be read"),
         ({"base": {"data": None}, "axes": {"fraction": [1.0]}}, "no data"),
         ({"base": {"recipe": "lor"}}, "--recipe 'lor' is not known. Did you mean 'lora'?"),
+        ({"base": {"template": "nope"}}, "'nope'"),
+        ({"base": {"tune": "tower"}}, "--tune 'tower' is not known"),
+        ({"eval": {"language": "q9"}}, "--language 'q9' is not known"),
+        ({"eval": {"runtime": "nope"}}, "there is no runtime 'nope'"),
         ({"eval": {"images": None}}, "expected `questions` and `images`, or `benchmark` and `data`"),
         ({"eval": {"questions": "no.json"}}, "no.json"),
     ],

@@ -27,7 +27,7 @@ OPERATIONS = frozenset(
     (
         *("Add:1", "Assign:6", "Broadcast:3", "Concat:1", "Const:1", "Convert:1", "Cos:1", "Divide:1"),
         *("Gather:8", "Gelu:7", "Greater:1", "Less:1", "LessEqual:1", "LogicalAnd:1", "MVN:6", "MatMul:1"),
-        *("Maximum:1", "Multiply:1", "Parameter:1", "Power:1", "Range:4", "ReadValue:6", "ReduceMax:1"),
+        *("Maximum:1", "Multiply:1", "Parameter:1", "Power:1", "ReadValue:6"),
         *("ReduceMean:1", "Reshape:1", "Result:1", "ScaledDotProductAttention:13", "Select:1", "Sin:1"),
         *("Softmax:8", "Split:1", "Sqrt:1", "Subtract:1", "Swish:4", "Tanh:1", "Transpose:1", "Unsqueeze:1"),
         "VariadicSplit:1",

@@ -21,8 +21,8 @@ INSTALLED = {
     "train": 6190,
     "benchmarks/verify": 4870,
     "benchmarks/bench": 6640,
-    "benchmarks/evals": 4060,
-    "benchmarks/ablate": 920,
+    "benchmarks/evals": 4110,
+    "benchmarks/ablate": 940,
     "benchmarks/card": 1070,
     "benchmarks/hardware": 1337,
 }
@@ -62,5 +62,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 60_058
-    assert sum(ROOMS.values()) <= 65_468
+    assert sum(INSTALLED.values()) <= 60_128
+    assert sum(ROOMS.values()) <= 65_538

@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.newcomer", description=__doc__)
     parser.add_argument("root", type=Path, help="a new directory")
     parser.add_argument("--suite", default="trixie")
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/newcomer.md"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("newcomer.md"))
     options = parser.parse_args()
     if options.root.exists() or os.geteuid() or shutil.which("debootstrap") is None:
         parser.error("expected a ROOT that is not there yet, root's rights, and debootstrap.")

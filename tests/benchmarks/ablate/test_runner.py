@@ -57,13 +57,13 @@ def _begin(folder: Path, *, at_line: int) -> "subprocess.Popen[str]":
     command += [str(folder / "grid.yaml"), "-o", str(folder / "out")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while time.monotonic() < end:
         logs = list((folder / "out" / "steps").glob("*.work/training_log.jsonl"))
         if logs and logs[0].read_bytes().count(b"\n") >= at_line:
             return process
         assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.001)
+        time.sleep(0.01)
     raise AssertionError("it trains nothing")
 
 

@@ -4,6 +4,7 @@ One table and one picture, from benchmarks/results/*/report.json, each of one `b
 by hand.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ Record = dict[str, Any]
 
 def find_reports(root: Path = ROOT) -> list[Path]:
     """The committed reports, in the order of their names."""
-    return sorted((root / RESULTS).glob("*/report.json"))
+    paths = (root / RESULTS).glob("*/report.json")
+    return sorted(path for path in paths if "kind" not in json.loads(path.read_bytes()))  # as an ablation's
 
 
 def measured_block(reports: Sequence[Path]) -> str:

@@ -10,6 +10,7 @@ with open_bundle("nano") as model:
         print(found.picture, found.answer or found.error)
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from tinyllava_edge.runtimes.model import Model, open_bundle
 
     __version__: str
+
+# transformers imports torchao where that is installed, which tells of kernels that other devices would need.
+for _name in ("torchao", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 __all__ = ["Answered", "AsyncModel", "Chat", "Model", "__version__", "open_bundle", "open_bundle_async"]
 _ASYNC = ("AsyncModel", "open_bundle_async")

@@ -16,7 +16,7 @@ from tinyllava_edge.module_process import module_command
 
 Record = dict[str, Any]
 Said = Callable[[str], None]
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" and hasattr(os, "fork") else None
 _PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent dies
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.errors import CheckpointError
 from tinyllava_edge.work_places import temporary_place
 
 Turn = tuple[str, str | None]
@@ -104,13 +105,23 @@ _LLAVA = {
     ),
 }
 ENDS |= {name: conversation.end for name, conversation in _LLAVA.items()}
+# nanoVLM's chat in TinyLLaVA's layout, as `train --template` writes: docs/sources/nanovlm.md#prompt
+ENDS["nanovlm_chat"] = "<|im_end|>"
 
 
 def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
     """The prompt of a conversation with at most one picture for each question.
 
     `picture` is what stands for one where it is not `<image>` alone (`mm_use_im_start_end`).
+
+    Raises:
+        CheckpointError: nothing is known of the template.
     """
+    if template not in ENDS:
+        raise CheckpointError(
+            f"template {template!r}: verify has no prompts of others for it to hold ours against. Known: "
+            f"{', '.join(ENDS)}. Without --checkpoint, verify takes the bundle's own reference tensors."
+        )
     messages: list[str | None] = []
     for question, answer in turns:
         if IMAGE in question:  # to the front, whatever the place and number
@@ -119,6 +130,12 @@ def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAG
         messages += [question.replace(IMAGE, picture), answer]
     if template in _LLAVA:
         return _llava_prompt(_LLAVA[template], messages)
+    if template == "nanovlm_chat":
+        asked_all = [asked.replace(f"{picture}\n", picture) for asked in map(str, messages[::2])]
+        return "\n".join(
+            f"{_CHATML[0]}{asked}<|im_end|>\n{_CHATML[1]}" + ("" if answer is None else f"{answer}<|im_end|>")
+            for asked, answer in zip(asked_all, messages[1::2], strict=True)
+        )
     prompt = f"{_SYSTEM} "
     for asked, answer in zip(messages[::2], messages[1::2], strict=True):
         prompt += f"USER: {asked} ASSISTANT:"

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tinyllava_edge.benchmarks.verify.upstream_text import UpstreamTokenizer, conversations, upstream_prompt
+from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.prompt import TEMPLATES, place_markers
 
 # tokenized_conversations of the golden fixture tinyllama-clip-mlp2x-pad, whose vocabulary the tiny one is.
 GOLDEN = json.loads((Path(__file__).parent / "golden_tiny_ids.json").read_text(encoding="utf-8"))
@@ -19,6 +21,21 @@ def test_prompt_and_ids_are_the_original_codes(case: dict[str, object]) -> None:
     prompt = upstream_prompt("llama", turns)
     assert prompt == case["prompt"]
     assert UpstreamTokenizer(TINY_TOKENIZER).encode_prompt(prompt) == case["input_ids"]
+
+
+def test_nanovlms_chat_in_another_layout_is_what_the_runtime_makes_of_it() -> None:
+    turns = [("<image>\nWhat?", "A cat."), ("Sure?", None)]
+    user, assistant = "<|im_start|>user\n", "<|im_start|>assistant\n"
+    first = f"{user}<image>What?<|im_end|>\n{assistant}A cat.<|im_end|>\n"
+    assert upstream_prompt("nanovlm_chat", turns) == f"{first}{user}Sure?<|im_end|>\n{assistant}"
+    for asked in conversations():
+        rendered = TEMPLATES["nanovlm_chat"].render(place_markers(asked, None))
+        assert upstream_prompt("nanovlm_chat", asked) == rendered
+
+
+def test_a_template_that_only_we_know_is_one_line() -> None:
+    with pytest.raises(CheckpointError, match=r"template 'pretrain': .* Without --checkpoint"):
+        upstream_prompt("pretrain", [("<image>", None)])
 
 
 def test_joint_tokenization_differs_behind_the_picture_only() -> None:

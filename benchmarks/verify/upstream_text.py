@@ -122,6 +122,8 @@ def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAG
             f"template {template!r}: verify has no prompts of others for it to hold ours against. Known: "
             f"{', '.join(ENDS)}. Without --checkpoint, verify takes the bundle's own reference tensors."
         )
+    if template == "nanovlm_chat":
+        return _nanovlm_prompt(turns, picture)
     messages: list[str | None] = []
     for question, answer in turns:
         if IMAGE in question:  # to the front, whatever the place and number
@@ -130,18 +132,24 @@ def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAG
         messages += [question.replace(IMAGE, picture), answer]
     if template in _LLAVA:
         return _llava_prompt(_LLAVA[template], messages)
-    if template == "nanovlm_chat":
-        asked_all = [asked.replace(f"{picture}\n", picture) for asked in map(str, messages[::2])]
-        return "\n".join(
-            f"{_CHATML[0]}{asked}<|im_end|>\n{_CHATML[1]}" + ("" if answer is None else f"{answer}<|im_end|>")
-            for asked, answer in zip(asked_all, messages[1::2], strict=True)
-        )
     prompt = f"{_SYSTEM} "
     for asked, answer in zip(messages[::2], messages[1::2], strict=True):
         prompt += f"USER: {asked} ASSISTANT:"
         if answer is not None:
             prompt += " " + answer + ENDS[template]
     return prompt
+
+
+def _nanovlm_prompt(turns: Sequence[Turn], picture: str) -> str:
+    """A marker in front has a line feed of its own, which is no text; nothing else is stripped."""
+    prompts = []
+    for question, answer in turns:
+        asked = (picture if IMAGE in question else "") + question.removeprefix(f"{IMAGE}\n").replace(
+            IMAGE, ""
+        )
+        said = "" if answer is None else f"{answer}<|im_end|>"
+        prompts.append(f"{_CHATML[0]}{asked}<|im_end|>\n{_CHATML[1]}{said}")
+    return "\n".join(prompts)
 
 
 def _llava_prompt(template: _Conversation, messages: Sequence[str | None]) -> str:

@@ -28,8 +28,9 @@ def test_nanovlms_chat_in_another_layout_is_what_the_runtime_makes_of_it() -> No
     user, assistant = "<|im_start|>user\n", "<|im_start|>assistant\n"
     first = f"{user}<image>What?<|im_end|>\n{assistant}A cat.<|im_end|>\n"
     assert upstream_prompt("nanovlm_chat", turns) == f"{first}{user}Sure?<|im_end|>\n{assistant}"
+    template = TEMPLATES["nanovlm_chat"]
     for asked in conversations():
-        rendered = TEMPLATES["nanovlm_chat"].render(place_markers(asked, None))
+        rendered = template.render(place_markers(asked, None, template))
         assert upstream_prompt("nanovlm_chat", asked) == rendered
 
 

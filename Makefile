@@ -82,7 +82,7 @@ ifneq ($(wildcard $(SMOLLM2)/config.json),)
 	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2)
 	$(BIN)/tinyllava-edge verify $(OUT)/smollm2 --checkpoint $(SMOLLM2) --runtime openvino-int8
 	$(BIN)/tinyllava-edge bench $(OUT)/smollm2 --checkpoint $(SMOLLM2) --runtime $(SMOLLM2_RUNTIMES) \
-		--vision int8 --tokens 32 --sessions 2 --runs 12 $(call rivals,all,$(OUT)/smollm2-llava) \
+		--vision int8 --language f16,ov_int8 --tokens 32 --sessions 2 --runs 12 $(call rivals,all,$(OUT)/smollm2-llava) \
 		-o $(RESULTS)/smollm2-135m --force
 else
 	@echo "without SmolLM2-135M: make smollm2 downloads it"

@@ -64,9 +64,8 @@ class PictureEncoder:
     """Preprocesses and encodes pictures; the least recently used embeddings are forgotten first.
 
     A picture is known by the hash of its pixels, the vision backend's name (which has the variant) and the
-    rows that it becomes, so the
-    same picture under two names, or sent again in a later turn, is encoded once; with a store, once for all
-    processes.
+    rows that it becomes, so the same picture under two names, or sent again in a later turn, is encoded once;
+    with a store, once for all processes.
 
     Args:
         vision: encodes them.

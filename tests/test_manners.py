@@ -27,7 +27,6 @@ ROOT = Path(__file__).parents[1]
 STOPPED = "tinyllava-edge: stopped.\n"
 # Options whose value is of another kind somewhere, and why that is no trap.
 SEVERAL_KINDS = {
-    "--budgets": "of a training, or those of a bundle that are measured, if any",
     "--tokens": "of a picture; in bench of every answer",
     "--checkpoint": "needed, or not; of several bundles, several",
     "--data": "a benchmark's, or the data files of a training",

@@ -54,7 +54,7 @@ def prepare(model: TinyLlava, grids: Sequence[Grid]) -> None:
     rounded here, once.
 
     Raises:
-        UsageError: a layer's rows are no multiple of Q4_0's block.
+        UsageError: a layer's rows are no multiple of Q4_0's block, or it is of a kind that has no fake one.
     """
     for grid in grids:
         layers = GRIDS[grid][1](model)
@@ -64,6 +64,13 @@ def prepare(model: TinyLlava, grids: Sequence[Grid]) -> None:
                 raise UsageError(
                     f"--quantize-aware q4_0: rows of {name} are {width} wide, expected a multiple of "
                     f"{Q4_0_BLOCK}, as llama.cpp's blocks are. Export this model as f16 or q8_0."
+                )
+            if layer.weight.requires_grad and not (
+                isinstance(layer, nn.Linear) or type(layer) is nn.Embedding
+            ):
+                raise UsageError(
+                    f"--quantize-aware {grid}: {name} is a {type(layer).__name__}, whose forward does more "
+                    "than look rows up. Leave the part frozen, or train it without --quantize-aware."
                 )
         frozen = [layer for layer in layers.values() if not layer.weight.requires_grad]
         round_weights(frozen, grid)
@@ -79,7 +86,6 @@ def _faked(layer: Any, grid: Grid) -> nn.Module:
         made = FakeQuantizedLinear(layer.in_features, layer.out_features, has_bias, device="meta")
         made.bias = layer.bias
     else:
-        assert type(layer) is nn.Embedding, "an embedding that does more has a forward of its own"
         made = FakeQuantizedEmbedding(*layer.weight.shape, padding_idx=layer.padding_idx, device="meta")
     made.weight = layer.weight
     made.weight_fake_quantizer = GridFakeQuantizer(grid)

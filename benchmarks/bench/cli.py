@@ -49,8 +49,9 @@ def bench(
         ),
     ] = "",
     budgets: Annotated[
-        str, typer.Option(help="Numbers of visual tokens, comma-separated, or 'all': each --vision at each.")
-    ] = "",
+        str | None,
+        typer.Option(help="Numbers of visual tokens, comma-separated, or 'all': each --vision at each."),
+    ] = None,
     language: Annotated[str, typer.Option(help="Language variants, comma-separated; all by default.")] = "",
     checkpoint: Annotated[
         list[str] | None,
@@ -154,7 +155,7 @@ def bench(
     wish = Wish(
         runtimes=parse_names(runtimes),
         vision=parse_names(vision),
-        budgets=parse_names(budgets),
+        budgets=parse_names(budgets or ""),
         language=parse_names(language),
         checkpoints=tuple(checkpoint_path(path) for path in checkpoint or ()),
         options=BackendOptions(sources=sources, allow_pickle=allow_pickle, threads=threads),

@@ -21,6 +21,9 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } figca
 .warning { border-left: .4rem solid #D55E00; padding: .4rem .8rem; background: #fdf1ea; font-weight: 600; }
 """
 
+# Around every table, which scrolls by itself where it is wider than the screen.
+TABLE, END_OF_TABLE = '<div class="wide" tabindex="0"><table>', "</table></div>"
+
 
 def page_of(record: Record, pictures: Mapping[str, str]) -> str:
     """The page.
@@ -53,11 +56,11 @@ def _lines(record: Record, pictures: Mapping[str, str]) -> Iterator[str]:
 
 
 def _table_lines(table: Table) -> Iterator[str]:
-    yield f'<h2>{escape(table.title)}</h2><div class="wide" tabindex="0"><table><thead><tr>'
+    yield f"<h2>{escape(table.title)}</h2>{TABLE}<thead><tr>"
     yield "".join(f"<th>{escape(name)}</th>" for name in table.columns) + "</tr></thead><tbody>"
     for row in table.rows:
         yield "<tr>" + "".join(f"<td>{escape(row[name])}</td>" for name in table.columns) + "</tr>"
-    yield "</tbody></table></div>"
+    yield f"</tbody>{END_OF_TABLE}"
 
 
 def _inline(text: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from tinyllava_edge.benchmarks.bench.page import END_OF_TABLE, TABLE
 from tinyllava_edge.console import printable
 
 MARKER = '<meta name="generator" content="tinyllava-edge card">'
@@ -24,7 +25,6 @@ code, pre { background: #f4f4f4; } pre { padding: .6rem; overflow-x: auto; }
   :root { color-scheme: dark; } code, pre { background: #333; } th, td { border-color: #555; }
 }
 """
-_TABLE = '<div class="wide" tabindex="0"><table>'
 # Nothing is loaded, and nothing runs, whatever a text says.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # What Markdown may take for markup; an underscore inside a word is none. `:` and `.` are where links begin.
@@ -129,21 +129,21 @@ def _page_lines(document: Document) -> Iterator[str]:
     yield f'{MARKER}<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
     yield f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
-    yield f"{_TABLE}<tbody>"
+    yield f"{TABLE}<tbody>"
     for key, value in document.metadata.items():
         shown = value if isinstance(value, str) else ", ".join(value)
         yield f'<tr><th scope="row">{_html(key)}</th><td>{_html(shown)}</td></tr>'
-    yield "</tbody></table></div>"
+    yield f"</tbody>{END_OF_TABLE}"
     for section in document.sections:
         yield f"<h2>{_html(section.title)}</h2>"
         yield from (f"<p>{_html(line)}</p>" for line in section.lines)
         for table in section.tables:
             names = list(table.rows[0])
             heads = "".join(f'<th scope="col">{_html(name)}</th>' for name in names)
-            yield f"{_TABLE}<thead><tr>{heads}</tr></thead><tbody>"
+            yield f"{TABLE}<thead><tr>{heads}</tr></thead><tbody>"
             for row in table.rows:
                 yield "<tr>" + "".join(f"<td>{_html(row[name])}</td>" for name in names) + "</tr>"
-            yield "</tbody></table></div>"
+            yield f"</tbody>{END_OF_TABLE}"
         if section.shell:
             commands = "\n".join(printable(line, line_ends=True) for line in section.shell)
             yield f'<pre tabindex="0">{escape(commands)}</pre>'

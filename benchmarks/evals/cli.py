@@ -63,8 +63,9 @@ def evaluate(
         str, typer.Option(help="Vision variants, comma-separated, or 'all'; the most precise one by default.")
     ] = "",
     budgets: Annotated[
-        str, typer.Option(help="Numbers of visual tokens, comma-separated, or 'all': each --vision at each.")
-    ] = "",
+        str | None,
+        typer.Option(help="Numbers of visual tokens, comma-separated, or 'all': each --vision at each."),
+    ] = None,
     language: Annotated[
         str, typer.Option(help="Language variants, likewise; the first row is what the others differ from.")
     ] = "",
@@ -154,7 +155,7 @@ def evaluate(
     wish = Wish(
         runtimes=parse_names(runtime),
         vision=parse_names(vision),
-        budgets=parse_names(budgets),
+        budgets=parse_names(budgets or ""),
         language=parse_names(language) or _default_language(opened, parse_names(runtime)),
         checkpoints=given,
         options=BackendOptions(

@@ -17,7 +17,7 @@ from PIL import Image
 from tinyllava_edge.checkpoint.files import read_json_object
 
 from .upstream_pixels import resize_as_pillow_13
-from .upstream_text import IMAGE, IMAGE_ID, Turn, merges_in
+from .upstream_text import IMAGE, IMAGE_ID, Turn, merges_in, without_marker
 
 Pixels = npt.NDArray[np.float32]
 
@@ -56,7 +56,7 @@ class NanoVlmTokenizer:
         put one turn behind the other, and a picture in front of its question.
         """
         del template, picture  # config.json says both
-        asked = [(_picture(question, self._before()), _without_marker(question), a) for question, a in turns]
+        asked = [(_picture(question, self._before()), without_marker(question), a) for question, a in turns]
         if not self._chat:
             eos = self._tokenizer.eos_token
             return "".join(f"{p}Question: {q} Answer:{'' if a is None else a + eos}" for p, q, a in asked)
@@ -98,11 +98,6 @@ class NanoVlmTokenizer:
 
 def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _without_marker(question: str) -> str:
-    """A marker in front has a line feed of its own, which is no text."""
-    return question.removeprefix(f"{IMAGE}\n").replace(IMAGE, "")
 
 
 def _picture(question: str, before: str) -> str:

@@ -141,15 +141,17 @@ def upstream_prompt(template: str, turns: Sequence[Turn], *, picture: str = IMAG
 
 
 def _nanovlm_prompt(turns: Sequence[Turn], picture: str) -> str:
-    """A marker in front has a line feed of its own, which is no text; nothing else is stripped."""
     prompts = []
     for question, answer in turns:
-        asked = (picture if IMAGE in question else "") + question.removeprefix(f"{IMAGE}\n").replace(
-            IMAGE, ""
-        )
+        asked = (picture if IMAGE in question else "") + without_marker(question)
         said = "" if answer is None else f"{answer}<|im_end|>"
         prompts.append(f"{_CHATML[0]}{asked}<|im_end|>\n{_CHATML[1]}{said}")
     return "\n".join(prompts)
+
+
+def without_marker(question: str) -> str:
+    """As nanoVLM has it: a marker in front has a line feed of its own, which is no text."""
+    return question.removeprefix(f"{IMAGE}\n").replace(IMAGE, "")
 
 
 def _llava_prompt(template: _Conversation, messages: Sequence[str | None]) -> str:

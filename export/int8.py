@@ -2,7 +2,9 @@
 
 Only MatMuls with a stored weight: attention's own products stay as they are, so that TensorRT fuses them.
 Weights have a scale for each output column, activations one for the whole tensor, from the smallest and
-largest value that the calibration pictures gave. Two schemes, both tested against ONNX Runtime's quantizer:
+largest value that the calibration pictures gave. Written here and not left to ONNX Runtime's quantizer, as
+layers that overflow or lose too much stay as they are, and weights lie on the grid that `train` can learn
+(`model/weight_grids.py`). Two schemes, both tested against that quantizer:
 
 CPU       activations uint8 with a zero point, weights int8: what ONNX Runtime's x86 kernels are fastest with
 TensorRT  both int8 around zero, the only scheme it takes

@@ -79,10 +79,11 @@ def _rows(model: str, record: Record) -> Iterator[Sequence[str]]:
 
 
 def _fastest(rows: Sequence[Record]) -> Iterator[Record]:
-    """Of each program that reads our language files the row that is fastest end to end."""
+    """Of each program that answers about a picture the row that is fastest end to end."""
     programs: dict[str, list[Record]] = {}
     for row in rows:
-        programs.setdefault(row["name"].split()[0], []).append(row)
+        if not row.get("language_only"):
+            programs.setdefault(row["name"].split()[0], []).append(row)
     yield from (min(found, key=lambda row: row["warm"]["total_ms"]) for found in programs.values())
 
 
@@ -135,13 +136,13 @@ def _notes(path: Path, record: Record) -> Iterator[str]:
     folder = f"{RESULTS}/{path.parent.name}"
     machine, request = record["machine"], record["request"]
     cpu = machine["cpu"]
+    absent = [one["name"] for one in (record.get("rivals") or {"absent": []})["absent"]]
     yield (
         f"- {path.parent.name}: {request['num_tokens']} tokens, {_runs(record)} on {cpu['model']}, "
         f"{cpu['usable_cores']} cores, {machine['time_utc'][:10]}. "
         f"[All figures]({folder}/report.md), [every sample]({folder}/{path.name})."
+        + (f" Not measured, for the reasons there: {', '.join(absent)}." if absent else "")
     )
-    if absent := [one["name"] for one in (record.get("rivals") or {"absent": []})["absent"]]:
-        yield f"- {path.parent.name}: not measured, for the reasons in its figures: {', '.join(absent)}."
 
 
 def _runs(record: Record) -> str:

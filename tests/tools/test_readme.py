@@ -68,7 +68,7 @@ def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp
     assert lines["theirs q8_0"].endswith("| 9.0 | 0.45 [0.40, 0.60] (fp32 + q8_0) |")
     assert lines["exact"].endswith("| 0.50 [0.40, 0.60] (fp32 + f32) |")  # none is as near: the nearest
     assert lines["unknown q4_k_m"].endswith("| 0.41 [0.40, 0.60] (fp32 + q4_k_m) |")
-    assert "- a: not measured, for the reasons in its figures: gone." in block
+    assert " Not measured, for the reasons there: gone." in block
     record["rivals"]["reference"] = "fp32 + f32"  # a distance from ours is none from torch
     (tmp_path / "a" / "report.json").write_text(json.dumps(record))
     block = measured_block([tmp_path / "a" / "report.json"])

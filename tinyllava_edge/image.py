@@ -9,7 +9,8 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from reprlib import repr as shown
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from tinyllava_edge.picture_given import Fetch, as_file, name_of
 from tinyllava_edge.picture_given import Picture as Picture
 
 MAX_FILE_BYTES = 512 << 20  # 40 megapixels of four 16-bit channels are 320 MB
+Value = TypeVar("Value")
 _BAND_ROWS = 1024  # rows of a padded picture in memory at a time
 
 # What becomes of each of Pillow's modes; the table for people is in docs/bundle.md. Any other is refused: its
@@ -67,7 +69,9 @@ class Preprocessing:
             raise ValueError(f"resample {self.resample} is not one of Pillow's filters")
         small = all(abs(value) <= _MAX_VALUE for value in (self.rescale_factor, *self.mean, *self.std))
         if not small or not all(abs(value) >= 1 / _MAX_VALUE for value in self.std):
-            raise ValueError(f"rescale_factor, mean and std must be within {_MAX_VALUE:g}, std not near 0")
+            raise ValueError(
+                f"rescale_factor, image_mean or image_std is over {_MAX_VALUE:g}, or image_std near 0"
+            )
 
     @property
     def image_size(self) -> int:
@@ -281,21 +285,30 @@ def preprocessing_from_processor(
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if raw.get(step, True) is False:
             raise UnsupportedModelError(f"{where}: {step} is false; only true is supported.")
+
+    def value(key: str, read: Callable[[Any], Value], default: Any = None) -> Value:
+        if key not in raw and default is None:
+            raise CheckpointError(f"{where}: {key} is missing.")
+        found = raw.get(key, default)
+        try:
+            return read(found)
+        except KeyError as error:
+            raise CheckpointError(f"{where}: {key}.{error.args[0]} is missing.") from None
+        except (TypeError, ValueError, OverflowError) as error:
+            raise CheckpointError(f"{where}: {key} = {shown(found)}: {error}.") from None
+
+    resize, side = value("size", lambda size: _resize_rule(size, where))
+    crops = raw.get("do_center_crop", False)
+    values: dict[str, Any] = {
+        "crop": value("crop_size", lambda size: _square(size, where)) if crops else None,
+        "resample": value("resample", int, 3),
+        "rescale_factor": value("rescale_factor", float, 1 / 255),
+        "mean": value("image_mean", _three_numbers),
+        "std": value("image_std", _three_numbers),
+    }
     try:
-        resize, side = _resize_rule(raw["size"], where)
-        return Preprocessing(
-            aspect=aspect,
-            resize=resize,
-            size=side,
-            crop=_square(raw["crop_size"], where) if raw.get("do_center_crop", False) else None,
-            resample=int(raw.get("resample", 3)),
-            rescale_factor=float(raw.get("rescale_factor", 1 / 255)),
-            mean=_three_numbers(raw["image_mean"]),
-            std=_three_numbers(raw["image_std"]),
-        )
-    except KeyError as error:
-        raise CheckpointError(f"{where}: {error.args[0]} is missing.") from None
-    except (TypeError, ValueError, OverflowError) as error:
+        return Preprocessing(aspect=aspect, resize=resize, size=side, **values)
+    except ValueError as error:
         raise CheckpointError(f"{where}: {error}.") from None
 
 

@@ -145,12 +145,12 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _or_missing(missing: list[str], read: Callable[[], T]) -> T | None:
-    """What is read; where a file is nowhere, or holds what is not supported, the reason joins the list."""
-    from tinyllava_edge.errors import MissingFileError, UnsupportedModelError
+    """What is read; where a file or package is missing, or not supported, the reason joins the list."""
+    from tinyllava_edge.errors import MissingExtraError, MissingFileError, UnsupportedModelError
 
     try:
         return read()
-    except (MissingFileError, UnsupportedModelError) as error:
+    except (MissingExtraError, MissingFileError, UnsupportedModelError) as error:
         if str(error) not in missing:
             missing.append(str(error))
         return None

@@ -23,6 +23,7 @@ AnsweredTurn = tuple[str, str]  # question, answer
 # Kinds of what is to be known of a record, and of a bad one.
 PASSED, VIDEO_TEXT, SYSTEM = "passed over", "video marker", "system text"
 _IMAGE_KEYS = ("image", "images")
+_MESSAGES = ("conversations", "messages")
 _NOT_PICTURES = re.compile(r"\.(mp4|webm|mkv|avi|mov|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE)
 _PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|ppm|avif|heic)$", re.IGNORECASE)
 
@@ -108,7 +109,7 @@ def parse_record(record: Any, index: int, file: Path, images: Path) -> Conversat
     if not isinstance(record, Mapping):
         raise RecordError(MALFORMED, f"{type(record).__name__}, expected an object.")
     refuse_unread(record, NOT_READ, "")
-    _, found = one_of(record, ("conversations", "messages"), "")
+    _, found = one_of(record, _MESSAGES, "")
     if not isinstance(found, list) or not all(isinstance(m, Mapping) for m in found):
         raise RecordError(
             MALFORMED,
@@ -164,10 +165,15 @@ def _pictures(record: Mapping[str, Any], messages: Sequence[Message]) -> list[st
 
 
 def _refuse_unread_files(record: Mapping[str, Any]) -> None:
-    """Refuse a record without a picture in which another key names one."""
+    """Refuse a record without a picture in which another key names one, however deep."""
     for key, value in record.items():
-        if isinstance(value, str) and (_PICTURES.search(value) or _NOT_PICTURES.search(value)):
-            raise RecordError(MEDIA, f"has the key {key!r} ({value:.80}), which is not read; 'image' is.")
+        inside = [] if key in _MESSAGES else [value]
+        while inside:
+            each = inside.pop()
+            if isinstance(each, Mapping | list):
+                inside += each.values() if isinstance(each, Mapping) else each
+            elif isinstance(each, str) and (_PICTURES.search(each) or _NOT_PICTURES.search(each)):
+                raise RecordError(MEDIA, f"has the key {key!r} ({each:.80}), which is not read; 'image' is.")
 
 
 def _system(record: Mapping[str, Any], messages: list[Message]) -> str:

@@ -93,10 +93,10 @@ def resize_as_pillow_13(
 
 
 def _processor_class(raw: Mapping[str, Any]) -> Any:
-    """Of another name, the one of these that has the steps which the values ask for."""
+    """The one of these with the steps that the values ask for; its name decides nothing, as in an export."""
     name = str(raw.get("image_processor_type") or raw.get("feature_extractor_type") or "").lower()
-    by_steps = "clip" if raw.get("do_center_crop") else "siglip"
-    family = next((each for each in ("siglip", "clip", "bit") if name.startswith(each)), by_steps)
+    cropping = "bit" if name.startswith("bit") else "clip"
+    family = cropping if raw.get("do_center_crop") else "siglip"
     class_name = {"siglip": "Siglip", "clip": "CLIP", "bit": "Bit"}[family] + "ImageProcessor"
     try:
         module = import_module(f"transformers.models.{family}.image_processing_pil_{family}")

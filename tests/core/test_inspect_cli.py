@@ -10,10 +10,12 @@ import pytest
 from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.errors import BundleError, CheckpointError
+from tinyllava_edge.errors import BundleError, CheckpointError, MissingExtraError
 from tinyllava_edge.inspect_cli import inspect_checkpoint, inspect_gguf
+from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
 
 SHARED = shared_fixtures()
+LINES = Path(__file__).parents[1] / "fixtures/lines"
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
@@ -59,6 +61,24 @@ def test_a_file_beside_the_one_that_is_read_is_shown(tmp_path: Path) -> None:
     assert "not_read" not in inspect_checkpoint(Checkpoint(folder))
     (folder / "model.safetensors.index.json").write_text("{}")
     assert inspect_checkpoint(Checkpoint(folder))["not_read"].startswith("model.safetensors.index.json:")
+
+
+def test_a_package_that_a_tokenizer_needs_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = LINES / "llava_llama-inside-pad/model"
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    facts = inspect_checkpoint(Checkpoint(folder, sources=LINES / "sources"))
+    assert facts["layout"] == "LLaVA's code line"
+    assert any("pip install sentencepiece" in reason for reason in facts["missing"])
+    with pytest.raises(MissingExtraError, match="pip install sentencepiece protobuf"):
+        read_sentencepiece(folder / "tokenizer.model")
+
+
+def test_a_checkpoint_without_its_config_json_is_shown(tmp_path: Path) -> None:
+    folder = write_tiny_checkpoint(tmp_path / "c")
+    (folder / "config.json").unlink()
+    assert inspect_checkpoint(Checkpoint(folder))["missing"] == [
+        f"{folder / 'config.json'}: no such file. A checkpoint directory needs it."
+    ]
 
 
 def test_memory_is_counted_from_the_sizes(tmp_path: Path) -> None:

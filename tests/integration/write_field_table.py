@@ -22,6 +22,7 @@ from tests.integration.user_commands import ran
 PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "field_inputs.md"
 _MOST = 300  # characters of a cell
 _SHARDED = Path(__file__).parents[1] / "fixtures/checkpoints/qwen2-siglip-mlp2x-bf16-sharded/model"
+_PROCESSOR = "sources/tiny-random/siglip-so400m-patch14-tiny-a/preprocessor_config.json"
 _HEAD = """# Inputs from the field
 
 Small inputs made after public reports of people who do this job; each was refused, or taken wrongly, by an
@@ -46,12 +47,15 @@ class Step:
     says: str  # a pattern
 
 
-def _checkpoint(name: str, says: str, more: str = "") -> Iterator[Step]:
+def _checkpoint(
+    name: str, says: str, more: str = "", *, about: str = "", sources: str = "{sources}"
+) -> Iterator[Step]:
     at = f"{{field}}/checkpoints/{name}"
-    about = f"checkpoints/{name}"
-    yield Step(about, f"inspect {at} --sources {{sources}}{more} --json", 0, says)
-    yield Step(about, f"{_EXPORT.format_map(_Kept(at=at, name=name))}{more}", 0, "verified")
-    verify = f"verify {{out}}/{name} --checkpoint {at} --sources {{sources}}{more} --quick --threads 1"
+    about = about or f"checkpoints/{name}"
+    yield Step(about, f"inspect {at} --sources {sources}{more} --json", 0, says)
+    export = _EXPORT.format_map(_Kept(at=at, name=name, sources=sources))
+    yield Step(about, f"{export}{more}", 0, "verified")
+    verify = f"verify {{out}}/{name} --checkpoint {at} --sources {sources}{more} --quick --threads 1"
     yield Step(about, verify, 0, "verified")
 
 
@@ -72,12 +76,9 @@ def _checkpoints() -> Iterator[Step]:
     yield from _checkpoint("bin_flat", "one pytorch_model.bin", " --allow-pickle")
     at = "{field}/checkpoints/ckptN_lora"
     yield _refused("checkpoints/ckptN_lora", at, r"a LoRA adapter without its base.*--sources BASE")
-    yield Step(
-        "checkpoints/ckptN_lora over its base",
-        f"inspect {at} --sources {{fixtures}}/checkpoints/phi-siglip-mlp2x/model --allow-pickle --json",
-        0,
-        "LoRA adapter over another checkpoint",
-    )
+    over = "checkpoints/ckptN_lora over its base"
+    base = "{made}/base"  # with the processor of its tower, which is no public one
+    yield from _checkpoint("ckptN_lora", "LoRA adapter over another checkpoint", about=over, sources=base)
     yield _refused("ZeRO shards (made)", "{made}/zero", r"ZeRO shards of DeepSpeed.*Run there")
     yield from _checkpoint("abs_public", "flat safetensors")
     at = "{field}/checkpoints/tied_untied_qwen"
@@ -147,8 +148,10 @@ def _pictures() -> Iterator[Step]:
     yield Step("pictures/trunc.jpg", line, 2, r"trunc\.jpg")
 
 
-def make_inputs(folder: Path, field: Path) -> None:
-    """Those that FIELD only names: ZeRO shards alone, a stale file beside newer shards, MME's picture."""
+def make_inputs(folder: Path, field: Path, fixtures: Path) -> None:
+    """Those that FIELD only names: ZeRO shards alone, a stale file beside newer shards, an adapter's base."""
+    shutil.copytree(fixtures / "checkpoints/phi-siglip-mlp2x/model", folder / "base")
+    shutil.copy(fixtures / _PROCESSOR, folder / "base")
     (folder / "mme").mkdir(parents=True)
     shutil.copy(field / "train/img/c.jpg", folder / "mme/0001.jpg")
     (folder / "zero" / "global_step10").mkdir(parents=True)
@@ -169,7 +172,7 @@ def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
     with TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count()) as pool:
         out, made = Path(scratch, "out"), Path(scratch, "made")
         out.mkdir()
-        make_inputs(made, field)
+        make_inputs(made, field, fixtures)
         sources = fixtures / "sources"
         places = {"field": field, "fixtures": fixtures, "sources": sources, "out": out, "made": made}
         for asked in (_checkpoints(), itertools.chain(_questions(), _training(), _pictures())):

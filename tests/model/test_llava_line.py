@@ -191,6 +191,7 @@ def test_a_trained_tower_has_no_stand_in(tmp_path: Path) -> None:
         ({"mm_vision_select_feature": "slicefour_patch"}, "'slicefour_patch' is not supported"),
         ({"model_type": "bunny-minicpm"}, "model_type is 'bunny-minicpm'.*bunny-phi3"),
         ({"model_type": "llava_mistral"}, "model_type is 'llava_mistral'"),
+        ({"mm_vision_tower": None, "vision_tower_cfg": {}}, "vision_tower_cfg: VILA's layout"),
     ],
 )
 def test_what_is_not_computed_is_refused_by_name(tmp_path: Path, values: dict[str, Any], said: str) -> None:

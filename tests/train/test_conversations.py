@@ -161,6 +161,8 @@ BAD: list[tuple[object, str, str]] = [
     ({"image": "x.mp4", "conversations": [HUMAN, GPT]}, "unread media", "x.mp4 is no picture"),
     ({"video_path": "x.MOV", "conversations": [HUMAN, GPT]}, "unread media", "'video_path'"),
     ({"image_file": "x.jpg", "conversations": [HUMAN, GPT]}, "unread media", "'image_file'"),
+    ({"frames": ["a.jpg", "b.jpg"], "conversations": [HUMAN, GPT]}, "unread media", "'frames' .b.jpg"),
+    ({"clip": [{"path": "x.mp4"}], "conversations": [HUMAN, GPT]}, "unread media", "'clip' .x.mp4"),
     ({"messages": [HUMAN, GPT | {"tool_calls": [1]}]}, "unread media", "message 1 has the key 'tool_calls'"),
     (_messages([{"type": "video", "video": "x.mp4"}]), "unread media", "part of type 'video'"),
     (_messages([{"type": "image_url", "image_url": {"url": "a"}}]), "unread media", "'image_url'"),

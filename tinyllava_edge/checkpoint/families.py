@@ -470,6 +470,10 @@ BOOKKEEPING_KEYS = frozenset(
         *("_attn_implementation", "attention_dropout", "initializer_factor", "initializer_range"),
         *("pad_token_id", "pretraining_tp", "projection_dim", "unk_token_id"),
         *("use_cache", "vision_use_head", "cache_implementation"),
+        # what a repository, or a trainer of it, says of itself, and the attention that was chosen
+        *("_attn_implementation_autoset", "_attn_implementation_internal", "is_llama_config"),
+        *("transformers.js_config", "unsloth_fixed", "unsloth_version", "max_sequence_length"),
+        *("sliding_window_size",),  # Gemma-2 9B, which reads `sliding_window`
         # drop-out, and windows that `use_sliding_window: false` switches off
         *("embd_pdrop", "resid_pdrop", "hidden_dropout", "sliding_window", "max_window_layers"),
         # DINOv2: start values, drop-out, and what only its backbone class uses

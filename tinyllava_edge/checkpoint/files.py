@@ -8,7 +8,7 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any
 
-from tinyllava_edge.errors import CheckpointError, MissingExtraError, guarded
+from tinyllava_edge.errors import CheckpointError, MissingExtraError, MissingFileError, guarded
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_file
 
 from .llava_line import Line, is_tower, line_config, line_of, no_tower, tower_config, tower_name
@@ -130,7 +130,7 @@ def read_small_file(path: Path) -> bytes:
     try:
         path.lstat()
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file. A checkpoint directory needs it.") from None
+        raise MissingFileError(f"{path}: no such file. A checkpoint directory needs it.") from None
     except (OSError, ValueError):
         pass  # the next line says it
     return read_user_file(path, most=MAX_CONFIG_BYTES, error=CheckpointError)

@@ -119,12 +119,11 @@ def no_weights(path: Path) -> MissingFileError:
     """What a directory is that holds no weights of a whole model, and the line that mends it."""
     pickles = [path / part / PICKLE_FILE for part in PARTS]
     loose = [*sorted(path.glob("*-of-*.safetensors")), *sorted(path.glob("pytorch_model-*-of-*.bin"))]
-    steps = sorted(path.glob("checkpoint-*"), key=lambda step: (len(step.name), step.name))
-    shards = sorted(path.glob("global_step*"))
+    steps, shards = _numbered(path, "checkpoint-*"), _numbered(path, "global_step*")
     if any(pickle.exists() for pickle in pickles):
         missing = ", ".join(str(pickle) for pickle in pickles if not pickle.exists())
         text = f"{missing}: missing. Download or copy the checkpoint again."
-    elif is_adapter(path):
+    elif is_adapter(path) and (lexists(adapter_file(path)) or not shards):
         text = _adapter_alone(path)
     elif shards or (path / _ZERO_SCRIPT).exists():
         text = _zero_shards(path, shards[-1].name if shards else "whose global_step directory is missing")
@@ -142,7 +141,13 @@ def no_weights(path: Path) -> MissingFileError:
     return MissingFileError(text)
 
 
+def _numbered(path: Path, pattern: str) -> list[Path]:
+    return sorted(path.glob(pattern), key=lambda step: (len(step.name), step.name))
+
+
 def _adapter_alone(path: Path) -> str:
+    if not lexists(adapter_file(path)):
+        return f"{adapter_file(path)}: missing, beside {ADAPTER_CONFIG}. Download or copy it again."
     names = base_names(path)
     said = f" ({', '.join(map(repr, names))} by its files)" if names else ", which its files do not name"
     return (

@@ -206,6 +206,10 @@ def no_tower(raw: Mapping[str, Any], path: Path) -> MissingFileError | Unsupport
         return UnsupportedModelError(
             f"{path}: {key} = {name!r}: the tower {other[0]} is not supported. Supported: CLIP, SigLIP."
         )
+    if "vision_tower_cfg" in raw:
+        return UnsupportedModelError(
+            f"{path}: vision_tower_cfg: VILA's layout, of three models in folders, is not supported."
+        )
     if not name:
         return MissingFileError(f"{path}: {key} is missing, which names the vision tower.")
     return MissingFileError(

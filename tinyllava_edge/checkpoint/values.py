@@ -59,8 +59,8 @@ def resolved_part(raw: Mapping[str, Any], key: str, parts: Mapping[str, Part], p
             f"{place}model_type {shown(family)} is not supported. Supported: {', '.join(parts)}."
         )
     defaults = parts[family].defaults
-    values = {**defaults, **_known_values(diff, parts[family], place)}
     rope_scaling = read_rope_scaling(diff, parts[family].rope_kinds, place)
+    values = {**defaults, **_known_values(diff, parts[family], place)}
     for name, wanted in parts[family].only.items():
         if values[name] != wanted:
             raise UnsupportedModelError(

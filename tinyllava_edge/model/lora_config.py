@@ -44,8 +44,14 @@ class LoraConfig:
         for name, value in config.items():
             if name not in _HARMLESS and value:
                 raise UnsupportedModelError(f"{path}: {name} is not supported.")
-        if config.get("bias", "none") != "none" or config.get("peft_type") != "LORA":
-            raise UnsupportedModelError(f"{path}: not LoRA with bias 'none'.")
+        for name, found, only in (
+            ("peft_type", config.get("peft_type"), "LORA"),
+            ("bias", config.get("bias", "none"), "none"),
+        ):
+            if found != only:
+                raise UnsupportedModelError(
+                    f"{path}: {name} {shown(found)} is not supported, only {only!r} is."
+                )
         self._check_numbers()
         self._check_targets()
         self._left = _SECONDS

@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from tinyllava_edge.checkpoint.files import read_small_file
-from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.errors import CheckpointError, MissingExtraError
 
 MAX_PIECE = 512  # characters; the time to find all merges grows with their square
 SPACE = "\u2581"  # SentencePiece writes a space so
@@ -85,9 +85,14 @@ def read_sentencepiece(path: Path) -> Any:
 
     Raises:
         CheckpointError: damaged, or of another kind.
+        MissingExtraError: sentencepiece, or protobuf that it needs, is not installed.
     """
-    from sentencepiece import sentencepiece_model_pb2
-
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError:
+        raise MissingExtraError(
+            f"{path}: it needs two packages to be read: pip install sentencepiece protobuf"
+        ) from None
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated, untyped
     data = read_small_file(path)
     try:

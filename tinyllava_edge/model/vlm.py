@@ -25,6 +25,7 @@ _NANOVLM_KEYS = {
     "connector.": "mp_pixel_shuffle_factor, vit_hidden_dim and lm_hidden_dim",
 }
 _HEAD = "language_model.lm_head.weight"
+_UNGATHERED = " ZeRO-3 leaves it so where it gathers no weights: run zero_to_fp32.py beside its global_step."
 
 
 class TinyLlava(nn.Module):
@@ -175,6 +176,7 @@ def _check_shapes(
             raise CheckpointError(
                 f"{where}: tensor {checkpoint.stored_name(name)!r} has shape {list(shape)}, "
                 f"{checkpoint.config_path} asks for {list(expected[name])}{_size_key(name, checkpoint)}."
+                f"{_UNGATHERED if 0 in shape else ''}"
             )
     missing = expected.keys() - found.keys()
     if missing:

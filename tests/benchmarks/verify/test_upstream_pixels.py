@@ -43,7 +43,13 @@ def test_without_a_processor_file_the_public_siglip_values_count(tmp_path: Path)
     assert np.array_equal(with_file.pixels(upright), without.pixels(upright))
 
 
-@pytest.mark.parametrize("name", ["ViTImageProcessor", "SiglipImageProcessorFast", "MadeUpProcessor", None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ViTImageProcessor", "SiglipImageProcessorFast", "MadeUpProcessor", None),
+        *("CLIPFeatureExtractor", "BitImageProcessor"),  # which crop, unless they are told otherwise
+    ],
+)
 def test_another_processor_of_the_same_values_gives_the_same_pixels(tmp_path: Path, name: str | None) -> None:
     checkpoint = write_tiny_checkpoint(tmp_path / "c")
     upright = picture_set(56)[3].upright

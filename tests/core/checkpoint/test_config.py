@@ -162,6 +162,12 @@ def test_rope_is_read_as_transformers_5_writes_it(tmp_path: Path) -> None:
         ("text_config", "top_k", 50),
         ("text_config", "pad_token_id", 7),
         ("text_config", "torch_dtype", "float16"),
+        ("text_config", "is_llama_config", True),  # SmolLM2
+        ("text_config", "transformers.js_config", {"kv_cache_dtype": {"q4f16": "float16"}}),
+        ("text_config", "max_sequence_length", 16384),  # Vicuna 16k
+        ("text_config", "sliding_window_size", 4096),  # Gemma-2 9B
+        ("text_config", "_attn_implementation_autoset", True),
+        ("text_config", "unsloth_version", "2025.1.1"),
         ("vision_config", "num_channels", 3),
     ],
 )

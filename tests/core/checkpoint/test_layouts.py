@@ -217,6 +217,24 @@ def test_zero_shards_are_named_with_the_line_that_joins_them(
     assert line in str(caught.value)
 
 
+def test_what_a_run_of_an_adapter_leaves_under_zero_is_named(checkpoint: Path) -> None:
+    take_weights(checkpoint)
+    (checkpoint / "adapter_config.json").write_text(json.dumps(ADAPTER_CONFIG))
+    with pytest.raises(MissingFileError, match=r"adapter_model\.safetensors: missing, beside adapter_config"):
+        assert Checkpoint(checkpoint).layout
+    for step in ("global_step9", "global_step10"):
+        (checkpoint / step).mkdir()
+    with pytest.raises(MissingFileError, match=r"ZeRO shards of DeepSpeed \(global_step10\)"):
+        assert Checkpoint(checkpoint).layout
+
+
+def test_weights_that_zero_3_did_not_gather_are_named(checkpoint: Path) -> None:
+    state = {name: torch.empty(0) for name in take_weights(checkpoint)}
+    save_file(state, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*shape \[0\].* run zero_to_fp32\.py"):
+        load_model(Checkpoint(checkpoint))
+
+
 def without_connector(folder: Path) -> str:
     write_weights(folder, load_model(Checkpoint(folder)), "folders", torch.float32, 450)
     take_weights(folder)

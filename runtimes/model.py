@@ -67,8 +67,9 @@ def open_bundle(
         store_mb: keep what pictures become on disk, up to so many megabytes (10^6 bytes) for all bundles, so
             that a later process answers about a known picture at once; 0 keeps nothing. `store.py`.
         allow_url: fetch pictures given as https URLs, as `picture_url.fetch_https` does; or what does it.
-        options: the other fields of `BackendOptions`: `vision`, `tokens`, `language`, `kv_type`,
-            `context_length`, `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
+        options: the other fields of `BackendOptions`: `vision`, `tokens`, `language`, `preset`, `kv_type`,
+            `context_length`, `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `device`,
+            `allow_pickle`.
 
     Raises:
         BundleError: the bundle is damaged, or has no such variant.

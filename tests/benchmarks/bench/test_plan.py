@@ -124,7 +124,7 @@ def test_the_checkpoint_is_known_by_its_content(
 def test_torch_without_its_checkpoint_is_refused(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.plan.find_checkpoint", lambda bundle, given: None)
+    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.plan.find_checkpoint", lambda *given: None)
     with pytest.raises(UsageError, match="runtime torch needs the checkpoint that tiny came from"):
         names(bundles, runtimes=("torch",))
 

@@ -21,9 +21,10 @@ from .turns import Pairs, Sample, Visit, in_turns, leave_out
 BESIDE = ", beside it"
 _SETTLE_S = 0.1  # until what goes on, or has stopped, is where the scheduler puts it
 _WARM_UP = 3
-# Hashing gives Python's lock away for as long as it takes.
+# Hashing gives Python's lock away while it lasts. Stopped, it would outlive who started it: prctl(2).
 _SPIN = """
-import hashlib, sys, threading
+import ctypes, hashlib, sys, threading
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 def spin(block=bytes(1 << 22)):
     while True:
         hashlib.sha256(block)

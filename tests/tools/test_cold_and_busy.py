@@ -75,8 +75,9 @@ def test_decode_is_visited_calm_and_beside_a_process_that_works_only_then(plan: 
     for name in names:
         (calm,), (beside,) = found[name][0], found[name + BESIDE][0]
         assert len(calm[0]["next_token_ms"]) == plan.request.num_tokens - 1
-        assert all(sample["busy_cores"] < 0.02 for sample in calm)
-        assert all(sample["busy_cores"] > 0.2 for sample in beside)
+        idle, busy = ([sample["busy_cores"] for sample in pair] for pair in (calm, beside))
+        assert max(idle) < min(busy)
+        assert min(idle) < 0.01
     assert sum(name in line for line in command.busy_lines(found, plan) for name in names[:1]) >= 4
 
 

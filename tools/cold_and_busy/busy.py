@@ -19,11 +19,12 @@ from tinyllava_edge.errors import BackendError
 from .turns import Pairs, Sample, Visit, in_turns, leave_out
 
 BESIDE = ", beside it"
-_SETTLE_S = 0.1  # until a process that went on, or was stopped, is where the scheduler puts it
+_SETTLE_S = 0.1  # until what goes on, or has stopped, is where the scheduler puts it
 _WARM_UP = 3
-# Hashing gives Python's lock away for as long as it takes.
+# Hashing gives Python's lock away while it lasts. Stopped, it would outlive who started it: prctl(2).
 _SPIN = """
-import hashlib, sys, threading
+import ctypes, hashlib, sys, threading
+ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 def spin(block=bytes(1 << 22)):
     while True:
         hashlib.sha256(block)
@@ -43,7 +44,7 @@ class Busy:
         self._process = subprocess.Popen(command, start_new_session=True, **pipes)
         assert self._process.stdout is not None
         self._process.stdout.readline()
-        os.kill(self._process.pid, signal.SIGSTOP)
+        self._stop()
 
     def cpu_s(self) -> float:
         """Processor time that its threads have had."""
@@ -58,7 +59,13 @@ class Busy:
             time.sleep(_SETTLE_S)
             yield
         finally:
-            os.kill(self._process.pid, signal.SIGSTOP)
+            self._stop()
+
+    def _stop(self) -> None:
+        """Stop it, and wait until all its threads have."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+        time.sleep(_SETTLE_S)
 
     def close(self) -> None:
         """End it."""

@@ -114,8 +114,8 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         hyperparameters["attention.head_count"] = config.values["num_query_heads"]
         hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]
     for key, kind in config.family.keys.items():
-        if (name := key.rpartition(".")[2]) in config.values:  # one of another name is judged by the logits
-            value = config.values[name]
+        value = config.values.get(key.rpartition(".")[2])  # one of another name is judged by the logits
+        if value is not None:
             hyperparameters[key] = float(np.float32(value)) if kind == "float32" else value
     scaling = config.rope_scaling
     if scaling is not None and scaling["rope_type"] == "linear":

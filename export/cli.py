@@ -11,7 +11,6 @@ from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
 from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
-from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
@@ -103,13 +102,10 @@ def _export_llava(checkpoint: Path, output: Path, options: ExportOptions, *, jso
 def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
     from tinyllava_edge.bundle import Bundle
 
-    from .pipeline import count_steps, export_bundle  # torch: seconds, so only after every quick check
+    from .pipeline import export_bundle  # torch: seconds, so only after every quick check
 
     with progress() as bar:
-        budgets = Checkpoint(
-            checkpoint, sources=options.sources, template=options.template
-        ).config.connector.budgets
-        task = bar.add_task("export", total=count_steps(options, max(1, len(budgets))), completed=-1)
+        task = bar.add_task("export", total=None, completed=-1)
         step = bar.add_task("", total=None)
 
         def on_step(description: str) -> None:
@@ -119,7 +115,14 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
         def on_progress(done: int, total: int) -> None:
             bar.update(step, completed=100 * done // total, total=100)
 
-        export_bundle(checkpoint, output, options, on_step=on_step, on_progress=on_progress)
+        export_bundle(
+            checkpoint,
+            output,
+            options,
+            on_step=on_step,
+            on_total=lambda total: bar.update(task, total=total),
+            on_progress=on_progress,
+        )
     bundle = Bundle.open(output)
     report = json_module.loads((output / "parity" / "export.json").read_text(encoding="utf-8"))
     rows = [

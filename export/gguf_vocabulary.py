@@ -14,15 +14,7 @@ from gguf import GGUFWriter, TokenType
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.tokenizer import TokenizerAssets
 from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
-from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
-
-# How tokenizer.json splits text before BPE -> llama.cpp's name for the same.
-PRE_TOKENIZERS: dict[tuple[Any, ...], str] = {
-    (("ByteLevel", True),): "gpt-2",
-    (("Digits", True), ("ByteLevel", True)): "smollm",
-    (("Split", LLAMA3_SPLIT), ("ByteLevel", False), "ignore_merges"): "llama-bpe",
-    (("Split", QWEN2_SPLIT), ("ByteLevel", False)): "qwen2",
-}
+from tinyllava_edge.tokenizer_splits import PRE_TOKENIZERS
 
 
 @dataclass(frozen=True, kw_only=True)

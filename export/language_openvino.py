@@ -6,7 +6,6 @@ memory; the graph is `openvino_decoder.py`'s. OpenVINO itself writes the two fil
 
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +18,7 @@ from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.ir_tensors import open_tensors, rounded
 from tinyllava_edge.memory import return_freed_memory
+from tinyllava_edge.precisions import FLOAT16_MAX
 from tinyllava_edge.verified_rule import StoredTensor
 
 from .language_gguf import LanguageSource, OnProgress, no_progress
@@ -53,9 +53,7 @@ def write_language_openvino(
 
 def write_graph(path: Path, config: LanguageConfig, weights: Weights) -> None:
     """Write a model's graph, and all weights in it once more, as one file beside it."""
-    table = "transformer.token_embeddings" if config.architecture == "openelm" else "model.embed_tokens"
-    rows = partial(weights.rows, f"{table}.weight")
-    model = Decoder(config, weights.values, rows, weights.__contains__).build()
+    model = Decoder(config, weights.values, weights.rows, weights.__contains__).build()
     for number, node in enumerate(model.get_ordered_ops()):
         if node.get_friendly_name() not in weights.constants:  # the others have numbers of this process
             node.set_friendly_name(f"{node.get_type_name()}_{number}")
@@ -68,7 +66,7 @@ def _slices(source: LanguageSource, name: str, tensor: torch.Tensor, variant: st
     for start in range(0, len(tensor), rows):
         values = tensor[start : start + rows].float().contiguous().numpy()
         largest = float(np.abs(values).max(initial=0))
-        limit = np.inf if variant == "ov_f32" else 65504.0
+        limit = np.inf if variant == "ov_f32" else FLOAT16_MAX
         if not largest <= limit or not np.isfinite(largest):
             raise ExportError(f"{source.checkpoint}: {name} has {largest:g}, too large for {variant}.")
         yield values

@@ -130,13 +130,18 @@ def opened_graph(
 def opened_with(path: Path, value: str) -> Iterator[onnxruntime.InferenceSession]:
     """Open a written graph with an inner value as one more output; its weights stay where they are."""
     proto = onnx.load(path, load_external_data=False)
-    proto.graph.output.extend(known for known in proto.graph.value_info if known.name == value)
+    give_also(value, proto.graph)
     beside = path.with_name(f".{path.name}")
     try:
         beside.write_bytes(proto.SerializeToString())
         yield open_session(beside)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def give_also(value: str, graph: onnx.GraphProto) -> None:
+    """Make an inner value one more output of a graph."""
+    graph.output.extend(known for known in graph.value_info if known.name == value)
 
 
 def open_session(path: Path, *, optimize: bool = True) -> onnxruntime.InferenceSession:

@@ -1,7 +1,8 @@
 """The language model as an OpenVINO graph with its KV cache inside, made of OpenVINO's own operations.
 
-One decoder for every family; what differs between families is in `Decoder`'s small methods. Computed as the
-reference model does (`model/language_model.py`), which `verify` holds it against.
+One decoder for every family, and none is named here: which tensors there are tells how a layer is built, and
+the entry in `families.py` tells the rest. Computed as the reference model does (`model/language_model.py`),
+which `verify` holds it against.
 
 Inputs: `input_ids` [1, n] int32, where -1 takes the row of `inputs_embeds` [1, n, hidden] (or [1, 1, hidden]
 where no id is -1); `position_ids` [1, n]; `key_positions` [all], of what the cache holds and of the new rows:
@@ -19,10 +20,24 @@ from openvino import Type
 from openvino import opset13 as op
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
+from tinyllava_edge.checkpoint.families import SLIDING
 from tinyllava_edge.checkpoint.rope import rope_divisors
+from tinyllava_edge.precisions import FLOAT16_MAX
 
 Weight = Callable[[str], Any]  # name of a tensor -> node of its values in float32
-_LOWEST = -65504.0  # of a position that is not seen; finite in every type
+Rows = Callable[[str, Any], Any]  # name of a table, ids [1, n] -> [1, n, columns]
+_LOWEST = -FLOAT16_MAX  # of a position that is not seen; finite in every type
+# Names of modules in transformers' decoders, the first that a checkpoint has.
+_TABLES = ("model.embed_tokens", "transformer.token_embeddings")
+_BEFORE_FFN = ("pre_feedforward_layernorm", "ffn_norm", "post_attention_layernorm")
+_ATTENTION_OUTPUT = ("self_attn.o_proj", "self_attn.dense", "attn.out_proj")
+# The first product of the feed-forward -> the last one; gate and up are one tensor in two of them.
+_FEED_FORWARD = {
+    "mlp.gate_proj": "down_proj",
+    "mlp.gate_up_proj": "down_proj",
+    "ffn.proj_1": "proj_2",
+    "mlp.fc1": "fc2",
+}
 
 
 class Decoder:
@@ -31,17 +46,18 @@ class Decoder:
     Args:
         config: the language model's.
         weight: gives a tensor's values by its canonical name.
-        rows: ids [1, n] -> their embeddings [1, n, hidden].
+        rows: gives rows of a table by its canonical name and their numbers.
         has: whether the checkpoint has a tensor of this name.
     """
 
     def __init__(
-        self, config: LanguageConfig, weight: Weight, rows: Weight, has: Callable[[str], bool]
+        self, config: LanguageConfig, weight: Weight, rows: Rows, has: Callable[[str], bool]
     ) -> None:
         self._config, self._weight, self._rows, self._has = config, weight, rows, has
         self._states: list[Any] = []
-        self._is_openelm = config.architecture == "openelm"
-        self._root = "transformer" if self._is_openelm else "model"
+        self._family = config.family
+        self._table = self._first_of("", _TABLES)
+        self._root = self._table.split(".")[0]
 
     def build(self) -> Any:
         """The model; its states are named `keys.0`, `values.0` and so on."""
@@ -53,59 +69,61 @@ class Decoder:
         wanted = _parameter([-1], Type.i32, "wanted")
         self._beams = _parameter([-1], Type.i32, "beam_idx")
         is_row = op.unsqueeze(op.less(ids, _ints(0)), _ints(2))  # [1, n, 1]
-        rows = op.select(is_row, embeds, self._rows(op.maximum(ids, _ints(0))))
+        rows = op.select(is_row, embeds, self._rows(f"{self._table}.weight", op.maximum(ids, _ints(0))))
         if self._config.embedding_scale != 1.0:
             rows = op.multiply(rows, _floats(self._config.embedding_scale))
         self._rotary = self._cosines_and_sines(positions)
         self._masks = self._build_masks(positions, keys)
         for layer in range(self._config.num_hidden_layers):
             rows = self._layer(layer, rows)
-        final = "final_layernorm" if self._config.architecture == "phi" else "norm"
-        rows = self._norm(op.gather(rows, wanted, _ints(1)), f"{self._root}.{final}")
+        final = self._first_of(f"{self._root}.", ("norm", "final_layernorm"))
+        rows = self._norm(op.gather(rows, wanted, _ints(1)), final)
         result = op.result(self._head(rows))
         result.get_output_tensor(0).set_names({"logits"})
         inputs = [ids, embeds, positions, keys, wanted, self._beams]
         return openvino.Model([result], self._states, inputs, self._config.architecture)
 
     def _head(self, rows: Any) -> Any:
-        tied = f"{self._root}.{'token_embeddings' if self._is_openelm else 'embed_tokens'}"
-        logits = self._linear(rows, tied if self._config.tie_word_embeddings else "lm_head")
+        logits = self._linear(rows, self._table if self._config.tie_word_embeddings else "lm_head")
         if cap := self._config.values.get("final_logit_softcapping"):
             logits = op.multiply(op.tanh(op.divide(logits, _floats(cap))), _floats(cap))
         return logits
 
+    def _first_of(self, prefix: str, names: tuple[str, ...]) -> str:
+        """The one of some modules that the checkpoint has a weight of."""
+        return next(prefix + name for name in names if self._has(f"{prefix}{name}.weight"))
+
     def _layer(self, layer: int, rows: Any) -> Any:
-        name, family = f"{self._root}.layers.{layer}", self._config.architecture
-        if family == "phi":  # side by side behind one norm
-            normed = self._norm(rows, f"{name}.input_layernorm")
-            both = op.add(self._attention(layer, normed), self._feed_forward(layer, normed))
-            return op.add(rows, both)
-        before = ("attn_norm", "ffn_norm") if self._is_openelm else ("input_layernorm", _before_ffn(family))
-        for part, norm, after in zip(
-            (self._attention, self._feed_forward),
-            before,
-            ("post_attention_layernorm", "post_feedforward_layernorm"),
-            strict=True,
-        ):
-            found = part(layer, self._norm(rows, f"{name}.{norm}"))
-            if family == "gemma2":
-                found = self._norm(found, f"{name}.{after}")
-            rows = op.add(rows, found)
-        return rows
+        name = f"{self._root}.layers.{layer}."
+        normed = self._norm(rows, self._first_of(name, ("input_layernorm", "attn_norm")))
+        attended = self._attention(layer, normed)
+        is_normed_behind = self._has(
+            f"{name}pre_feedforward_layernorm.weight"
+        )  # else one name has two places
+        if is_normed_behind:
+            attended = self._norm(attended, f"{name}post_attention_layernorm")
+        names = tuple(each for each in _BEFORE_FFN if self._has(f"{name}{each}.weight"))
+        if not names:  # side by side behind one norm
+            return op.add(rows, op.add(attended, self._feed_forward(layer, normed)))
+        rows = op.add(rows, attended)
+        fed = self._feed_forward(layer, self._norm(rows, name + names[0]))
+        if is_normed_behind:
+            fed = self._norm(fed, f"{name}post_feedforward_layernorm")
+        return op.add(rows, fed)
 
     def _attention(self, layer: int, rows: Any) -> Any:
         config = self._config
-        of_layer = "attn" if self._is_openelm else "self_attn"
-        name = f"{self._root}.layers.{layer}.{of_layer}"
+        output = self._first_of(f"{self._root}.layers.{layer}.", _ATTENTION_OUTPUT)
+        name = output.rpartition(".")[0]
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        if self._is_openelm:
+        if self._family.layers_differ:
             heads, kv_heads = (config.values[key][layer] for key in ("num_query_heads", "num_kv_heads"))
         query, key, value = self._projections(name, rows, heads, kv_heads)
         for letter in "qk":
             if self._has(f"{name}.{letter}_norm.weight"):
                 normed = self._norm(query if letter == "q" else key, f"{name}.{letter}_norm")
                 query, key = (normed, key) if letter == "q" else (query, normed)
-        if config.architecture != "smollm3" or (layer + 1) % 4:
+        if self._of_layer("no_rope_layers", layer) != 0:
             query, key = self._rotate(query), self._rotate(key)
         key, value = (
             self._grow(f"{kind}.{layer}", states, kv_heads)
@@ -113,11 +131,15 @@ class Decoder:
         )
         if heads != kv_heads:
             key, value = (_repeat(states, heads // kv_heads, config.head_dim) for states in (key, value))
-        mask = self._masks[config.architecture == "gemma2" and layer % 2 == 0]
+        mask = self._masks[self._of_layer("layer_types", layer) == SLIDING]
         found = self._attend(query, key, value, mask)
         joined = op.reshape(op.transpose(found, _ints([0, 2, 1, 3])), _ints([0, 0, -1]), True)
-        output = {"phi": "dense", "openelm": "out_proj"}.get(config.architecture, "o_proj")
-        return self._linear(joined, f"{name}.{output}")
+        return self._linear(joined, output)
+
+    def _of_layer(self, name: str, layer: int) -> Any:
+        """What the family's entry says of a layer; None where it says nothing."""
+        repeated = self._family.by_layer.get(name)
+        return repeated[layer % len(repeated)] if repeated else None
 
     def _projections(self, name: str, rows: Any, heads: int, kv_heads: int) -> list[Any]:
         """Queries, keys and values [1, heads, n, head_dim]."""
@@ -189,26 +211,27 @@ class Decoder:
         seen = op.less_equal(keys, queries)
         full = op.select(seen, _floats(0.0), _floats(_LOWEST))
         window = self._config.values.get("sliding_window")
-        if self._config.architecture != "gemma2" or not window:
+        if SLIDING not in self._family.by_layer.get("layer_types", ()) or not window:
             return full, full
         near = op.logical_and(seen, op.greater(op.add(keys, _ints(window)), queries))
         return full, op.select(near, _floats(0.0), _floats(_LOWEST))
 
     def _feed_forward(self, layer: int, rows: Any) -> Any:
-        name = f"{self._root}.layers.{layer}.{'ffn' if self._is_openelm else 'mlp'}"
-        if self._config.architecture == "phi":
-            return self._linear(op.gelu(self._linear(rows, f"{name}.fc1"), "tanh"), f"{name}.fc2")
-        fused, last = ("proj_1", "proj_2") if self._is_openelm else ("gate_up_proj", "down_proj")
-        if self._has(f"{name}.{fused}.weight"):
-            gate, up = op.split(self._linear(rows, f"{name}.{fused}"), _ints(2), 2).outputs()
+        layers = f"{self._root}.layers.{layer}."
+        first = self._first_of(layers, tuple(_FEED_FORWARD))
+        name, last = first.rpartition(".")[0], _FEED_FORWARD[first.removeprefix(layers)]
+        inner = self._linear(rows, first)
+        if first.endswith("fc1"):
+            return self._linear(self._activate(inner), f"{name}.{last}")
+        if first.endswith("gate_proj"):
+            gate, up = inner, self._linear(rows, f"{name}.up_proj")
         else:
-            gate, up = (self._linear(rows, f"{name}.{part}_proj") for part in ("gate", "up"))
-        is_gemma = self._config.architecture.startswith("gemma")
-        if is_gemma and self._config.values["hidden_activation"] in (None, "gelu_pytorch_tanh"):
-            gate = op.gelu(gate, "tanh")
-        else:
-            gate = op.swish(gate)
-        return self._linear(op.multiply(gate, up), f"{name}.{last}")
+            gate, up = op.split(inner, _ints(2), 2).outputs()
+        return self._linear(op.multiply(self._activate(gate), up), f"{name}.{last}")
+
+    def _activate(self, values: Any) -> Any:
+        """GELU in its tanh form is the only one besides SiLU that any graph of llama.cpp computes here."""
+        return op.gelu(values, "tanh") if self._family.float16_gelu else op.swish(values)
 
     def _linear(self, rows: Any, name: str) -> Any:
         found = op.matmul(rows, self._weight(f"{name}.weight"), False, True)
@@ -216,18 +239,14 @@ class Decoder:
 
     def _norm(self, rows: Any, name: str) -> Any:
         weight, epsilon = self._weight(f"{name}.weight"), self._config.norm_eps
-        if self._config.family.norm == "layer":
+        if self._family.norm == "layer":
             normed = op.mvn(rows, _ints([-1]), True, epsilon, "inside_sqrt")
             return op.add(op.multiply(normed, weight), self._weight(f"{name}.bias"))
-        if self._config.architecture.startswith("gemma"):
+        if self._family.norms_around_one:
             weight = op.add(weight, _floats(1.0))
         square = op.reduce_mean(op.power(rows, _floats(2.0)), _ints([-1]), True)
         root = op.sqrt(op.add(square, _floats(epsilon)))
         return op.multiply(op.multiply(rows, op.divide(_floats(1.0), root)), weight)
-
-
-def _before_ffn(family: str) -> str:
-    return "pre_feedforward_layernorm" if family == "gemma2" else "post_attention_layernorm"
 
 
 def _repeat(states: Any, times: int, head_dim: int) -> Any:

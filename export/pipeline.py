@@ -68,6 +68,7 @@ def export_bundle(
     options: ExportOptions | None = None,
     *,
     on_step: OnStep = lambda step: None,
+    on_total: Callable[[int], object] = lambda total: None,
     on_progress: OnProgress = no_progress,
 ) -> Manifest:
     """Turn a checkpoint into a bundle; nothing is at `out` unless all of it was checked.
@@ -78,7 +79,8 @@ def export_bundle(
         checkpoint: a TinyLLaVA checkpoint directory.
         out: the bundle's directory.
         options: what to make.
-        on_step: called with a few words at the start of each step; there are `count_steps(options)`.
+        on_step: called with a few words at the start of each step.
+        on_total: called with their number, as soon as the checkpoint was looked at.
         on_progress: called within a long step with what is done, of how much.
 
     Raises:
@@ -100,6 +102,7 @@ def export_bundle(
         import_module("openvino")  # an extra of its own: missed before any work is done
     on_step("read the checkpoint")
     source = _open_source(checkpoint, options)
+    on_total(count_steps(options, 1 + len(_further_budgets(source.checkpoint))))
     calibration = calibration_pixels(options.calibration, source.assets.preprocessing)
     needed = bytes_needed(source.checkpoint, options)
     with watched_memory() as memory, create_bundle(out, force=options.force, needed=needed) as writer:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from tinyllava_edge.metrics import feature_figures
 from tinyllava_edge.precisions import PRECISIONS, budget_name
 
 from . import int8
-from .onnx_file import opened_graph, write_vision_graph
+from .onnx_file import TOWER_OUTPUT, give_also, opened_graph, write_vision_graph
 from .parity import VisionTrial, check_rounded, check_vision
 from .precision import Island, find_islands, to_bfloat16, to_float16
 from .rounding import Floats, ValueRange, measure_ranges
@@ -58,8 +58,8 @@ class VisionSource:
         return int8.measure_inputs(self.graph, self.calibration)
 
     @cached_property
-    def calibrated(self) -> Floats:
-        """What the float32 graph makes of the pictures that int8 is fitted to."""
+    def calibrated(self) -> tuple[Floats, Floats]:
+        """The tower's values and the embeddings, in float32, of the pictures that int8 is fitted to."""
         return _evaluate(self.graph, self.calibration)
 
 
@@ -115,15 +115,19 @@ def _quantized(
             continue
         tried = kept
         proto = int8.to_int8(source.graph, source.linear_inputs, scheme, kept)
-        figures = feature_figures(source.calibrated, _evaluate(proto, source.calibration))
-        if figures["snr_db"] >= int8.LEAST_SNR_DB:
+        found = _evaluate(proto, source.calibration)
+        figures = [feature_figures(*pair) for pair in zip(source.calibrated, found, strict=True)]
+        if min(each["snr_db"] for each in figures) >= int8.LEAST_SNR_DB:
             break
     return proto, kept
 
 
-def _evaluate(proto: onnx.ModelProto, pixels: Floats) -> Floats:
-    with opened_graph(proto) as session:
-        return np.concatenate([session.run([EMBEDDINGS], {PIXELS: picture[None]})[0] for picture in pixels])
+def _evaluate(proto: onnx.ModelProto, pixels: Floats) -> tuple[Floats, Floats]:
+    ends = [TOWER_OUTPUT, EMBEDDINGS]
+    with opened_graph(proto, partial(give_also, TOWER_OUTPUT)) as session:
+        found = [session.run(ends, {PIXELS: picture[None]}) for picture in pixels]
+    tower, embeddings = (np.concatenate(each) for each in zip(*found, strict=True))
+    return tower, embeddings
 
 
 def _islands(source: VisionSource) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +21,7 @@ from .chat import Chat
 from .model import Model, _grouped, open_bundle
 from .stream import Stream
 from .timings import Finish, Timings
+from .watch.watching import Seen
 
 T = TypeVar("T")
 _LOOK_S = 0.02  # between two looks at a stream of another task: nothing tells that it was dropped
@@ -86,16 +88,26 @@ class AsyncModel:
         """An answer about each picture, as of `Model.ask_each`; what other tasks ask comes in between."""
         each = self.model.ask_each(question, pictures, **settings)
         try:
-            while True:
-                await self._close_own()
-                async with self._queue:
-                    await self._wait()
-                    found: Answered | None = await self.in_worker(next, each, None)
-                if found is None:
-                    return
+            while (found := await self._in_turn(next, each, None)) is not None:
                 yield found
         finally:
             await self.in_worker(each.close)
+
+    async def watch(self, source: Any, question: str, **settings: Any) -> AsyncGenerator[Seen, None]:
+        """Answers about the newest picture of a source, as of `Model.watch`; a thread waits for pictures."""
+        watched = await asyncio.to_thread(partial(self.model.watch, source, question, **settings))
+        try:
+            while (due := await asyncio.to_thread(watched.due)) is not None:
+                yield await self._in_turn(watched.ask, due)
+        finally:
+            await asyncio.to_thread(watched.close)
+
+    async def _in_turn(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Run in the model's thread what asks and waits for the answer, once no stream is read."""
+        await self._close_own()
+        async with self._queue:
+            await self._wait()
+            return await self.in_worker(function, *arguments)
 
     def _ask(self, question: str, pictures: Any, **settings: Any) -> Stream:
         return self.model.answer([(question, None)], pictures, **_grouped(settings))

@@ -98,7 +98,10 @@ class KeepsState(Protocol):
     """A language backend whose context can be given away and put back, in another process too."""
 
     def save_state(self) -> bytes:
-        """Everything that the context holds; what is put back computes on with the same bits."""
+        """Everything that the context holds; what is put back computes on with the same bits.
+
+        But for a cache of 8 bits on OpenVINO, which gives it away as floats and rounds them anew.
+        """
         ...
 
     def load_state(self, state: bytes, positions: int) -> None:

@@ -17,7 +17,9 @@ from typing import TypeVar
 import typer
 
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
+from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE
 from tinyllava_edge.checkpoint.hub import HUB, Repository, cached_snapshot, read_repository
+from tinyllava_edge.checkpoint.layouts import TOKENIZER_FILES
 from tinyllava_edge.checkpoint.names import bundle_path, kept_bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_memory
@@ -34,8 +36,7 @@ from .cli_options import Opening
 # Of Phi-2 + SigLIP, whose checkpoint has 6,436,524,152 bytes (benchmarks/results/export/real_size.json), for
 # each byte: CPU seconds, peak memory, and the widest point on the disk for fp16 and q8_0 (with f16 beside).
 _CPU_SECONDS, _MEMORY, _DISK, _LEAST_MEMORY = 1470 / 6.44e9, 4.43 / 6.44, 1.5, 1_500_000_000
-_PROCESSORS = {"preprocessor_config.json", "processor_config.json"}
-_TOKENIZERS = {"tokenizer.json", "tokenizer.model", "vocab.json"}
+_PROCESSORS = {PROCESSOR_FILE, NESTED_PROCESSOR}
 OpeningT = TypeVar("OpeningT", bound=Opening)
 VISION, LANGUAGE = "fp16", "q8_0"  # half of what the next more precise ones take
 
@@ -139,31 +140,33 @@ def _export(repository: Repository, kept: Path, settings: OpeningT) -> None:
         )
     weights = sum(size for file, size in repository.sizes.items() if file.endswith((".safetensors", ".bin")))
     _say_cost(repository, weights, repository.to_download(allow_pickle=settings.allow_pickle), kept)
-    is_whole = all(not group.isdisjoint(repository.sizes) for group in (_PROCESSORS, _TOKENIZERS))
-    export_apart(
-        f"{repository.name}@{repository.commit}",
-        kept,
+    is_whole = all(not group.isdisjoint(repository.sizes) for group in (_PROCESSORS, {*TOKENIZER_FILES}))
+    settings = replace(
+        settings,
         vision=settings.vision or VISION,
         language=settings.language or LANGUAGE,
-        sources=settings.sources or (None if is_whole else HUB),
-        allow_pickle=settings.allow_pickle,
+        sources=settings.sources or (None if is_whole else Path(HUB)),
     )
+    export_apart(f"{repository.name}@{repository.commit}", kept, settings)
 
 
-def export_apart(
-    given: str, kept: Path, *, vision: str, language: str, sources: Path | str | None, allow_pickle: bool
-) -> None:
+def export_apart(given: str, kept: Path, how: Opening) -> None:
     """Export a checkpoint by our own command, in a process of its own, whose memory goes with it.
+
+    Args:
+        given: a directory or a hub's name.
+        kept: where the bundle is to be.
+        how: variants, comma-separated, and how the checkpoint is read.
 
     Raises:
         CheckpointError: the system ended it.
         typer.Exit: it cannot be exported, as the export has said; with its code.
     """
     command = module_command("tinyllava_edge", "export", given, "-o", str(kept))
-    command += ["--vision", vision, "--language", language, "--json"]
+    command += ["--vision", str(how.vision), "--language", str(how.language), "--json"]
     command += [*["--quiet"] * Talk.quiet, *["--verbose"] * Talk.verbose]
-    command += [] if sources is None else ["--sources", str(sources)]
-    command += ["--allow-pickle"] * allow_pickle
+    command += [] if how.sources is None else ["--sources", str(how.sources)]
+    command += ["--allow-pickle"] * how.allow_pickle
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code < 0:
         raise CheckpointError(

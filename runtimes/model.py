@@ -8,8 +8,10 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import fields
+from functools import cache
 from os import PathLike
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -65,8 +67,9 @@ def open_bundle(
         store_mb: keep what pictures become on disk, up to so many megabytes (10^6 bytes) for all bundles, so
             that a later process answers about a known picture at once; 0 keeps nothing. `store.py`.
         allow_url: fetch pictures given as https URLs, as `picture_url.fetch_https` does; or what does it.
-        options: the other fields of `BackendOptions`: `vision`, `tokens`, `language`, `kv_type`,
-            `context_length`, `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `allow_pickle`.
+        options: the other fields of `BackendOptions`: `vision`, `tokens`, `language`, `preset`, `kv_type`,
+            `context_length`, `threads`, `gpu_layers`, `main_gpu`, `flash_attention`, `device`,
+            `allow_pickle`.
 
     Raises:
         BundleError: the bundle is damaged, or has no such variant.
@@ -82,16 +85,33 @@ def open_bundle(
         raise UsageError(f"store_mb is {store_mb}; it must be 0, which keeps nothing, or more.")
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
     bundle = bundle.at_tokens(asked.tokens, asked.vision)
-    opened = open_runtime(runtime, bundle, asked)
+    tokenizer = _once(lambda: open_tokenizer(bundle))
+    opened = open_runtime(runtime, bundle, asked, tokenizer)
     try:
         store = open_store(bundle, opened, asked, store_mb * 10**6)
-        model = Model(bundle, opened.vision, opened.language, store, allow_url)
+        model = Model(bundle, opened.vision, opened.language, store, allow_url, tokenizer=tokenizer())
     except BaseException:
         opened.vision.close()
         opened.language.close()
         raise
     model.runtime, model.runtime_reason = opened.runtime, opened.reason
     return model
+
+
+def _once(make: Callable[[], TextTokenizer]) -> Callable[[], TextTokenizer]:
+    """What makes a thing at the first call and then gives it again; a thread that comes meanwhile waits."""
+    made, lock = cache(make), Lock()
+
+    def give() -> TextTokenizer:
+        with lock:
+            return made()
+
+    return give
+
+
+def open_tokenizer(bundle: Bundle) -> TextTokenizer:
+    """A bundle's, whose files were checked when it was opened."""
+    return TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=bundle.manifest.prompt.bos_id, checked=True)
 
 
 class Model:
@@ -122,6 +142,7 @@ class Model:
         store: PictureStore | None = None,
         allow_url: bool | Fetch = False,
         beside: "Model | None" = None,
+        tokenizer: TextTokenizer | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.access = Access()
@@ -135,11 +156,7 @@ class Model:
         self._parts: list[Model] = []  # of `divide`
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
-        self.tokenizer: TextTokenizer = (
-            beside.tokenizer
-            if beside
-            else TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=manifest.prompt.bos_id, checked=True)
-        )
+        self.tokenizer: TextTokenizer = tokenizer or (beside.tokenizer if beside else open_tokenizer(bundle))
         self._store = store
         self._allow_url = allow_url
         self._encoder: PictureEncoder = (

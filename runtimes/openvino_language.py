@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import openvino
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from tinyllava_edge.bundle import Bundle, LanguageSpec
 from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU, ComputeClass
@@ -143,6 +145,27 @@ class OpenVinoLanguage:
         self._keys[self._keys >= position] = _UNSEEN
         self._position, self._last = position, None
 
+    def save_state(self) -> bytes:
+        """See `KeepsState`."""
+        check_open(self.name, self._compiled is not None)
+        self._compute_waiting()
+        return save(self._seen_rows())
+
+    def load_state(self, state: bytes, positions: int) -> None:
+        """See `KeepsState`."""
+        self.truncate(0)
+        try:
+            rows = load(state)
+            held = min((one.shape[2] for one in rows.values()), default=0)
+            if not 0 < positions <= min(held, self.context_length):
+                raise BackendError(f"{held} positions for at least {positions} of {self.context_length}")
+            self._put_rows({name: one[:, :, :positions] for name, one in rows.items()})
+        except (SafetensorError, BackendError) as error:
+            self.truncate(0)
+            raise BackendError(f"{self.name}: a saved context cannot be put back: {error}") from None
+        self._keys = np.arange(positions, dtype=np.int32)
+        self._position = positions
+
     def close(self) -> None:
         """See `LanguageBackend`."""
         self._compiled = None
@@ -150,19 +173,27 @@ class OpenVinoLanguage:
 
     def _make_room(self, count: int) -> None:
         """Take rows out of the graph's cache that are not seen, where they or the context are too many."""
-        seen = np.flatnonzero(self._keys < _UNSEEN)
+        seen = self._keys[self._keys < _UNSEEN]
         unseen = len(self._keys) - len(seen)
-        if not unseen or (unseen <= _MOST_UNSEEN and len(self._keys) + count <= self.context_length):
-            return
+        if unseen > _MOST_UNSEEN or (unseen and len(self._keys) + count > self.context_length):
+            self._put_rows(self._seen_rows())
+            self._keys = seen
+
+    def _seen_rows(self) -> dict[str, npt.NDArray[Any]]:
+        """What the graph's cache holds of the context, [1, heads, positions, head_dim] each."""
+        seen = np.flatnonzero(self._keys < _UNSEEN)
+        return {
+            state.name: np.ascontiguousarray(state.state.data[:, :, seen])
+            for state in self._compiled.request.query_state()
+        }
+
+    def _put_rows(self, rows: dict[str, npt.NDArray[Any]]) -> None:
+        """Put rows of `_seen_rows` in the place of the graph's cache."""
         try:
             for state in self._compiled.request.query_state():
-                kept = state.state.data[:, :, seen]  # [1, heads, positions, head_dim]
-                state.state = openvino.Tensor(np.ascontiguousarray(kept))
-        except Exception as error:  # as above
-            raise BackendError(
-                f"{self.name}: the context cannot be cut at position {self._position} ({said(error)})."
-            ) from None
-        self._keys = self._keys[seen]
+                state.state = openvino.Tensor(np.ascontiguousarray(rows[state.name]))
+        except Exception as error:  # RuntimeError, of C++ exceptions that share no base class
+            raise BackendError(f"{self.name}: its cache cannot be written ({said(error)}).") from None
 
     def _compute_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []

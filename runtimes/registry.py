@@ -182,9 +182,18 @@ def language_opener(name: str) -> "LanguageOpener":
 
 
 def open_backends(
-    runtime: str, bundle: "Bundle", options: "BackendOptions"
+    runtime: str,
+    bundle: "Bundle",
+    options: "BackendOptions",
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> "tuple[VisionBackend, LanguageBackend]":
     """Open both backends of a runtime in `RUNTIMES`.
+
+    Args:
+        runtime: its name.
+        bundle: what is opened.
+        options: how.
+        meanwhile: called by each half that is open, the first of which has time for something else.
 
     Raises:
         BackendError: one of them does not work on this machine, or not with these options.
@@ -200,7 +209,9 @@ def open_backends(
     vision_name, language_name = RUNTIMES[runtime]
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
     with ExitStack() as unless_both:
-        beside = _begin(open_language, bundle, options) if opens_side_by_side(runtime, bundle) else None
+        beside = None
+        if opens_side_by_side(runtime, bundle):
+            beside = _begin(partial(open_language, bundle, options), meanwhile)
         if beside is not None:
             unless_both.callback(_close_opened, beside)
         detail(f"{runtime}: opening {bundle.root}{', both halves at once' if beside else ''}")
@@ -208,6 +219,7 @@ def open_backends(
         detail(f"vision: {vision.name}")
         unless_both.callback(vision.close)
         return_holes()  # what it was read from: as much as the weights again
+        meanwhile()
         language = open_language(bundle, options) if beside is None else beside.result()
         if beside is None:
             unless_both.callback(language.close)
@@ -218,14 +230,13 @@ def open_backends(
 
 
 def opens_side_by_side(runtime: str, bundle: "Bundle") -> bool:
-    """Whether both halves of a runtime are opened at the same time: two libraries on the CPU's cores.
+    """Whether both halves of a runtime are opened at the same time: libraries on the CPU's cores.
 
     A GPU's layers are counted by what the vision engine has left of it, so there one comes after the other;
     likewise where memory may not hold what both take at their most.
     """
     halves = runtime_entries(runtime)
-    libraries = {half.package for half in halves if not half.reads_checkpoint} - {""}
-    if has_nvidia_gpu() or len(libraries) < 2:
+    if has_nvidia_gpu() or any(half.reads_checkpoint or not half.package for half in halves):
         return False
     largest = {"vision": 0, "language": 0}
     for variant in bundle.manifest.variants:
@@ -235,12 +246,13 @@ def opens_side_by_side(runtime: str, bundle: "Bundle") -> bool:
 
 
 def _begin(
-    open_language: "LanguageOpener", bundle: "Bundle", options: "BackendOptions"
+    open_language: "Callable[[], LanguageBackend]", meanwhile: Callable[[], object]
 ) -> "Future[LanguageBackend]":
-    """Open a language backend in a thread of its own, which ends with that."""
+    """Open a language backend in a thread of its own, which ends with what is done meanwhile."""
     limit_openmp_spin()  # sets a variable, which is not to be done while another thread reads them
     executor = ThreadPoolExecutor(1, "open-language")
-    opened = executor.submit(open_language, bundle, options)
+    opened = executor.submit(open_language)
+    executor.submit(meanwhile)
     executor.shutdown(wait=False)
     return opened
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from tests.command_lines import check_line
+from tests.golden import CHECKPOINT_NAMES
 from tinyllava_edge.cli import COMMANDS
 from tinyllava_edge.export.onnx_file import INLINE_LIMIT
 from tinyllava_edge.gates import STAGES
@@ -53,6 +54,17 @@ def test_the_number_of_stages_is_said_right_wherever_it_is_said() -> None:
         assert set(numbers) == {len(STAGES)}, name
 
 
+def test_the_verdicts_shown_are_of_all_stages() -> None:
+    for page in (README, (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")):
+        shown = re.findall(r"equal to its checkpoint in (\d+) of (\d+) stages", page)
+        assert set(shown) == {(str(len(STAGES)), str(len(STAGES)))}
+
+
+def test_the_number_of_golden_checkpoints_is_said_right() -> None:
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert f": {NUMBERS[len(CHECKPOINT_NAMES)]} golden checkpoints" in page
+
+
 def test_the_page_of_the_bundle_says_from_which_size_on_weights_lie_apart() -> None:
     page = (ROOT / "docs" / "bundle.md").read_text(encoding="utf-8")
     assert (
@@ -69,6 +81,11 @@ def test_every_folder_of_the_tree_is_there() -> None:
         folders.append(name if room == name else f"{room}/{name}")
     assert len(folders) > 10
     assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    packages = project.split("\npackages = [\n")[1].split("\n]\n")[0]
+    rooms = re.findall(r'^    "tinyllava_edge(?:\.\w+)?\.(\w+)"', packages, re.MULTILINE)
+    assert len(rooms) > 10
+    assert [room for room in rooms if f" {room}/ " not in tree] == []
 
 
 def test_readme_lists_every_page() -> None:

@@ -1,4 +1,8 @@
-"""A file as a lock among processes: the lock of one that died is gone with it."""
+"""A file as a lock among processes: the lock of one that died is gone with it.
+
+flock, and no package around it: a lock's file here goes with the work that it guards, so whoever waited asks
+whether the name is still this file's, and each caller says what counts where a file system has no locks.
+"""
 
 import errno
 import os

@@ -17,11 +17,11 @@ from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gguf_header import GgufHeader, read_gguf_header, refuse
 from tinyllava_edge.manifest import LanguageSpec
 from tinyllava_edge.precisions import LANGUAGE_TYPES, TENSOR_SNR_DB
+from tinyllava_edge.tokenizer_splits import PRE_TOKENIZERS
 
 GGUF_RULES = 1  # one more with each change of what passes: files that were read by other rules are read again
 MAX_LAYERS = 512
 MAX_CONTEXT = 1 << 24
-_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 _ROPE_SCALING = {"rope.scaling.type": "string", "rope.scaling.factor": "float32"}
 _HEAD_SIZES = ("attention.key_length", "attention.value_length")
 _LAYER = re.compile(r"blk\.\d+\.")
@@ -33,7 +33,7 @@ _IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unkno
 # types of its tokens (llama.h, enum llama_token_type): at a byte of gpt2 llama.cpp ends the process.
 _TOKENIZERS = {
     "llama": (_SCORES, ("default",), range(1, 7)),
-    "gpt2": (_MERGES, ("gpt-2", "smollm", "llama-bpe", "qwen2"), range(1, 6)),
+    "gpt2": (_MERGES, tuple(PRE_TOKENIZERS.values()), range(1, 6)),
 }
 _BYTE, _BYTE_TOKEN = 6, re.compile(rb"<0x[0-9A-Fa-f]{2}>")
 # Types of the keys beside the architecture's own; the first four must be there.
@@ -102,7 +102,7 @@ class _Check:
         own = {
             **dict.fromkeys(("vocab_size", "context_length", "embedding_length", "block_count"), "uint32"),
             **dict.fromkeys(by_layer, counted),
-            **dict.fromkeys(("rope.freq_base", _EPSILON[self._family.norm]), "float32"),
+            **dict.fromkeys(("rope.freq_base", self._family.epsilon_key), "float32"),
             **dict.fromkeys(("rope.dimension_count", *_HEAD_SIZES), "uint32"),
             **self._family.keys,
         }
@@ -149,7 +149,7 @@ class _Check:
         if stretched:
             linear = len(stretched) == 2 and self._own("rope.scaling.type") == "linear"
             self._require("rope.scaling.type", linear, "linear, with rope.scaling.factor")
-        for name in ("rope.freq_base", _EPSILON[self._family.norm], *self._family.keys, *stretched[1:]):
+        for name in ("rope.freq_base", self._family.epsilon_key, *self._family.keys, *stretched[1:]):
             self._require(name, 0 < self._own(name) < math.inf, "a finite number above 0")
 
     def check_tokenizer(self) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from tinyllava_edge.checkpoint.files import once_each
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, guarded
+from tinyllava_edge.tokenizer_splits import SPLITS
 from tinyllava_edge.user_files import read_user_text
 
 MAX_TOKENIZER_BYTES = 64 << 20  # Gemma's has 17 MB, or 33 where its merges are pairs
@@ -21,11 +22,6 @@ MAX_ID = 1 << 24
 RULES = 1  # counted up with each change of what is let through
 _MAX_STEPS = 16
 _MAX_TEXT = 16  # characters of what a step replaces, or puts in its place
-
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2_SPLIT = _WORDS + r"\p{N}" + _REST
-LLAMA3_SPLIT = _WORDS + r"\p{N}{1,3}" + _REST
 
 Check = Callable[[Any], bool]
 Steps = Mapping[str, Mapping[str, Check]]
@@ -64,7 +60,7 @@ def _is_text_pattern(value: Any) -> bool:
 
 
 def _is_split_pattern(value: Any) -> bool:
-    return value in ({"Regex": QWEN2_SPLIT}, {"Regex": LLAMA3_SPLIT}) or _is_text_pattern(value)
+    return value in [{"Regex": regex} for regex in SPLITS] or _is_text_pattern(value)
 
 
 def _is_template(value: Any) -> bool:

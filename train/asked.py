@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.files import read_json_object
-from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, TOKENIZER_FILES
 from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.values import whole_number
@@ -29,7 +29,6 @@ HINT = (
 _OPTION = {  # of a recipe's keys that are not the option's name
     "num_resampler_layers": "--connector-layers",
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _BATCH, _WHOLE, _GATHERED = "per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps"
 
 
@@ -140,7 +139,7 @@ def _from_parts(
     llm = fetch("llm", given["llm"])
     family = str(read_json_object(llm / "config.json").get("model_type"))
     values = {} if recipe is None else _values(recipe.named(family))
-    if any((llm / name).exists() for name in _TOKENIZER_FILES):
+    if any((llm / name).exists() for name in TOKENIZER_FILES):
         values.pop("tokenizer", None)  # the recipe's is for who has none
     values = _together(values, given)
     if values.get("tower") is None:

@@ -9,12 +9,11 @@ from safetensors.torch import save_file
 from tinyllava_edge.atomic_files import foreign_file, write_json
 from tinyllava_edge.checkpoint.config import SIDECAR_FILE
 from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object, read_processor
-from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLAT_FILE
+from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLAT_FILE, TOKENIZER_FILES
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import processor_path, tokenizer_directory
 from tinyllava_edge.model.checkpoint import tensor_facts
-from tinyllava_edge.model.tokenizer import TOKENIZER_FILES
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
 from .run import LOG_FILE, REPORTS

@@ -186,7 +186,7 @@ def bench(
     rivals = check_names(parse_names(peers))
     with nullcontext(shown) if picture is None else picture_file(picture, allow_url=allow_url) as shown:
         plan = replace(plan, request=replace(plan.request, picture=str(shown)))
-        with with_rivals(plan, rivals, places) as whole:
+        with with_rivals(plan, rivals, places, wish) as whole:
             _measure(whole, quality, output, force=force, json=json)
 
 

@@ -66,6 +66,7 @@ class Plan:
         rivals: rows of other programs, measured in the same blocks.
         absent: those that were asked for and are not there.
         accuracy: how near each row's answer is to the reference's, by its name; with rivals alone.
+        reference: its name.
     """
 
     bundles: Mapping[str, Bundle]
@@ -79,6 +80,7 @@ class Plan:
     rivals: tuple[RivalCell, ...] = ()
     absent: tuple[Absent, ...] = ()
     accuracy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    reference: str = ""
 
     @property
     def rows(self) -> tuple[Cell | RivalCell, ...]:
@@ -118,7 +120,10 @@ def plan_cells(bundles: Mapping[str, Bundle], wish: Wish) -> tuple[Cell, ...]:
         UsageError: there is no such runtime, or no checkpoint for it.
     """
     check_sources(wish.options.sources)
-    checkpoints = {name: find_checkpoint(bundle, wish.checkpoints) for name, bundle in bundles.items()}
+    checkpoints = {
+        name: find_checkpoint(bundle, wish.checkpoints, wish.options.sources)
+        for name, bundle in bundles.items()
+    }
     if wish.checkpoints and not any(checkpoints.values()):
         raise UsageError(
             f"{', '.join(map(str, wish.checkpoints))}: is not the checkpoint that "
@@ -162,6 +167,14 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
         for one in seen
         for other in (language[:1] if wish.vision == (ALL,) and one != seen[0] else language)
     ]
+
+
+def torch_cell(name: str, bundle: Bundle, wish: Wish) -> Cell | None:
+    """A bundle's checkpoint in float32, where it is here and torch is installed."""
+    if (checkpoint := find_checkpoint(bundle, wish.checkpoints)) is None:
+        return None
+    cell, *_ = _cells_of(name, bundle, _TORCH, checkpoint, wish)
+    return replace(cell, name=_cell_name(cell, 1, ()))
 
 
 def _budgets_of(bundle: Bundle, asked: tuple[str, ...]) -> Sequence[int]:
@@ -213,18 +226,19 @@ def _check_installed(runtime: str) -> None:
             )
 
 
-def find_checkpoint(bundle: Bundle, given: Sequence[Path] = ()) -> Path | None:
+def find_checkpoint(bundle: Bundle, given: Sequence[Path] = (), sources: Path | None = None) -> Path | None:
     """The checkpoint that a bundle came from, where it is here and torch is installed.
 
     Args:
         bundle: says its hash.
         given: where to look; by default where the bundle says it came from.
+        sources: where the base is of one that is an adapter alone.
     """
     if find_spec("torch") is None or find_spec("transformers") is None:
         return None
     for path in given or (checkpoint_path(bundle.manifest.source.name),):
         try:
-            if Checkpoint(path).sha256 == bundle.manifest.source.checkpoint_sha256:
+            if Checkpoint(path, sources=sources).sha256 == bundle.manifest.source.checkpoint_sha256:
                 return path
         except (CheckpointError, OSError):
             continue
@@ -238,7 +252,7 @@ def cell_files(cell: Cell, bundle: Bundle) -> list[Path]:
         if name is not None:
             files += map(bundle.path, bundle.variant(part, name).files)  # type: ignore[arg-type]
     if cell.options.checkpoint is not None:
-        files += Checkpoint(cell.options.checkpoint).weight_files
+        files += Checkpoint(cell.options.checkpoint, sources=cell.options.sources).weight_files
     return files
 
 

@@ -150,7 +150,9 @@ def _rivals_record(plan: Plan, found: Measured) -> Record | None:
     if not (plan.rivals or plan.absent):
         return None
     ours = [(cell.name, sessions) for cell, sessions in _sessions_of(plan.cells[:-1], plan, found)]
-    return rivals_record(ours, list(_sessions_of(plan.rivals, plan, found)), plan.absent, plan.accuracy)
+    return rivals_record(
+        ours, list(_sessions_of(plan.rivals, plan, found)), plan.absent, plan.accuracy, plan.reference
+    )
 
 
 def _partial_record(plan: Plan, cells: Sequence[Record], found: Measured) -> Record | None:

@@ -13,6 +13,7 @@ from tinyllava_edge.export.options import parse_names
 from tinyllava_edge.runtimes.cli_options import (
     AllowPickleOption,
     ContextOption,
+    Opening,
     SourcesOption,
     ThreadsOption,
 )
@@ -146,7 +147,8 @@ def evaluate(
         asked = read_own(questions, images, references or (), rule).part(part)
     else:
         raise UsageError(_WHAT)
-    opened = open_asked(bundle, vision, language, sources=sources, allow_pickle=allow_pickle)
+    reading = Opening(vision=vision, language=language, sources=sources, allow_pickle=allow_pickle)
+    opened = open_asked(bundle, reading)
     most = max_tokens or asked.max_tokens
     if check:
         report = asked.looked(opened, most, context_length).check()

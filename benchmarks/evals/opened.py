@@ -1,7 +1,7 @@
 """What `eval` is given -> a bundle: one that is there, or a checkpoint that is exported once."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,42 +18,34 @@ _CONFIGS = ("config.json", "adapter_config.json")
 VISION, LANGUAGE = "fp32", "f16"  # nearest to the checkpoint
 
 
-def open_asked(
-    given: str, vision: str, language: str, *, sources: Path | None = None, allow_pickle: bool = False
-) -> Bundle:
+def open_asked(given: str, asked: Opening) -> Bundle:
     """A bundle's directory, `nano`, a name of the hub, or the directory of a checkpoint.
 
     A checkpoint is exported once into the private cache, under a hash of all that is read and its variants.
 
     Args:
         given: what the user gave.
-        vision: variants that are exported, comma-separated; "" and "all" take the nearest to the checkpoint.
-        language: likewise.
-        sources: where files are that the checkpoint only names.
-        allow_pickle: read its .bin weights.
+        asked: how a checkpoint is read, and the variants that are exported, comma-separated; none and "all"
+            take the nearest to the checkpoint.
 
     Raises:
         BundleError, CheckpointError: it is damaged, or `export_apart` was ended.
         typer.Exit: as `export_apart`.
     """
-    vision, language = ("" if names == ALL else names for names in (vision, language))
+    vision, language = (None if names in ("", ALL) else names for names in (asked.vision, asked.language))
+    asked = replace(asked, vision=vision, language=language)
     folder = Path(given)
     if (folder / MANIFEST_FILE).exists() or not any((folder / name).is_file() for name in _CONFIGS):
-        asked = Opening(
-            vision=vision or None, language=language or None, sources=sources, allow_pickle=allow_pickle
-        )
         return open_named(given, asked)[0]
-    vision, language = vision or VISION, language or LANGUAGE
-    key = _key(Checkpoint(folder, sources=sources, allow_pickle=allow_pickle))
-    kept = cache_folder() / "bundles" / f"checkpoint@{key}.{vision}.{language}"
+    asked = replace(asked, vision=asked.vision or VISION, language=asked.language or LANGUAGE)
+    key = _key(Checkpoint(folder, sources=asked.sources, allow_pickle=asked.allow_pickle))
+    kept = cache_folder() / "bundles" / f"checkpoint@{key}.{asked.vision}.{asked.language}"
     with fetched_alone(kept):  # shards may be begun together
         if kept.is_dir():
             note(f"{given}: was exported before: {kept}")
             return Bundle.open(kept)
         note(f"{given}: a checkpoint, which is exported once, to {kept}")
-        export_apart(
-            given, kept, vision=vision, language=language, sources=sources, allow_pickle=allow_pickle
-        )
+        export_apart(given, kept, asked)
         return Bundle.open(kept)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.names import bundle_path, named_checkpoint
 from tinyllava_edge.console import note, print_json, printable, progress, stdout
 from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.options import parse_names
@@ -85,9 +85,16 @@ def _verify(
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.parity_files import parity_path, write_parity
     from tinyllava_edge.runtimes.auto import settle_runtime
-    from tinyllava_edge.runtimes.base import BackendOptions
 
-    from .climb import amount_compared, chosen_variants, climb, open_reference, planned_stages, report_table
+    from .climb import (
+        amount_compared,
+        chosen_variants,
+        climb,
+        open_reference,
+        opening_options,
+        planned_stages,
+        report_table,
+    )
     from .ladder import Ladder
 
     if sources is not None and checkpoint is None:
@@ -96,23 +103,18 @@ def _verify(
         raise UsageError("--quick changes nothing without --checkpoint: leave it out, or give both.")
     opened = Bundle.open(bundle_path(bundle))
     settled = settle_runtime(runtime, opened)
-    source = None
+    given = None
     if checkpoint is not None:
-        source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
-        sources = fetch_sources(sources, source)
+        given = named_checkpoint(checkpoint, sources=sources, allow_pickle=allow_pickle)
     amount = _QUICK if quick else _FULL
     ladder = Ladder(
         bundle=opened,
-        reference=open_reference(
-            opened, source, sources=sources, num_tokens=amount["num_tokens"], allow_pickle=allow_pickle
-        ),
+        reference=open_reference(opened, given, num_tokens=amount["num_tokens"]),
         vision=chosen_variants(opened, "vision", parse_names(variants[0]) or settled.variants),
         language=chosen_variants(opened, "language", parse_names(variants[1]), settled.runtime),
         runtime=settled.runtime,
         num_pictures=amount["num_pictures"],
-        options=BackendOptions(
-            checkpoint=source, sources=sources, allow_pickle=allow_pickle, threads=threads
-        ),
+        options=opening_options(given, threads),
     )
     with progress() as bar:
         task = bar.add_task("verify", total=len(planned_stages(ladder)), completed=-1)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
@@ -14,6 +13,7 @@ from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.gates import STAGES
+from tinyllava_edge.runtimes.base import BackendOptions
 from tinyllava_edge.runtimes.registry import language_target
 
 from .ladder import Check, Ladder, Report, StageResult, number, refused
@@ -80,34 +80,24 @@ def climb(ladder: Ladder, on_stage: OnStage = lambda stage: None, on_run: OnRun 
     )
 
 
-def open_reference(
-    bundle: Bundle,
-    path: Path | None,
-    *,
-    sources: Path | None = None,
-    num_tokens: int = 128,
-    allow_pickle: bool = False,
-) -> Reference:
+def open_reference(bundle: Bundle, given: Checkpoint | None, *, num_tokens: int = 128) -> Reference:
     """Torch on the checkpoint where there is one, the bundle's own reference tensors otherwise.
 
     Raises:
         BundleError: what it stores is damaged or impossible, or has no prompt.
         UsageError: the checkpoint is not the one that the bundle came from.
     """
-    if path is None:
+    if given is None:
         stored = StoredReference(bundle)
         if not stored.prompts:
             raise BundleError(
                 f"{bundle.root}: stores no prompt, for none fits its context. Give --checkpoint."
             )
         return stored
-    checkpoint = open_checkpoint(bundle, path, sources=sources, allow_pickle=allow_pickle)
-    return CheckpointReference(checkpoint, num_tokens=num_tokens)
+    return CheckpointReference(open_checkpoint(bundle, given), num_tokens=num_tokens)
 
 
-def open_checkpoint(
-    bundle: Bundle, path: Path, *, sources: Path | None = None, allow_pickle: bool = False
-) -> Checkpoint:
+def open_checkpoint(bundle: Bundle, given: Checkpoint) -> Checkpoint:
     """The checkpoint that a bundle was made from, with the template that was chosen then.
 
     Raises:
@@ -116,7 +106,7 @@ def open_checkpoint(
     """
     source, prompt = bundle.manifest.source, bundle.manifest.prompt
     chosen = prompt.template.name if prompt.template_reason.startswith("given") else None
-    checkpoint = Checkpoint(path, sources=sources, template=chosen, allow_pickle=allow_pickle)
+    checkpoint = replace(given, template=chosen)
     found = checkpoint.sha256
     if found != source.checkpoint_sha256:
         raise UsageError(
@@ -126,6 +116,18 @@ def open_checkpoint(
     if checkpoint.config.connector.budgets and len(bundle.manifest.budgets) == 1:
         return replace(checkpoint, tokens=bundle.manifest.budgets[0])
     return checkpoint
+
+
+def opening_options(checkpoint: Checkpoint | None, threads: int | None) -> BackendOptions:
+    """How the runtime is opened; only one that computes from the checkpoint is given it (`Ladder`)."""
+    if checkpoint is None:
+        return BackendOptions(threads=threads)
+    return BackendOptions(
+        checkpoint=checkpoint.path,
+        sources=checkpoint.sources,
+        allow_pickle=checkpoint.allow_pickle,
+        threads=threads,
+    )
 
 
 def chosen_variants(

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyllava_edge.checkpoint.names import bundle_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.names import bundle_path, named_checkpoint
 from tinyllava_edge.console import print_json, printable, progress, stdout
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.runtimes.cli_options import (
@@ -47,7 +47,7 @@ def explain(
     from tinyllava_edge.runtimes.base import BackendOptions
     from tinyllava_edge.runtimes.picture_arguments import picture_content
 
-    from .climb import open_checkpoint, planned_stages
+    from .climb import open_checkpoint, opening_options, planned_stages
     from .explain import explain as explained
     from .ladder import Ladder
     from .reference_question import QuestionReference, room_behind
@@ -62,12 +62,11 @@ def explain(
             f"vision {chosen.name} is {chosen.status} here, so it answers nothing. Take another."
         )
     room = room_behind(opened, BackendOptions(threads=threads), question)
-    source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
-    sources = fetch_sources(sources, source)
+    given = named_checkpoint(checkpoint, sources=sources, allow_pickle=allow_pickle)
     ladder = Ladder(
         bundle=opened,
         reference=QuestionReference(
-            open_checkpoint(opened, source, sources=sources, allow_pickle=allow_pickle),
+            open_checkpoint(opened, given),
             picture=shown,
             question=question,
             room=room,
@@ -76,9 +75,7 @@ def explain(
         language=(opened.variant("language", language, language_target(settled.runtime)),),
         runtime=settled.runtime,
         num_pictures=1,
-        options=BackendOptions(
-            checkpoint=source, sources=sources, allow_pickle=allow_pickle, threads=threads
-        ),
+        options=opening_options(given, threads),
     )
     with progress() as bar:
         task = bar.add_task("explain", total=len(planned_stages(ladder)), completed=-1)

@@ -113,10 +113,10 @@ def _expected_metadata(reference: CheckpointReference, variant: str) -> dict[str
         hyperparameters["feed_forward_length"] = config.values["intermediate_sizes"]
         hyperparameters["attention.head_count"] = config.values["num_query_heads"]
         hyperparameters["attention.head_count_kv"] = config.values["num_kv_heads"]
-    if config.architecture == "gemma2":
-        hyperparameters["attention.sliding_window"] = config.values["sliding_window"]
-        for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-            hyperparameters[key] = float(np.float32(config.values[key]))
+    for key, kind in config.family.keys.items():
+        if (name := key.rpartition(".")[2]) in config.values:  # one of another name is judged by the logits
+            value = config.values[name]
+            hyperparameters[key] = float(np.float32(value)) if kind == "float32" else value
     scaling = config.rope_scaling
     if scaling is not None and scaling["rope_type"] == "linear":
         hyperparameters["rope.scaling.type"] = "linear"

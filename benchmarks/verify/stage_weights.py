@@ -109,12 +109,12 @@ def _as_in_checkpoint(name: str, values: Floats, config: LanguageConfig) -> Floa
 
 
 def _is_gemma_norm(name: str, config: LanguageConfig) -> bool:
-    return config.architecture in ("gemma", "gemma2") and name.endswith("norm.weight")
+    return config.family.llamacpp in ("gemma", "gemma2") and name.endswith("norm.weight")
 
 
 def _rows_in_file(name: str, config: LanguageConfig) -> list[int] | None:
     """Which row of transformers each row of the file is; None where they are the same."""
-    if config.architecture not in ("llama", "smollm3"):
+    if config.family.llamacpp not in ("llama", "smollm3"):
         return None
     counts = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     heads = counts.get(name.split(".")[-2])

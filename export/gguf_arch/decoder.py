@@ -1,13 +1,13 @@
 """What the families share: the usual decoder, and where its tensors go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
 
 from .base import TensorRule
-
-_EPSILON = {"rms": "attention.layer_norm_rms_epsilon", "layer": "attention.layer_norm_epsilon"}
 
 
 @dataclass
@@ -42,7 +42,7 @@ def standard_metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     if config.rope_scaling is not None and config.rope_scaling["rope_type"] == "linear":
         values["rope.scaling.type"] = "linear"
         values["rope.scaling.factor"] = float(config.rope_scaling["factor"])
-    return {**values, _EPSILON[config.family.norm]: float(config.norm_eps)}
+    return {**values, config.family.epsilon_key: float(config.norm_eps)}
 
 
 def standard_tensors(
@@ -82,7 +82,25 @@ def standard_tensors(
     rules.add("model.norm", "output_norm", hidden, bias=norm_bias)
     if not config.tie_word_embeddings:
         rules.add("lm_head", "output", config.vocab_size, hidden)
-    return rules.tensors
+    return _whole_norms(rules.tensors) if config.family.norms_around_one else rules.tensors
+
+
+def _whole_norms(rules: Mapping[str, TensorRule]) -> Mapping[str, TensorRule]:
+    """Rules whose norms have weight + 1 in the file; `rules` but for that."""
+    return {
+        name: replace(rule, convert=_plus_one, restore=_minus_one, tolerance=4e-6)  # of 1 + weight, up to 64
+        if name.endswith("norm.weight")
+        else rule
+        for name, rule in rules.items()
+    }
+
+
+def _plus_one(weight: torch.Tensor) -> torch.Tensor:
+    return weight + 1
+
+
+def _minus_one(weight: torch.Tensor) -> torch.Tensor:
+    return weight - 1
 
 
 def add_attention(

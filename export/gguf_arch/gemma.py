@@ -4,15 +4,10 @@ Names and keys: llama.cpp, src/models/gemma.cpp (LLM_ARCH_GEMMA). Its graph scal
 sqrt(hidden), injected picture rows too, as upstream does.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-
-import torch
-
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import UnsupportedModelError
 
-from .base import GgufArchitecture, TensorRule
+from .base import GgufArchitecture
 from .decoder import standard_metadata, standard_tensors
 
 
@@ -30,26 +25,4 @@ def _metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     }
 
 
-def plus_one_norms(rules: Mapping[str, TensorRule]) -> Mapping[str, TensorRule]:
-    """Rules whose norms have weight + 1 in the file; `rules` but for that."""
-    return {
-        name: replace(rule, convert=_plus_one, restore=_minus_one, tolerance=4e-6)  # of 1 + weight, up to 64
-        if name.endswith("norm.weight")
-        else rule
-        for name, rule in rules.items()
-    }
-
-
-def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
-    return plus_one_norms(standard_tensors(config))
-
-
-def _plus_one(weight: torch.Tensor) -> torch.Tensor:
-    return weight + 1
-
-
-def _minus_one(weight: torch.Tensor) -> torch.Tensor:
-    return weight - 1
-
-
-ARCHITECTURE = GgufArchitecture(metadata=_metadata, tensors=_tensors)
+ARCHITECTURE = GgufArchitecture(metadata=_metadata, tensors=standard_tensors)

@@ -4,14 +4,13 @@ Names and keys: llama.cpp, src/models/gemma2.cpp (LLM_ARCH_GEMMA2). Which layers
 the queries are scaled, are no keys of the file (docs/sources/language_models.md#gemma-2).
 """
 
-from collections.abc import Mapping
+from functools import partial
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import UnsupportedModelError
 
-from .base import GgufArchitecture, TensorRule
+from .base import GgufArchitecture
 from .decoder import standard_metadata, standard_tensors
-from .gemma import plus_one_norms
 
 _LAYERS_OF_27B = 46  # by which llama.cpp tells the one size with another scale
 
@@ -32,8 +31,4 @@ def _metadata(config: LanguageConfig) -> dict[str, int | float | str]:
     }
 
 
-def _tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
-    return plus_one_norms(standard_tensors(config, post_norms=True))
-
-
-ARCHITECTURE = GgufArchitecture(metadata=_metadata, tensors=_tensors)
+ARCHITECTURE = GgufArchitecture(metadata=_metadata, tensors=partial(standard_tensors, post_norms=True))

@@ -21,7 +21,7 @@ from .decoder import standard_metadata, standard_tensors
 
 def interleaved_tensors(config: LanguageConfig) -> Mapping[str, TensorRule]:
     """Rules of Llama's layers, the rows of q and k reordered."""
-    rules = standard_tensors(config, bias="qkvo" if config.values["attention_bias"] else "")
+    rules = standard_tensors(config, bias="qkvo" if config.values.get("attention_bias") else "")
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     return {
         name: replace(rule, convert=partial(interleave, heads=count), restore=partial(separate, heads=count))

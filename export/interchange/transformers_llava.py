@@ -23,7 +23,7 @@ from tinyllava_edge.export.language_gguf import OnProgress, no_progress
 from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.image import Preprocessing
 from tinyllava_edge.model.assets import Assets, read_assets
-from tinyllava_edge.model.checkpoint import tensor_facts
+from tinyllava_edge.model.checkpoint import HEAD_BIAS, ROWS_OF_TOKENS, tensor_facts
 from tinyllava_edge.model.vlm import TinyLlava, checked_tensors
 from tinyllava_edge.prompt import Turn, template_fault
 
@@ -34,8 +34,6 @@ _NAMES = {
     "connector.0.": "multi_modal_projector.linear_1.",
     "connector.2.": "multi_modal_projector.linear_2.",
 }
-_ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
-_HEAD_BIAS = "language_model.lm_head.bias"
 _SHARD_BYTES = 2 << 30
 
 
@@ -154,14 +152,14 @@ def _write_weights(folder: Path, checkpoint: Checkpoint, rows: int, on_progress:
         shard.clear()
 
     for count, (name, tensor) in enumerate(checked_tensors(checkpoint), start=1):
-        if name == _HEAD_BIAS:
+        if name == HEAD_BIAS:
             if tensor.any():
                 raise ExportError(
                     "--interchange transformers: the language model's head has a bias (Phi's), which "
                     "LlavaForConditionalGeneration drops since transformers 4.52. Export a bundle."
                 )
             continue
-        if name in _ROWS_OF_TOKENS and len(tensor) < rows:  # never the best: it is the first token's twin
+        if name in ROWS_OF_TOKENS and len(tensor) < rows:  # never the best: it is the first token's twin
             tensor = torch.cat([tensor, tensor[:1].expand(rows - len(tensor), -1)])
         if sum(value.nbytes for value in shard.values()) > _SHARD_BYTES:
             flush()

@@ -3,9 +3,9 @@
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,6 +84,15 @@ class Summary:
     seconds: float
 
 
+class Due(NamedTuple):
+    """A frame to ask about: its picture or what is wrong with it; how many before it were skipped."""
+
+    frame: Frame
+    image: Image.Image | None
+    error: ImageError | None
+    skipped: int
+
+
 class Watch(Iterator[Seen]):
     """Answers as they come; closed at the end of a `with` statement, by `close`, or when it is dropped.
 
@@ -121,10 +130,13 @@ class Watch(Iterator[Seen]):
         self._answered = self._failed = self._unchanged = 0
         self._spent_s: float | None = None
         self._answered_s: deque[float] = deque(maxlen=REMEMBERED)
-        self._answers = self._run()
+        self._last_at_s, self._last_index = float("-inf"), -1
+        self._last_look: npt.NDArray[np.float32] | None = None
 
     def __next__(self) -> Seen:
-        return next(self._answers)
+        if (due := self.due()) is None:
+            raise StopIteration
+        return self.ask(due)
 
     def __enter__(self) -> "Watch":
         return self
@@ -133,13 +145,13 @@ class Watch(Iterator[Seen]):
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_answers"):
+        if hasattr(self, "_newest"):
             self.close()
 
     def close(self) -> None:
-        """Watch no more; calling it twice is harmless."""
-        self._answers.close()
-        self._end()
+        """Watch no more, in any thread; calling it twice is harmless, and `due` ends."""
+        self._newest.close()
+        self._spent_s = self._spent_s or time.monotonic() - self._began
 
     @property
     def summary(self) -> Summary:
@@ -157,36 +169,46 @@ class Watch(Iterator[Seen]):
             seconds=self._spent_s or time.monotonic() - self._began,
         )
 
-    def _end(self) -> None:
-        self._newest.close()
-        self._spent_s = self._spent_s or time.monotonic() - self._began
-
-    def _run(self) -> Generator[Seen, None, None]:
-        last_at_s = float("-inf")
-        last_index = -1
-        look: npt.NDArray[np.float32] | None = None
+    def due(self) -> Due | None:
+        """Wait for the next frame to ask about, in any thread; None at the end, or an error: it is closed."""
+        due = None
         try:
-            while self._limit is None or self._answered < self._limit:
-                frame = self._newest.take()
-                if frame is None:
-                    return
-                at_s = _at_s(frame)
-                if at_s - last_at_s < self._every_s:
-                    continue
-                image, error = _open(frame)
-                if image is not None and self._changed is not None:
-                    before, now = look, _look(image)
-                    if before is not None and float(np.abs(now - before).mean()) < self._changed:
-                        self._unchanged += 1
-                        continue
-                    look = now
-                last_at_s = at_s
-                yield self._asked(frame, image, error, frame.index - last_index - 1)
-                last_index = frame.index
+            due = self._next_due()
         finally:
-            self._end()
+            if due is None:
+                self.close()
+        return due
 
-    def _asked(self, frame: Frame, image: Image.Image | None, error: ImageError | None, skipped: int) -> Seen:
+    def _next_due(self) -> Due | None:
+        while self._spent_s is None and (self._limit is None or self._answered < self._limit):
+            frame = self._newest.take()
+            if frame is None:
+                return None
+            at_s = _at_s(frame)
+            if at_s - self._last_at_s < self._every_s:
+                continue
+            image, error = _open(frame)
+            if image is not None and self._is_as_before(image):
+                self._unchanged += 1
+                continue
+            skipped = frame.index - self._last_index - 1
+            self._last_at_s, self._last_index = at_s, frame.index
+            return Due(frame, image, error, skipped)
+        return None
+
+    def _is_as_before(self, image: Image.Image) -> bool:
+        """By `changed`; where it differs, it is what the next one is compared with."""
+        if self._changed is None:
+            return False
+        before, now = self._last_look, _look(image)
+        if before is not None and float(np.abs(now - before).mean()) < self._changed:
+            return True
+        self._last_look = now
+        return False
+
+    def ask(self, due: Due) -> Seen:
+        """The model's answer about a frame of `due`."""
+        frame, image, error, skipped = due
         answer, timings, logprobs = None, None, None
         if image is None:
             self._failed += 1

@@ -15,9 +15,10 @@ from tests.core.tokenizer_damage import kinds, outcome_of
 from tests.golden import shared_fixtures
 from tests.runtimes.bundles import llama_tokenizer
 from tinyllava_edge.bundle import TOKENIZER_FILE, Bundle
+from tinyllava_edge.checkpoint.layouts import TOKENIZER_FILES
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError, CheckpointError, guarded
-from tinyllava_edge.model.tokenizer import TOKENIZER_FILES, read_tokenizer
+from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.prompt import TextTokenizer
 from tinyllava_edge.tokenizer_file import MAX_TOKENIZER_BYTES, check_tokenizer, open_tokenizer
 
@@ -214,7 +215,7 @@ def test_what_is_exported_of_every_family_is_opened(folder: Path, tmp_path: Path
 
 def test_what_other_exporters_of_the_families_write_is_opened() -> None:
     """Gemma's, Qwen2's and Llama 3's own tokenizer.json: their steps, as their repositories have them."""
-    from tinyllava_edge.tokenizer_file import LLAMA3_SPLIT, QWEN2_SPLIT
+    from tinyllava_edge.tokenizer_splits import SPLITS
 
     mark = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     space = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
@@ -224,7 +225,7 @@ def test_what_other_exporters_of_the_families_write_is_opened() -> None:
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
-    splits = [{**SPLIT, "pattern": {"Regex": regex}} for regex in (QWEN2_SPLIT, LLAMA3_SPLIT)]
+    splits = [{**SPLIT, "pattern": {"Regex": regex}} for regex in SPLITS]
     all_steps: tuple[dict[str, Any], ...] = (
         {"normalizer": mark, "pre_tokenizer": space, "post_processor": start},
         *({"normalizer": {"type": "NFC"}, "decoder": BYTE_LEVEL, "pre_tokenizer": sequence} for sequence in (

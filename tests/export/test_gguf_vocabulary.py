@@ -16,14 +16,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from tests.export.llamacpp import opened, token_ids
 from tinyllava_edge.errors import ExportError
-from tinyllava_edge.export.gguf_vocabulary import (
-    PRE_TOKENIZERS,
-    add_vocabulary,
-    build_vocabulary,
-)
+from tinyllava_edge.export.gguf_vocabulary import add_vocabulary, build_vocabulary
 from tinyllava_edge.export.interchange.picture_prompt import chat_template
 from tinyllava_edge.model.tokenizer import TokenizerAssets, read_tokenizer
 from tinyllava_edge.prompt import TEMPLATES
+from tinyllava_edge.tokenizer_splits import PRE_TOKENIZERS
 
 LLAMA_2 = Path(__file__).parents[1] / "fixtures" / "tokenizers" / "llama-spm"
 TEXTS = [

@@ -14,9 +14,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from tests.export.test_precision import PIXELS, embeddings, trial_of
 from tinyllava_edge.errors import ImageError, UsageError
+from tinyllava_edge.export import int8
 from tinyllava_edge.export.calibration import calibration_files, calibration_pixels
 from tinyllava_edge.export.int8 import (
     CPU,
+    INPUT_BARS_DB,
     TENSORRT,
     InputRange,
     Scheme,
@@ -130,6 +132,26 @@ def test_a_layer_whose_input_has_an_outlier_is_kept(vision_graph: onnx.ModelProt
     assert layers[4].input[1] in names
     assert f"{layers[4].input[1]}_quantized" not in names
     assert f"{layers[5].input[1]}_quantized" in names
+
+
+@pytest.mark.parametrize(("noisy", "bars"), [("tower", len(INPUT_BARS_DB)), ("", 1)])
+def test_a_towers_noise_counts_where_its_connector_hides_it(
+    model: TinyLlava, vision_graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch, noisy: str, bars: int
+) -> None:
+    source = VisionSource(vision_graph, trial_of(model), PIXELS)
+    tower, embeddings = source.calibrated
+    rows = np.arange(tower.size, dtype=np.float32).reshape(tower.shape)
+    source.calibrated = (tower + rows if noisy else tower, embeddings)
+    tried: list[float] = []
+
+    def kept(*given: Any) -> list[str]:
+        tried.append(given[-1])
+        return [str(given[-1])]
+
+    monkeypatch.setattr(int8, "kept_layers", kept)
+    monkeypatch.setattr(int8, "LEAST_SNR_DB", 10.0)
+    BUILDERS["int8"](source)
+    assert tried == list(INPUT_BARS_DB[:bars])
 
 
 def test_inputs_are_measured_behind_a_node_of_several_outputs() -> None:

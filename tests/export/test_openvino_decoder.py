@@ -73,12 +73,8 @@ class Graph:
     """A compiled decoder over a state dict."""
 
     def __init__(self, config: Any, state: dict[str, Floats]) -> None:
-        table = next(
-            name for name in state if name.endswith(("embed_tokens.weight", "token_embeddings.weight"))
-        )
-
-        def rows(ids: Any) -> Any:
-            return op.gather(op.constant(state[table]), ids, op.constant(np.int32(0)))
+        def rows(name: str, ids: Any) -> Any:
+            return op.gather(op.constant(state[name]), ids, op.constant(np.int32(0)))
 
         model = Decoder(config, lambda name: op.constant(state[name]), rows, state.__contains__).build()
         self._compiled = compile_model(Path("x"), model, threads=1, KV_CACHE_PRECISION="f32")

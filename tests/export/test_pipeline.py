@@ -145,8 +145,9 @@ def test_steps_are_announced_and_the_same_input_gives_the_same_bundle(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     steps: list[str] = []
-    first = export_bundle(checkpoint, tmp_path / "first", SMALL, on_step=steps.append)
-    assert len(steps) == count_steps(SMALL) == len(set(steps))
+    total: list[int] = []
+    first = export_bundle(checkpoint, tmp_path / "first", SMALL, on_step=steps.append, on_total=total.append)
+    assert [len(steps)] == total == [count_steps(SMALL)] == [len(set(steps))]
     assert export_bundle(checkpoint, tmp_path / "second", SMALL) == first
 
 
@@ -154,6 +155,13 @@ def test_steps_are_announced_and_the_same_input_gives_the_same_bundle(
 def test_config_json_is_read_once(checkpoint: Path, tmp_path: Path) -> None:
     with counted_opens(checkpoint / "config.json") as opens:
         export_bundle(checkpoint, tmp_path / "out", SMALL)
+    assert opens == [1]
+
+
+@pytest.mark.usefixtures("quick_trace")
+def test_the_command_reads_config_json_once(checkpoint: Path, tmp_path: Path) -> None:
+    with counted_opens(checkpoint / "config.json") as opens:
+        export_command(str(checkpoint), tmp_path / "out", vision="fp32", language="f32")
     assert opens == [1]
 
 

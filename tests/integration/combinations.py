@@ -55,7 +55,7 @@ def draw_combination(seed: int, family: str = "") -> Combination:
     text = {"model_type": family, **TEXTS[family](rng)}
     hidden = text.get("hidden_size") or text["model_dim"]
     layout = rng.choice([name for name in LAYOUTS if family in _FAMILIES_OF.get(name, TEXTS)])
-    tower = rng.choice(_TOWERS_OF.get(layout, (*_TOWERS, "mof")))
+    tower = rng.choice(_TOWERS_OF.get(layout, (*DRAWN_TOWERS, "mof")))
     vision = _vision(rng, "clip_vision_model" if tower == "mof" else tower)
     connector = "mof_mlp" if tower == "mof" else rng.choice(_CONNECTORS_OF.get(layout, _CONNECTORS))
     if connector == "identity":
@@ -125,9 +125,7 @@ def random_model(config: ModelConfig, seed: int) -> TinyLlava:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape)
             is_scale = ("norm" in name and name.endswith("weight")) or "lambda" in name
-            zero_centred = config.language.architecture in ("gemma", "gemma2") and name.startswith(
-                "language_model."
-            )
+            zero_centred = config.language.family.norms_around_one and name.startswith("language_model.")
             wide = 0.15 if parameter.ndim < 2 else 1.2 * parameter[0].numel() ** -0.5
             parameter.copy_(float(not zero_centred) + 0.2 * noise if is_scale else wide * noise)
     return model
@@ -323,14 +321,14 @@ TEXTS = {
     "stablelm": _stablelm,
     "openelm": _openelm,
 }
-_TOWERS = ("siglip_vision_model", "clip_vision_model", "dinov2")
+DRAWN_TOWERS = ("siglip_vision_model", "clip_vision_model", "dinov2")
 _CONNECTORS = (
     *("identity", "linear", "resampler", "qformer"),
     *("mlp1x_gelu", "mlp2x_gelu", "mlp3x_gelu", "mlp4x_gelu"),
 )
 # What the layouts of other codes can hold.
 _FAMILIES_OF = {"legacy": LEGACY_FAMILIES, "llava": TEXTS.keys() - {"openelm"}}
-_TOWERS_OF = {"legacy": _TOWERS[:2], "llava": _TOWERS[:2]}
+_TOWERS_OF = {"legacy": DRAWN_TOWERS[:2], "llava": DRAWN_TOWERS[:2]}
 _CONNECTORS_OF = {"legacy": ("identity", "linear", "mlp2x_gelu", "mlp3x_gelu"), "llava": ("mlp2x_gelu",)}
 
 

@@ -7,11 +7,17 @@ import gguf
 import pytest
 
 from tests.benchmarks.conftest import climb_quickly
-from tests.integration.combinations import TEXTS, draw_combination, write_combination, write_settings
+from tests.integration.combinations import (
+    DRAWN_TOWERS,
+    TEXTS,
+    draw_combination,
+    write_combination,
+    write_settings,
+)
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.upstream_text import ENDS
 from tinyllava_edge.bundle import Bundle
-from tinyllava_edge.checkpoint.families import FAMILIES
+from tinyllava_edge.checkpoint.families import FAMILIES, TOWERS
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.gguf_arch import ARCHITECTURES
 from tinyllava_edge.export.language_gguf import LanguageSource, _write_header
@@ -19,12 +25,14 @@ from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.gates import STAGES
 from tinyllava_edge.gguf_check import check_gguf
 from tinyllava_edge.manifest import LanguageSpec
+from tinyllava_edge.model import vision_tower
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.prompt import TEMPLATES
 
 
-def test_every_room_knows_the_same_families() -> None:
+def test_every_room_knows_the_same_families_and_towers() -> None:
     assert set(FAMILIES) == set(ARCHITECTURES) == set(TEXTS)
+    assert set(TOWERS) == set(vision_tower.TOWERS) == set(DRAWN_TOWERS)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

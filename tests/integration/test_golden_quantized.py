@@ -16,6 +16,7 @@ from tests.integration.conformance import QUANTIZED_HEADING
 from tinyllava_edge.benchmarks.verify.climb import chosen_variants, climb, open_reference
 from tinyllava_edge.benchmarks.verify.ladder import Ladder, Report
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.runtimes.base import BackendOptions
 
@@ -84,7 +85,9 @@ def test_verify_passes_at_f16_and_q8_0(name: str, tmp_path: Path, rows: list[str
     report = climb(
         Ladder(
             bundle=bundle,
-            reference=open_reference(bundle, checkpoint, sources=sources, num_tokens=48, allow_pickle=True),
+            reference=open_reference(
+                bundle, Checkpoint(checkpoint, sources=sources, allow_pickle=True), num_tokens=48
+            ),
             vision=chosen_variants(bundle, "vision", ()),
             language=chosen_variants(bundle, "language", ()),
             runtime="onnxruntime+llamacpp",

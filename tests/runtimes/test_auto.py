@@ -35,10 +35,10 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     working: set[str] = set()
     really = registry.open_backends
 
-    def opened(runtime: str, bundle: Bundle, options: BackendOptions) -> Any:
+    def opened(runtime: str, bundle: Bundle, options: BackendOptions, *rest: Any) -> Any:
         if runtime not in working:
             raise BackendError(f"no {runtime} today")
-        return really(CPU, bundle, options)
+        return really(CPU, bundle, options, *rest)
 
     monkeypatch.setattr(auto, "open_backends", opened)
     return working

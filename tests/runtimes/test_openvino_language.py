@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("openvino")
 pytest.importorskip("torch")
 
+from safetensors.numpy import save
+
 from tests.export.gguf_files import language_source
 from tests.export.test_openvino_decoder import Graph
 from tests.runtimes import bundles
@@ -20,7 +22,7 @@ from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.bundle import LanguageSpec
 from tinyllava_edge.compute_classes import BF16_CPU, FLOAT32_CPU, INT8_CPU
 from tinyllava_edge.device import read_cpu
-from tinyllava_edge.errors import BundleError, UsageError
+from tinyllava_edge.errors import BackendError, BundleError, UsageError
 from tinyllava_edge.export.language_openvino import write_language_openvino
 from tinyllava_edge.ir_tensors import open_tensors
 from tinyllava_edge.metrics import nmse
@@ -169,6 +171,57 @@ def test_what_is_cut_off_stays_out_of_sight_until_there_is_much_of_it(
             assert again is not None
             np.testing.assert_allclose(again, expected, atol=1e-4)
             assert len(backend._keys) == rows
+
+
+@pytest.mark.parametrize(
+    ("kv_type", "within"), [("f32", 0), ("f16", 0), ("q8_0", 1e-4)]
+)  # u8 is rounded anew
+def test_a_context_is_put_back_in_another_backend_to_the_bit(
+    graphs: Graphs, kv_type: str, within: float
+) -> None:
+    with closing(graphs.open("ov_int8", kv_type=kv_type)) as backend:
+        ids = language_ids(backend, 60)
+        backend.evaluate(ids[:50], 0)
+        state = backend.save_state()
+        expected = backend.evaluate(ids[50:], 50, all_logits=True)
+    with closing(graphs.open("ov_int8", kv_type=kv_type)) as backend:
+        backend.evaluate(ids[::-1], 0)  # what it holds is gone then
+        backend.load_state(state, 50)
+        again = backend.evaluate(ids[50:], 50, all_logits=True)
+        assert expected is not None
+        assert again is not None
+        np.testing.assert_allclose(again, expected, rtol=0, atol=within)
+
+
+def test_what_is_out_of_sight_is_not_in_a_saved_context(graphs: Graphs) -> None:
+    with closing(graphs.open("ov_f32")) as backend:
+        ids = language_ids(backend, 60)
+        backend.evaluate(ids[:50], 0)
+        plain = backend.save_state()
+        expected = backend.evaluate(ids[40:], 50, all_logits=True)
+        backend.truncate(50)  # twenty rows stay in the cache
+        assert backend.save_state() == plain
+        backend.load_state(plain, 40)  # cut
+        backend.evaluate(ids[40:50], 40)
+        again = backend.evaluate(ids[40:], 50, all_logits=True)
+        assert expected is not None
+        assert again is not None
+        np.testing.assert_allclose(again, expected, atol=1e-4)
+
+
+def test_a_context_that_cannot_be_put_back_leaves_an_empty_one(graphs: Graphs) -> None:
+    with closing(graphs.open("ov_f32")) as backend:
+        ids = language_ids(backend, 60)
+        backend.evaluate(ids, 0)
+        state = backend.save_state()
+        for broken, positions in ((state[:-1], 60), (state, 61), (state, 0), (save({}), 1)):
+            with pytest.raises(BackendError, match="cannot be put back: "):
+                backend.load_state(broken, positions)
+            assert backend.evaluate(ids, 0, all_logits=True) is not None
+    with closing(graphs.open("ov_f32", context_length=50)) as backend:
+        with pytest.raises(BackendError, match="60 positions for at least 60 of 50"):
+            backend.load_state(state, 60)
+        backend.load_state(state, 50)
 
 
 def test_turned_heads_are_one_operation_of_the_plugin(graphs: Graphs) -> None:

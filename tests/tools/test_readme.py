@@ -33,20 +33,28 @@ def test_every_committed_result_is_whole_and_in_the_block() -> None:
 
 
 def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp_path: Path) -> None:
-    """A made-up rival in nano's own report; 76.9 ms is its torch row's."""
+    """Made-up rivals in nano's own report, with its torch row's times."""
     record = read_report(ROOT / "benchmarks" / "results" / "nano")
+    torch = record["cells"][0]
     ours = {"fp32 + f32": 1e-9, "fp32 + q8_0": 1e-4, "fp32 + q4_k_m": 1e-2}
-    ratio = {"rival": "theirs", "low": 0.4, "high": 0.6}
+    ratio = {"low": 0.4, "high": 0.6}
     record["rivals"] = {
-        "reference": "fp32 + f32",
+        "reference": "torch fp32",
         "accuracy": {name: {"mean_kld": kl, "top1_agreement": 1, "tokens": 8} for name, kl in ours.items()},
         "rows": [
-            {**record["cells"][0], "name": name, "accuracy": accuracy, "quality": None}
-            for name, accuracy in (("theirs", {"mean_kld": 2e-4}), ("unknown", None))
+            {**torch, "name": name, "accuracy": accuracy, "warm": {**torch["warm"], **faster}}
+            for name, accuracy, faster in (
+                ("theirs f16", {"mean_kld": 1e-3}, {}),
+                ("theirs q8_0", {"mean_kld": 2e-4}, {"total_ms": 9.0}),
+                ("exact", {"mean_kld": 1e-12}, {}),
+                ("unknown q4_k_m", None, {}),
+                ("unknown", None, {}),
+            )
         ],
         "absent": [{"name": "gone", "why": "no environment"}],
         "ratios": [
-            {**ratio, "cell": cell, "metric": metric, "ratio": value}
+            {**ratio, "rival": rival, "cell": cell, "metric": metric, "ratio": value}
+            for rival in ("theirs q8_0", "exact", "unknown q4_k_m")
             for cell, value in (("fp32 + f32", 0.5), ("fp32 + q8_0", 0.45), ("fp32 + q4_k_m", 0.41))
             for metric in ("total_ms", "first_token_ms")
         ],
@@ -54,10 +62,18 @@ def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "report.json").write_text(json.dumps(record))
     block = measured_block([tmp_path / "a" / "report.json"])
-    [theirs] = [line for line in block.splitlines() if "*theirs*" in line]
-    assert theirs.endswith("| 10.9 | 2.0e-04 | - | 15.0 | 0.98 | 76.9 | 0.45 [0.40, 0.60] (fp32 + q8_0) |")
-    assert "| a: *unknown* | 10.9 | - | - |" in block
-    assert "- a: gone was not measured: no environment" in block
+    lines = {line.split("*")[1]: line for line in block.splitlines() if "| a: *" in line}
+    assert list(lines) == ["theirs q8_0", "exact", "unknown q4_k_m"]  # the fastest row of each program
+    assert "| 2.0e-04 | - | " in lines["theirs q8_0"]
+    assert lines["theirs q8_0"].endswith("| 9.0 | 0.45 [0.40, 0.60] (fp32 + q8_0) |")
+    assert lines["exact"].endswith("| 0.50 [0.40, 0.60] (fp32 + f32) |")  # none is as near: the nearest
+    assert lines["unknown q4_k_m"].endswith("| 0.41 [0.40, 0.60] (fp32 + q4_k_m) |")
+    assert " Not measured, for the reasons there: gone." in block
+    record["rivals"]["reference"] = "fp32 + f32"  # a distance from ours is none from torch
+    (tmp_path / "a" / "report.json").write_text(json.dumps(record))
+    block = measured_block([tmp_path / "a" / "report.json"])
+    assert "2.0e-04" not in "".join(line for line in block.splitlines() if "*theirs" in line)
+    record["rivals"]["reference"] = "torch fp32"
     record["control_passed"]["total_ms"] = False
     (tmp_path / "a" / "report.json").write_text(json.dumps(record))
     block = measured_block([tmp_path / "a" / "report.json"])
@@ -67,8 +83,13 @@ def test_a_rival_is_beside_our_fastest_variant_that_is_no_farther_from_torch(tmp
 
 def test_runs_are_those_that_were_made(tmp_path: Path) -> None:
     record = read_report(ROOT / "benchmarks" / "results" / "nano")
+    made = min(cell["warm"]["runs"] for cell in record["cells"])
     (tmp_path / "a").mkdir()
-    for wanted, partial, said in ((66, None, "66 runs"), (70, {"why": "a bound"}, "66 of 70 runs (a bound)")):
+    bounded = {"why": "a bound"}
+    for wanted, partial, said in (
+        (made, None, f"{made} runs"),
+        (99, bounded, f"{made} of 99 runs (a bound)"),
+    ):
         changed = {**record, "amount": {**record["amount"], "runs": wanted}, "partial": partial}
         (tmp_path / "a" / "report.json").write_text(json.dumps(changed))
         assert f"- a: 64 tokens, {said} in 3 sessions on" in measured_block([tmp_path / "a" / "report.json"])

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+SLIDING = "sliding_attention"  # in `layer_types`: attention within a window
+
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
@@ -52,6 +54,7 @@ class Family(Part):
         template_by_eos: another template, by the tokenizer's EOS token that tells it.
         llamacpp: llama.cpp's name of the architecture (src/llama-arch.cpp).
         norm: kind of its norms.
+        norms_around_one: the checkpoint has a norm's weight less 1; llama.cpp's file has it whole (Gemma).
         float16_gelu: llama.cpp computes its GELU from a table of float16 values.
         scales_rows: every row that comes in is multiplied by sqrt(hidden), a picture's too.
         layers_differ: its layers have heads and widths of their own, so the file has lists of them.
@@ -66,6 +69,7 @@ class Family(Part):
     template_by_eos: Mapping[str, str] = field(default_factory=dict)
     llamacpp: str
     norm: Literal["rms", "layer"] = "rms"
+    norms_around_one: bool = False
     float16_gelu: bool = False
     scales_rows: bool = False
     layers_differ: bool = False
@@ -73,6 +77,11 @@ class Family(Part):
     keys: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, str]
     more_tensors: tuple[Mapping[str, str], ...] = ()
+
+    @property
+    def epsilon_key(self) -> str:
+        """llama.cpp's key for the epsilon of its norms."""
+        return "attention.layer_norm_rms_epsilon" if self.norm == "rms" else "attention.layer_norm_epsilon"
 
 
 _VIT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
@@ -232,6 +241,7 @@ FAMILIES = {
         only={"attention_bias": False, "tie_word_embeddings": True},
         template="gemma",
         llamacpp="gemma",
+        norms_around_one=True,
         float16_gelu=True,
         scales_rows=True,
         tensors=_LLAMA_TENSORS,
@@ -260,9 +270,10 @@ FAMILIES = {
             "eos_token_id": 1,
         },
         only={"attention_bias": False, "tie_word_embeddings": True, "hidden_activation": "gelu_pytorch_tanh"},
-        by_layer={"layer_types": ("sliding_attention", "full_attention")},
+        by_layer={"layer_types": (SLIDING, "full_attention")},
         template="gemma",  # ours: upstream has none
         llamacpp="gemma2",
+        norms_around_one=True,
         float16_gelu=True,
         scales_rows=True,
         keys={

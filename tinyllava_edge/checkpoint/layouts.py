@@ -12,6 +12,7 @@ from tinyllava_edge.errors import CheckpointError, MissingFileError
 from .files import read_json_object
 
 FLAT_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "tokenizer.json")  # any of them is a tokenizer
 FLAT_INDEX = "model.safetensors.index.json"
 PARTS = ("vision_tower", "connector", "language_model")
 PICKLE_FILE = "pytorch_model.bin"  # of a whole model, or in each part's sub-directory

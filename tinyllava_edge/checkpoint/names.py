@@ -1,6 +1,7 @@
 """What a user may call a checkpoint or bundle: `nano`, a path, or a checkpoint of the hub."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tinyllava_edge.cache import cache_folder
@@ -15,6 +16,9 @@ from .hub import (
     download_sources,
     parse_name,
 )
+
+if TYPE_CHECKING:
+    from .opened import Checkpoint
 
 NANO = "nano"
 _FOLDER = Path(__file__).parents[1] / "nano"
@@ -57,6 +61,21 @@ def fetch_sources(sources: Path | None, checkpoint: Path) -> Path | None:
     for text in (*(f"sources: {snapshot.name}" for snapshot in snapshots), *problems):
         note(text)
     return folder
+
+
+def named_checkpoint(
+    name_or_path: str, *, sources: Path | None = None, allow_pickle: bool = False
+) -> "Checkpoint":
+    """What a command is told of a checkpoint, as one value: downloaded where it is only named; `sources` too.
+
+    Raises:
+        CheckpointError: it cannot be downloaded.
+        UsageError: `sources` is no directory.
+    """
+    from .opened import Checkpoint  # with all that reads one: not for a page of help
+
+    path = fetch_checkpoint(name_or_path, allow_pickle=allow_pickle).path
+    return Checkpoint(path, sources=fetch_sources(sources, path), allow_pickle=allow_pickle)
 
 
 def check_sources(sources: Path | None) -> None:

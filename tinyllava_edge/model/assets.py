@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tinyllava_edge.checkpoint.config import VisionConfig
 from tinyllava_edge.checkpoint.families import TOWERS
 from tinyllava_edge.checkpoint.files import NESTED_PROCESSOR, PROCESSOR_FILE, processor_in, read_processor
+from tinyllava_edge.checkpoint.layouts import TOKENIZER_FILES
 from tinyllava_edge.checkpoint.llava_line import picture_of
 from tinyllava_edge.checkpoint.nanovlm import is_nanovlm
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -32,7 +33,7 @@ from tinyllava_edge.prompt import (
 )
 from tinyllava_edge.tokenizer_file import open_tokenizer
 
-from .tokenizer import TOKENIZER_FILES, TokenizerAssets, read_tokenizer
+from .tokenizer import TokenizerAssets, read_tokenizer
 
 # What a processor does beside resizing, cropping and normalizing.
 _OTHER_STEPS = (

@@ -23,9 +23,9 @@ from .lora import Adapter
 from .second_copies import check_other_files, check_same
 from .tensor_files import TensorReader, opened_tensors, read_pickle, tensor_files
 
+HEAD_BIAS = "language_model.lm_head.bias"
 # Loaders of LLaVA's code line cut these to the tokenizer's length.
-_HEAD_BIAS = "language_model.lm_head.bias"
-_ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+ROWS_OF_TOKENS = ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
 
 
 def iter_tensors(checkpoint: Checkpoint, *, part: str | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -80,9 +80,9 @@ def _from_pieces(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str
                         if first is not tensor:
                             check_same(where, first, f"{key!r} of {path}", tensor)
                             continue
-                        yield name, (tensor[:rows] if name in _ROWS_OF_TOKENS else tensor).detach
-    if part in (None, "language_model") and _HEAD_BIAS not in seen and _lacks_head_bias(checkpoint):
-        yield _HEAD_BIAS, partial(torch.zeros, checkpoint.config.language.vocab_size)
+                        yield name, (tensor[:rows] if name in ROWS_OF_TOKENS else tensor).detach
+    if part in (None, "language_model") and HEAD_BIAS not in seen and _lacks_head_bias(checkpoint):
+        yield HEAD_BIAS, partial(torch.zeros, checkpoint.config.language.vocab_size)
 
 
 def _from_nanovlm(checkpoint: Checkpoint, part: str | None) -> Iterator[tuple[str, TensorReader]]:
@@ -119,7 +119,7 @@ def check_second_copies(checkpoint: Checkpoint) -> None:
     def tensors() -> dict[str, torch.Tensor]:
         found = dict(iter_tensors(checkpoint))
         if checkpoint.config.language.tie_word_embeddings:
-            found.setdefault(_ROWS_OF_TOKENS[1], found[_ROWS_OF_TOKENS[0]])
+            found.setdefault(ROWS_OF_TOKENS[1], found[ROWS_OF_TOKENS[0]])
         return found
 
     check_other_files(checkpoint, name_of, tensors)

@@ -37,14 +37,13 @@ def build_connector(config: ConnectorConfig, vision_hidden: int, language_hidden
             return nn.Linear(vision_hidden, language_hidden)
         case "mof_mlp":
             return MofMlp(vision_hidden, language_hidden)
-        case "resampler" | "qformer" | "pixel_shuffle" | "avg_pool" as kind:
+        case kind if kind in _SIZED:
             return _SIZED[kind](config, vision_hidden, language_hidden)
     if mlp := _MLP.fullmatch(config.type):
         return _mlp(int(mlp[1]), vision_hidden, language_hidden)
     raise UnsupportedModelError(
         f"connector_type {config.type!r} is not supported. "
-        "Supported: identity, linear, mof_mlp, resampler, qformer, avg_pool, pixel_shuffle, mlpNx_gelu "
-        "(N = 1, 2, ...)."
+        f"Supported: identity, linear, mof_mlp, {', '.join(_SIZED)}, mlpNx_gelu (N = 1, 2, ...)."
     )
 
 
@@ -123,6 +122,6 @@ def _mlp(depth: int, vision_hidden: int, language_hidden: int) -> nn.Sequential:
 _SIZED: dict[str, Callable[[ConnectorConfig, int, int], nn.Module]] = {
     "resampler": Resampler,
     "qformer": QFormer,
-    "pixel_shuffle": PixelShuffle,
     "avg_pool": AveragePool,
+    "pixel_shuffle": PixelShuffle,
 }

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from tinyllava_edge.checkpoint.files import added_tokens, read_json_object
+from tinyllava_edge.checkpoint.layouts import TOKENIZER_FILES
 from tinyllava_edge.errors import CheckpointError, guarded
 from tinyllava_edge.tokenizer_file import open_tokenizer, read_tokenizer_json
 
@@ -19,7 +20,6 @@ from .tokenizer_bytelevel import tokenizer_from_merges
 from .tokenizer_sentencepiece import takes_marks_for_spaces, tokenizer_from_sentencepiece
 
 # The files of a tokenizer, the one upstream's slow class would read first.
-TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "tokenizer.json")
 _SENTENCEPIECE_ROLES = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ROLES = ("bos", "eos", "unk", "pad")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")

@@ -11,7 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError, guarded
-from tinyllava_edge.tokenizer_file import QWEN2_SPLIT, check_merges, check_vocabulary
+from tinyllava_edge.tokenizer_file import check_merges, check_vocabulary
+from tinyllava_edge.tokenizer_splits import QWEN2_SPLIT
 from tinyllava_edge.user_files import MAX_CONFIG_BYTES, read_user_text
 
 GPT2_LIKE = ("GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast")

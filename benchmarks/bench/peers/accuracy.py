@@ -24,6 +24,7 @@ Accuracy = Mapping[str, Any]
 
 
 def measure_accuracy(
+    reference: Cell,
     cells: Sequence[Cell],
     rivals: Sequence[RivalCell],
     request: Request,
@@ -33,24 +34,25 @@ def measure_accuracy(
     """Accuracy of every row by its name, and the rivals that could not answer at all.
 
     Args:
-        cells: the bundle's own; the first one is the reference.
+        reference: what the others are held against; it may be one of `cells`.
+        cells: the bundle's own.
         rivals: the others.
         request: what is asked.
         folder: for logits on the way.
         on_row: called with a row's name before it is opened.
 
     Raises:
-        BackendError: the bundle's own cells do not answer.
+        BackendError: the reference or the bundle's own cells do not answer.
     """
-    on_row(cells[0].name)
-    with closing(Worker(cells[0], request)) as worker:
+    on_row(reference.name)
+    with closing(Worker(reference, request)) as worker:
         worker.open()
         path = folder / "reference.npy"
         ids: list[int] = worker.ask("forced", ids=None, output=str(path))["ids"]
     expected: Logits = np.load(path)
     found: dict[str, Accuracy] = {}
     absent = []
-    rows: list[Cell | RivalCell] = [*cells[1:], *rivals]
+    rows: list[Cell | RivalCell] = [*(cell for cell in cells if cell.name != reference.name), *rivals]
     for cell in rows:
         on_row(cell.name)
         try:

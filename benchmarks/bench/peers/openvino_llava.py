@@ -44,9 +44,8 @@ class OpenVinoLlava:
         from PIL import Image
 
         self._task, self._np, self._openvino, self._genai = task, np, openvino, openvino_genai
-        self._pipeline = openvino_genai.VLMPipeline(
-            task.files["model"], "CPU", INFERENCE_NUM_THREADS=task.threads
-        )
+        properties = {"INFERENCE_NUM_THREADS": task.threads, **task.settings.get("properties", {})}
+        self._pipeline = openvino_genai.VLMPipeline(task.files["model"], "CPU", **properties)
         self._pixels = np.array(Image.open(task.picture).convert("RGB"))[None]
         self._answers = 0
         self._settings = openvino_genai.GenerationConfig()

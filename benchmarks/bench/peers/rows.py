@@ -31,18 +31,20 @@ def rivals_record(
     rivals: Sequence[tuple[RivalCell, Sequence[CellSession]]],
     absent: Sequence[Absent],
     accuracy: Mapping[str, Accuracy],
+    reference: str,
 ) -> Record:
     """What `--peers` adds to a record.
 
     Args:
-        cells: the bundle's own by name, all their sessions; the first one is the accuracy's reference.
+        cells: the bundle's own by name, all their sessions.
         rivals: theirs.
         absent: rows that were not measured.
         accuracy: of `measure_accuracy`.
+        reference: the name of what it is held against.
     """
     rows = [_row(cell, sessions, accuracy.get(cell.name)) for cell, sessions in rivals]
     return {
-        "reference": cells[0][0],
+        "reference": reference,
         "accuracy": {name: accuracy[name] for name, _ in cells if name in accuracy},
         "rows": [row for row in rows if row is not None],
         "absent": [asdict(one) for one in absent],

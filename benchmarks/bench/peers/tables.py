@@ -28,8 +28,8 @@ def rival_notes(record: Record) -> Iterator[str]:
         return
     if rivals["rows"]:
         yield (
-            "*KL*, *top-1* of rivals, and of ours beside them: on the greedy tokens of "
-            f"{rivals['reference']}, given to every row."
+            "*KL*, *top-1* of rivals, and of ours beside them: against "
+            f"{rivals['reference']}, on its greedy tokens, which are given to every row."
         )
         yield (
             "*ours / theirs*: time of one over the other's, with the 95 % interval of neighbouring pairs; "

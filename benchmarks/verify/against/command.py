@@ -4,7 +4,7 @@ from pathlib import Path
 
 import typer
 
-from tinyllava_edge.checkpoint.names import fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.names import named_checkpoint
 from tinyllava_edge.console import print_json, printable, progress, stdout
 from tinyllava_edge.errors import UsageError
 
@@ -28,20 +28,15 @@ def verify_against(
 
     for path in files:
         kind_of(path)
-    source = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle).path
-    sources = fetch_sources(sources, source)
-
-    from tinyllava_edge.checkpoint.opened import Checkpoint
-
-    opened = Checkpoint(source, sources=sources, allow_pickle=allow_pickle)
+    opened = named_checkpoint(checkpoint, sources=sources, allow_pickle=allow_pickle)
     with progress() as bar:
         task = bar.add_task("read the checkpoint", total=len(files) + 1)
-        given = open_given(opened, sources=sources, allow_pickle=allow_pickle)
+        given = open_given(opened)
 
         def on_file(name: str) -> None:
             bar.update(task, advance=1, description=name)
 
-        report = compare_against(files, opened, given, on_file)
+        report = compare_against(files, given, on_file)
     if json:
         print_json(report.to_json())
     else:

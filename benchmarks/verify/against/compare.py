@@ -33,16 +33,10 @@ OnFile = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What the files are held against.
-
-    Attributes:
-        sources, allow_pickle: as of the checkpoint; also for a given checkpoint.
-    """
+    """What the files are held against."""
 
     source: LanguageSource
     reference: CheckpointReference
-    sources: Path | None
-    allow_pickle: bool
 
 
 def kind_of(path: Path) -> str:
@@ -79,14 +73,13 @@ def kind_of(path: Path) -> str:
 
 
 def compare_against(
-    files: Sequence[Path], checkpoint: Checkpoint, given: Given, on_file: OnFile = lambda name: None
+    files: Sequence[Path], given: Given, on_file: OnFile = lambda name: None
 ) -> AgainstReport:
     """Hold every file against the checkpoint.
 
     Args:
         files: of `KNOWN`; an mmproj file and its language model together.
-        checkpoint: what they were made from.
-        given: the same, opened.
+        given: the checkpoint that they were made from.
         on_file: called with a few words at the start of each.
 
     Raises:
@@ -103,16 +96,19 @@ def compare_against(
     order = sorted(found, key=lambda one: STAGES.index(one.stage))
     names = " + ".join(dict.fromkeys(kinds.values()))
     return AgainstReport(
-        kind=names, files=tuple(map(str, files)), checkpoint=str(checkpoint), findings=tuple(order)
+        kind=names,
+        files=tuple(map(str, files)),
+        checkpoint=str(given.source.checkpoint),
+        findings=tuple(order),
     )
 
 
-def open_given(checkpoint: Checkpoint, *, sources: Path | None, allow_pickle: bool) -> Given:
+def open_given(checkpoint: Checkpoint) -> Given:
     """Load the checkpoint once for all files."""
     assets = read_assets(checkpoint)
     source = LanguageSource(checkpoint=checkpoint, assets=assets, name=checkpoint.path.name)
     reference = CheckpointReference(checkpoint, num_tokens=1)
-    return Given(source=source, reference=reference, sources=sources, allow_pickle=allow_pickle)
+    return Given(source=source, reference=reference)
 
 
 def _findings(path: Path, kind: str, kinds: dict[Path, str], given: Given) -> Iterator[Finding]:
@@ -128,9 +124,9 @@ def _findings(path: Path, kind: str, kinds: dict[Path, str], given: Given) -> It
     elif kind == "dump":
         yield from dump_findings(path, reference, assets)
     else:
-        yield from checkpoint_findings(
-            path, reference, assets, sources=given.sources, allow_pickle=given.allow_pickle
-        )
+        read = given.source.checkpoint
+        other = Checkpoint(path, sources=read.sources, allow_pickle=read.allow_pickle)
+        yield from checkpoint_findings(other, reference, assets)
 
 
 def _mmproj(path: Path, kinds: dict[Path, str], given: Given) -> Iterator[Finding]:

@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyllava_edge.benchmarks.verify.ladder import spelled
-from tinyllava_edge.metrics import min_token_cosine, nmse, snr_db
+from tinyllava_edge.metrics import kl_divergence, min_token_cosine, nmse, snr_db, top1_agreement
 
 Floats = npt.NDArray[np.float32]
 STAGES = ("files", "weights", "pixels", "tower", "connector", "rows", "ids", "logits")
-LEAST_SNR_DB = 30.0  # float16 arithmetic and ggml's table of GELU are above 50
+LEAST_SNR_DB = 30.0  # of features: float16 arithmetic and ggml's table of GELU are above 50
+LEAST_TENSOR_DB = 40.0  # bfloat16 of float32
 LEAST_SNR_QUANTIZED_DB = 10.0
+MOST_NMSE, MOST_NMSE_EXACT = 0.1, 1e-3  # of logits: quantized types or another engine, and float types
 MEAN_LEVELS = 0.5  # of a byte's 255: another order of passes is below 0.2, another filter above 1
 
 
@@ -128,6 +130,25 @@ def features(
     passed = figures["snr_db"] >= least
     return Finding(
         stage=stage, what=what, figures=figures, gate=gate, passed=passed, cause="" if passed else cause()
+    )
+
+
+def logits(
+    what: str, expected: Floats, found: Floats, *, most: float = MOST_NMSE, cause: str = ""
+) -> Finding:
+    """Logits [positions, vocab], by the mean squared error; `cause` is said where they differ."""
+    gate = f"NMSE <= {most:g}"
+    if expected.shape != found.shape:
+        said = f"logits {list(found.shape)}, expected {list(expected.shape)}"
+        return Finding(stage="logits", what=what, gate=said, passed=False, cause=said)
+    figures = {
+        "nmse": nmse(expected, found),
+        "mean_kl": float(kl_divergence(expected, found).mean()),
+        "top1_agreement": top1_agreement(expected, found),
+    }
+    passed = figures["nmse"] <= most
+    return Finding(
+        stage="logits", what=what, figures=figures, gate=gate, passed=passed, cause="" if passed else cause
     )
 
 

@@ -11,14 +11,20 @@ import torch
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.export.language_gguf import LanguageSource
-from tinyllava_edge.metrics import kl_divergence, nmse, top1_agreement
 
-from .findings import LEAST_SNR_QUANTIZED_DB, Finding, fact, tensor_snr_db
+from .findings import (
+    LEAST_SNR_QUANTIZED_DB,
+    LEAST_TENSOR_DB,
+    MOST_NMSE,
+    MOST_NMSE_EXACT,
+    Finding,
+    fact,
+    logits,
+    tensor_snr_db,
+)
 from .llama_process import ids_and_logits
 
 _EXACT = ("F32", "F16", "BF16")
-_LEAST_EXACT_DB = 40.0  # bfloat16 of float32
-_MOST_NMSE = {True: 1e-3, False: 0.1}  # of logits: float types, quantized ones
 
 
 def language_findings(
@@ -55,7 +61,7 @@ def _weights(path: Path, source: LanguageSource) -> Finding:
             return Finding(stage="weights", what=rule.name, gate=said, passed=False, cause=said)
         undone = rule.restore(torch.from_numpy(values.reshape(tuple(tensor.shape)).copy()))
         measured = tensor_snr_db(tensor.float().numpy(), undone.contiguous().numpy())
-        least = _LEAST_EXACT_DB if kind.name in _EXACT else LEAST_SNR_QUANTIZED_DB
+        least = LEAST_TENSOR_DB if kind.name in _EXACT else LEAST_SNR_QUANTIZED_DB
         worst = min(worst, (measured - least, f"{rule.name} {kind.name}"))
         if measured < least:
             return Finding(
@@ -76,7 +82,7 @@ def _ids_and_logits(
     text = source.assets.template.render(case.turns)
     wanted = list(reference.ids(case))
     try:
-        ids, logits = ids_and_logits(path, text, wanted)
+        ids, found = ids_and_logits(path, text, wanted)
     except ExportError as error:
         yield Finding(stage="ids", what="llama.cpp", passed=False, cause=str(error))
         return
@@ -90,18 +96,10 @@ def _ids_and_logits(
         cause="" if is_same else "the file's vocabulary or its pre-tokenizer splits text in another way",
     )
     expected = reference.logits(case)
-    figures = {
-        "nmse": nmse(expected, logits[:, : expected.shape[1]]),
-        "mean_kl": float(kl_divergence(expected, logits[:, : expected.shape[1]]).mean()),
-        "top1_agreement": top1_agreement(expected, logits[:, : expected.shape[1]]),
-    }
-    most = _MOST_NMSE[is_exact]
-    passed = figures["nmse"] <= most
-    yield Finding(
-        stage="logits",
-        what=f"prompt {case.name!r}",
-        figures=figures,
-        gate=f"NMSE <= {most:g}",
-        passed=passed,
-        cause="" if passed else "weights are equal, so a hyperparameter: RoPE, norms, scales",
+    yield logits(
+        f"prompt {case.name!r}",
+        expected,
+        found[:, : expected.shape[1]],
+        most=MOST_NMSE_EXACT if is_exact else MOST_NMSE,
+        cause="weights are equal, so a hyperparameter: RoPE, norms, scales",
     )

@@ -19,7 +19,7 @@ from tinyllava_edge.export.interchange.widened import PER_HEAD, Stream, tower_te
 from tinyllava_edge.metrics import snr_db
 from tinyllava_edge.model.assets import Assets
 
-from .findings import Finding, fact, features, lowest_snr, pixels, tensor_snr_db
+from .findings import LEAST_SNR_DB, Finding, fact, features, lowest_snr, pixels, tensor_snr_db
 from .gguf_fields import field_values
 from .tower_states import all_states, connect, tower_cause
 
@@ -104,7 +104,7 @@ class MmprojFile:
                     yield features("weights", name, wanted, np.asarray(values, dtype=np.float32))
                     return
                 worst = min(worst, (tensor_snr_db(wanted, values.reshape(wanted.shape)), name))
-        yield lowest_snr(worst, least=30)
+        yield lowest_snr(worst, least=LEAST_SNR_DB)
 
     def _pixels(self) -> Iterator[Finding]:
         trial = [self._reference.pictures[number] for number in self._numbers]

@@ -1,7 +1,6 @@
 """Another checkpoint of the same model, in any layout that is read: transformers' LLaVA above all."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,19 +11,18 @@ from tinyllava_edge.image import preprocess
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.vlm import checked_tensors
 
-from .findings import Finding, fact, lowest_snr, pixels, tensor_snr_db
+from .findings import LEAST_TENSOR_DB, Finding, fact, lowest_snr, pixels, tensor_snr_db
 from .vision_graph import processor_cause
 
 
 def checkpoint_findings(
-    path: Path, reference: CheckpointReference, assets: Assets, *, sources: Path | None, allow_pickle: bool
+    other: Checkpoint, reference: CheckpointReference, assets: Assets
 ) -> Iterator[Finding]:
     """Facts of config.json, every tensor, and pixels by its own processor.
 
     Raises:
         CheckpointError: it is damaged or not supported.
     """
-    other = Checkpoint(path, sources=sources, allow_pickle=allow_pickle)
     mine, theirs = reference.config, other.config
     for part, expected in mine.architectures.items():
         yield fact(part, expected, theirs.architectures[part])
@@ -60,4 +58,4 @@ def _weights(reference: CheckpointReference, other: Checkpoint) -> Finding:
                 said = f"shape {list(found.shape)}, expected {list(expected.shape)}"
                 return Finding(stage="weights", what=name, gate=said, passed=False, cause=said)
             worst = min(worst, (tensor_snr_db(expected, found), name))
-    return lowest_snr(worst, least=40)
+    return lowest_snr(worst, least=LEAST_TENSOR_DB)

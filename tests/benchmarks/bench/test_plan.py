@@ -2,6 +2,8 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from tinyllava_edge.benchmarks.bench.plan import (
 )
 from tinyllava_edge.benchmarks.bench.worker import Request
 from tinyllava_edge.bundle import Bundle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
 from tinyllava_edge.runtimes import registry
 from tinyllava_edge.runtimes.base import BackendOptions
@@ -121,10 +124,21 @@ def test_the_checkpoint_is_known_by_its_content(
     assert find_checkpoint(bundles["tiny"], (other,)) is None
 
 
+def test_an_adapters_base_is_looked_for_under_sources(honest: Honest, tmp_path: Path) -> None:
+    shutil.copy(honest.checkpoint / "config.json", tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").touch()  # only hashed here
+    sha256 = Checkpoint(tmp_path, sources=honest.checkpoint).sha256
+    source = SimpleNamespace(name="elsewhere", checkpoint_sha256=sha256)
+    bundle: Any = SimpleNamespace(manifest=SimpleNamespace(source=source))
+    assert find_checkpoint(bundle, (tmp_path,), honest.checkpoint) == tmp_path
+    assert find_checkpoint(bundle, (tmp_path,)) is None
+
+
 def test_torch_without_its_checkpoint_is_refused(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.plan.find_checkpoint", lambda bundle, given: None)
+    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.plan.find_checkpoint", lambda *given: None)
     with pytest.raises(UsageError, match="runtime torch needs the checkpoint that tiny came from"):
         names(bundles, runtimes=("torch",))
 

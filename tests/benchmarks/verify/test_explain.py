@@ -28,6 +28,7 @@ from tinyllava_edge.benchmarks.verify.reference_question import (
 from tinyllava_edge.benchmarks.verify.stage_dequantized import QUANTIZATION, quantization_cause, wider_type
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import checkpoint_path
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.export.reference import PICTURES_FOLDER
 from tinyllava_edge.runtimes.base import BackendOptions
@@ -50,7 +51,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def explained(root: Path, language: str, picture: bytes | None = None) -> Explanation:
     bundle = Bundle.open(root)
     reference = QuestionReference(
-        open_checkpoint(bundle, NANO_CHECKPOINT),
+        open_checkpoint(bundle, Checkpoint(NANO_CHECKPOINT)),
         picture=picture or PICTURE.read_bytes(),
         question=QUESTION,
         room=room_behind(bundle, ONE_THREAD, QUESTION),

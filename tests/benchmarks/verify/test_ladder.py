@@ -55,7 +55,7 @@ def test_a_quantized_model_alone_passes_with_every_vision_variant(honest: Honest
 def test_config_json_is_read_once_on_the_whole_way_up(honest: Honest) -> None:
     bundle = Bundle.open(honest.bundle)
     with counted_opens(honest.checkpoint / "config.json") as opens:
-        reference = open_reference(bundle, honest.checkpoint, num_tokens=8)
+        reference = open_reference(bundle, Checkpoint(honest.checkpoint), num_tokens=8)
         assert climb_quickly(bundle, reference, vision=("fp32",), language=("f32",)).passed
     assert opens == [1]
 
@@ -215,7 +215,7 @@ def test_a_runtime_that_answers_without_looking_is_excused_nowhere(honest: Hones
 def test_a_checkpoint_of_another_bundle_is_refused(honest: Honest, tmp_path: Path) -> None:
     other = write_decided_checkpoint(tmp_path / "other", seed=1)
     with pytest.raises(UsageError, match="the bundle was made from"):
-        open_reference(Bundle.open(honest.bundle), other)
+        open_reference(Bundle.open(honest.bundle), Checkpoint(other))
 
 
 SIZES = st.fixed_dictionaries(

@@ -1,5 +1,6 @@
 """What is watched: folders, videos, a camera of the network on loopback; what goes wrong. nano, CPU."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -18,9 +19,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.runtimes.watch.videos import CAT, EMOJI, ROOT, Camera, frame_of, write_video
-from tinyllava_edge import Model, open_bundle
+from tinyllava_edge import Model, open_bundle, open_bundle_async
 from tinyllava_edge.cli import app
 from tinyllava_edge.errors import CameraError, FileError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.runtimes.async_model import AsyncModel
 from tinyllava_edge.runtimes.watch import folder, video
 from tinyllava_edge.runtimes.watch.frames import open_source
 from tinyllava_edge.runtimes.watch.watching import Seen, Watch
@@ -309,6 +311,31 @@ def test_of_several_new_pictures_the_newest_wins_unless_all_count(model: Model, 
         kept.thread.join(10)
         assert [Path(str(one.picture)).name for one in kept.seen] == wanted
         assert kept.watch.summary.skipped == 5 - len(wanted)
+
+
+def test_an_async_watch_leaves_the_model_to_other_tasks_and_ends_when_cancelled(tmp_path: Path) -> None:
+    async def watch(model: AsyncModel, seen: list[Seen]) -> None:
+        async for one in model.watch(tmp_path, QUESTION, max_tokens=1):
+            seen.append(one)
+
+    async def whole() -> None:
+        seen: list[Seen] = []
+        async with open_bundle_async("nano", threads=1) as model:
+            task = asyncio.create_task(watch(model, seen))
+            alone = await model.ask(QUESTION, EMOJI, max_tokens=1)  # while the folder shows nothing
+            shutil.copy(EMOJI, tmp_path / "a.webp")
+            while not seen:
+                await asyncio.sleep(0.02)
+            assert [seen[0].answer, Path(str(seen[0].picture)).name] == [alone, "a.webp"]
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    before = set(threading.enumerate())
+    asyncio.run(asyncio.wait_for(whole(), 30))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_a_folder_that_goes_away_is_one_line(model: Model, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_rival(name: str, nano: Path) -> None:
     )
     bundles = {"nano": bundle}
     plan = Plan(bundles=bundles, cells=plan_cells(bundles, Wish()), request=request, amount=FEW)
-    with with_rivals(plan, (name,), Places(checkpoint=nano / "llava")) as whole:
+    with with_rivals(plan, (name,), Places(checkpoint=nano / "llava"), Wish()) as whole:
         if whole.absent and "make peers" in whole.absent[0].why:
             pytest.skip(whole.absent[0].why)
         assert whole.absent == ()

@@ -91,14 +91,13 @@ def test_rivals_are_rows_of_the_same_rounds_and_those_that_fail_say_why(
         "not made": Rival(module="scripted_rival", environment="transformers", reads="checkpoint"),
     }
     places = Places(home=tmp_path, checkpoint=llava(tmp_path / "llava"))
-    with with_rivals(plan, tuple(scripted), places) as whole:
-        assert [row.name for row in whole.rows] == ["fp32 + f32", "sees", "blind", "fp32 + f32 again"]
+    with with_rivals(plan, tuple(scripted), places, Wish(checkpoints=(tmp_path,))) as whole:
+        assert [row.name for row in whole.rows] == [whole.reference, "sees", "blind", "fp32 + f32 again"]
         record, stop = run_plan(whole)
     assert stop is None
     assert record["partial"] is None
     assert [cell["name"] for cell in record["cells"]] == ["fp32 + f32", "fp32 + f32 again"]
     found = record["rivals"]
-
     why = {one["name"]: one["why"] for one in found["absent"]}
     assert why.keys() == {"raises", "dies", "other words", "not made"}
     assert "ValueError: no such weights" in why["raises"]
@@ -145,9 +144,22 @@ def test_openvino_sees_no_picture_twice_as_it_keeps_prefixes() -> None:
     assert all((np.sort(picture.ravel()) == np.sort(drawn.ravel())).all() for picture in seen[::60])
 
 
+def test_answers_are_held_against_torch_where_the_checkpoint_is_though_it_is_no_row(
+    honest: Honest, scripted: dict[str, Rival], tmp_path: Path
+) -> None:
+    plan = plan_of(honest)
+    scripted |= {"sees": rival(vocab_size=plan.bundles["tiny"].manifest.language.vocab_size)}
+    places = Places(home=tmp_path, checkpoint=llava(tmp_path / "llava"))
+    with with_rivals(plan, ("sees",), places, Wish(checkpoints=(honest.checkpoint,))) as whole:
+        assert whole.reference == "torch fp32"
+        assert whole.reference not in {row.name for row in whole.rows}
+        assert whole.accuracy.keys() == {"fp32 + f32", "sees"}
+        assert whole.accuracy["fp32 + f32"]["mean_kld"] > 1e-3  # a scripted runtime's logits are its own
+
+
 def test_no_rivals_no_section(honest: Honest) -> None:
     plan = plan_of(honest)
-    with with_rivals(plan, (), Places()) as whole:
+    with with_rivals(plan, (), Places(), Wish()) as whole:
         assert whole is plan
 
 

@@ -38,12 +38,12 @@ class Held:
     given: Given
 
     def against(self, *files: Path) -> AgainstReport:
-        return compare_against(files, self.checkpoint, self.given)
+        return compare_against(files, self.given)
 
 
 def held(path: Path) -> Held:
     checkpoint = Checkpoint(path)
-    return Held(path, checkpoint, open_given(checkpoint, sources=None, allow_pickle=False))
+    return Held(path, checkpoint, open_given(checkpoint))
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def reports(folder: Path) -> Iterator[tuple[str, AgainstReport]]:
 
 def against(checkpoint: Path, file: Path) -> AgainstReport:
     opened = Checkpoint(checkpoint)
-    return compare_against([file], opened, open_given(opened, sources=None, allow_pickle=False))
+    return compare_against([file], open_given(opened))
 
 
 def rows(report: AgainstReport) -> Iterator[str]:

@@ -84,9 +84,9 @@ def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], sp
     """Whether typed text gave no special id: BOS and the template's own are the only ones.
 
     Where no special token's text was typed, ids are upstream's. The unknown token stands for any character
-    that has none, so it may appear.
+    that has none, so it may appear. A picture's marker is never a token, whatever the vocabulary has.
     """
-    typed = "".join(text or "" for turn in case.turns for text in turn)
+    typed = "".join(text or "" for turn in case.turns for text in turn).replace(IMAGE_MARKER, "")
     if not any(text in typed for text in specials):
         return tuple(ids) == case.ids
     expected = [] if spec.bos_id is None else [spec.bos_id]
@@ -95,7 +95,7 @@ def is_plain(case: TextCase, ids: Sequence[int], specials: Mapping[str, int], sp
             (IMAGE_MARKER if IMAGE_MARKER in question else "", None if answer is None else "")
             for question, answer in case.turns
         ]
-    )
+    ).replace(IMAGE_MARKER, "")
     pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True))
     expected += [specials[text] for text in re.findall(pattern, own)] if specials else []
     counted = {token for text, token in specials.items() if text != "<unk>"}

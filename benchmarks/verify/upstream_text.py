@@ -218,6 +218,8 @@ class UpstreamTokenizer:
             self.eos_id = tokenizer.eos_token_id
             self._ids = {piece: index for index, piece in enumerate(self.pieces)}
             self.scores, self.merges = None, merges_in(directory)
+            if _has_byte_fallback(directory):
+                self.scores, self.merges = _scores(self.pieces, self.merges), None
 
     def prompt(self, template: str, turns: Sequence[Turn], *, picture: str = IMAGE) -> str:
         """As `upstream_prompt`."""
@@ -318,6 +320,21 @@ def _byte_level_bpe(directory: Path) -> Any:
             if (directory / name).exists():
                 shutil.copyfile(directory / name, folder / name)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def _has_byte_fallback(directory: Path) -> bool:
+    """Whether a `tokenizer.json` is a SentencePiece vocabulary, as transformers 5 saves Llama's."""
+    path = directory / "tokenizer.json"
+    is_byte_level = (directory / "merges.txt").exists() or not path.exists()
+    return not is_byte_level and bool(read_json_object(path)["model"].get("byte_fallback"))
+
+
+def _scores(pieces: Sequence[str], merges: Sequence[str]) -> list[float]:
+    """Of pieces without scores: what is to be joined first has the highest."""
+    first: dict[str, int] = {}
+    for rank, pair in enumerate(merges):
+        first.setdefault(pair.replace(" ", ""), rank)
+    return [-float(first.get(piece, len(merges))) for piece in pieces]
 
 
 def merges_in(directory: Path) -> list[str]:

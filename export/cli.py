@@ -54,6 +54,23 @@ def export(
         Path | None,
         typer.Option(help="Directory of pictures that int8 is fitted to; nine of the package's without."),
     ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(
+            help="LLaVA's training data (JSON), or a folder of pictures: quantized GGUF types weigh their "
+            "errors by what such prompts compute."
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the pictures that --imatrix's file names; its own without.")
+    ] = None,
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="REGEX=TYPE, may be repeated: matrices of a quantized GGUF get TYPE where REGEX is found in "
+            "their names, as attn_v=q8_0."
+        ),
+    ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
     ] = False,
@@ -71,10 +88,13 @@ def export(
         interchange=parse_names(interchange),
         template=template,
         calibration=calibration,
+        imatrix=imatrix,
+        images=images,
+        tensor_types=tuple(tensor_type or ()),
         force=force,
         allow_pickle=allow_pickle,
     )
-    read = (checkpoint_path(checkpoint), sources, calibration)
+    read = (checkpoint_path(checkpoint), sources, calibration, imatrix, images)
     is_llava = TRANSFORMERS in options.interchange
     check_output(output, force=force, mark=llava_mark if is_llava else bundle_mark, sources=read)
     place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
@@ -131,10 +151,14 @@ def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: boo
             "name": variant.name,
             "bytes": bundle.variant_bytes(variant),
             "status": variant.status,
+            **({"recipe": variant.recipe.model_dump()} if variant.recipe else {}),
             **report[variant.part][variant.name],
         }
         for variant in bundle.manifest.variants
     ]
+    for variant in bundle.manifest.variants:
+        if variant.recipe:
+            note(f"{variant.name}: {variant.recipe}")
     for row in rows:
         for line in _remarks(row):
             note(f"{row['name']}: {line}")

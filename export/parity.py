@@ -4,7 +4,7 @@ The rule is `verified_rule`, as of `verify`, whose work whole-model figures (log
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,12 @@ def _for_json(figures: dict[str, float]) -> dict[str, float]:
 
 
 def check_language(
-    path: Path, name: str, source: LanguageSource, *, on_progress: OnProgress = no_progress
+    path: Path,
+    name: str,
+    source: LanguageSource,
+    *,
+    types: Mapping[str, str] | None = None,
+    on_progress: OnProgress = no_progress,
 ) -> dict[str, Any]:
     """Read a GGUF file back, undo the conversion and compare every tensor with the checkpoint's.
 
@@ -163,6 +168,7 @@ def check_language(
         path: the file.
         name: its type, one of `precisions.LANGUAGE_TYPES`.
         source: what it was made from.
+        types: that some of its tensors were asked to have, by their names.
         on_progress: called with the tensors compared, and all that there are.
 
     Returns:
@@ -170,11 +176,12 @@ def check_language(
         lowest_snr_db and lowest_at: of the worst tensor, or None where none differs.
 
     Raises:
-        ExportError: a tensor is missing, too many, or differs; the message names it.
+        ExportError: a tensor is missing, too many, differs, or has another type than was asked for; the
+            message names it.
         BundleError: a tensor has a type without a gate.
     """
     written = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-    report = _tensor_types(written.values(), name)
+    report = _tensor_types(written.values(), name, types or {})
     rules = source.rules()
     for computed, vector in source.computed().items():
         if computed not in written or not np.array_equal(written.pop(computed).data, vector):
@@ -204,15 +211,19 @@ def _type_of(tensor: gguf.ReaderTensor) -> str:
     return str(tensor.tensor_type.name).lower()
 
 
-def _tensor_types(tensors: Iterable[gguf.ReaderTensor], name: str) -> dict[str, Any]:
-    """Count the types, and list the tensors that `name` could not be applied to."""
+def _tensor_types(
+    tensors: Iterable[gguf.ReaderTensor], name: str, types: Mapping[str, str]
+) -> dict[str, Any]:
+    """Count the types, and list the tensors that `name`, or their own of `types`, could not be applied to."""
     counts: Counter[str] = Counter()
     fallback = []
     for tensor in tensors:
         counts[_type_of(tensor)] += 1
-        width = int(tensor.shape[0])
-        if len(tensor.shape) > 1 and width % block_size(name):
+        width, asked = int(tensor.shape[0]), types.get(tensor.name)
+        if len(tensor.shape) > 1 and width % block_size(asked or name):
             fallback.append(f"{tensor.name}: {_type_of(tensor)}, width {width}")
+        elif asked and asked != _type_of(tensor):
+            raise ExportError(f"{name}: {tensor.name} is {_type_of(tensor)}, --tensor-type says {asked}.")
     return {"counts": dict(sorted(counts.items())), "fallback": fallback}
 
 

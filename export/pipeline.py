@@ -8,6 +8,7 @@ figures.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ from tinyllava_edge.bundle import (
 from tinyllava_edge.checkpoint.names import NANO, checkpoint_path
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError
+from tinyllava_edge.manifest import Recipe
 from tinyllava_edge.memory import return_freed_memory, return_large_blocks, watched_memory
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.streaming import stream_model
@@ -44,13 +46,15 @@ from tinyllava_edge.reference_tensors import ReferenceTensors
 
 from .calibration import calibration_pixels
 from .disk_space import bytes_needed
+from .imatrix import IMATRIX_FILE, PictureTurns, measure_imatrix, read_prompts, write_imatrix
 from .interchange.bundle_files import LlamaCppFiles
 from .interchange.mmproj import check_mmproj
 from .language_gguf import FILE_TYPES, LanguageSource, OnProgress, no_progress, write_language_gguf
 from .onnx_file import TOWER_OUTPUT
 from .options import MMPROJ, ExportOptions
 from .parity import check_language, reference_trial
-from .quantize import quantize_gguf
+from .quantize import check_recipes, quantize_gguf
+from .recipes import Recipes, resolve_types
 from .reference import MAX_PASSES, MORE_PASSES, write_reference
 from .rounding import Floats
 from .vision_onnx import build_vision_graph
@@ -95,7 +99,7 @@ def export_bundle(
         out,
         force=options.force,
         mark=bundle_mark,
-        sources=(checkpoint, options.sources, options.calibration),
+        sources=(checkpoint, options.sources, options.calibration, options.imatrix, options.images),
     )
     return_large_blocks()
     if OPENVINO_TYPES.keys() & set(options.language):
@@ -104,17 +108,19 @@ def export_bundle(
     source = _open_source(checkpoint, options)
     on_total(count_steps(options, 1 + len(_further_budgets(source.checkpoint))))
     calibration = calibration_pixels(options.calibration, source.assets.preprocessing)
+    recipes, prompts = _read_recipes(source, options)
     needed = bytes_needed(source.checkpoint, options)
     with watched_memory() as memory, create_bundle(out, force=options.force, needed=needed) as writer:
         root = writer.root
         on_step("check every weight")
-        model, parts = _stream(source.checkpoint, root, on_progress)
+        model, parts = _stream(source.checkpoint, root, len(prompts), on_progress)
         on_step("reference tensors")
         reference = write_reference(root, model, source.assets)
         references: dict[int | None, ReferenceTensors] = {None: reference}
         for budget in _further_budgets(source.checkpoint):
             references[budget] = write_reference(root, model.at_tokens(budget), source.assets, budget)
         (root / TOKENIZER_FILE).write_text(source.assets.tokenizer.tokenizer_json, encoding="utf-8")
+        recipes = _measure_imatrix(root, model, source, recipes, prompts, on_step)
         peaks = {"reference": memory.peak_bytes()}
         others = _write_mmproj(root, source, model, on_step) if MMPROJ in options.interchange else None
         sources = _vision_sources(model, references, calibration, on_step)
@@ -123,7 +129,7 @@ def export_bundle(
         return_freed_memory()
         peaks["vision"] = memory.peak_bytes()
         halves = parts["language_model"].dtype == "float16"
-        language, language_report = _export_language(root, source, halves, options, on_step, on_progress)
+        language, language_report = _export_language(root, source, halves, recipes, on_step, on_progress)
         peaks["language"] = memory.peak_bytes()
         report = {"vision": vision_report, "language": language_report, "peak_anonymous_bytes": peaks}
         report |= _check_mmproj(others, language, reference, on_step)
@@ -138,7 +144,7 @@ def count_steps(options: ExportOptions, budgets: int = 1) -> int:
     """Number of steps that `export_bundle` announces, of a connector with so many budgets."""
     own = 2 * len(options.interchange)
     graphs = budgets * (1 + len(options.vision_variants()))
-    return 4 + graphs + 2 * len(options.language_variants()) + own
+    return 4 + bool(options.imatrix) + graphs + 2 * len(options.language_variants()) + own
 
 
 def _further_budgets(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -162,13 +168,40 @@ def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
     return source
 
 
+def _read_recipes(source: LanguageSource, options: ExportOptions) -> tuple[Recipes, list[PictureTurns]]:
+    """Types of tensors, and the prompts of the importance matrix; what is wrong is found before any work."""
+    if options.imatrix or options.tensor_types:
+        check_recipes()
+    matrices = [rule.name for rule in source.rules().values() if len(rule.shape) > 1]
+    recipes = Recipes(options=options, types=resolve_types(options.tensor_types, matrices))
+    if options.imatrix is None:
+        return recipes, []
+    return recipes, read_prompts(options.imatrix, options.images, source.assets.template)
+
+
+def _measure_imatrix(
+    root: Path,
+    model: TinyLlava,
+    source: LanguageSource,
+    recipes: Recipes,
+    prompts: Sequence[PictureTurns],
+    on_step: OnStep,
+) -> Recipes:
+    if recipes.options.imatrix is None:
+        return recipes
+    on_step("importance matrix")
+    imatrix = measure_imatrix(model, source, prompts)
+    write_imatrix(root / IMATRIX_FILE, imatrix, recipes.options.imatrix.name)
+    return replace(recipes, imatrix=imatrix)
+
+
 def _stream(
-    checkpoint: Checkpoint, scratch: Path, on_progress: OnProgress
+    checkpoint: Checkpoint, scratch: Path, more_passes: int, on_progress: OnProgress
 ) -> tuple[TinyLlava, dict[Any, Part]]:
     """The model, every weight of it checked; and architecture, size and stored dtypes of each part."""
     dtypes: dict[str, set[str]] = defaultdict(set)
     read_bytes = all_bytes = 0
-    passes = MAX_PASSES + MORE_PASSES * len(_further_budgets(checkpoint))
+    passes = MAX_PASSES + MORE_PASSES * len(_further_budgets(checkpoint)) + more_passes
 
     def see(name: str, tensor: torch.Tensor) -> None:
         nonlocal all_bytes
@@ -256,14 +289,14 @@ def _export_language(
     root: Path,
     source: LanguageSource,
     halves: bool,
-    options: ExportOptions,
+    recipes: Recipes,
     on_step: OnStep,
     on_progress: OnProgress,
 ) -> tuple[list[Variant], dict[str, Any]]:
     """Write and check the language model's GGUF files."""
     folder = root / "language"
     folder.mkdir()
-    names = options.language_variants()
+    names = recipes.options.language_variants()
     # The quantizer's input: a float16 file is exact where the checkpoint itself is float16.
     base = "f16" if halves else "f32"
     base_path = folder / f"{base}.gguf"
@@ -279,12 +312,13 @@ def _export_language(
         else:
             if not base_path.exists():
                 write_language_gguf(base_path, source, base, on_progress=on_progress)
-            quantize_gguf(base_path, path, name, on_progress=on_progress)
+            quantize_gguf(base_path, path, name, **recipes.arguments(name), on_progress=on_progress)
         on_step(f"language {name}: check")
-        report[name] = check_language(path, name, source, on_progress=on_progress)
+        types = recipes.types_of(name)
+        report[name] = check_language(path, name, source, types=types, on_progress=on_progress)
     if base not in names:
         base_path.unlink(missing_ok=True)
-    return [_language_variant(name) for name in names], report
+    return [_language_variant(name, recipes.recorded(name)) for name in names], report
 
 
 def _export_openvino(
@@ -297,11 +331,11 @@ def _export_openvino(
     return check_openvino(path, source, on_progress=on_progress)
 
 
-def _language_variant(name: str) -> Variant:
+def _language_variant(name: str, recipe: Recipe | None) -> Variant:
     target: Literal["openvino", "gguf"] = "openvino" if name in OPENVINO_TYPES else "gguf"
     suffixes = (".xml", ".bin") if target == "openvino" else (".gguf",)
     files = tuple(f"language/{name}{suffix}" for suffix in suffixes)
-    return Variant(part="language", name=name, target=target, files=files, status="verified")
+    return Variant(part="language", name=name, target=target, files=files, status="verified", recipe=recipe)
 
 
 def _seal(

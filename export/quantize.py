@@ -6,11 +6,15 @@ another type; `parity.py` reads back what it made and reports it.
 
 import ctypes
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import gguf
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from tinyllava_edge.errors import ExportError
 from tinyllava_edge.llamacpp_backends import load_backends
@@ -21,7 +25,14 @@ _COUNT = re.compile(r"\[ *(\d+)/ *(\d+)\]")  # in front of each tensor in llama.
 
 
 def quantize_gguf(
-    source: Path, target: Path, name: str, *, threads: int = 0, on_progress: OnProgress = no_progress
+    source: Path,
+    target: Path,
+    name: str,
+    *,
+    imatrix: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    types: Mapping[str, str] | None = None,
+    threads: int = 0,
+    on_progress: OnProgress = no_progress,
 ) -> None:
     """Quantize a float GGUF file.
 
@@ -29,6 +40,8 @@ def quantize_gguf(
         source: f32, or f16 where the checkpoint is float16.
         target: written.
         name: one of `precisions.LANGUAGE_TYPES`.
+        imatrix: how much an error in each column of a tensor weighs, by the tensor's name: [columns].
+        types: of tensors that are not to have the type that llama.cpp would give them, by their names.
         threads: 0 for as many as the machine has; the result does not depend on it.
         on_progress: called with the tensors begun, and all that there are.
 
@@ -39,6 +52,8 @@ def quantize_gguf(
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
     parameters.nthread = threads
+    _give(parameters, "imatrix", _weights(imatrix or {}))
+    _give(parameters, "tt_overrides", _overrides(types or {}))
     with _captured_log(on_progress) as log:
         result = llama_cpp.llama_model_quantize(
             str(source).encode(), str(target).encode(), ctypes.byref(parameters)
@@ -46,6 +61,43 @@ def quantize_gguf(
     if result != 0:
         words = " ".join("".join(log).split())[-300:]
         raise ExportError(f"{target}: llama.cpp could not quantize to {name}: {words}")
+
+
+def check_recipes() -> None:
+    """Find a binding that is too old for `imatrix` and `types` before any work is done.
+
+    Raises:
+        ExportError: it takes a C++ object where newer ones take arrays.
+    """
+    if not hasattr(llama_cpp, "llama_model_imatrix_data"):
+        raise ExportError(
+            f"llama-cpp-python {llama_cpp.__version__} cannot be given an importance matrix or types of "
+            "tensors; 0.3.36 can. Install it: tinyllava-edge doctor has the line."
+        )
+
+
+def _weights(imatrix: Mapping[str, npt.NDArray[np.float32]]) -> list[Any]:
+    pointer = ctypes.POINTER(ctypes.c_float)
+    return [
+        llama_cpp.llama_model_imatrix_data(name.encode(), values.ctypes.data_as(pointer), len(values))
+        for name, values in imatrix.items()
+    ]
+
+
+def _overrides(types: Mapping[str, str]) -> list[Any]:
+    """Each for one tensor: the patterns are C++'s regular expressions, which Python's need not be."""
+    return [
+        llama_cpp.llama_model_tensor_override(
+            f"^{re.escape(name)}$".encode(), gguf.GGMLQuantizationType[kind.upper()]
+        )
+        for name, kind in types.items()
+    ]
+
+
+def _give(parameters: Any, name: str, items: list[Any]) -> None:
+    """An array that ends with an empty item, as C has it; ctypes keeps it alive."""
+    if items:
+        setattr(parameters, name, (type(items[0]) * (len(items) + 1))(*items))
 
 
 def block_size(name: str) -> int:

@@ -16,7 +16,7 @@ from tinyllava_edge.checkpoint.families import FAMILIES, Family
 from tinyllava_edge.errors import BundleError
 from tinyllava_edge.gguf_header import GgufHeader, read_gguf_header, refuse
 from tinyllava_edge.manifest import LanguageSpec
-from tinyllava_edge.precisions import LANGUAGE_TYPES, TENSOR_SNR_DB
+from tinyllava_edge.precisions import LANGUAGE_TYPES, matrix_types
 from tinyllava_edge.tokenizer_splits import PRE_TOKENIZERS
 
 GGUF_RULES = 1  # one more with each change of what passes: files that were read by other rules are read again
@@ -74,14 +74,6 @@ def check_gguf(path: Path, variant: str, spec: LanguageSpec) -> None:
     check.check_numbers()
     check.check_tokenizer()
     check.check_tensors(matrix_types(variant))
-
-
-def matrix_types(variant: str) -> set[str]:
-    """Types that a variant's matrices may have: llama.cpp mixes its own with more precise ones, never F32."""
-    if variant in ("f32", "f16"):
-        return {variant.upper()}
-    base = "IQ3_S" if variant == "iq3_m" else re.sub("(?<=_K)_[SML]$", "", variant.upper())
-    return {kind for kind, snr in TENSOR_SNR_DB.items() if snr >= TENSOR_SNR_DB[base]} - {"F32"}
 
 
 class _Check:

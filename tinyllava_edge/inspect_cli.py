@@ -256,9 +256,12 @@ def _print(facts: dict[str, Any]) -> None:
     parts.add_row("all", "", f"{facts['parameters']:,}", "")
     console.stdout.print(parts)
     if "variants" in facts:
+        from tinyllava_edge.manifest import Recipe
+
         variants = Table("part", "variant", "target", "bytes", "status")
         for v in facts["variants"]:
-            variants.add_row(v["part"], v["name"], v["target"], f"{v['bytes']:,}", v["status"])
+            status = f"{v['status']}; {Recipe(**v['recipe'])}" if "recipe" in v else v["status"]
+            variants.add_row(v["part"], v["name"], v["target"], f"{v['bytes']:,}", status)
         console.stdout.print(variants)
     if facts.get("weight_bytes"):
         memory = Table("precision", "bytes, about")

@@ -12,7 +12,15 @@ from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from tinyllava_edge.checkpoint.config import LanguageConfig
 from tinyllava_edge.errors import BundleError
@@ -51,6 +59,20 @@ class Part(_Strict):
     dtype: str
 
 
+class Recipe(_Strict):
+    """How a GGUF variant was quantized, where not by its type alone."""
+
+    imatrix_prompts: int = Field(
+        default=0, ge=0
+    )  # that errors were weighed by (imatrix.gguf); 0: all the same
+    imatrix_positions: int = Field(default=0, ge=0)  # of them, pictures' and texts'
+    tensor_types: tuple[str, ...] = Field(default=(), max_length=64)  # "REGEX=TYPE", the first found counts
+
+    def __str__(self) -> str:
+        by = f"imatrix of {self.imatrix_prompts} prompts"
+        return ", ".join([*([by] if self.imatrix_prompts else []), *self.tensor_types])
+
+
 class Variant(_Strict):
     """One precision of one part.
 
@@ -63,6 +85,13 @@ class Variant(_Strict):
     target: Literal["onnx", "gguf", "openvino"]
     files: tuple[str, ...] = Field(min_length=1)
     status: Literal["verified", "built, not run"]
+    recipe: Recipe | None = None
+
+    @model_serializer(mode="wrap")
+    def _plain_without_recipe(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As programs of before there were recipes read it."""
+        found: dict[str, Any] = write(self)
+        return {key: value for key, value in found.items() if key != "recipe" or value is not None}
 
     @property
     def precision(self) -> str:

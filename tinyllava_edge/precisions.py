@@ -192,3 +192,11 @@ TENSOR_SNR_DB = {
 # is tolerated (Q8_0: every tensor of seven models measured equal). K-quants have none there.
 # OpenVINO's are our own (`ir_tensors.rounded`).
 EXACT_TYPES = ("F32", "F16", "Q8_0", *(name.upper() for name in OPENVINO_TYPES))
+
+
+def matrix_types(variant: str) -> set[str]:
+    """Types that a variant's matrices may have: llama.cpp mixes its own with more precise ones, never F32."""
+    if variant in ("f32", "f16"):
+        return {variant.upper()}
+    base = "IQ3_S" if variant == "iq3_m" else re.sub("(?<=_K)_[SML]$", "", variant.upper())
+    return {kind for kind, snr in TENSOR_SNR_DB.items() if snr >= TENSOR_SNR_DB[base]} - {"F32"}

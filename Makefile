@@ -42,7 +42,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
+.PHONY: ablation ort-int8 long browser demo bench smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -121,6 +121,11 @@ aarch64: $(VENV)/ready
 		PATH=$(abspath $(BIN)):$$PATH tools/aarch64/build_root.sh $(OUT)/arm64 "$(LLAMA_CPP)"
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-arm64 --vision fp32,fp16,int8 --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
+
+# Integers of ONNX Runtime beside OpenVINO's: what they lose on the real weights that `make smollm2` leaves, and their
+# times, on a machine that does nothing else. MINUTES minutes.
+ort-int8: $(VENV)/ready
+	$(BIN)/python -m tools.ort_int8 $(SMOLLM2) --speed -o $(RESULTS)/ort_int8
 
 # What boards get, resolved for aarch64 and their Pythons; needs a network.
 locks: $(VENV)/ready

@@ -123,7 +123,7 @@ aarch64: $(VENV)/ready
 	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
 
 # Integers of ONNX Runtime beside OpenVINO's: what they lose on the real weights that `make smollm2` leaves, and their
-# times, on a machine that does nothing else. MINUTES minutes.
+# times, on a machine that does nothing else.
 ort-int8: $(VENV)/ready
 	$(BIN)/python -m tools.ort_int8 $(SMOLLM2) --speed -o $(RESULTS)/ort_int8
 

@@ -32,7 +32,8 @@ def errors(kind: str) -> Floats:
     expected = [ROWS @ weight.T for weight in WEIGHTS.values()]
     wide: list[Floats] = [np.concatenate(each, axis=1) for each in (found, expected)]
     difference: Floats = np.linalg.norm(wide[0] - wide[1], axis=1)
-    return difference / np.maximum(np.linalg.norm(wide[1], axis=1), 1e-9)
+    relative: Floats = difference / np.maximum(np.linalg.norm(wide[1], axis=1), 1e-9)
+    return relative
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,8 @@ def language() -> Any:
         hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, vocab_size=50, tie_word_embeddings=True,
     )  # fmt: skip
-    model = LlamaForCausalLM(config).eval()
+    model: Any = LlamaForCausalLM(config)
+    model.eval()
     with torch.no_grad():
         for layer in model.model.layers:
             layer.input_layernorm.weight[::4] = 60
@@ -103,7 +105,7 @@ def test_smoothing_says_the_same_in_float32_and_more_in_int8(language: Any) -> N
 
 def test_answers_are_computed_behind_the_keys_that_the_prefill_left(language: Any) -> None:
     held = trial(language)
-    rows, blocks = (products_of(language, lambda _, kind=kind: kind) for kind in ("rows", "blocks4"))
+    rows, blocks = products_of(language, lambda _: "rows"), products_of(language, lambda _: "blocks4")
     whole = figures(language, [held], rows, None)
     assert figures(language, [held], rows, rows) == pytest.approx(whole, rel=1e-3)
     handed_on = figures(language, [held], rows, blocks)

@@ -69,7 +69,8 @@ class Product(nn.Module):
 
 def trials(reference: CheckpointReference, prompts: tuple[PromptCase, ...]) -> list[Trial]:
     """Of prompts, each with the answer that `verify` would sample behind it."""
-    table = reference.model.language_model.get_input_embeddings().weight.detach()
+    language: Any = reference.model.language_model
+    table = language.get_input_embeddings().weight.detach()
     found = []
     for prompt in prompts:
         answer = reference.continuation(prompt)

@@ -105,18 +105,19 @@ def _int8(products: Products, *, by_rows: bool) -> Any:
 
 def _round_rows(source: str) -> list[Any]:
     """`.rounded` [rows, columns], and each row's `.step` [rows, 1]: ONNX has no operator for it."""
+    steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
+        ("Abs", [source], "abs", {}),
+        ("ReduceMax", [f"{source}.abs", "axis"], "largest", {"keepdims": 1}),
+        ("Mul", [f"{source}.largest", "steps"], "step_or_zero", {}),
+        ("Max", [f"{source}.step_or_zero", "tiny"], "step", {}),
+        ("Squeeze", [f"{source}.step", "axis"], "flat", {}),
+        ("Shape", [f"{source}.flat"], "shape", {}),
+        ("Expand", ["zero", f"{source}.shape"], "zeros", {}),
+        ("QuantizeLinear", [source, f"{source}.flat", f"{source}.zeros"], "rounded", {"axis": 0}),
+    )
     return [
         helper.make_node(operator, inputs, [f"{source}.{output}"], **attributes)
-        for operator, inputs, output, attributes in (
-            ("Abs", [source], "abs", {}),
-            ("ReduceMax", [f"{source}.abs", "axis"], "largest", {"keepdims": 1}),
-            ("Mul", [f"{source}.largest", "steps"], "step_or_zero", {}),
-            ("Max", [f"{source}.step_or_zero", "tiny"], "step", {}),
-            ("Squeeze", [f"{source}.step", "axis"], "flat", {}),
-            ("Shape", [f"{source}.flat"], "shape", {}),
-            ("Expand", ["zero", f"{source}.shape"], "zeros", {}),
-            ("QuantizeLinear", [source, f"{source}.flat", f"{source}.zeros"], "rounded", {"axis": 0}),
-        )
+        for operator, inputs, output, attributes in steps
     ]
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -125,9 +126,14 @@ def _openvino(layer: Products, rows: dict[str, Floats], threads: int) -> dict[st
         }
     values = [rows[source][None] for source in layer]
     return {
-        name: lambda one=one, _=weights: one.request.infer(values, share_inputs=True, share_outputs=True)
+        name: _keeping(weights, partial(one.request.infer, values, share_inputs=True, share_outputs=True))
         for name, one in compiled.items()
     }
+
+
+def _keeping(memory: object, run: Callable[[], Any]) -> Callable[[], Any]:
+    """The same, which holds memory that a library was only pointed to."""
+    return lambda: (run(), memory)[0]
 
 
 class _Parameters(ctypes.Structure):
@@ -181,7 +187,7 @@ def _llamacpp(layer: Products, rows: dict[str, Floats], threads: int) -> dict[st
     plan = cpu.ggml_graph_plan(graph, threads, None)
     work = ctypes.create_string_buffer(plan.size)
     plan.work = ctypes.addressof(work)
-    return {"llama.cpp q8_0": lambda _=work: cpu.ggml_graph_compute(graph, ctypes.byref(plan))}
+    return {"llama.cpp q8_0": _keeping(work, partial(cpu.ggml_graph_compute, graph, ctypes.byref(plan)))}
 
 
 if __name__ == "__main__":

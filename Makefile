@@ -142,6 +142,11 @@ aarch64: $(VENV)/ready
 	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-arm64 --vision fp32,fp16,int8 --language f32,f16,q8_0,q4_k_m --force
 	$(BIN)/python -m tools.aarch64 $(OUT)/arm64 $(OUT)/nano-arm64 -o $(RESULTS)/aarch64.md
 
+# Integers of ONNX Runtime beside OpenVINO's: what they lose on the real weights that `make smollm2` leaves, and their
+# times, on a machine that does nothing else.
+ort-int8: $(VENV)/ready
+	$(BIN)/python -m tools.ort_int8 $(SMOLLM2) --speed -o $(RESULTS)/ort_int8
+
 # What boards get, resolved for aarch64 and their Pythons; needs a network.
 locks: $(VENV)/ready
 	$(BIN)/python -m pip install -qq uv

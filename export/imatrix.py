@@ -22,12 +22,13 @@ from transformers import DynamicCache
 from tinyllava_edge.errors import DataError, PromptError
 from tinyllava_edge.image import Preprocessing, open_picture, preprocess
 from tinyllava_edge.model.language_model import continued_logits
+from tinyllava_edge.model.streaming import LANGUAGE
 from tinyllava_edge.model.vlm import TinyLlava
 from tinyllava_edge.prompt import Template, Turn, place_markers
 from tinyllava_edge.user_files import read_user_text
 
 from .calibration import calibration_files
-from .language_gguf import PREFIX, LanguageSource
+from .language_gguf import LanguageSource
 
 IMATRIX_FILE = "imatrix.gguf"
 MAX_PROMPTS = 64
@@ -165,7 +166,7 @@ def _matrices(model: TinyLlava, source: LanguageSource) -> dict[nn.Linear, list[
     for name, layer in model.language_model.named_modules():
         if isinstance(layer, nn.Linear):
             parts = split(f"{name}.weight", layer.weight)
-            names = [rules[PREFIX + part].name for part, _ in parts if PREFIX + part in rules]
+            names = [rules[LANGUAGE + part].name for part, _ in parts if LANGUAGE + part in rules]
             if names and names[0].startswith(_MATRICES):
                 found[layer] = names
     return found

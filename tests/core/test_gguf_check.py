@@ -27,7 +27,8 @@ from tests.core.small_bundle import change_manifest, file_entry, write_small_bun
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BundleError
-from tinyllava_edge.gguf_check import check_gguf, matrix_types
+from tinyllava_edge.gguf_check import check_gguf
+from tinyllava_edge.precisions import matrix_types
 
 ROOT = Path(__file__).parents[2]
 INF, NAN = float("inf"), float("nan")

@@ -23,6 +23,7 @@ from tinyllava_edge.export.cli import export as export_command
 from tinyllava_edge.export.gguf_arch import llama
 from tinyllava_edge.export.language_gguf import no_progress
 from tinyllava_edge.export.pipeline import ExportOptions, count_steps, export_bundle
+from tinyllava_edge.export.recipes import Recipes
 from tinyllava_edge.image import open_picture, preprocess
 from tinyllava_edge.model.vlm import TinyLlava, load_model
 
@@ -133,7 +134,7 @@ def test_a_float16_checkpoint_is_quantized_from_float16_to_the_same_bytes(
         root = tmp_path / f"bundle of {stored.name}"
         root.mkdir()
         pipeline._export_language(
-            root, language_source(stored), is_half, SMALL, lambda step: None, no_progress
+            root, language_source(stored), is_half, Recipes(options=SMALL), lambda step: None, no_progress
         )
         (path,) = (root / "language").iterdir()
         written.append(path.read_bytes())

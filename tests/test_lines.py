@@ -10,23 +10,23 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 9770,
-    "tinyllava_edge/checkpoint": 3450,
-    "tinyllava_edge/model": 2475,
-    "export": 4840,
-    "runtimes": 7440,
+    "tinyllava_edge": 9840,
+    "tinyllava_edge/checkpoint": 3495,
+    "tinyllava_edge/model": 2495,
+    "export": 5295,
+    "runtimes": 7510,
     "runtimes/serve": 2360,
     "runtimes/trt": 3761,
-    "runtimes/watch": 880,
+    "runtimes/watch": 905,
     "train": 6190,
-    "benchmarks/verify": 4890,
-    "benchmarks/bench": 6640,
+    "benchmarks/verify": 4895,
+    "benchmarks/bench": 6670,
     "benchmarks/evals": 4110,
     "benchmarks/ablate": 940,
     "benchmarks/card": 1070,
     "benchmarks/hardware": 1337,
 }
-FROM_THE_CHECKOUT = {"tools": 3160, "examples": 2250}
+FROM_THE_CHECKOUT = {"tools": 4590, "examples": 2250}
 ROOMS = {**INSTALLED, **FROM_THE_CHECKOUT}
 
 
@@ -62,5 +62,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 60_153
-    assert sum(ROOMS.values()) <= 65_563
+    assert sum(INSTALLED.values()) <= 60_873
+    assert sum(ROOMS.values()) <= 67_713

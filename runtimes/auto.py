@@ -4,7 +4,7 @@ Best is a GPU before the CPU. What was taken and why is said, and each retreat w
 was asked for by name is never replaced by another.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -54,10 +54,8 @@ class Opened(NamedTuple):
     reason: str
 
 
-def open_runtime(
-    name: str, bundle: Bundle, options: BackendOptions, meanwhile: Callable[[], object] = lambda: None
-) -> Opened:
-    """Open a runtime by name, for "auto" the first candidate that opens; `meanwhile` is `open_backends`'.
+def open_runtime(name: str, bundle: Bundle, options: BackendOptions) -> Opened:
+    """Open a runtime by name, for "auto" the first candidate that opens.
 
     Raises:
         BackendError: it does not open, or none of the candidates; the message then has every reason.
@@ -70,7 +68,7 @@ def open_runtime(
         if name == "auto":
             chosen = _with_tuned(runtime, bundle, chosen)
         try:
-            pair = open_backends(runtime, bundle, chosen, meanwhile)
+            pair = open_backends(runtime, bundle, chosen)
         except BackendError as error:
             if len(tried) == 1:
                 raise

@@ -7,11 +7,10 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
-from functools import cache
 from os import PathLike
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -85,28 +84,18 @@ def open_bundle(
         raise UsageError(f"store_mb is {store_mb}; it must be 0, which keeps nothing, or more.")
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
     bundle = bundle.at_tokens(asked.tokens, asked.vision)
-    tokenizer = _once(lambda: open_tokenizer(bundle))
-    opened = open_runtime(runtime, bundle, asked, tokenizer)
+    with ThreadPoolExecutor(1, "open-tokenizer") as executor:
+        tokenizer = executor.submit(open_tokenizer, bundle)
+        opened = open_runtime(runtime, bundle, asked)
     try:
         store = open_store(bundle, opened, asked, store_mb * 10**6)
-        model = Model(bundle, opened.vision, opened.language, store, allow_url, tokenizer=tokenizer())
+        model = Model(bundle, opened.vision, opened.language, store, allow_url, tokenizer=tokenizer.result())
     except BaseException:
         opened.vision.close()
         opened.language.close()
         raise
     model.runtime, model.runtime_reason = opened.runtime, opened.reason
     return model
-
-
-def _once(make: Callable[[], TextTokenizer]) -> Callable[[], TextTokenizer]:
-    """What makes a thing at the first call and then gives it again; a thread that comes meanwhile waits."""
-    made, lock = cache(make), Lock()
-
-    def give() -> TextTokenizer:
-        with lock:
-            return made()
-
-    return give
 
 
 def open_tokenizer(bundle: Bundle) -> TextTokenizer:

@@ -182,18 +182,9 @@ def language_opener(name: str) -> "LanguageOpener":
 
 
 def open_backends(
-    runtime: str,
-    bundle: "Bundle",
-    options: "BackendOptions",
-    meanwhile: Callable[[], object] = lambda: None,
+    runtime: str, bundle: "Bundle", options: "BackendOptions"
 ) -> "tuple[VisionBackend, LanguageBackend]":
     """Open both backends of a runtime in `RUNTIMES`.
-
-    Args:
-        runtime: its name.
-        bundle: what is opened.
-        options: how.
-        meanwhile: called by each half that is open, the first of which has time for something else.
 
     Raises:
         BackendError: one of them does not work on this machine, or not with these options.
@@ -209,9 +200,7 @@ def open_backends(
     vision_name, language_name = RUNTIMES[runtime]
     open_vision, open_language = vision_opener(vision_name), language_opener(language_name)
     with ExitStack() as unless_both:
-        beside = None
-        if opens_side_by_side(runtime, bundle):
-            beside = _begin(partial(open_language, bundle, options), meanwhile)
+        beside = _begin(open_language, bundle, options) if opens_side_by_side(runtime, bundle) else None
         if beside is not None:
             unless_both.callback(_close_opened, beside)
         detail(f"{runtime}: opening {bundle.root}{', both halves at once' if beside else ''}")
@@ -219,7 +208,6 @@ def open_backends(
         detail(f"vision: {vision.name}")
         unless_both.callback(vision.close)
         return_holes()  # what it was read from: as much as the weights again
-        meanwhile()
         language = open_language(bundle, options) if beside is None else beside.result()
         if beside is None:
             unless_both.callback(language.close)
@@ -246,13 +234,12 @@ def opens_side_by_side(runtime: str, bundle: "Bundle") -> bool:
 
 
 def _begin(
-    open_language: "Callable[[], LanguageBackend]", meanwhile: Callable[[], object]
+    open_language: "LanguageOpener", bundle: "Bundle", options: "BackendOptions"
 ) -> "Future[LanguageBackend]":
-    """Open a language backend in a thread of its own, which ends with what is done meanwhile."""
+    """Open a language backend in a thread of its own, which ends with that."""
     limit_openmp_spin()  # sets a variable, which is not to be done while another thread reads them
     executor = ThreadPoolExecutor(1, "open-language")
-    opened = executor.submit(open_language)
-    executor.submit(meanwhile)
+    opened = executor.submit(open_language, bundle, options)
     executor.shutdown(wait=False)
     return opened
 

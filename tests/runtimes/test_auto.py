@@ -35,10 +35,10 @@ def opens(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     working: set[str] = set()
     really = registry.open_backends
 
-    def opened(runtime: str, bundle: Bundle, options: BackendOptions, *rest: Any) -> Any:
+    def opened(runtime: str, bundle: Bundle, options: BackendOptions) -> Any:
         if runtime not in working:
             raise BackendError(f"no {runtime} today")
-        return really(CPU, bundle, options, *rest)
+        return really(CPU, bundle, options)
 
     monkeypatch.setattr(auto, "open_backends", opened)
     return working

@@ -178,26 +178,6 @@ def test_a_half_that_fails_closes_the_other_one_and_says_its_own_error(
     assert closed == opened.get(fails, ["vision", "language"] if beside else ["language", "vision"])
 
 
-@pytest.mark.parametrize("slow", ["vision", "language"])
-def test_the_half_that_is_open_first_does_what_is_left_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: str
-) -> None:
-    is_done = threading.Event()
-
-    def opener(part: str) -> Any:
-        def open_half(bundle: Bundle, options: BackendOptions) -> Any:
-            assert part != slow or is_done.wait(timeout=30)
-            return Mock()
-
-        return lambda name: open_half
-
-    monkeypatch.setattr(registry, "opens_side_by_side", lambda *_: True)
-    for part in ("vision", "language"):
-        monkeypatch.setattr(registry, f"{part}_opener", opener(part))
-    bundle = bundles.write_bundle(tmp_path / "bundle")
-    registry.open_backends(registry.CPU_RUNTIME, bundle, BackendOptions(), is_done.set)
-
-
 def test_halves_open_one_after_the_other_for_a_gpu_one_core_or_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,6 @@ QWEN2_RUNTIMES := openvino-int8,openvino-bf16,onnxruntime+llamacpp
 # As many as 24 GB of memory hold beside each other.
 QWEN2_RIVALS := mtmd,llama-server,transformers-bf16,openvino-int8,openvino-int4
 COLD_RIVALS := mtmd,transformers-bf16,openvino-int8,openvino-int4
-SMOLLM2_COLD_RIVALS := transformers-bf16,openvino-int8
 # Questions to score nano's rows with: make bench QUESTIONS=questions.json IMAGES=folder
 SCORED := $(if $(QUESTIONS),--questions $(QUESTIONS) --images $(IMAGES))
 VISION ?= fp32,fp16
@@ -109,7 +108,7 @@ cold-and-busy: $(VENV)/ready
 	$(COLD_AND_BUSY) $(OUT)/nano --vision fp16 --language f16 $(call rivals,$(COLD_RIVALS),$(OUT)/nano-llava) \
 		-o $(RESULTS)/cold_and_busy/nano
 	test ! -e $(OUT)/smollm2 || $(COLD_AND_BUSY) $(OUT)/smollm2 --runtime $(SMOLLM2_RUNTIMES) --vision int8 \
-		--language q8_0,ov_int8 $(call rivals,$(SMOLLM2_COLD_RIVALS),$(OUT)/smollm2-llava) \
+		--language q8_0,ov_int8 $(call rivals,$(COLD_RIVALS),$(OUT)/smollm2-llava) \
 		-o $(RESULTS)/cold_and_busy/smollm2-135m
 	test ! -e $(OUT)/qwen2-0.5b-siglip-random || $(COLD_AND_BUSY) $(OUT)/qwen2-0.5b-siglip-random \
 		--runtime openvino-int8,onnxruntime+llamacpp --vision int8 --language q4_0,ov_int8 \

@@ -7,7 +7,6 @@ runtime; knows a backend only by its protocol, and remembers no turns: a convers
 
 import weakref
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -84,23 +83,16 @@ def open_bundle(
         raise UsageError(f"store_mb is {store_mb}; it must be 0, which keeps nothing, or more.")
     bundle = path if isinstance(path, Bundle) else Bundle.open(bundle_path(path))
     bundle = bundle.at_tokens(asked.tokens, asked.vision)
-    with ThreadPoolExecutor(1, "open-tokenizer") as executor:
-        tokenizer = executor.submit(open_tokenizer, bundle)
-        opened = open_runtime(runtime, bundle, asked)
+    opened = open_runtime(runtime, bundle, asked)
     try:
         store = open_store(bundle, opened, asked, store_mb * 10**6)
-        model = Model(bundle, opened.vision, opened.language, store, allow_url, tokenizer=tokenizer.result())
+        model = Model(bundle, opened.vision, opened.language, store, allow_url)
     except BaseException:
         opened.vision.close()
         opened.language.close()
         raise
     model.runtime, model.runtime_reason = opened.runtime, opened.reason
     return model
-
-
-def open_tokenizer(bundle: Bundle) -> TextTokenizer:
-    """A bundle's, whose files were checked when it was opened."""
-    return TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=bundle.manifest.prompt.bos_id, checked=True)
 
 
 class Model:
@@ -131,7 +123,6 @@ class Model:
         store: PictureStore | None = None,
         allow_url: bool | Fetch = False,
         beside: "Model | None" = None,
-        tokenizer: TextTokenizer | None = None,
     ) -> None:
         manifest = bundle.manifest
         self.access = Access()
@@ -145,7 +136,11 @@ class Model:
         self._parts: list[Model] = []  # of `divide`
         self._template = manifest.prompt.template
         self._stop_ids = frozenset(manifest.prompt.stop_ids)
-        self.tokenizer: TextTokenizer = tokenizer or (beside.tokenizer if beside else open_tokenizer(bundle))
+        self.tokenizer: TextTokenizer = (
+            beside.tokenizer
+            if beside
+            else TextTokenizer(bundle.read_text(TOKENIZER_FILE), bos_id=manifest.prompt.bos_id, checked=True)
+        )
         self._store = store
         self._allow_url = allow_url
         self._encoder: PictureEncoder = (

@@ -218,13 +218,14 @@ def open_backends(
 
 
 def opens_side_by_side(runtime: str, bundle: "Bundle") -> bool:
-    """Whether both halves of a runtime are opened at the same time: libraries on the CPU's cores.
+    """Whether both halves of a runtime are opened at the same time: two libraries on the CPU's cores.
 
     A GPU's layers are counted by what the vision engine has left of it, so there one comes after the other;
     likewise where memory may not hold what both take at their most.
     """
     halves = runtime_entries(runtime)
-    if has_nvidia_gpu() or any(half.reads_checkpoint or not half.package for half in halves):
+    libraries = {half.package for half in halves if not half.reads_checkpoint} - {""}
+    if has_nvidia_gpu() or len(libraries) < 2:
         return False
     largest = {"vision": 0, "language": 0}
     for variant in bundle.manifest.variants:

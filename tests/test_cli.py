@@ -151,13 +151,3 @@ def test_markup_in_a_bundle_is_shown_as_text(tmp_path: Path) -> None:
 )
 def test_a_wrong_command_line_is_one_line(arguments: tuple[str, ...], named: str) -> None:
     assert_one_line(*arguments, named=(named, "--help"))
-
-
-def test_what_libraries_bring_and_no_command_uses_is_not_imported() -> None:
-    pytest.importorskip("openvino")
-    options = ("--runtime", "openvino+llamacpp", "--max-tokens", "1")
-    found = run("run", "nano", "What is this?", *options, PYTHONPROFILEIMPORTTIME="1")
-    assert found.returncode == 0, found
-    imported = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
-    assert {"openvino._ov_api", "llama_cpp.llama_cpp"} <= imported
-    assert not imported & {"openvino_telemetry", "jinja2"}

@@ -9,7 +9,6 @@ from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, NoReturn, get_args
 
 import typer
@@ -287,14 +286,8 @@ def _root(
         raise typer.Exit
 
 
-# What two libraries import with themselves and no command uses, which takes a tenth of a second: OpenVINO's
-# converter with its telemetry, which it can be without, and llama-cpp-python's class with its chat templates.
-_LEFT_OUT = {"openvino.tools.ovc": None, "llama_cpp.llama": ModuleType("llama_cpp.llama")}
-
-
 def main() -> NoReturn:
     """Run the command, and exit with its code; what a user can mend is one line, and code 2."""
-    sys.modules.update(_LEFT_OUT)  # type: ignore[arg-type]
     try:
         code = _invoke()
     except typer.Exit as ended:

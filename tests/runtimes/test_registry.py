@@ -186,10 +186,8 @@ def test_halves_open_one_after_the_other_for_a_gpu_one_core_or_little_memory(
     monkeypatch.setattr(registry, "has_nvidia_gpu", lambda: False)
     monkeypatch.setattr(registry, "read_cpu", lambda: cpu)
     monkeypatch.setattr(registry, "read_memory", lambda: plenty)
-    for runtime in ("onnxruntime+llamacpp", "openvino-int8"):
-        assert registry.opens_side_by_side(runtime, bundle)
-    for runtime in ("torch", "scripted"):
-        assert not registry.opens_side_by_side(runtime, bundle)
+    assert registry.opens_side_by_side("onnxruntime+llamacpp", bundle)
+    assert not registry.opens_side_by_side("torch", bundle)
     for name, value in {
         "has_nvidia_gpu": True,
         "read_cpu": replace(cpu, usable_cores=1),

@@ -20,6 +20,7 @@ from tinyllava_edge.errors import BundleError, UsageError
 if TYPE_CHECKING:
     from tinyllava_edge.checkpoint.config import LanguageConfig, ModelConfig
 
+_WEIGHTS = ("*.safetensors", "*.bin", "*/*.safetensors", "*/*.bin")
 T = TypeVar("T")
 # Of llama.cpp's types, blocks' scales included.
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
@@ -114,14 +115,19 @@ def inspect_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     What is nowhere is listed under `missing`, and what it would tell left out.
 
     Raises:
-        CheckpointError: a file is damaged, or its headers are not what config.json describes.
+        CheckpointError: a file is damaged, its headers are not what config.json describes, or there are
+            neither weights nor a config.json.
     """
     from tinyllava_edge.checkpoint.headers import read_headers
+    from tinyllava_edge.errors import MissingFileError
 
     missing: list[str] = []
     layout = _or_missing(missing, lambda: checkpoint.layout)
     config = _or_missing(missing, lambda: checkpoint.config)
     headers = _or_missing(missing, lambda: read_headers(checkpoint)) or {}
+    weights = (file for each in _WEIGHTS for file in checkpoint.path.glob(each))
+    if not checkpoint.config_path.exists() and not any(weights):
+        raise MissingFileError(missing[0])  # there is nothing to show
     parts: dict[str, Any] = {name: {"architecture": "?"} for name in PARTS}
     if config is not None:
         parts = {name: {"architecture": kind} for name, kind in config.architectures.items()}

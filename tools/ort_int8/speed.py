@@ -1,10 +1,9 @@
-"""How long a layer's products take at prefill: ONNX Runtime's kinds beside OpenVINO and llama.cpp.
+"""How long a layer's products take at prefill: ONNX Runtime's kinds beside OpenVINO's.
 
 `python -m tools.ort_int8.speed SHAPE BLOCKS` is one session, a process of its own: a line of JSON, for each
 way to compute two times in ms for each block. They take turns, A B C C B A, in an order drawn for each block.
 """
 
-import ctypes
 import json
 import random
 import subprocess
@@ -71,7 +70,7 @@ def _session(shape: str, blocks: int) -> Times:
         for source, found in layer.items()
     }
     cells = {kind: _onnxruntime(kind, layer, rows, threads) for kind in KINDS}
-    cells |= _openvino(layer, rows, threads) | _llamacpp(layer, rows, threads)
+    cells |= _openvino(layer, rows, threads)
     for run in cells.values():
         run()
     times: Times = {name: [] for name in cells}
@@ -134,60 +133,6 @@ def _openvino(layer: Products, rows: dict[str, Floats], threads: int) -> dict[st
 def _keeping(memory: object, run: Callable[[], Any]) -> Callable[[], Any]:
     """The same, which holds memory that a library was only pointed to."""
     return lambda: (run(), memory)[0]
-
-
-class _Parameters(ctypes.Structure):
-    """ggml.h, ggml_init_params."""
-
-    _fields_ = (("size", ctypes.c_size_t), ("buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
-
-
-class _Plan(ctypes.Structure):
-    """ggml-cpu.h, ggml_cplan; what comes behind `threads` is left as ggml sets it."""
-
-    _fields_ = (
-        ("size", ctypes.c_size_t),
-        ("work", ctypes.c_void_p),
-        ("threads", ctypes.c_int),
-        ("rest", ctypes.c_void_p * 8),
-    )
-
-
-_F32, _Q8_0 = 0, 8  # ggml.h, ggml_type
-_GGML_BYTES = 512 << 20
-
-
-def _llamacpp(layer: Products, rows: dict[str, Floats], threads: int) -> dict[str, Callable[[], Any]]:
-    """Weights in Q8_0, by ggml itself; none where its CPU backend is not one library."""
-    import llama_cpp
-
-    folder = Path(llama_cpp.__file__).parent / "lib"
-    if not (folder / "libggml-cpu.so").exists():
-        return {}
-    base, cpu = (ctypes.CDLL(str(folder / f"libggml{part}.so")) for part in ("-base", "-cpu"))
-    for name in ("ggml_init", "ggml_new_tensor_2d", "ggml_get_data", "ggml_mul_mat", "ggml_new_graph"):
-        getattr(base, name).restype = ctypes.c_void_p
-    context = ctypes.c_void_p(base.ggml_init(_Parameters(_GGML_BYTES, None, False)))
-
-    def tensor(kind: int, values: Floats) -> ctypes.c_void_p:
-        lines, columns = (ctypes.c_int64(size) for size in values.shape)
-        made = ctypes.c_void_p(base.ggml_new_tensor_2d(context, kind, columns, lines))
-        data = ctypes.c_void_p(base.ggml_get_data(made))
-        start = values.ctypes.data_as(ctypes.c_void_p)
-        base.ggml_quantize_chunk(kind, start, data, ctypes.c_int64(0), lines, columns, None)
-        return made
-
-    graph = ctypes.c_void_p(base.ggml_new_graph(context))
-    for source, found in layer.items():
-        read = tensor(_F32, rows[source])
-        for weight in found.values():
-            product = base.ggml_mul_mat(context, tensor(_Q8_0, weight), read)
-            base.ggml_build_forward_expand(graph, ctypes.c_void_p(product))
-    cpu.ggml_graph_plan.restype = _Plan
-    plan = cpu.ggml_graph_plan(graph, threads, None)
-    work = ctypes.create_string_buffer(plan.size)
-    plan.work = ctypes.addressof(work)
-    return {"llama.cpp q8_0": _keeping(work, partial(cpu.ggml_graph_compute, graph, ctypes.byref(plan)))}
 
 
 if __name__ == "__main__":

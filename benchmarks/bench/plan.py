@@ -171,7 +171,7 @@ def _cells_of(name: str, bundle: Bundle, runtime: str, checkpoint: Path | None, 
 
 def torch_cell(name: str, bundle: Bundle, wish: Wish) -> Cell | None:
     """A bundle's checkpoint in float32, where it is here and torch is installed."""
-    if (checkpoint := find_checkpoint(bundle, wish.checkpoints)) is None:
+    if (checkpoint := find_checkpoint(bundle, wish.checkpoints, wish.options.sources)) is None:
         return None
     cell, *_ = _cells_of(name, bundle, _TORCH, checkpoint, wish)
     return replace(cell, name=_cell_name(cell, 1, ()))

@@ -6,6 +6,7 @@ Batches are built here, not by the `Llama` class: ids go through `batch.token`, 
 
 import ctypes
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tinyllava_edge.llamacpp_memory import BATCH, DEFAULT_KV_TYPE, KV_BYTES, OUT
 
 from .access import freed_with
 from .base import BackendOptions, Segment, StopFlag, StoppedError, check_open, check_segment
+from .decode_threads import DecodeThreads
 from .llamacpp_library import load_library
 from .llamacpp_offload import place, refusal, set_devices
 from .llamacpp_sequences import Part, SequenceLanguage, Sequences, SequencesBatch
@@ -31,6 +33,9 @@ from .threads import thread_budget
 # logits moved by NMSE 8e-8. A quantized cache needs it; f32 is for conformance and goes without.
 _KV_TYPES = {"f16": (1, -1), "f32": (0, 0), "q8_0": (8, 1)}
 _ONE_THREAD_BYTES = 16 << 20  # a token of a smaller model is too little work to share; see threads.py
+_UNSPLIT_POSITIONS = (
+    256  # behind them flash attention adds up a token's f16 cache in as many parts as threads
+)
 _FEW_ROWS = 8  # a token of so many sequences is work as for one
 _FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
 _DECODE_FAILURES = {1: "no room in the KV cache", -1: "invalid batch"}
@@ -85,6 +90,8 @@ class LlamaCppLanguage:
         self._is_divided = False
         self._path, self._spec, self._options = path, spec, options
         self._flash_attention = _flash_attention(options, self._kv_type)
+        is_split = self._flash_attention != 0 and self._kv_type == "f16"
+        self._free_until = _UNSPLIT_POSITIONS if is_split else self.context_length
         self._model: Any = None
         self._context: Any = None
         self._owned: list[tuple[Callable[[Any], None], Any]] = []  # how to free what, the last one first
@@ -100,6 +107,8 @@ class LlamaCppLanguage:
             raise
         self.note = placed.why
         self.gpu_sm = self._log.gpu_sm if placed.layers else None
+        is_fixed = options.threads is not None or placed.layers > 0
+        self._decode_threads = DecodeThreads(self._threads[0], fixed=is_fixed)
         self.compute_class: ComputeClass = FLOAT32_CPU
         if loaded.gpus or has_nvidia_gpu():
             self.name += f", {placed.label}"
@@ -237,8 +246,14 @@ class LlamaCppLanguage:
         if self._flag is not None and self._flag.is_set:
             raise StoppedError(f"{self.name}: interrupted at position {position}.")
         self._batch.fill([Part(sequence=0, rows=rows, position=position, wanted=wanted)])
+        is_free = len(rows) == 1 and position < self._free_until
+        one = self._decode_threads.count if is_free else self._threads[0]
+        self._library.llama_set_n_threads(self._context, one, self._threads[1])
+        began = time.monotonic()
         code = self._library.llama_decode(self._context, self._batch.struct)
         self._check(code, f"{len(rows)} rows at position {position}")
+        if is_free:
+            self._decode_threads.took(time.monotonic() - began)
 
     def _check(self, code: int, what: str) -> None:
         if code == _ABORTED:

@@ -73,6 +73,33 @@ def test_a_tokens_embedding_gives_the_same_logits_as_its_id(gguf: Path) -> None:
     backend.close()
 
 
+class TurnByTurn:
+    """All threads, and one, in turns."""
+
+    count = 2
+
+    def took(self, seconds: float) -> None:
+        self.count = 3 - self.count
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+def test_tokens_are_the_same_to_the_bit_where_fewer_threads_may_decode_them(gguf: Path, kv_type: str) -> None:
+    spec, _ = write_tiny_gguf(gguf, head_dim=32)
+    ids = np.random.default_rng(0).integers(0, spec.vocab_size, 600).astype(np.int32)
+    logits = []
+    for threads in (None, TurnByTurn()):
+        language = open_gguf(gguf, spec, kv_type=kv_type, threads=2)
+        if threads is not None:
+            language._decode_threads = threads  # type: ignore[assignment]
+        language.evaluate(ids[:200], 0)
+        for position in range(200, len(ids)):
+            language.evaluate(ids[position : position + 1], position)
+            logits.append(language.last_logits())
+        language.close()
+    as_ever, by_turns = np.split(np.stack(logits), 2)
+    np.testing.assert_array_equal(as_ever, by_turns)
+
+
 def test_a_shorter_context_is_made_when_asked_for(gguf: Path) -> None:
     spec, _ = write_tiny_gguf(gguf)
     backend = open_gguf(gguf, spec, context_length=40)

@@ -44,7 +44,7 @@ DRAWINGS := animals buildings computer/hardware containers decorations education
 NANO_CARD = XDG_CACHE_HOME=$(abspath $(OUT))/no-cache $(BIN)/tinyllava-edge card nano --bench $(RESULTS)/nano \
 	> docs/nano_card.md
 
-.PHONY: ablation cold-and-busy long browser demo bench imatrix ort-int8 smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
+.PHONY: ablation against-mlx-vlm cold-and-busy long browser demo bench imatrix ort-int8 smollm2 qwen2-shape aarch64 locks python test fuzz faults check format hub-check hardware-check peers serve-load test-lmms newcomer nano nano-budgets smollm2-budgets nano-bundle nano-card example clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
@@ -239,6 +239,12 @@ peers: $(PEERS:%=.peers/%/ready)
 	ln -sfn "$$($(BIN)/python -c 'import os, llama_cpp; print(os.path.dirname(llama_cpp.__file__))')" \
 		"$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/llama_cpp"
 	touch $@
+
+# What mlx-vlm computes on this CPU from the files of `--interchange transformers`, held against nano; a minute.
+against-mlx-vlm: $(VENV)/ready .peers/mlx-vlm/ready
+	$(BIN)/tinyllava-edge export nano -o $(OUT)/nano-llava --interchange transformers --force
+	.peers/mlx-vlm/bin/python tools/mlx_vlm_dump.py $(OUT)/nano-llava examples/demo/pictures/twitter-1f951.webp $(OUT)/mlx-vlm.npz
+	$(BIN)/tinyllava-edge verify --against $(OUT)/mlx-vlm.npz --checkpoint nano --json > $(RESULTS)/against_mlx_vlm.json
 
 # `serve` beside llama-cpp-python's own server, 1 to 8 clients, on a machine that does nothing else; 5 minutes.
 # SERVE_LOAD_OPTIONS="--rounds 1 --seconds 2" for a look, with RESULTS elsewhere.

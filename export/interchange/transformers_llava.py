@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LlavaConfig, PreTrainedTokenizerFast
 from tinyllava_edge.atomic_files import output_directory, write_json
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER, IMAGE_TOKEN_ID, ModelConfig
 from tinyllava_edge.checkpoint.families import TOWERS
+from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError, UnsupportedModelError
 from tinyllava_edge.export.language_gguf import OnProgress, no_progress
@@ -34,6 +35,7 @@ _NAMES = {
     "connector.0.": "multi_modal_projector.linear_1.",
     "connector.2.": "multi_modal_projector.linear_2.",
 }
+_POOLING_HEAD = "vision_tower.vision_model.head."  # SigLIP's: no LLaVA uses it, and mlx-vlm refuses it
 _SHARD_BYTES = 2 << 30
 
 
@@ -152,6 +154,8 @@ def _write_weights(folder: Path, checkpoint: Checkpoint, rows: int, on_progress:
         shard.clear()
 
     for count, (name, tensor) in enumerate(checked_tensors(checkpoint), start=1):
+        if name.startswith(_POOLING_HEAD):
+            continue
         if name == HEAD_BIAS:
             if tensor.any():
                 raise ExportError(
@@ -186,9 +190,11 @@ def _write_config(folder: Path, config: ModelConfig, rows: int, image_id: int, d
     tower: Any = model.vision_tower.model
     language: Any = model.language_model
     own: dict[str, Any] = {CONFIG_KEY: CONFIG_VALUE}
-    text = {**language.config.to_dict(), "vocab_size": rows}
+    vision, text = tower.config.to_dict(), {**language.config.to_dict(), "vocab_size": rows}
+    if "vision_use_head" in vision:
+        vision["vision_use_head"] = False
     LlavaConfig(
-        vision_config=tower.config.to_dict(),
+        vision_config=vision,
         text_config=text,
         image_token_index=image_id,
         projector_hidden_act="gelu",
@@ -200,6 +206,10 @@ def _write_config(folder: Path, config: ModelConfig, rows: int, image_id: int, d
         dtype=dtype,
         **own,
     ).save_pretrained(folder)
+    written = read_json_object(folder / "config.json")
+    if theta := written["text_config"].get("rope_parameters", {}).get("rope_theta"):
+        written["text_config"]["rope_theta"] = theta  # where mlx-vlm looks, and transformers 4
+        write_json(folder / "config.json", written)
 
 
 def _write_processor(folder: Path, config: ModelConfig, assets: Assets, tokenizer: Tokenizer) -> None:

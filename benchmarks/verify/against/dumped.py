@@ -107,7 +107,17 @@ def _logits(reference: CheckpointReference, ids: Floats, given: Floats) -> Findi
 
     table = reference.embedding_table()
     expected = reference.logits_with({}, torch.from_numpy(table[ids.astype(np.int64)]))
-    return logits("ids", expected, given)
+    padding = given.shape[-1] - len(table)
+    if padding <= 0:
+        return logits("ids", expected, given)
+    best = given.argmax(
+        axis=-1
+    ).max()  # engines pad the vocabulary to a round number; the rows must never win
+    if best >= len(table):
+        gate = f"no token behind the vocabulary's {len(table)} is the best"
+        said = f"token {best} is, which the checkpoint has not"
+        return Finding(stage="logits", what="ids", gate=gate, passed=False, cause=said)
+    return logits(f"ids, {padding} more than the vocabulary", expected, given[..., : len(table)])
 
 
 def _squeezed(array: npt.NDArray[np.generic], name: str) -> Floats:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
@@ -57,11 +58,23 @@ def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object
 
 def test_we_read_it_back_as_the_same_model(checkpoint: Path, tmp_path: Path) -> None:
     export_llava(checkpoint, tmp_path / "llava", ExportOptions())
-    ours = dict(load_model(Checkpoint(checkpoint)).named_parameters())
+    every = dict(load_model(Checkpoint(checkpoint)).named_parameters())
+    ours = {name: value for name, value in every.items() if ".head." not in name}  # SigLIP's, for pooling
     theirs = dict(load_model(Checkpoint(tmp_path / "llava")).named_parameters())
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name][: len(value)], value, rtol=0, atol=0)
+
+
+def test_what_mlx_vlm_refuses_or_overlooks_is_as_it_wants_it(checkpoint: Path, tmp_path: Path) -> None:
+    """No weights that its classes have not, and the base of RoPE where older readers look."""
+    export_llava(checkpoint, tmp_path / "llava", ExportOptions())
+    config = json.loads((tmp_path / "llava" / "config.json").read_text())
+    text = config["text_config"]
+    assert text["rope_theta"] == text["rope_parameters"]["rope_theta"]
+    assert config["vision_config"]["vision_use_head"] is False
+    with safe_open(tmp_path / "llava" / "model.safetensors", framework="np") as file:
+        assert not [name for name in file.keys() if ".head." in name]  # noqa: SIM118
 
 
 @pytest.mark.parametrize(

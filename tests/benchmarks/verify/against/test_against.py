@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tests.benchmarks.verify.against.foreign_files import (
@@ -168,6 +169,21 @@ def test_dumped_tensors_are_held_stage_by_stage(tiny: Held, tmp_path: Path) -> N
 
     made = preprocess(Image.fromarray(picture), tiny.given.source.assets.preprocessing)
     np.testing.assert_array_equal(made, pixels)
+
+
+def test_a_vocabulary_that_an_engine_pads_differs_only_where_padding_wins(tiny: Held, tmp_path: Path) -> None:
+    ids = np.array([5, 6, 7])
+    rows = torch.from_numpy(tiny.given.reference.embedding_table()[ids])
+    logits = tiny.given.reference.logits_with({}, rows)
+    file = tmp_path / "padded.npz"
+    np.savez(file, ids=ids, logits=np.pad(logits, ((0, 0), (0, 6)), constant_values=-9.0))
+    report = tiny.against(file)
+    assert report.passed
+    assert "6 more than the vocabulary" in report.findings[-1].what
+    np.savez(file, ids=ids, logits=np.pad(logits, ((0, 0), (0, 6)), constant_values=99.0))
+    report = tiny.against(file)
+    assert report.first is not None
+    assert f"token {logits.shape[1]} is, which the checkpoint has not" in report.first.cause
 
 
 BYTES = np.zeros((20, 30, 3), np.uint8)

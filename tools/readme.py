@@ -62,7 +62,7 @@ def measured_block(reports: Sequence[Path]) -> str:
 
 def _rows(model: str, record: Record) -> Iterator[Sequence[str]]:
     """Ours, and behind them the rivals of the same report."""
-    rivals = record.get("rivals") or {"rows": []}
+    rivals = record.get("rivals") or {"rows": [], "accuracy": {}, "reference": ""}
     is_valid = bool(record["control_passed"].get("total_ms")) and not record.get("quick")
     over_torch = {
         one["cell"]: (1 / one["ratio"], 1 / one["high"], 1 / one["low"])
@@ -71,7 +71,8 @@ def _rows(model: str, record: Record) -> Iterator[Sequence[str]]:
     }
     for cell in shown_cells(record):
         ratio = _ratio_text(over_torch.get(cell["name"]), is_valid)
-        kl = (cell["parity"] or {}).get("mean_kld")
+        beside = _kl(rivals, rivals["accuracy"].get(cell["name"]))  # where `verify` has not run: as rivals are
+        kl = (cell["parity"] or {}).get("mean_kld", beside)
         yield (f"{model}: {cell['name']}", *_figures(cell, kl, cell["quality"]), ratio)
     for row in _fastest(rivals["rows"]):
         ratio = _against(record["cells"][0]["name"], rivals, row, is_valid)

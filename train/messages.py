@@ -127,8 +127,9 @@ def _part(part: Any, place: int, where: str) -> tuple[str, str | None]:
     said = {key: value for key, value in part.items() if key != "type" and value is not None}
     if is_picture and said.get("index") == place:
         del said["index"]
-    for key in said.keys() - _PARTS[kind]:
-        raise RecordError(MEDIA, f"{where}: a part of type {kind!r} has {key!r}, which is not read.")
+    for key in said:
+        if key not in _PARTS[kind]:
+            raise RecordError(MEDIA, f"{where}: a part of type {kind!r} has {key!r}, which is not read.")
     if len(said) > 1:
         raise RecordError(MALFORMED, f"{where}: {kind!r} has {' and '.join(said)} in a part, expected one.")
     value = next(iter(said.values()), None)

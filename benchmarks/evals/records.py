@@ -37,9 +37,10 @@ def unread_picture(raw: Raw) -> DataError | None:
     """What is wrong with a record without a picture in which another key names one; None where nothing is."""
     if isinstance(raw, DataError) or _first(raw, PICTURE) is not None:
         return None
-    for key in raw.keys() - {*_TALK, *_QUESTION, *_ANSWER}:
-        if named_media(raw[key]) or (_OTHER_PICTURE.fullmatch(key) and raw[key]):
-            return DataError(f"has the key {key!r} ({raw[key]!r:.80}), which is not read; 'image' is.")
+    others = ((key, value) for key, value in raw.items() if key not in (*_TALK, *_QUESTION, *_ANSWER))
+    for key, value in others:
+        if named_media(value) or (_OTHER_PICTURE.fullmatch(key) and value):
+            return DataError(f"has the key {key!r} ({value!r:.80}), which is not read; 'image' is.")
     return None
 
 

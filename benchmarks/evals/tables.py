@@ -15,7 +15,7 @@ from typing import Any
 from tinyllava_edge.errors import DataError
 
 _MOST_CELL = 256 << 20  # characters; a picture of many megapixels as base64
-COLUMNS = {"index", "question"}  # that a table needs; MME's text has no names of columns
+COLUMNS = {"index", "question"}  # which a table needs; MME's text has no names of columns
 _REFERS = re.compile(r"\d{1,9}")  # in the place of a picture: the index of the row that has it
 _NOTHING = ("", "nan", "none")  # what LLaVA takes for an empty cell
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -57,8 +57,10 @@ def read_table(path: Path, text: str) -> dict[str, Any]:
     except csv.Error as error:
         raise DataError(f"{path}: no table with tabs ({error}).") from None
     header = [name.strip() for name in header]
-    if missing := COLUMNS - set(header):
-        raise DataError(f"{path}: a table without the column {missing.pop()!r}; it has {', '.join(header):.200}.")
+    if missing := sorted(COLUMNS - set(header)):
+        raise DataError(
+            f"{path}: a table without the column {missing[0]!r}; it has {', '.join(header):.200}."
+        )
     rows = [row for row in rows if row]
     cells = [dict(zip(header, row, strict=False)) for row in rows]
     encoded = {row.get("index", ""): row.get("image", "") for row in cells}

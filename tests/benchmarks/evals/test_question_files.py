@@ -121,7 +121,10 @@ def test_a_broken_line_is_the_fault_of_its_record_alone(tmp_path: Path) -> None:
         ("\ufeff \n", "the file is empty"),
         ("[]", "the list is empty"),
         ("what?", "neither"),
-        ("index\timage\tA\tanswer\n0\tZm9v\tx\tA", "a table without the column 'question'; it has index, image"),
+        (
+            "index\timage\tA\tanswer\n0\tZm9v\tx\tA",
+            "a table without the column 'question'; it has index, image",
+        ),
         ("image\tquestion\tanswer\nZm9v\tWhat?\tA", "a table without the column 'index'"),
     ],
 )

@@ -235,14 +235,14 @@ def test_an_embedding_that_does_more_than_look_up_is_refused_but_where_it_is_fro
 
     model = load_model(Checkpoint(source))
     name = next(name for name, layer in q4_0_layers(model).items() if isinstance(layer, torch.nn.Embedding))
-    rows, width = model.get_submodule(name).weight.shape
-    model.set_submodule(name, Gemma3TextScaledWordEmbedding(rows, width, 0, 4.0))
+    rows, width = model.get_parameter(f"{name}.weight").shape
+    scaled: torch.nn.Embedding = Gemma3TextScaledWordEmbedding(rows, width, padding_idx=0, embed_scale=4.0)
+    model.set_submodule(name, scaled)
     with pytest.raises(UsageError, match=rf"q4_0: {name} is a Gemma3TextScaledWordEmbedding, .*frozen"):
         prepare(model, ("q4_0",))
     model.requires_grad_(False)
     prepare(model, ("q4_0",))
-    weight = model.get_submodule(name).weight
-    assert torch.equal(weight, round_to_q4_0(weight))
+    assert torch.equal(scaled.weight, round_to_q4_0(scaled.weight))
 
 
 def test_without_torchao_the_line_that_installs_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
 
 MISSING, DAMAGED, OTHER = "missing picture", "damaged picture", "bad record"
-_VERSION = 2  # of what is remembered; counted up whenever a check finds more than it did
+_VERSION = 3  # of what is remembered; counted up whenever a check finds more than it did
 _REMEMBERED = 100  # reports
 _PRINTED = 200  # records of one kind; the others are counted, and in --json
 _MAX_WORKERS = 8  # each holds one picture, some 300 MB at the limit of 40 megapixels

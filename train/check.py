@@ -32,7 +32,9 @@ from .samples import Samples, open_samples, open_source
 
 CUT = "cut"
 _STRING = rb'"(?:[^"\\]|\\.)*"'
-_PICTURE = re.compile(rb'"images?"\s*:\s*(%b|\[(?:[^"\]]|%b)*\])' % (_STRING, _STRING))
+_PICTURE = re.compile(
+    rb'"(?:images?|path|(?:image_)?url)"\s*:\s*(%b|\[(?:[^"\]]|%b)*\])' % (_STRING, _STRING)
+)
 
 
 def check_data(options: FinetuneOptions) -> CheckReport:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import PromptError, RecordError
+from tinyllava_edge.media_names import NO_PICTURE, named_media
 from tinyllava_edge.prompt import place_markers
 
 from .messages import MARKERS, MEDIA, NOT_READ, ROLE, Message, one_of, read_message, refuse_unread
@@ -21,11 +22,15 @@ from .rows import MALFORMED
 AnsweredTurn = tuple[str, str]  # question, answer
 
 # Kinds of what is to be known of a record, and of a bad one.
-PASSED, VIDEO_TEXT, SYSTEM = "passed over", "video marker", "system text"
+PASSED, OTHER_MARKER, SYSTEM = "passed over", "other marker", "system text"
 _IMAGE_KEYS = ("image", "images")
 _MESSAGES = ("conversations", "messages")
-_NOT_PICTURES = re.compile(r"\.(mp4|webm|mkv|avi|mov|m4v|mpe?g|wav|mp3|flac|ogg|m4a)$", re.IGNORECASE)
-_PICTURES = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?|ppm|avif|heic)$", re.IGNORECASE)
+_MARKER_TEXT = re.compile(
+    r"<(?:video|audio|IMAGE|im_(?:start|end|patch)|image[-_ ][^<>]{1,16}"
+    r"|\|(?:image|video|audio|vision)[^<>]{0,16}\|)>"
+)
+_ADDRESS = re.compile(r"\w+://|data:", re.IGNORECASE)
+_LONGEST_PATH = 4096  # Linux' PATH_MAX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +127,8 @@ def parse_record(record: Any, index: int, file: Path, images: Path) -> Conversat
         notes.append((PASSED, "the first message is from the model: not used, as upstream does not."))
         messages = messages[1:]
     turns = _turns(messages, skipped=len(found) - len(messages))
-    if any("<video>" in text for turn in turns for text in turn):
-        notes.append((VIDEO_TEXT, "<video> in the text, without a video: learned as text."))
+    if found := next(filter(None, (_MARKER_TEXT.search(text) for turn in turns for text in turn)), None):
+        notes.append((OTHER_MARKER, f"{found[0]} in the text: learned as text."))
     try:
         placed = place_markers(turns, len(pictures))
     except PromptError as error:
@@ -157,23 +162,14 @@ def _pictures(record: Mapping[str, Any], messages: Sequence[Message]) -> list[st
             )
         paths = named
     for path in paths:
-        if _NOT_PICTURES.search(path):
+        if NO_PICTURE.search(path):
             raise RecordError(MEDIA, f"{path:.80} is no picture, and is not read.")
-    if not paths:
-        _refuse_unread_files(record)
+        if _ADDRESS.match(path) or len(path) > _LONGEST_PATH:
+            raise RecordError(MEDIA, f"{path:.80} is an address or a picture itself; expected a file's path.")
+    for name, value in () if paths else record.items():
+        if name not in _MESSAGES and (medium := named_media(value)):
+            raise RecordError(MEDIA, f"has the key {name!r} ({medium:.80}), which is not read; 'image' is.")
     return list(paths)
-
-
-def _refuse_unread_files(record: Mapping[str, Any]) -> None:
-    """Refuse a record without a picture in which another key names one, however deep."""
-    for key, value in record.items():
-        inside = [] if key in _MESSAGES else [value]
-        while inside:
-            each = inside.pop()
-            if isinstance(each, Mapping | list):
-                inside += each.values() if isinstance(each, Mapping) else each
-            elif isinstance(each, str) and (_PICTURES.search(each) or _NOT_PICTURES.search(each)):
-                raise RecordError(MEDIA, f"has the key {key!r} ({each:.80}), which is not read; 'image' is.")
 
 
 def _system(record: Mapping[str, Any], messages: list[Message]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tinyllava_edge.checkpoint.files import once_each
 from tinyllava_edge.errors import DataError, RecordError
 from tinyllava_edge.full_disk import full_disk_named
 from tinyllava_edge.user_files import open_user_file
@@ -89,13 +90,13 @@ class Rows:
 
 
 def parse_row(text: bytes) -> Any:
-    """The value of a row.
+    """The value of a row, with a byte-order mark before it or none, as files put together have.
 
     Raises:
-        RecordError: it is not JSON.
+        RecordError: it is not JSON, or has a key twice.
     """
     try:
-        return json.loads(text.decode())
+        return json.loads(text.decode("utf-8-sig"), object_pairs_hook=once_each)
     except UnicodeDecodeError as error:
         raise RecordError(MALFORMED, f"not UTF-8 ({error.reason} at its byte {error.start}).") from None
     except (ValueError, RecursionError) as error:
@@ -126,7 +127,13 @@ def _find_rows(file: BufferedReader, path: Path) -> tuple[Offsets, Offsets]:
         except RecordError as error:
             raise DataError(f"{path}: {_EXPECTED}; its first line is {error}") from None
         return starts, ends
-    raise DataError(f"{path}: {_EXPECTED}; found {'nothing' if not first else 'another beginning'}.")
+    raise DataError(f"{path}: {_EXPECTED}; found {_beginning(file, start)}.")
+
+
+def _beginning(file: BufferedReader, start: int) -> str:
+    file.seek(start)
+    head = file.read(20).decode(errors="replace")
+    return repr(head) if head else "nothing"
 
 
 def _line_rows(file: BufferedReader, start: int) -> tuple[Offsets, Offsets]:

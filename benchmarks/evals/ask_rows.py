@@ -21,12 +21,12 @@ from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.picture_arguments import picture_argument
 
 from .question_files import Raw, read_question_file
-from .records import listed, read_record, shown_picture
+from .records import PICTURE, listed, read_record, shown_picture, unread_picture
 from .tables import TablePicture
 
 Line = dict[str, Any]
 _FIELDS = {"index", "id", "picture", "question", "answer", "finish", "timings", "logprobs", "error"}
-_PICTURE, _QUESTION = ("image", "picture"), ("question", "text", "conversations")
+_QUESTION = ("question", "text", "conversations", "messages")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def _rows(raw: Raw, record: int, first: int, folder: Path, question: str | None)
         raw = {**raw, "question": question}
     try:
         picture, shown = _picture(raw, folder)
-        found = read_record({**raw, "image": None}, record, folder)
+        found = read_record({**raw, **dict.fromkeys(PICTURE)}, record, folder)
     except DataError as error:
         found = error
     if isinstance(found, DataError):
@@ -113,7 +113,9 @@ def _rows(raw: Raw, record: int, first: int, folder: Path, question: str | None)
 
 def _picture(raw: Mapping[str, Any], folder: Path) -> tuple[Picture | None, str | None]:
     """A record's picture: a URL, a path anywhere, or what `eval` knows besides."""
-    name = next((raw[key] for key in _PICTURE if raw.get(key) is not None), None)
+    if fault := unread_picture(raw):
+        raise fault
+    name = next((raw[key] for key in PICTURE if raw.get(key) is not None), None)
     if isinstance(name, str) and name and not raw.get("stem"):
         return (name, _shown(name)) if is_url(name) else (folder / name, name)
     found = shown_picture({**raw, "image": name}, folder)

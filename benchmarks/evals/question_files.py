@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.checkpoint.files import once_each
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.user_files import read_user_text
 
 from .mmmu import category_of
-from .tables import read_mme_text, read_table
+from .tables import COLUMNS, read_mme_text, read_table
 
 Raw = Mapping[str, Any] | DataError  # a record, or why it is none
 
@@ -46,8 +47,8 @@ def read_question_file(path: Path) -> QuestionFile:
         found = _of_json(_parsed(path, text), path)
     elif "\t" in text.lstrip().split("\n")[0]:
         header = text.lstrip().split("\n")[0].split("\t")
-        table = {"question", "index"} <= {name.strip() for name in header}
-        found = QuestionFile(**(read_table(path, text) if table else read_mme_text(path, text)))
+        named = COLUMNS & {name.strip() for name in header}
+        found = QuestionFile(**(read_table(path, text) if named else read_mme_text(path, text)))
     else:
         raise DataError(
             f"{path}: neither JSON nor one record a line, nor MME's text or a table (columns apart by tabs)."
@@ -60,7 +61,7 @@ def read_question_file(path: Path) -> QuestionFile:
 def _parsed(path: Path, text: str) -> Any:
     """A JSON value; of one record a line, the list of them: a line that is none is its own fault."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         fault: Exception = error
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -72,7 +73,7 @@ def _parsed(path: Path, text: str) -> Any:
 
 def _line(line: str, number: int) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line.removeprefix("\ufeff"), object_pairs_hook=once_each)
     except (ValueError, RecursionError) as error:
         return DataError(f"line {number} is not JSON ({error}). Is the file whole?")
 

@@ -10,7 +10,7 @@ from tinyllava_edge.errors import DataError
 from .question import Question as Question
 from .question import Record as Record
 from .question_files import read_question_file
-from .records import LISTED, listed, read_record
+from .records import LISTED, listed, read_record, unread_picture
 from .references import References, read_references
 from .rules import Rule, rule_named, rule_of
 
@@ -40,7 +40,8 @@ def read_records(
 
     A record is `{image, question, answer, type}`, or a LLaVA record with `conversations`, of which each pair
     of messages is a question of its own. `type`, `image` and the answer may be missing; an answer is a text,
-    a number, or a list of them. `text`, `answers`, `label`, `category` and `question_id` are other names.
+    a number, or a list of them. `text`, `answers`, `label`, `category`, `question_id`, `images`, `picture`
+    and `messages` are other names.
 
     Args:
         path: the file.
@@ -56,7 +57,11 @@ def read_records(
     found = read_question_file(path)
     if found.rule == "scienceqa":  # its texts and pictures make questions only as LLaVA puts them together
         raise DataError(f"{path}: ScienceQA's problems are references; ask LLaVA's llava_test_CQM-A.json.")
-    records = [read_record(raw, index, images) for index, raw in enumerate(found.records)]
+    is_blind = found.rule == "mmmu"  # which names none of several pictures
+    records = [
+        (None if is_blind else unread_picture(raw)) or read_record(raw, index, images)
+        for index, raw in enumerate(found.records)
+    ]
     if known is not None:
         records = [_answered(record, known) for record in records]
     named = rule or (known.rule if known else "") or found.rule or rule_of(records)

@@ -4,12 +4,14 @@ Source of the keys: docs/sources/measuring.md#question-files.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.checkpoint.config import IMAGE_MARKER
 from tinyllava_edge.errors import DataError
+from tinyllava_edge.media_names import named_media
 
 from .question import Question, Record, Shown
 from .question_files import Raw
@@ -18,6 +20,8 @@ from .tables import TablePicture
 # What the files of the field call the same thing; POPE's, for one, are of the second kind.
 _QUESTION, _ANSWER = ("question", "text"), ("answer", "answers", "label")
 _TYPE, _ID = ("type", "category"), ("id", "question_id")
+_TALK, PICTURE = ("conversations", "messages"), ("image", "images", "picture")
+_OTHER_PICTURE = re.compile(r"(?i)(image|img|picture|photo|frame|video)s?(_?(id|path|file|name|url))?")
 _SPEAKER, _SAID = ("from", "role"), ("value", "content")
 _PEOPLE = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 LISTED = 5  # missing pictures, or bad records, that an error names
@@ -25,7 +29,19 @@ _SUFFIXES = (".jpg", ".png", ".jpeg")  # of MME's pictures, which their text fil
 
 
 def _first(record: Mapping[str, Any], names: Sequence[str], default: Any = None) -> Any:
-    return next((record[name] for name in names if name in record), default)
+    """The value under the first of several names; tables of several sets have null under the others."""
+    return next((record[name] for name in names if record.get(name) is not None), default)
+
+
+def unread_picture(raw: Raw) -> DataError | None:
+    """What is wrong with a record without a picture in which another key names one; None where nothing is."""
+    if isinstance(raw, DataError) or _first(raw, PICTURE) is not None:
+        return None
+    others = ((key, value) for key, value in raw.items() if key not in (*_TALK, *_QUESTION, *_ANSWER))
+    for key, value in others:
+        if named_media(value) or (_OTHER_PICTURE.fullmatch(key) and value):
+            return DataError(f"has the key {key!r} ({value!r:.80}), which is not read; 'image' is.")
+    return None
 
 
 def read_record(raw: Raw, index: int, images: Path) -> Record:
@@ -46,8 +62,8 @@ def read_record(raw: Raw, index: int, images: Path) -> Record:
         except DataError as error:
             faults.append(str(error))
 
-    is_llava = "conversations" in raw
-    pairs = read(_pairs, raw["conversations"]) if is_llava else [read(_pair, raw)]
+    talk = _first(raw, _TALK)
+    pairs = [read(_pair, raw)] if talk is None else read(_pairs, talk)
     image = read(shown_picture, raw, images)
     if faults:
         return DataError(" ".join(faults))
@@ -57,15 +73,15 @@ def read_record(raw: Raw, index: int, images: Path) -> Record:
         "image": image,
         "type": str(_first(raw, _TYPE, "all")),
         "record": index,
-        "has_id": any(name in raw for name in _ID),
-        "picture": raw["image"] if isinstance(raw.get("image"), str) else "",
+        "has_id": _first(raw, _ID) is not None,
+        "picture": name if isinstance(name := _name(raw), str) else "",
         "options": raw.get("options") if isinstance(raw.get("options"), Mapping) else {},
-        "labelled": "label" in raw,
+        "labelled": raw.get("label") is not None,
     }
     questions = []
     for question, answers in pairs:
         text = question.replace(IMAGE_MARKER, "").strip()
-        prompt = (f"{IMAGE_MARKER}\n{text}" if image else text) if is_llava else question
+        prompt = question if talk is None else f"{IMAGE_MARKER}\n{text}" if image else text
         questions.append(Question(text=text, answers=answers, prompt=prompt, **about))
     return tuple(questions)
 
@@ -75,7 +91,7 @@ def _pair(raw: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
     if not isinstance(question, str):
         found = ", ".join(map(str, raw)) if question is None else type(question).__name__
         raise DataError(f"expected 'conversations' with a pair, or 'question' as text, found {found:.200}.")
-    key = next((name for name in _ANSWER if name in raw), "answer")
+    key = next((name for name in _ANSWER if raw.get(name) is not None), "answer")
     return question, answers_of(raw.get(key), key)
 
 
@@ -117,11 +133,9 @@ def _pairs(messages: Any) -> list[tuple[str, tuple[str, ...]]]:
 
 def shown_picture(raw: Mapping[str, Any], images: Path) -> Shown | None:
     """The picture of a record, in the folder; a DataError where it names none."""
-    name = raw.get("image")
+    name = _name(raw)
     if isinstance(name, list):
-        if len(name) > 1:
-            raise DataError(f"image lists {len(name)} pictures; a question is about one.")
-        name = name[0] if name else None
+        raise DataError(f"image lists {len(name)} pictures; a question is about one.")
     if name is None or isinstance(name, TablePicture):
         return name
     if not isinstance(name, str) or not name or Path(name).is_absolute() or ".." in Path(name).parts:
@@ -130,6 +144,12 @@ def shown_picture(raw: Mapping[str, Any], images: Path) -> Shown | None:
         ends = (images / f"{name}{suffix}" for suffix in _SUFFIXES)
         return next((path for path in ends if path.is_file()), images / f"{name}{_SUFFIXES[0]}")
     return images / name
+
+
+def _name(raw: Mapping[str, Any]) -> Any:
+    """What a record has for its picture; of a list of one, that."""
+    name = _first(raw, PICTURE)
+    return name if not isinstance(name, list) or name[1:] else name[0] if name else None
 
 
 def listed(faults: Sequence[str]) -> str:

@@ -82,7 +82,8 @@ def _yes_or_no(answers: Sequence[str]) -> tuple[str, ...]:
 
 
 def _letter(answers: Sequence[str]) -> tuple[str, ...]:
-    found = _LETTER.fullmatch(answers[0].strip()) if len(answers) == 1 else None
+    said = answers[0].strip() if len(answers) == 1 else ""
+    found = _LETTER.fullmatch(said.upper() if len(said) == 1 else said)
     if found is None:
         raise ValueError(f"answer is {', '.join(answers)!r:.80}, expected a choice's letter")
     return (found[1],)

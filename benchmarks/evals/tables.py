@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from tinyllava_edge.errors import DataError
 
 _MOST_CELL = 256 << 20  # characters; a picture of many megapixels as base64
+COLUMNS = {"index", "question"}  # which a table needs; MME's text has no names of columns
 _REFERS = re.compile(r"\d{1,9}")  # in the place of a picture: the index of the row that has it
 _NOTHING = ("", "nan", "none")  # what LLaVA takes for an empty cell
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -55,15 +57,22 @@ def read_table(path: Path, text: str) -> dict[str, Any]:
     except csv.Error as error:
         raise DataError(f"{path}: no table with tabs ({error}).") from None
     header = [name.strip() for name in header]
+    if missing := sorted(COLUMNS - set(header)):
+        raise DataError(
+            f"{path}: a table without the column {missing[0]!r}; it has {', '.join(header):.200}."
+        )
     rows = [row for row in rows if row]
     cells = [dict(zip(header, row, strict=False)) for row in rows]
     encoded = {row.get("index", ""): row.get("image", "") for row in cells}
+    several = {index for index, count in Counter(row.get("index", "") for row in cells).items() if count > 1}
     chosen = [letter for letter in LETTERS if letter in header]
     records: list[Any] = []
     for number, (found, row) in enumerate(zip(rows, cells, strict=True), 1):
         try:
             if len(found) != len(header):
                 raise DataError(f"{len(found)} columns, expected {len(header)}: {', '.join(header)}.")
+            if row["index"] in several:
+                raise DataError(f"index {row['index']!r:.80} is that of several rows.")
             records.append(_row(row, chosen, encoded, f"{path}: row {number}"))
         except DataError as error:
             records.append(error)
@@ -85,7 +94,7 @@ def _row(
         raise DataError(f"index is {row['index']!r:.80}, expected a whole number.")
     return {
         "question_id": int(row["index"]),
-        "image": _picture(row.get("image", ""), encoded, where),
+        "image": _picture(row["image"], encoded, where) if "image" in row else row.get("image_path") or None,
         "question": "\n".join(lines),
         "answer": row.get("answer") or None,
         "type": row.get("category") or "all",
@@ -101,7 +110,7 @@ def _picture(cell: str, encoded: Mapping[str, str], where: str) -> TablePicture 
     if not cell:
         return None
     try:
-        content = base64.b64decode(cell, validate=True)
+        content = base64.b64decode("".join(cell.split()), validate=True)  # upstream's decoder skips line ends
     except (binascii.Error, ValueError) as error:
         raise DataError(f"image is no base64 ({error}).") from None
     return TablePicture(hashlib.sha256(content).hexdigest(), content, f"{where}: image")

@@ -48,7 +48,13 @@ def test_a_line_names_packages_of_an_index_and_not_our_extras(extra: str) -> Non
         ("tensorrt", {"tensorrt"}),
         ("tensorrt-rtx", {"tensorrt-rtx-cu13"}),
         ("llamacpp", {"llama-cpp-python"}),
-        ("torch", {"torch", "transformers", "safetensors", "sentencepiece", "huggingface_hub", "regex"}),
+        (
+            "torch",
+            {
+                *("torch", "transformers", "safetensors", "sentencepiece", "protobuf"),
+                *("huggingface_hub", "regex"),
+            },
+        ),
     ],
 )
 def test_a_line_brings_the_package_that_was_missing(extra: str, packages: set[str]) -> None:

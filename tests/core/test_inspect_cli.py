@@ -51,7 +51,9 @@ def test_a_checkpoint_is_shown_without_torch_and_what_is_missing_is_listed(
     else:
         first, second = facts["missing"]
         assert "ZeRO shards of DeepSpeed" in first
-        assert "no preprocessor_config.json or processor_config.json" in second
+        assert (
+            "no preprocessor_config.json, nor processor_config.json with the key 'image_processor'" in second
+        )
         assert facts["tokens_per_picture"] == expected["tokens_per_picture"]
         assert facts["parts"]["connector"] == {"architecture": "mlp2x_gelu", "parameters": None, "dtype": ""}
 

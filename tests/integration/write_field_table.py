@@ -4,10 +4,12 @@ Both are folders that the repository does not hold; without the second, FIELD st
 """
 
 import itertools
+import json
 import os
 import re
 import shutil
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from tests.integration.user_commands import ran
 
 PAGE = Path(__file__).parents[2] / "benchmarks" / "results" / "field_inputs.md"
 _MOST = 300  # characters of a cell
+_PICTURE = Path(__file__).parents[2] / "docs" / "pictures" / "emoji.webp"
 _SHARDED = Path(__file__).parents[1] / "fixtures/checkpoints/qwen2-siglip-mlp2x-bf16-sharded/model"
 _PROCESSOR = "sources/tiny-random/siglip-so400m-patch14-tiny-a/preprocessor_config.json"
 _HEAD = """# Inputs from the field
@@ -136,6 +139,30 @@ def _training() -> Iterator[Step]:
             yield Step(f"train/{name}", line, 0, "left out|left_out")
 
 
+def _siblings() -> Iterator[Step]:
+    """Made inputs of the same kinds."""
+    for name, code, says in (
+        ("openai_parts.jsonl", 0, ""),
+        ("marks.jsonl", 0, ""),
+        ("video_marker.json", 1, "<video> where a picture"),
+        ("address.json", 1, "is an address"),
+        ("twice.json", 1, "'image' is there twice"),
+        ("table.csv", 2, "expected a JSON list of objects"),
+    ):
+        data = f"--data {{made}}/train/{name} --images {{field}}/train/img --sources {{sources}}"
+        line = f"train --check {data} --from {{field}}/checkpoints/tok_image"
+        yield Step(f"train/{name} (made)", line, code, says)
+    for name, code, says in (
+        ("marks.jsonl", 0, "exact"),
+        ("lines.tsv", 0, "mmbench"),
+        ("columns.tsv", 2, "without the column 'index'"),
+        ("other_key.json", 2, "has the key 'image_path'"),
+    ):
+        asked = f"--questions {{made}}/eval/{name} --images {{field}}/train/img"
+        line = f"eval {{out}}/bin_flat {asked} --max-tokens 4 --threads 1"
+        yield Step(f"eval/{name} (made)", line, code, says)
+
+
 def _pictures() -> Iterator[Step]:
     for name in ("pic.avif", "mp48.jpg", "pic.ppm"):
         yield Step(
@@ -166,6 +193,35 @@ def make_inputs(folder: Path, field: Path, fixtures: Path) -> None:
     os.utime(stale / "model.safetensors", (1, 1))
 
 
+def make_siblings(folder: Path) -> None:
+    """Training data and questions that each stray from a known form in one place."""
+    train, asked = folder / "train", folder / "eval"
+    for path in (train, asked):
+        path.mkdir(parents=True)
+    said = {"role": "assistant", "content": "A face."}
+    parts = [{"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What?"}]
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A face."}]
+    record, question = {"image": "a.png", "conversations": talk}, {"question": "What?", "answer": "face"}
+    video = {"conversations": [{"from": "human", "value": "<video>\nWhat?"}, talk[1]]}
+    cell = b64encode(_PICTURE.read_bytes()).decode()
+    for path, text in (
+        (train / "openai_parts.jsonl", json.dumps({"messages": [{"role": "user", "content": parts}, said]})),
+        (train / "marks.jsonl", f"\ufeff{json.dumps(record)}\n" * 2),
+        (train / "video_marker.json", json.dumps([video])),
+        (train / "address.json", json.dumps([{**record, "image": "https://example.org/a.png"}])),
+        (train / "twice.json", json.dumps([record])[:-2] + ', "image": "b.png"}]'),
+        (train / "table.csv", "image,question,answer\na.png,What?,A face.\n"),
+        (asked / "marks.jsonl", f"\ufeff{json.dumps({'image': 'a.png', **question})}\n" * 2),
+        (
+            asked / "lines.tsv",
+            f'index\timage\tquestion\tA\tB\tanswer\n0\t"{cell[:40]}\n{cell[40:]}"\tWhat?\tx\ty\tb\n',
+        ),
+        (asked / "columns.tsv", f"image\tquestion\tanswer\n{cell}\tWhat?\tface\n"),
+        (asked / "other_key.json", json.dumps([{"image_path": "a.png", **question}])),
+    ):
+        path.write_text(text, encoding="utf-8")
+
+
 def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
     """Run every command, write the page, and return how many ended otherwise than they should."""
     found: list[tuple[str, bool]] = []
@@ -173,9 +229,10 @@ def write_page(field: Path, fixtures: Path, path: Path = PAGE) -> int:
         out, made = Path(scratch, "out"), Path(scratch, "made")
         out.mkdir()
         make_inputs(made, field, fixtures)
+        make_siblings(made)
         sources = fixtures / "sources"
         places = {"field": field, "fixtures": fixtures, "sources": sources, "out": out, "made": made}
-        for asked in (_checkpoints(), itertools.chain(_questions(), _training(), _pictures())):
+        for asked in (_checkpoints(), itertools.chain(_questions(), _training(), _siblings(), _pictures())):
             by_input = itertools.groupby(asked, key=lambda step: step.about.partition(" ")[0])
             groups = [list(group) for _, group in by_input]
             for rows in pool.map(lambda group: [_row(step, places) for step in group], groups):

@@ -68,7 +68,9 @@ def test_a_processor_config_without_an_image_processor_is_passed_over(
     (checkpoint / NESTED).write_text(json.dumps(values))
     assert read_assets(Checkpoint(checkpoint)).preprocessing.size == 56
     (checkpoint / PLAIN).unlink()
-    with pytest.raises(MissingFileError, match=f"no {PLAIN} or {NESTED} in"):
+    with pytest.raises(
+        MissingFileError, match=f"no {PLAIN}, nor {NESTED} with the key .image_processor., in"
+    ):
         read_assets(Checkpoint(checkpoint))
 
 

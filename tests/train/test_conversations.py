@@ -55,6 +55,15 @@ SAME: dict[str, dict[str, Any]] = {
     "images": _messages("What?", images=["a.png"]),
     "parts": _messages([{"type": "image"}, {"type": "text", "text": "What?"}], images=["a.png"]),
     "parts that name it": _messages([{"type": "text", "text": "What?"}, {"type": "image", "image": "a.png"}]),
+    "parts that have its path": _messages(
+        [{"type": "image", "path": "a.png"}, {"type": "text", "text": "What?"}]
+    ),
+    "parts as OpenAI has them": _messages(
+        [
+            {"type": "text", "text": "What?"},
+            {"type": "image_url", "image_url": {"url": "a.png", "detail": "low"}},
+        ]
+    ),
     "parts as a table has them": _messages(
         [
             {"type": "text", "text": "What?\n", "index": None},
@@ -116,7 +125,8 @@ def test_what_is_passed_over_or_learned_as_text_is_noted() -> None:
     found = _parse({"conversations": [{"from": "gpt", "value": "Welcome"}, HUMAN, GPT]})
     assert found.turns == (("a", "b"),)
     assert [kind for kind, _ in found.notes] == ["passed over"]
-    assert [kind for kind, _ in _parse(_record(None, "<video>\nWhat?", "A car.")).notes] == ["video marker"]
+    for text in ("Is <video> a tag?", "<|vision_start|><|image_pad|>What?", "<image-placeholder>\nWhat?"):
+        assert [kind for kind, _ in _parse(_record(None, text, "A car.")).notes] == ["other marker"]
 
 
 BAD: list[tuple[object, str, str]] = [
@@ -165,8 +175,24 @@ BAD: list[tuple[object, str, str]] = [
     ({"clip": [{"path": "x.mp4"}], "conversations": [HUMAN, GPT]}, "unread media", "'clip' .x.mp4"),
     ({"messages": [HUMAN, GPT | {"tool_calls": [1]}]}, "unread media", "message 1 has the key 'tool_calls'"),
     (_messages([{"type": "video", "video": "x.mp4"}]), "unread media", "part of type 'video'"),
-    (_messages([{"type": "image_url", "image_url": {"url": "a"}}]), "unread media", "'image_url'"),
-    (_messages([{"type": "image", "url": "a.png"}]), "unread media", "message 0: .*'url'"),
+    (_record(None, "<video>\nWhat?", "A car."), "unread media", "message 0: <video> where a picture"),
+    (
+        _record("a.png", "<image>\nWhat?", "A.", "And here? <audio> ", "B."),
+        "unread media",
+        "message 2: <audio>",
+    ),
+    (
+        _messages([{"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBO"}}]),
+        "unread media",
+        "address or a picture itself",
+    ),
+    ({"image": "https://a.b/c.png", "conversations": [HUMAN, GPT]}, "unread media", "an address"),
+    ({"image": "iVBO" * 2000, "conversations": [HUMAN, GPT]}, "unread media", "iVBO is an address or"),
+    ({"messages": [HUMAN | {"photo": "a.pgm"}, GPT]}, "unread media", "message 0 has the key 'photo'"),
+    (_messages([{"type": "image", "alt": "a"}]), "unread media", "message 0: .*'alt'"),
+    (_messages([{"type": "image", "path": "a.png", "image": "a.png"}]), "malformed record", "path and image"),
+    (_messages([{"type": "image_url", "image_url": ["a.png"]}]), "malformed record", "'image_url' is list"),
+    (_messages([{"type": ["image"]}]), "unread media", "part of type ..image"),
     (_messages([{"type": "image", "index": 1}], images=["a.png"]), "unread media", "'index'"),
     (_messages(["What?"]), "unread media", "part of type None"),
     (

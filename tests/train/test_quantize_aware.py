@@ -226,6 +226,25 @@ def test_rows_that_are_no_multiple_of_32_are_named(folder: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("torchao")
+def test_an_embedding_that_does_more_than_look_up_is_refused_but_where_it_is_frozen(source: Path) -> None:
+    """Gemma's scales what it looks up; a fake one would not."""
+    from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
+
+    from tinyllava_edge.train.quantize_aware import prepare
+
+    model = load_model(Checkpoint(source))
+    name = next(name for name, layer in q4_0_layers(model).items() if isinstance(layer, torch.nn.Embedding))
+    rows, width = model.get_parameter(f"{name}.weight").shape
+    scaled: torch.nn.Embedding = Gemma3TextScaledWordEmbedding(rows, width, padding_idx=0, embed_scale=4.0)
+    model.set_submodule(name, scaled)
+    with pytest.raises(UsageError, match=rf"q4_0: {name} is a Gemma3TextScaledWordEmbedding, .*frozen"):
+        prepare(model, ("q4_0",))
+    model.requires_grad_(False)
+    prepare(model, ("q4_0",))
+    assert torch.equal(scaled.weight, round_to_q4_0(scaled.weight))
+
+
 def test_without_torchao_the_line_that_installs_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tinyllava_edge.train.asked.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"torchao, which is missing here: .*pip install"):

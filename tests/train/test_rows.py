@@ -66,10 +66,18 @@ def test_a_record_a_line(
 
 
 def test_a_line_that_is_no_json_is_that_records_fault(tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(b'{"id": 1}\n{"id": \n{"id": "\xff"}\n{"id": 4}\n{"id": 5')
+    (tmp_path / "data").write_bytes(
+        b'{"id": 1}\n{"id": \n{"id": "\xff"}\n\xef\xbb\xbf{"id": 4}\n{"id": 5\n'
+        b'{"id": 6, "id": 7}\n{"id": 8, "id": 8}'
+    )
     rows = Rows(tmp_path / "data")
-    assert [parse_row(rows[index])["id"] for index in (0, 3)] == [1, 4]
-    for index, reason in ((1, "not valid JSON"), (2, "not UTF-8"), (4, "not valid JSON .*whole")):
+    assert [parse_row(rows[index])["id"] for index in (0, 3, 6)] == [1, 4, 8]
+    for index, reason in (
+        (1, "not valid JSON"),
+        (2, "not UTF-8"),
+        (4, "not valid JSON .*whole"),
+        (5, "'id' is there twice"),
+    ):
         with pytest.raises(RecordError, match=reason):
             parse_row(rows[index])
 
@@ -81,7 +89,7 @@ def test_a_line_that_is_no_json_is_that_records_fault(tmp_path: Path) -> None:
         (b"  \n", "list of objects.*found nothing"),
         (b"[]", "list is empty"),
         (b"[ \n]", "list is empty"),
-        (b'"text"', "list of objects.*another beginning"),
+        (b'"text"', "list of objects.*found '\"text\"'"),
         (b"1", "list of objects"),
         (b"\xff\xfe[\x00]\x00", "not UTF-8 but UTF-16"),
         (b"\xfe\xff\x00[", "not UTF-8 but UTF-16"),

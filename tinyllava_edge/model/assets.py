@@ -211,7 +211,7 @@ def read_preprocessing(checkpoint: Checkpoint) -> Preprocessing:
         raw = {**_SIGLIP, "size": {"height": side, "width": side}}
     else:
         raise MissingFileError(
-            f"no {PROCESSOR_FILE} or {NESTED_PROCESSOR} in "
+            f"no {PROCESSOR_FILE}, nor {NESTED_PROCESSOR} with the key 'image_processor', in "
             f"{', '.join(map(str, checkpoint.folders(name)))}, and {name!r} is not one of the known "
             f"public towers. Give --sources DIR with the files of {name or 'the vision tower'}."
         )

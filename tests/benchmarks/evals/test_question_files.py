@@ -42,6 +42,8 @@ PLAIN = {"image": "a.png", "question": "What?", "answer": "face"}
         json.dumps(PLAIN),
         json.dumps(PLAIN) + "\r\n\r\n",
         "\ufeff" + json.dumps(PLAIN, indent=1),
+        json.dumps([{**PLAIN, "image": None, "images": ["a.png"], "text": None}]),
+        json.dumps([{**PLAIN, "answer": None, "answers": ["face"], "conversations": None}]),
     ],
 )
 def test_a_list_a_line_one_record_and_a_byte_order_mark(tmp_path: Path, content: str) -> None:
@@ -85,7 +87,8 @@ def test_questions_without_answers_are_read(tmp_path: Path) -> None:
 
 def test_roles_of_other_tools_and_a_list_of_one_picture_are_read(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "cat"}]
-    (found,) = questions(tmp_path, json.dumps([{"image": ["a.png"], "conversations": talk}]))
+    for key in ("conversations", "messages"):
+        (found,) = questions(tmp_path, json.dumps([{"image": ["a.png"], key: talk}]))
     assert (found.text, found.answers, found.image) == ("What?", ("cat",), tmp_path / "a.png")
 
 
@@ -103,9 +106,10 @@ def test_all_faults_of_a_file_are_found_each_with_its_keys(tmp_path: Path) -> No
 
 def test_a_broken_line_is_the_fault_of_its_record_alone(tmp_path: Path) -> None:
     line = json.dumps(PLAIN)
-    found = read(tmp_path, f"{line}\n{line[:20]}\n{line}\n")
-    assert [isinstance(each, Question) for each in found] == [True, False, True]
+    found = read(tmp_path, f'{line}\n{line[:20]}\n\ufeff{line}\n{line[:-1]}, "answer": 2}}\n')
+    assert [isinstance(each, Question) for each in found] == [True, False, True, False]
     assert "line 2 is not JSON" in str(found[1])
+    assert "'answer' is there twice" in str(found[3])
     with pytest.raises(DataError, match="neither JSON nor one record a line"):
         read(tmp_path, json.dumps([PLAIN, PLAIN], indent=1)[:-9])  # half a download
 
@@ -117,11 +121,32 @@ def test_a_broken_line_is_the_fault_of_its_record_alone(tmp_path: Path) -> None:
         ("\ufeff \n", "the file is empty"),
         ("[]", "the list is empty"),
         ("what?", "neither"),
+        (
+            "index\timage\tA\tanswer\n0\tZm9v\tx\tA",
+            "a table without the column 'question'; it has index, image",
+        ),
+        ("image\tquestion\tanswer\nZm9v\tWhat?\tA", "a table without the column 'index'"),
     ],
 )
 def test_a_file_without_records_is_refused(tmp_path: Path, content: str, said: str) -> None:
     with pytest.raises(DataError, match=said):
         read(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        {"image_path": "a.png"},
+        {"image_id": 42},
+        {"img": "a"},
+        {"video": "a.mp4"},
+        {"meta": {"photo": "a.JPG"}},
+    ],
+)
+def test_a_picture_under_a_key_that_is_not_read_is_not_left_out(tmp_path: Path, key: dict[str, Any]) -> None:
+    (fault,) = read(tmp_path, json.dumps([{"question": "What?", "answer": "face", **key}]))
+    assert f"has the key {next(iter(key))!r}" in str(fault)
+    assert questions(tmp_path, json.dumps([{"question": "What?", "image_id": None, "source": "web"}]))
 
 
 def test_mmes_text_of_its_tool_and_beside_a_picture(tmp_path: Path) -> None:
@@ -166,10 +191,12 @@ def test_faults_of_a_table_are_those_of_its_rows(tmp_path: Path) -> None:
     head = "index\timage\tquestion\tA\tB\tanswer\n"
     rows = [
         "0\tZm9v\tWhat?\tx\ty\tA\tB",
-        "0\t!!\tWhat?\tx\ty\tA",
+        "5\t!!\tWhat?\tx\ty\tA",
         "1\t9\tWhat?\tx\ty\tA",
         "2\tZm9v\tWhat?",
         "x\tZm9v\tWhat?\tx\ty\tA",
+        "6\tZm9v\tWhat?\tx\ty\tA",
+        "6\tZm9v\tWhat?\tx\ty\tB",
     ]
     found = read(tmp_path, head + "\n".join([*rows, "3\tZm9v\tWhat?\tx\ty\tno"]), "q.tsv")
     for fault, said in zip(
@@ -180,11 +207,22 @@ def test_faults_of_a_table_are_those_of_its_rows(tmp_path: Path) -> None:
             "image is 9",
             "3 columns, expected 6",
             "index is 'x'",
+            *["index '6' is that of several rows"] * 2,
             "a choice's letter",
         ],
         strict=True,
     ):
         assert said in str(fault)
+
+
+def test_a_tables_pictures_may_have_line_ends_or_be_files_and_a_letter_any_case(tmp_path: Path) -> None:
+    cell = encoded("red")
+    head = "index\timage\tquestion\tA\tB\tanswer\r\n"
+    (found,) = questions(tmp_path, f'{head}7\t"{cell[:20]}\n{cell[20:]}\n"\tWhat?\tx\ty\t b\r\n', "q.tsv")
+    assert isinstance(found.image, TablePicture)
+    assert (found.image.content, found.answers) == (base64.b64decode(cell), ("B",))
+    (found,) = questions(tmp_path, "index\timage_path\tquestion\n7\ta.png\tWhat?\n", "q.tsv")
+    assert found.image == tmp_path / "a.png"
 
 
 def test_a_table_whose_first_column_has_no_name_is_not_shifted(tmp_path: Path) -> None:

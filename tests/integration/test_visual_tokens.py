@@ -34,7 +34,7 @@ def test_a_connector_of_squares_is_exported_and_proven(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"connector": "avg_pool", "tower": "dinov2", "image_size": 42, "factor": 3}
     checkpoint = write_decided_checkpoint(tmp_path / "checkpoint", **sizes)
     options = ExportOptions(vision=("fp32",), language=("f32",))
-    assert export_bundle(checkpoint, tmp_path / "bundle", options).vision.num_tokens == 1
+    assert export_bundle(Checkpoint(checkpoint), tmp_path / "bundle", options).vision.num_tokens == 1
     reference = CheckpointReference(Checkpoint(checkpoint), num_tokens=2)
     report = climb_quickly(Bundle.open(tmp_path / "bundle"), reference)
     assert report.passed, report.verdict
@@ -58,7 +58,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(onnx_file, "INLINE_LIMIT", 1 << 10)
         options = ExportOptions(vision=("fp32", "int8"), language=("f32",))
-        export_bundle(checkpoint, folder / "bundle", options)
+        export_bundle(Checkpoint(checkpoint), folder / "bundle", options)
     return Nested(checkpoint, Bundle.open(folder / "bundle"))
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.benchmarks.conftest import climb_quickly, write_decided_checkpoint
-from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import plan_cells
+from tinyllava_edge.benchmarks.evals.cells import Wish, named_bundles
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.reference_stored import StoredReference
 from tinyllava_edge.bundle import Bundle

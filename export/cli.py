@@ -2,19 +2,21 @@
 
 import json as json_module
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
-from tinyllava_edge.checkpoint.names import checkpoint_path, fetch_checkpoint, fetch_sources
+from tinyllava_edge.checkpoint.names import checkpoint_path, named_checkpoint
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
 from .options import TRANSFORMERS, ExportOptions, parse_names
+
+if TYPE_CHECKING:
+    from tinyllava_edge.checkpoint.opened import Checkpoint
 
 _DEFAULTS = ExportOptions()
 
@@ -86,24 +88,23 @@ def export(
         vision=parse_names(vision),
         language=parse_names(language),
         interchange=parse_names(interchange),
-        template=template,
         calibration=calibration,
         imatrix=imatrix,
         images=images,
         tensor_types=tuple(tensor_type or ()),
         force=force,
-        allow_pickle=allow_pickle,
     )
     read = (checkpoint_path(checkpoint), sources, calibration, imatrix, images)
     is_llava = TRANSFORMERS in options.interchange
     check_output(output, force=force, mark=llava_mark if is_llava else bundle_mark, sources=read)
-    place = fetch_checkpoint(checkpoint, allow_pickle=allow_pickle)
-    folder = fetch_sources(sources, place.path)
-    options = replace(options, sources=folder, repository=place.repository, commit=place.commit)
-    (_export_llava if is_llava else _export)(place.path, output, options, json=json)
+    opened = named_checkpoint(checkpoint, sources=sources, template=template, allow_pickle=allow_pickle)
+    if is_llava:
+        _export_llava(opened, output, force=force, json=json)
+    else:
+        _export(opened, output, options, json=json)
 
 
-def _export_llava(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
+def _export_llava(checkpoint: "Checkpoint", output: Path, *, force: bool, json: bool) -> None:
     from .interchange.transformers_llava import export_llava  # torch: seconds
 
     with progress() as bar:
@@ -112,14 +113,14 @@ def _export_llava(checkpoint: Path, output: Path, options: ExportOptions, *, jso
         def on_progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
-        facts = export_llava(checkpoint, output, options, on_progress=on_progress)
+        facts = export_llava(checkpoint, output, force=force, on_progress=on_progress)
     if json:
         print_json({"directory": str(output), **facts})
     else:
         stdout.print(f"{output}: LlavaForConditionalGeneration, <image> is token {facts['image_token_id']}")
 
 
-def _export(checkpoint: Path, output: Path, options: ExportOptions, *, json: bool) -> None:
+def _export(checkpoint: "Checkpoint", output: Path, options: ExportOptions, *, json: bool) -> None:
     from tinyllava_edge.bundle import Bundle
 
     from .pipeline import export_bundle  # torch: seconds, so only after every quick check

@@ -37,17 +37,12 @@ class ExportOptions:
         vision: names from `precisions.PRECISIONS`.
         language: names from `precisions.ALL_LANGUAGE_TYPES`.
         interchange: names from `INTERCHANGE`: files for other programs.
-        sources: where tokenizer and processor files are that the checkpoint only names.
-        template: name of the prompt template, instead of the checkpoint's own.
         calibration: directory of pictures for int8 and for float16's range; the package's own without.
         imatrix: file or folder of prompts (`imatrix.read_prompts`) that say how much errors of quantized
             types weigh; without, all weigh the same.
         images: folder of the pictures that the file names; its own without.
         tensor_types: "REGEX=TYPE"; the first that is found in a tensor's GGUF name says its type.
         force: replace an existing output.
-        allow_pickle: read `.bin` weights.
-        repository: of the hub, where the checkpoint was downloaded from one.
-        commit: the repository's, likewise.
 
     Raises:
         UsageError: a name is not known, is refused, or a part has none.
@@ -56,16 +51,11 @@ class ExportOptions:
     vision: tuple[str, ...] = ("fp32", "fp16")
     language: tuple[str, ...] = ("f32", "f16", "q8_0", "q4_k_m")
     interchange: tuple[str, ...] = ()
-    sources: Path | None = None
-    template: str | None = None
     calibration: Path | None = None
     imatrix: Path | None = None
     images: Path | None = None
     tensor_types: tuple[str, ...] = ()
     force: bool = False
-    allow_pickle: bool = False
-    repository: str = ""
-    commit: str = ""
 
     def __post_init__(self) -> None:
         for part, names, known in (

@@ -67,7 +67,7 @@ OnStep = Callable[[str], None]
 
 
 def export_bundle(
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     out: Path,
     options: ExportOptions | None = None,
     *,
@@ -80,7 +80,7 @@ def export_bundle(
     What was measured on the way (parity, ranges, types, memory) is in the bundle's `parity/export.json`.
 
     Args:
-        checkpoint: a TinyLLaVA checkpoint directory.
+        checkpoint: what is exported.
         out: the bundle's directory.
         options: what to make.
         on_step: called with a few words at the start of each step.
@@ -99,7 +99,7 @@ def export_bundle(
         out,
         force=options.force,
         mark=bundle_mark,
-        sources=(checkpoint, options.sources, options.calibration, options.imatrix, options.images),
+        sources=(checkpoint.path, checkpoint.sources, options.calibration, options.imatrix, options.images),
     )
     return_large_blocks()
     if OPENVINO_TYPES.keys() & set(options.language):
@@ -152,15 +152,12 @@ def _further_budgets(checkpoint: Checkpoint) -> tuple[int, ...]:
     return checkpoint.config.connector.budgets[1:]
 
 
-def _open_source(path: Path, options: ExportOptions) -> LanguageSource:
+def _open_source(checkpoint: Checkpoint, options: ExportOptions) -> LanguageSource:
     """The checkpoint and its assets; what cannot be converted is found before any work is done."""
-    checkpoint = Checkpoint(
-        path, sources=options.sources, template=options.template, allow_pickle=options.allow_pickle
-    )
     assets = read_assets(checkpoint)
     if fault := template_fault(assets.template):
-        raise ExportError(f"{path}: {fault}. Give --template with one that asks questions.")
-    name = options.repository.partition("/")[2] or path.resolve().name
+        raise ExportError(f"{checkpoint}: {fault}. Give --template with one that asks questions.")
+    name = checkpoint.repository.partition("/")[2] or checkpoint.path.resolve().name
     source = LanguageSource(checkpoint=checkpoint, assets=assets, name=name)
     source.check()
     if MMPROJ in options.interchange:
@@ -350,7 +347,7 @@ def _seal(
     checkpoint, assets, config = language.checkpoint, language.assets, language.checkpoint.config
     packages = [*PACKAGES.split(), *(["openvino"] if any(v.target == "openvino" for v in variants) else [])]
     # The name that finds the checkpoint again.
-    name = f"{options.repository}@{options.commit}" if options.repository else str(checkpoint)
+    name = f"{checkpoint.repository}@{checkpoint.commit}" if checkpoint.repository else str(checkpoint)
     return writer.seal(
         parts=parts,
         prompt=PromptSpec(
@@ -374,8 +371,8 @@ def _seal(
             name=NANO if checkpoint.path == checkpoint_path(NANO) else name,
             checkpoint_sha256=checkpoint.sha256,
             layout=checkpoint.layout,
-            repository=options.repository,
-            revision=options.commit,
+            repository=checkpoint.repository,
+            revision=checkpoint.commit,
         ),
         versions={package: version(package) for package in packages},
     )

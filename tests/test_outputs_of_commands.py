@@ -77,7 +77,7 @@ def test_an_output_that_touches_a_source_is_refused(home: Path, command: str, re
 
 def test_the_interface_refuses_too(home: Path) -> None:
     with pytest.raises(UsageError, match="which this command reads"):
-        export_bundle(home / "ck", home / "ck" / "x", SMALL)
+        export_bundle(Checkpoint(home / "ck"), home / "ck" / "x", SMALL)
     with pytest.raises(UsageError, match="which this command reads"):
         check_run(home / "ck", resume=True, force=True, sources=(home / "ck",))
 
@@ -145,5 +145,5 @@ def test_an_export_says_at_once_that_there_is_no_room(home: Path, monkeypatch: p
     needed = bytes_needed(Checkpoint(home / "ck"), SMALL)
     monkeypatch.setattr("tinyllava_edge.full_disk.free_bytes", lambda path: needed - 1)
     with pytest.raises(DiskFullError, match=f"out: the disk is full: {needed:,} bytes are needed"):
-        export_bundle(home / "ck", home / "out", SMALL)
+        export_bundle(Checkpoint(home / "ck"), home / "out", SMALL)
     assert not (home / "out").exists()

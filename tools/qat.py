@@ -104,7 +104,9 @@ def exported(path: Path, grid: bool) -> TinyLlava:
     reference = CheckpointReference(Checkpoint(path))
     if grid:
         bundle = path.with_name(f"{path.name}-bundle")
-        export_bundle(path, bundle, ExportOptions(vision=("fp32",), language=("q4_0",), force=True))
+        export_bundle(
+            Checkpoint(path), bundle, ExportOptions(vision=("fp32",), language=("q4_0",), force=True)
+        )
         with torch.no_grad():
             for name, values in dequantized_parameters(reference, bundle / "language" / "q4_0.gguf").items():
                 reference.model.language_model.get_parameter(name).copy_(values)

@@ -30,7 +30,7 @@ from PIL import Image
 
 import tools
 from tinyllava_edge.atomic_files import write_bytes
-from tinyllava_edge.benchmarks.hardware.peer_server import end, wait_for
+from tinyllava_edge.benchmarks.bench.peers.peer_server import end, wait_for
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note
 from tinyllava_edge.device import read_machine

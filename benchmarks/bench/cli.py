@@ -131,6 +131,7 @@ def bench(
     what was done, and so does a row that fails: the others go on without it, and the exit code is 1.
     """
     from tinyllava_edge.atomic_files import check_output, pictures_read
+    from tinyllava_edge.benchmarks.evals.cells import Wish, named_bundles
     from tinyllava_edge.benchmarks.evals.questions import read_questions
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.reference_tensors import reference_pictures
@@ -140,7 +141,7 @@ def bench(
     from .pace import Amount, bound_text
     from .peers.planned import with_rivals
     from .peers.rivals import Places, check_names
-    from .plan import Plan, Wish, named_bundles, plan_cells, quick_plan
+    from .plan import Plan, plan_cells, quick_plan
     from .quality import Quality
     from .report import report_mark
     from .worker import Request

@@ -11,18 +11,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.benchmarks.verify.versions import package_versions
 from tinyllava_edge.device import ask_nvidia_smi, read_machine
 from tinyllava_edge.machine_files import first_match, read_file, read_meminfo, read_text
-from tinyllava_edge.runtimes import doctor
 
 from .power import power_card
 from .state import read_clocks, read_temperatures
 
-# What a result depends on; `bench compare` refuses reports where one differs.
-_PACKAGES = (
-    *("tinyllava-edge", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino"),
-    *("tensorrt", "llama-cpp-python", "torch", "transformers", "onnx", "gguf"),
-)
 # Variables that decide how many threads work, how they wait, and which device they see.
 _VARIABLES = (
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_PROC_BIND", "MKL_NUM_THREADS"),
@@ -56,11 +51,6 @@ def machine_card(root: Path = Path("/")) -> dict[str, Any]:
         "versions": package_versions(),
         "source": source_state(),
     }
-
-
-def package_versions() -> dict[str, str | None]:
-    """Version of each package that a result depends on; None where it is not installed."""
-    return {name: version for name, version in doctor.package_versions().items() if name in _PACKAGES}
 
 
 def source_state() -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from statistics import median
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.parity_files import read_parity
 
@@ -12,7 +13,6 @@ from .energy import energy_of
 from .measure import CellSession
 from .plan import cell_bytes
 from .ratios import median_deviation, paired_ratio, percentile_90
-from .worker import Cell
 
 STATES = ("cold", "warm", "cached")  # the first request of a process, later ones, a second question
 STAGES = ("tokenize", "preprocess", "vision", "prefill", "decode")

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.gguf_header import GgufHeader, read_gguf_header
 from tinyllava_edge.llamacpp_memory import DEFAULT_KV_TYPE, KV_BYTES, by_layer, tensor_bytes
 from tinyllava_edge.onnx_shapes import product_flops
 from tinyllava_edge.runtimes.registry import runtime_entries
-
-from .worker import Cell
 
 Record = dict[str, Any]
 _FLOAT32_BYTES = 4

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 
-from .worker import Cell, Request
+from .worker import Request
 from .worker_process import Worker
 
 Record = dict[str, Any]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.errors import BackendError
 
 from .device_memory import watched_device
@@ -21,7 +22,7 @@ from .machine_load import Shares, evict, read_cpu_times, shares_between
 from .pace import Amount, Pace, TimeUp
 from .peers.rivals import RivalCell
 from .power import ABSENT, PowerWatch
-from .worker import Cell, Request
+from .worker import Request
 from .worker_process import Sample, Worker
 
 MIN_WARM_UP_RUNS = 6

@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.benchmarks.evals.questions import Question
 from tinyllava_edge.benchmarks.evals.scores import compare, summarize
 from tinyllava_edge.precisions import split_budget
 
-from .worker import Cell, Request
+from .worker import Request
 from .worker_process import Worker
 
 

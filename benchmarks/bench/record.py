@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.benchmarks.evals.scores import MAX_TOKENS, count_pictures
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import BackendError, UsageError
@@ -27,7 +28,6 @@ from .power import watched_power
 from .quality import Quality, score_cells
 from .report_schema import SCHEMA_VERSION
 from .roofline import measure_roof
-from .worker import Cell
 
 Row = TypeVar("Row", bound=Cell | RivalCell)
 _IDLE_S = 3.0  # in which the power that nothing takes is read

@@ -21,12 +21,13 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import json_lines
 from tinyllava_edge.errors import TinyLlavaEdgeError
 from tinyllava_edge.memory import peak_memory_bytes
 from tinyllava_edge.module_process import module_command
-from tinyllava_edge.runtimes.base import BackendOptions, LanguageBackend, VisionBackend
+from tinyllava_edge.runtimes.base import LanguageBackend, VisionBackend
 from tinyllava_edge.runtimes.context import Context, PictureRows
 from tinyllava_edge.runtimes.model import Model
 from tinyllava_edge.runtimes.registry import open_backends
@@ -39,26 +40,6 @@ _RECORDED = ("encode", "evaluate", "last_logits", "truncate")
 _DIGITS = 4  # of a time in ms: 0.1 us
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What is measured: its name and that of its bundle are unique in a comparison."""
-
-    name: str
-    model: str
-    runtime: str
-    bundle: Path
-    options: BackendOptions  # without variants where the runtime computes from the checkpoint
-
-    def command(self, request: "Request") -> list[str]:
-        """What starts its process."""
-        task = json.dumps({"cell": asdict(self), "request": asdict(request)}, default=str)
-        return module_command("tinyllava_edge.benchmarks.bench.worker", task)
-
-    def last_words(self) -> str:
-        """Where it said why it ended."""
-        return "its words are above"
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What a run does: one picture, a question, a fixed number of greedy tokens; then a second question."""
@@ -67,6 +48,12 @@ class Request:
     question: str
     second_question: str
     num_tokens: int
+
+
+def cell_command(cell: Cell, request: Request) -> list[str]:
+    """What starts a cell's process."""
+    task = json.dumps({"cell": asdict(cell), "request": asdict(request)}, default=str)
+    return module_command("tinyllava_edge.benchmarks.bench.worker", task)
 
 
 @dataclass

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.errors import BackendError
 
 from .peers.rivals import RivalCell
-from .worker import JOBS, Cell, Request
+from .worker import JOBS, Request, cell_command
 
 Sample = dict[str, Any]
 
@@ -18,10 +19,11 @@ class Worker:
     """The process of one cell."""
 
     def __init__(self, cell: Cell | RivalCell, request: Request) -> None:
-        self.name, self._last_words = cell.name, cell.last_words
+        self.name, self._cell = cell.name, cell
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        command = cell.command(request) if isinstance(cell, RivalCell) else cell_command(cell, request)
         # In a session of its own Ctrl-C ends it through its input, and not with a traceback.
-        self._process: Any = subprocess.Popen(cell.command(request), start_new_session=True, **pipes)
+        self._process: Any = subprocess.Popen(command, start_new_session=True, **pipes)
         self._is_busy = True  # until it says that it is open
         self.jobs: tuple[str, ...] = ()
         self.process_id: int = self._process.pid
@@ -48,7 +50,8 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise BackendError(f"{self.name}: its process ended with code {code}; {self._last_words()}.")
+            words = self._cell.last_words() if isinstance(self._cell, RivalCell) else "its words are above"
+            raise BackendError(f"{self.name}: its process ended with code {code}; {words}.")
         said: Sample = json.loads(line)
         self._is_busy = False
         if "error" in said:

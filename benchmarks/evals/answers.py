@@ -25,8 +25,9 @@ from .scores import ask, credit
 from .tables import TablePicture
 
 if TYPE_CHECKING:
-    from tinyllava_edge.benchmarks.bench.worker import Cell
     from tinyllava_edge.runtimes.model import Model
+
+    from .cell import Cell
 
 TOO_LONG = "too long"
 Way = tuple[str, bool]  # the cell's name, and whether it was blind

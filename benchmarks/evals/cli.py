@@ -123,11 +123,11 @@ def evaluate(
     answers are asked and written to --answers. A question that fails counts as wrong and is named; the exit
     code is then 1.
     """
-    from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
     from tinyllava_edge.record_check import print_report
     from tinyllava_edge.runtimes.base import BackendOptions
 
     from .asked import read_benchmark, read_own
+    from .cells import Wish, chosen_cells, named_bundles
     from .evaluation import Evaluation
     from .handed import check_handed, write_handed
     from .opened import open_asked
@@ -167,7 +167,7 @@ def evaluate(
     run = Evaluation(
         asked=asked,
         bundle=opened,
-        cells=plan_cells(named_bundles([opened]), wish)[:-1],
+        cells=chosen_cells(named_bundles([opened]), wish),
         blind=blind,
         max_tokens=most,
         context_length=context_length,

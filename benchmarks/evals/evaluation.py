@@ -7,7 +7,6 @@ from typing import Any
 
 from tinyllava_edge import __version__
 from tinyllava_edge.append_jsonl import AppendedLines, append_lines, kept_is_said
-from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.console import note, progress
 from tinyllava_edge.errors import DataError, UsageError
@@ -25,6 +24,7 @@ from .answers import (
     known_answers,
 )
 from .asked import Asked
+from .cell import Cell
 from .question import Question
 from .questions import check_pictures
 from .rules import RULES

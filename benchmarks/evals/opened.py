@@ -6,13 +6,14 @@ from hashlib import sha256
 from pathlib import Path
 
 from tinyllava_edge import __version__
-from tinyllava_edge.benchmarks.bench.plan import ALL
 from tinyllava_edge.bundle import MANIFEST_FILE, Bundle
 from tinyllava_edge.cache import cache_folder
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.console import note
 from tinyllava_edge.runtimes.bundle_by_name import export_apart, fetched_alone, open_named
 from tinyllava_edge.runtimes.cli_options import Opening
+
+from .cells import ALL
 
 _CONFIGS = ("config.json", "adapter_config.json")
 VISION, LANGUAGE = "fp32", "f16"  # nearest to the checkpoint

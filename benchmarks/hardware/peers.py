@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from tinyllava_edge.benchmarks.bench.peers import peer_server
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.jetson import read_jetson
 
@@ -45,7 +46,7 @@ def peer_steps(names: tuple[str, ...], bundle: Bundle, model: str, folder: Path)
 
 
 def _served(name: str, lengths: tuple[str, ...], command: tuple[str, ...], needs: tuple[str, ...]) -> Step:
-    client = (sys.executable, str(_HERE / "peer_server.py"), f"http://127.0.0.1:{_PORT}", *lengths, "--")
+    client = (sys.executable, peer_server.__file__, f"http://127.0.0.1:{_PORT}", *lengths, "--")
     return Step(name=f"peer-{name}", commands=((*client, *command),), needs=("cuda", *needs), minutes=60)
 
 

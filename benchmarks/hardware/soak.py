@@ -11,11 +11,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import plan_cells
 from tinyllava_edge.benchmarks.bench.power import watched_power, whole_of
 from tinyllava_edge.benchmarks.bench.state import read_clocks, read_temperatures
 from tinyllava_edge.benchmarks.bench.worker import Request
 from tinyllava_edge.benchmarks.bench.worker_process import Worker
+from tinyllava_edge.benchmarks.evals.cells import Wish, named_bundles
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import note, print_json

@@ -7,7 +7,6 @@ from typing import Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from tinyllava_edge.benchmarks.bench.environment import package_versions
 from tinyllava_edge.bundle import Bundle, Variant
 from tinyllava_edge.checkpoint.names import NANO, is_shipped
 from tinyllava_edge.checkpoint.opened import Checkpoint
@@ -25,6 +24,7 @@ from .stage_language import OnRun, OnStage, check_language, language_stages
 from .stage_metadata import check_metadata
 from .stage_vision import check_connector, check_tower
 from .stage_weights import check_weights
+from .versions import package_versions
 
 _MARKS = {"passed": Text("ok", "green"), "failed": Text("FAILED", "red"), "skipped": Text("-", "dim")}
 # In the order of the chain; `check_language` has the stages behind them.

@@ -21,7 +21,6 @@ from tinyllava_edge.checkpoint.files import read_json_object
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import ExportError, UnsupportedModelError
 from tinyllava_edge.export.language_gguf import OnProgress, no_progress
-from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.image import Preprocessing
 from tinyllava_edge.model.assets import Assets, read_assets
 from tinyllava_edge.model.checkpoint import HEAD_BIAS, ROWS_OF_TOKENS, tensor_facts
@@ -65,14 +64,14 @@ def check_llava(config: ModelConfig, image_size: int) -> None:
 
 
 def export_llava(
-    path: Path, output: Path, options: ExportOptions, *, on_progress: OnProgress = no_progress
+    checkpoint: Checkpoint, output: Path, *, force: bool = False, on_progress: OnProgress = no_progress
 ) -> dict[str, Any]:
     """Write the directory; nothing is at `output` unless all of it was checked.
 
     Args:
-        path: the checkpoint.
+        checkpoint: what is written anew.
         output: the directory.
-        options: where the checkpoint's other files are; its variants are not used.
+        force: replace an existing one.
         on_progress: called with the tensors written, and all that there are.
 
     Returns:
@@ -82,19 +81,16 @@ def export_llava(
         UnsupportedModelError: as `check_llava`.
         CheckpointError: the checkpoint is damaged or not supported.
         ExportError: the tokenizer gives other ids than upstream's, or the head has a bias.
-        OutputExistsError: `output` exists, and `options.force` is false or it is none of ours.
+        OutputExistsError: `output` exists, and `force` is false or it is none of ours.
     """
-    checkpoint = Checkpoint(
-        path, sources=options.sources, template=options.template, allow_pickle=options.allow_pickle
-    )
     assets = read_assets(checkpoint)
     check_llava(checkpoint.config, assets.preprocessing.image_size)
     if fault := template_fault(assets.template):
-        raise ExportError(f"{path}: {fault}. Give --template with one that asks questions.")
+        raise ExportError(f"{checkpoint}: {fault}. Give --template with one that asks questions.")
     tokenizer, image_id = _with_image_token(assets)
     template = processor_template(assets.template, _after_picture(tokenizer, image_id, assets))
     rows = max(assets.rows, image_id + 1)
-    with output_directory(output, force=options.force, mark=llava_mark) as folder:
+    with output_directory(output, force=force, mark=llava_mark) as folder:
         dtype = _write_weights(folder, checkpoint, rows, on_progress)
         _write_config(folder, checkpoint.config, rows, image_id, dtype)
         _write_processor(folder, checkpoint.config, assets, tokenizer)

@@ -45,7 +45,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
     folder = tmp_path_factory.mktemp("honest")
     checkpoint = write_decided_checkpoint(folder / "checkpoint")
     options = ExportOptions(vision=("fp32", "fp16"), language=("f32", "f16", "q8_0"))
-    export_bundle(checkpoint, folder / "bundle", options)
+    export_bundle(Checkpoint(checkpoint), folder / "bundle", options)
     return Honest(checkpoint, folder / "bundle", CheckpointReference(Checkpoint(checkpoint), num_tokens=24))
 
 

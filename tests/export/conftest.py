@@ -28,7 +28,7 @@ class Exported:
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     folder = tmp_path_factory.mktemp("export")
     checkpoint = write_tiny_checkpoint(folder / "wide", hidden=256, heads=4, kv_heads=2, intermediate=512)
-    export_bundle(checkpoint, folder / "bundle")
+    export_bundle(Checkpoint(checkpoint), folder / "bundle")
     return Exported(checkpoint, Bundle.open(folder / "bundle"))
 
 

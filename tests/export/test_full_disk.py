@@ -20,14 +20,14 @@ disk, folder = map(Path, sys.argv[1:3])
 checkpoint = write_tiny_checkpoint(folder / "checkpoint")
 options = pipeline.ExportOptions(vision=("fp32",), language=("f32", "q8_0"))
 print(pipeline.bytes_needed(Checkpoint(checkpoint), options))
-pipeline.export_bundle(checkpoint, folder / "out", options)
+pipeline.export_bundle(Checkpoint(checkpoint), folder / "out", options)
 print(sum(path.stat().st_size for path in (folder / "out").rglob("*")))
 pipeline.bytes_needed = lambda *arguments: 0  # so that it begins
 tempfile.tempdir = str(disk)
 for size in map(int, sys.argv[3:]):
     (disk / "mine").write_bytes(bytes(shutil.disk_usage(disk).free - size))
     try:
-        pipeline.export_bundle(checkpoint, disk / "out", options)
+        pipeline.export_bundle(Checkpoint(checkpoint), disk / "out", options)
     except DiskFullError as error:
         assert str(disk) in str(error) and "bytes are needed" in str(error), error
     else:

@@ -162,7 +162,7 @@ def mixed(exported: Exported, tmp_path_factory: pytest.TempPathFactory) -> Bundl
         imatrix=write_records(folder / "data", *RECORDS),
         tensor_types=(r"blk\.0\.attn_v=f16", "attn_v=q6_k", "token_embd=Q4_K"),
     )
-    export_bundle(exported.checkpoint, folder / "bundle", options)
+    export_bundle(Checkpoint(exported.checkpoint), folder / "bundle", options)
     return Bundle.open(folder / "bundle")
 
 
@@ -300,5 +300,5 @@ def test_a_binding_that_takes_neither_is_found_before_any_work(
     monkeypatch.delattr(llama_cpp, "llama_model_imatrix_data")
     options = ExportOptions(language=("q4_0",), tensor_types=("attn_v=q8_0",))
     with pytest.raises(TinyLlavaEdgeError, match=r"llama-cpp-python .* cannot be given"):
-        export_bundle(checkpoint, tmp_path / "out", options, on_progress=pytest.fail)  # type: ignore[arg-type]
+        export_bundle(Checkpoint(checkpoint), tmp_path / "out", options, on_progress=pytest.fail)  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()

@@ -147,15 +147,17 @@ def test_steps_are_announced_and_the_same_input_gives_the_same_bundle(
 ) -> None:
     steps: list[str] = []
     total: list[int] = []
-    first = export_bundle(checkpoint, tmp_path / "first", SMALL, on_step=steps.append, on_total=total.append)
+    first = export_bundle(
+        Checkpoint(checkpoint), tmp_path / "first", SMALL, on_step=steps.append, on_total=total.append
+    )
     assert [len(steps)] == total == [count_steps(SMALL)] == [len(set(steps))]
-    assert export_bundle(checkpoint, tmp_path / "second", SMALL) == first
+    assert export_bundle(Checkpoint(checkpoint), tmp_path / "second", SMALL) == first
 
 
 @pytest.mark.usefixtures("quick_trace")
 def test_config_json_is_read_once(checkpoint: Path, tmp_path: Path) -> None:
     with counted_opens(checkpoint / "config.json") as opens:
-        export_bundle(checkpoint, tmp_path / "out", SMALL)
+        export_bundle(Checkpoint(checkpoint), tmp_path / "out", SMALL)
     assert opens == [1]
 
 
@@ -169,7 +171,7 @@ def test_the_command_reads_config_json_once(checkpoint: Path, tmp_path: Path) ->
 def test_an_existing_output_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(OutputExistsError, match="--force"):
-        export_bundle(tmp_path / "no checkpoint", tmp_path / "out", SMALL)
+        export_bundle(Checkpoint(tmp_path / "no checkpoint"), tmp_path / "out", SMALL)
 
 
 @pytest.mark.usefixtures("quick_trace")
@@ -206,14 +208,16 @@ def test_a_failure_at_any_step_leaves_nothing_and_an_older_bundle_untouched(
     owners = {"": pipeline, "vision_variants": vision_variants}
     monkeypatch.setattr(owners[owner], name, fail)
     with pytest.raises(KeyboardInterrupt):
-        export_bundle(checkpoint, out, ExportOptions(vision=("fp16",), language=("q8_0",), force=True))
+        export_bundle(
+            Checkpoint(checkpoint), out, ExportOptions(vision=("fp16",), language=("q8_0",), force=True)
+        )
     assert list(tmp_path.iterdir()) == [out]
     assert tree(out) == before
 
 
 def test_a_template_that_asks_no_question_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="'pretrain' needs"):
-        export_bundle(checkpoint, tmp_path / "out", ExportOptions(language=("f32",), template="pretrain"))
+        export_bundle(Checkpoint(checkpoint, template="pretrain"), tmp_path / "out")
 
 
 @pytest.mark.usefixtures("quick_trace")
@@ -223,7 +227,9 @@ def test_a_bundle_that_fails_its_own_check_is_not_published(
     """A converter that leaves q and k as they are writes a file that reads back wrong."""
     monkeypatch.setattr(llama, "interleave", lambda tensor, heads: tensor)
     with pytest.raises(ExportError, match=r"f32\.gguf: blk\.\d\.attn_[qk]\.weight"):
-        export_bundle(checkpoint, tmp_path / "out", ExportOptions(vision=("fp32",), language=("f32",)))
+        export_bundle(
+            Checkpoint(checkpoint), tmp_path / "out", ExportOptions(vision=("fp32",), language=("f32",))
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -239,7 +245,7 @@ def test_a_weight_that_is_not_finite_is_named(checkpoint: Path, tmp_path: Path, 
     spoilt = Path(shutil.copytree(checkpoint, tmp_path / "spoilt"))
     change_weights(spoilt, lambda tensors: tensors[name].view(-1)[:1].fill_(torch.nan))
     with pytest.raises(CheckpointError, match=f"{name.split('.')[-2]}.*NaN"):
-        export_bundle(spoilt, tmp_path / "out", SMALL)
+        export_bundle(Checkpoint(spoilt), tmp_path / "out", SMALL)
     assert not (tmp_path / "out").exists()
 
 
@@ -248,7 +254,7 @@ def test_a_transposed_weight_is_named_with_both_shapes(checkpoint: Path, tmp_pat
     name = "language_model.model.layers.0.mlp.down_proj.weight"
     change_weights(spoilt, lambda tensors: tensors.update({name: tensors[name].T.contiguous()}))
     with pytest.raises(CheckpointError, match=r"down_proj.*\[128, 64\].*\[64, 128\]"):
-        export_bundle(spoilt, tmp_path / "out", SMALL)
+        export_bundle(Checkpoint(spoilt), tmp_path / "out", SMALL)
 
 
 @pytest.mark.usefixtures("quick_trace")

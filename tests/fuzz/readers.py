@@ -54,7 +54,7 @@ def read_for_export(tree: Path) -> None:
     from tinyllava_edge.export.options import ExportOptions
     from tinyllava_edge.export.pipeline import _open_source
 
-    source = _open_source(tree / "ck", ExportOptions(sources=tree, allow_pickle=True))
+    source = _open_source(Checkpoint(tree / "ck", sources=tree, allow_pickle=True), ExportOptions())
     tokenizer = source.assets.text_tokenizer()
     tokenizer.encode_text("What is this? <image> \u00e9\u2581  </s>\n")
     source.vocabulary()

@@ -37,9 +37,10 @@ def test_a_drawn_checkpoint_is_exported_as_torch_computes_it(seed: int, tmp_path
     checkpoint, sources, weights = write_combination(tmp_path, made)
     reference = load_model(Checkpoint(checkpoint, sources=sources, allow_pickle=True))
     assert_same_weights(reference, weights)
-    options = ExportOptions(vision=("fp32",), language=("f32",), sources=sources, allow_pickle=True)
-    export_bundle(checkpoint, tmp_path / "bundle", options)
-    family = Checkpoint(checkpoint, sources=sources).config.language.architecture
+    options = ExportOptions(vision=("fp32",), language=("f32",))
+    opened = Checkpoint(checkpoint, sources=sources, allow_pickle=True)
+    export_bundle(opened, tmp_path / "bundle", options)
+    family = opened.config.language.architecture
     (gate,) = gates_of("logits", "f32", family)
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:
         how = model.bundle.manifest.vision.preprocessing

@@ -92,12 +92,11 @@ def test_torch_computes_as_upstream(name: str, tables: dict[str, dict[str, Row]]
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
 def test_a_bundle_answers_as_upstream(name: str, tmp_path: Path, tables: dict[str, dict[str, Row]]) -> None:
     golden = Golden.read(name)
-    options = ExportOptions(
-        vision=("fp32",), language=("f32",), sources=SHARED / "sources", allow_pickle=True
-    )
-    manifest = export_bundle(golden.folder / "model", tmp_path / "bundle", options)
+    options = ExportOptions(vision=("fp32",), language=("f32",))
+    checkpoint = Checkpoint(golden.folder / "model", sources=SHARED / "sources", allow_pickle=True)
+    manifest = export_bundle(checkpoint, tmp_path / "bundle", options)
     assert manifest.vision.num_tokens == golden.facts["image_tokens"]
-    config = Checkpoint(golden.folder / "model", sources=SHARED / "sources").config
+    config = checkpoint.config
     assert config.num_picture_tokens(manifest.vision.image_size) == golden.facts["image_tokens"]
 
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:

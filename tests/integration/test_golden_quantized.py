@@ -79,15 +79,14 @@ def test_verify_passes_at_f16_and_q8_0(name: str, tmp_path: Path, rows: list[str
     else:
         checkpoint, sources = golden_checkpoint(name) / "model", shared_fixtures() / "sources"
     variants = ("f16", "q8_0", "q4_k_m") if name == "nano" else ("f16", "q8_0")
-    options = ExportOptions(vision=("fp32",), language=variants, sources=sources, allow_pickle=True)
-    export_bundle(checkpoint, tmp_path / "bundle", options)
+    options = ExportOptions(vision=("fp32",), language=variants)
+    opened = Checkpoint(checkpoint, sources=sources, allow_pickle=True)
+    export_bundle(opened, tmp_path / "bundle", options)
     bundle = Bundle.open(tmp_path / "bundle")
     report = climb(
         Ladder(
             bundle=bundle,
-            reference=open_reference(
-                bundle, Checkpoint(checkpoint, sources=sources, allow_pickle=True), num_tokens=48
-            ),
+            reference=open_reference(bundle, opened, num_tokens=48),
             vision=chosen_variants(bundle, "vision", ()),
             language=chosen_variants(bundle, "language", ()),
             runtime="onnxruntime+llamacpp",

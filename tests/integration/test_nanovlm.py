@@ -7,6 +7,7 @@ import pytest
 
 from tests.integration import conformance
 from tests.nanovlm import FOLDER, SOURCES, opened, oracle
+from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import UnsupportedModelError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
 from tinyllava_edge.metrics import nmse
@@ -20,8 +21,8 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize("generation", ["tokens", "global"])  # a head of its own and none; both prompts
 def test_a_bundle_answers_as_upstream(generation: str, tmp_path: Path) -> None:
     expected = oracle(generation)
-    options = ExportOptions(vision=("fp32",), language=("f32",), sources=SOURCES)
-    manifest = export_bundle(FOLDER / generation, tmp_path / "bundle", options)
+    options = ExportOptions(vision=("fp32",), language=("f32",))
+    manifest = export_bundle(Checkpoint(FOLDER / generation, sources=SOURCES), tmp_path / "bundle", options)
     assert manifest.vision.num_tokens == expected.embeddings.shape[1]
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:
         features, rows = conformance.onnx_vision(model, expected.pixels)

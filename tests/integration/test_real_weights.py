@@ -38,7 +38,7 @@ def chain(original: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder = tmp_path_factory.mktemp("chain")
     checkpoint = write_checkpoint(original, download_onnx(folder), folder / "checkpoint")
     start = time.perf_counter()
-    export_bundle(checkpoint, folder / "bundle")
+    export_bundle(Checkpoint(checkpoint), folder / "bundle")
     bundle = Bundle.open(folder / "bundle")
     report = json.loads((bundle.root / "parity" / "export.json").read_text(encoding="utf-8"))
     note(f"\nexported in {time.perf_counter() - start:.0f} s")

@@ -177,7 +177,9 @@ def test_a_scale_of_the_queries_that_llamacpp_does_not_compute_is_refused(tmp_pa
 def test_a_bundle_passes_every_stage_and_answers(case: str, tmp_path: Path) -> None:
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     write_checkpoint(checkpoint, case)
-    export_bundle(checkpoint, bundle, ExportOptions(vision=("fp32",), language=("f32", "f16", "q8_0")))
+    export_bundle(
+        Checkpoint(checkpoint), bundle, ExportOptions(vision=("fp32",), language=("f32", "f16", "q8_0"))
+    )
     report = climb_quickly(Bundle.open(bundle), CheckpointReference(Checkpoint(checkpoint), num_tokens=24))
     assert report.passed, report.verdict
     assert {result.stage for result in report.results if not result.skipped} == set(STAGES)

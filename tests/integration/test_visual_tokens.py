@@ -11,7 +11,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tests.benchmarks.conftest import climb_quickly, write_decided_checkpoint
-from tinyllava_edge.benchmarks.bench.plan import Wish, named_bundles, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import plan_cells
+from tinyllava_edge.benchmarks.evals.cells import Wish, named_bundles
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.benchmarks.verify.reference_stored import StoredReference
 from tinyllava_edge.bundle import Bundle
@@ -34,7 +35,7 @@ def test_a_connector_of_squares_is_exported_and_proven(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"connector": "avg_pool", "tower": "dinov2", "image_size": 42, "factor": 3}
     checkpoint = write_decided_checkpoint(tmp_path / "checkpoint", **sizes)
     options = ExportOptions(vision=("fp32",), language=("f32",))
-    assert export_bundle(checkpoint, tmp_path / "bundle", options).vision.num_tokens == 1
+    assert export_bundle(Checkpoint(checkpoint), tmp_path / "bundle", options).vision.num_tokens == 1
     reference = CheckpointReference(Checkpoint(checkpoint), num_tokens=2)
     report = climb_quickly(Bundle.open(tmp_path / "bundle"), reference)
     assert report.passed, report.verdict
@@ -58,7 +59,7 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> Nested:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(onnx_file, "INLINE_LIMIT", 1 << 10)
         options = ExportOptions(vision=("fp32", "int8"), language=("f32",))
-        export_bundle(checkpoint, folder / "bundle", options)
+        export_bundle(Checkpoint(checkpoint), folder / "bundle", options)
     return Nested(checkpoint, Bundle.open(folder / "bundle"))
 
 

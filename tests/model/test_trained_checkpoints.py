@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.layouts import FLAT, LORA
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError, UnsupportedModelError
-from tinyllava_edge.export.pipeline import ExportOptions, export_bundle
+from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.model.vlm import load_model, upstream_state_dict
 
 QUERY = "base_model.model.language_model.model.layers.0.self_attn.q_proj"
@@ -73,7 +73,7 @@ def test_a_qlora_base_in_eight_bits_is_refused_with_the_reason(lora: Path, part:
     name = next(name for name in state if state[name].ndim == 2 and "embed" not in name)
     torch.save(state | {name: torch.zeros_like(state[name], dtype=torch.int8)}, path)
     with pytest.raises(UnsupportedModelError, match=r"int8 without its scale, as a QLoRA run"):
-        export_bundle(lora, tmp_path / "bundle", ExportOptions(allow_pickle=True))
+        export_bundle(Checkpoint(lora, allow_pickle=True), tmp_path / "bundle")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lora"]
 
 

@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("exported")
     write_tiny_checkpoint(folder / "checkpoint", seed=3)
     options = ExportOptions(vision=("fp32",), language=("f32",))
-    export_bundle(folder / "checkpoint", folder / "bundle", options)
+    export_bundle(Checkpoint(folder / "checkpoint"), folder / "bundle", options)
     return Bundle.open(folder / "bundle")
 
 
@@ -136,8 +136,8 @@ def test_options_of_the_checkpoint_reach_its_reader(tmp_path: Path) -> None:
         torch.save(
             {k.removeprefix(f"_{part}."): v for k, v in own.items()}, checkpoint / part / "pytorch_model.bin"
         )
-    options = ExportOptions(vision=("fp32",), language=("f32",), allow_pickle=True)
-    export_bundle(checkpoint, tmp_path / "bundle", options)
+    options = ExportOptions(vision=("fp32",), language=("f32",))
+    export_bundle(Checkpoint(checkpoint, allow_pickle=True), tmp_path / "bundle", options)
     with pytest.raises(CheckpointError, match="pickle"):
         open_bundle(tmp_path / "bundle", runtime="torch", threads=1)
     with open_bundle(tmp_path / "bundle", runtime="torch", threads=1, allow_pickle=True) as model:

@@ -8,7 +8,8 @@ import pytest
 
 from tinyllava_edge.benchmarks.bench.peers import rivals
 from tinyllava_edge.benchmarks.bench.peers.rivals import Places, Rival
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish
+from tinyllava_edge.benchmarks.bench.plan import Plan
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.errors import BackendError

@@ -85,7 +85,7 @@ def test_the_sidecar_says_how_the_model_came_about(folder: Path, lora: Path) -> 
 def test_a_model_trained_with_lora_is_exported_and_answers_as_in_torch(
     folder: Path, lora: Path, tmp_path: Path
 ) -> None:
-    export_bundle(lora, tmp_path / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
+    export_bundle(Checkpoint(lora), tmp_path / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
     turns, pictures = [("<image>\nWhich colour is this?", None)], [folder / "1.png"]
     with open_bundle(tmp_path / "bundle", kv_type="f32") as model:
         exported = torch.from_numpy(model.logits(turns, pictures))

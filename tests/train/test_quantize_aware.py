@@ -100,7 +100,7 @@ def test_export_writes_the_very_weights_of_a_trained_golden_checkpoint(folder: P
     learned = before.get_parameter("connector.0.weight")
     assert not torch.equal(round_to_int8(learned), model.get_parameter("connector.0.weight"))
     exported = ExportOptions(vision=("int8",), language=("q4_0",))
-    export_bundle(tmp_path / "out", tmp_path / "bundle", exported)
+    export_bundle(Checkpoint(tmp_path / "out"), tmp_path / "bundle", exported)
     _check_q4_0(tmp_path / "out", tmp_path / "bundle" / "language" / "q4_0.gguf", len(q4_0_layers(model)))
     _check_int8(tmp_path / "bundle" / "vision" / "int8.onnx", model)
 

@@ -64,7 +64,11 @@ def fetch_sources(sources: Path | None, checkpoint: Path) -> Path | None:
 
 
 def named_checkpoint(
-    name_or_path: str, *, sources: Path | None = None, allow_pickle: bool = False
+    name_or_path: str,
+    *,
+    sources: Path | None = None,
+    template: str | None = None,
+    allow_pickle: bool = False,
 ) -> "Checkpoint":
     """What a command is told of a checkpoint, as one value: downloaded where it is only named; `sources` too.
 
@@ -74,8 +78,15 @@ def named_checkpoint(
     """
     from .opened import Checkpoint  # with all that reads one: not for a page of help
 
-    path = fetch_checkpoint(name_or_path, allow_pickle=allow_pickle).path
-    return Checkpoint(path, sources=fetch_sources(sources, path), allow_pickle=allow_pickle)
+    place = fetch_checkpoint(name_or_path, allow_pickle=allow_pickle)
+    return Checkpoint(
+        place.path,
+        sources=fetch_sources(sources, place.path),
+        template=template,
+        allow_pickle=allow_pickle,
+        repository=place.repository,
+        commit=place.commit,
+    )
 
 
 def check_sources(sources: Path | None) -> None:

@@ -67,6 +67,8 @@ class Checkpoint:
         allow_pickle: read `.bin` files, with `weights_only`, so that no code in them runs.
         tokens: the budget of its connector that is computed, where that has several; None is the largest.
         budgets: numbers of visual tokens that it is to learn, in the place of what its connector has.
+        repository: of the hub, where it was downloaded from one.
+        commit: the repository's, likewise.
 
     Raises:
         CheckpointError: any value: a file that it needs is missing or damaged.
@@ -79,6 +81,8 @@ class Checkpoint:
     allow_pickle: bool = False
     tokens: int | None = None
     budgets: tuple[int, ...] = ()
+    repository: str = ""
+    commit: str = ""
 
     def __str__(self) -> str:
         return str(self.path)

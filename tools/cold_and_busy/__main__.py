@@ -23,9 +23,10 @@ from tinyllava_edge.benchmarks.bench.machine_load import busy_line, watch
 from tinyllava_edge.benchmarks.bench.pace import Amount
 from tinyllava_edge.benchmarks.bench.peers.prepared import prepare
 from tinyllava_edge.benchmarks.bench.peers.rivals import Absent, Places, RivalCell, check_names, plan_rivals
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, check_memory, named_bundles, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import Plan, check_memory, plan_cells
 from tinyllava_edge.benchmarks.bench.ratios import median_deviation
 from tinyllava_edge.benchmarks.bench.worker import Request
+from tinyllava_edge.benchmarks.evals.cells import Wish, named_bundles
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.console import stdout

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tinyllava_edge.benchmarks.bench.plan import Plan
-from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.benchmarks.bench.worker_process import Worker
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.errors import BackendError
 
 from .turns import Pairs, Sample, Visit, in_turns, leave_out

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tinyllava_edge.benchmarks.bench.peers.rivals import RivalCell
 from tinyllava_edge.benchmarks.bench.plan import Plan
-from tinyllava_edge.benchmarks.bench.worker import Cell
 from tinyllava_edge.benchmarks.bench.worker_process import Worker
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.errors import BackendError
 
 from .turns import Sample, Visit

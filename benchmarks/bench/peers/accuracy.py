@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tinyllava_edge.benchmarks.bench.worker import Cell, Request
+from tinyllava_edge.benchmarks.bench.worker import Request
 from tinyllava_edge.benchmarks.bench.worker_process import Worker
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.errors import BackendError
 from tinyllava_edge.metrics import kl_divergence, top1_agreement
 

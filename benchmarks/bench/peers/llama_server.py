@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.benchmarks.hardware.peer_server import end, wait_for
+from tinyllava_edge.benchmarks.bench.peers.peer_server import end, wait_for
 
 from .lines import Marks, Prompt, Sample, Task, peak_of
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, torch_cell
+from tinyllava_edge.benchmarks.bench.plan import Plan
+from tinyllava_edge.benchmarks.evals.cells import Wish, torch_cell
 from tinyllava_edge.console import note
 
 from .accuracy import measure_accuracy

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinyllava_edge.benchmarks.bench.worker import Cell, Request
+from tinyllava_edge.benchmarks.bench.worker import Request
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BundleError, UsageError
 from tinyllava_edge.runtimes.threads import thread_budget

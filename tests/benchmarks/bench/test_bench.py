@@ -5,6 +5,8 @@ import json
 import re
 import shutil
 import statistics
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from tests.benchmarks.bench.boards import install_tegrastats, recorded_lines
 from tests.benchmarks.conftest import Honest, climb_quickly
 from tinyllava_edge.benchmarks.bench.measure import is_steady, measure_cells
 from tinyllava_edge.benchmarks.bench.pace import Amount
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import Plan, plan_cells
 from tinyllava_edge.benchmarks.bench.quality import Quality
 from tinyllava_edge.benchmarks.bench.record import run_plan
 from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
-from tinyllava_edge.benchmarks.bench.worker import Cell, OpenCell, Recorder, Request, replay
+from tinyllava_edge.benchmarks.bench.worker import OpenCell, Recorder, Request, replay
+from tinyllava_edge.benchmarks.evals.cell import Cell
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.benchmarks.evals.questions import read_questions
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.parity_files import write_parity
@@ -294,3 +298,11 @@ def test_a_boards_report_has_joules_and_what_the_gpu_holds(
     ):
         assert said in text
     write_report(tmp_path, found)
+
+
+def test_a_measured_process_imports_nothing_of_what_judges_it() -> None:
+    """Its peak memory and start are figures of a report."""
+    code = "import sys, tinyllava_edge.benchmarks.bench.worker; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "tinyllava_edge.benchmarks.evals.cell " in loaded
+    assert "tinyllava_edge.benchmarks.verify" not in loaded

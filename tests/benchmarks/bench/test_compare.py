@@ -18,7 +18,7 @@ from tinyllava_edge.benchmarks.bench.compare import (
     unmatched,
 )
 from tinyllava_edge.benchmarks.bench.compare_cli import comparison_lines
-from tinyllava_edge.benchmarks.bench.environment import package_versions
+from tinyllava_edge.benchmarks.verify.versions import package_versions
 from tinyllava_edge.errors import DataError
 
 

@@ -20,10 +20,11 @@ from tinyllava_edge.benchmarks.bench.live import Live, kept_samples, samples_pat
 from tinyllava_edge.benchmarks.bench.machine_load import watch
 from tinyllava_edge.benchmarks.bench.measure import measure_cells
 from tinyllava_edge.benchmarks.bench.pace import Amount, Pace
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells, quick_plan
+from tinyllava_edge.benchmarks.bench.plan import Plan, plan_cells, quick_plan
 from tinyllava_edge.benchmarks.bench.record import run_plan
 from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
 from tinyllava_edge.benchmarks.bench.worker_process import Worker
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import BackendError, OutputExistsError, UsageError
 

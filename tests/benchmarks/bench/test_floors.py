@@ -12,7 +12,7 @@ import pytest
 from tinyllava_edge.benchmarks.bench import roofline
 from tinyllava_edge.benchmarks.bench.floors import floors_of, read_work, types_of
 from tinyllava_edge.benchmarks.bench.onnx_product import matmul_graph
-from tinyllava_edge.benchmarks.bench.worker import Cell
+from tinyllava_edge.benchmarks.evals.cell import Cell
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.gguf_header import read_gguf_header

@@ -9,17 +9,9 @@ import pytest
 
 from tests.benchmarks.conftest import Honest
 from tinyllava_edge.benchmarks.bench.pace import Amount
-from tinyllava_edge.benchmarks.bench.plan import (
-    Plan,
-    Wish,
-    cell_bytes,
-    cell_files,
-    check_memory,
-    find_checkpoint,
-    named_bundles,
-    plan_cells,
-)
+from tinyllava_edge.benchmarks.bench.plan import Plan, cell_bytes, cell_files, check_memory, plan_cells
 from tinyllava_edge.benchmarks.bench.worker import Request
+from tinyllava_edge.benchmarks.evals.cells import Wish, find_checkpoint, named_bundles
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, MissingExtraError, UsageError
@@ -138,7 +130,7 @@ def test_an_adapters_base_is_looked_for_under_sources(honest: Honest, tmp_path: 
 def test_torch_without_its_checkpoint_is_refused(
     bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinyllava_edge.benchmarks.bench.plan.find_checkpoint", lambda *given: None)
+    monkeypatch.setattr("tinyllava_edge.benchmarks.evals.cells.find_checkpoint", lambda *given: None)
     with pytest.raises(UsageError, match="runtime torch needs the checkpoint that tiny came from"):
         names(bundles, runtimes=("torch",))
 

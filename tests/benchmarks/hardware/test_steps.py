@@ -22,7 +22,7 @@ from tinyllava_edge.device import Cpu, Machine, read_machine
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.jetson import Jetson
 
-PEER_SERVER = Path(__file__).parents[3] / "benchmarks/hardware/peer_server.py"
+PEER_SERVER = Path(__file__).parents[3] / "benchmarks/bench/peers/peer_server.py"
 NVPMODEL = "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >"
 
 

@@ -44,7 +44,9 @@ ONE_THREAD = BackendOptions(threads=1)
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("explain") / "nano"
-    export_bundle(NANO_CHECKPOINT, root, ExportOptions(vision=("fp32",), language=("f32", "q8_0", "q4_k_m")))
+    export_bundle(
+        Checkpoint(NANO_CHECKPOINT), root, ExportOptions(vision=("fp32",), language=("f32", "q8_0", "q4_k_m"))
+    )
     return root
 
 

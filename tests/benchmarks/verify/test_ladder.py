@@ -70,7 +70,7 @@ def test_the_stored_tensors_pass_and_skip_only_what_needs_the_checkpoint(honest:
 
 def test_int8_is_run_and_what_only_tensorrt_runs_is_evaluated(honest: Honest, tmp_path: Path) -> None:
     options = ExportOptions(vision=("bf16", "int8", "int8_fp16"), language=("f32",))
-    export_bundle(honest.checkpoint, tmp_path / "bundle", options)
+    export_bundle(Checkpoint(honest.checkpoint), tmp_path / "bundle", options)
     bundle = Bundle.open(tmp_path / "bundle")
     assert {variant.name: variant.status for variant in bundle.manifest.variants} == {
         "bf16": "built, not run",
@@ -158,7 +158,9 @@ def odd_width(tmp_path_factory: pytest.TempPathFactory) -> Honest:
     """No multiple of 32, so that llama.cpp's quantizer stores what should be Q8_0 as F16."""
     folder = tmp_path_factory.mktemp("odd")
     checkpoint = write_decided_checkpoint(folder / "checkpoint", hidden=48)
-    export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=("fp32",), language=("f16", "q8_0")))
+    export_bundle(
+        Checkpoint(checkpoint), folder / "bundle", ExportOptions(vision=("fp32",), language=("f16", "q8_0"))
+    )
     return Honest(checkpoint, folder / "bundle", CheckpointReference(Checkpoint(checkpoint), num_tokens=4))
 
 
@@ -243,7 +245,9 @@ def test_any_llama_with_any_siglip_passes_the_f32_gate(
 ) -> None:
     folder = tmp_path_factory.mktemp("random")
     checkpoint = write_tiny_checkpoint(folder / "checkpoint", **sizes)
-    export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
+    export_bundle(
+        Checkpoint(checkpoint), folder / "bundle", ExportOptions(vision=("fp32",), language=("f32",))
+    )
     reference = CheckpointReference(Checkpoint(checkpoint), num_tokens=8)
     report = climb_quickly(Bundle.open(folder / "bundle"), reference)
     assert report.passed, report.verdict

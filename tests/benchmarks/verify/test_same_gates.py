@@ -47,7 +47,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def honest_wide(checkpoint: Path) -> Path:
     """A bundle of widths that types with blocks of 256 apply to."""
     names = ("f16", "bf16", "q8_0", "tq2_0", "tq1_0")
-    export_bundle(checkpoint, checkpoint.parent / "bundle", ExportOptions(vision=("fp32",), language=names))
+    export_bundle(
+        Checkpoint(checkpoint), checkpoint.parent / "bundle", ExportOptions(vision=("fp32",), language=names)
+    )
     return checkpoint.parent / "bundle"
 
 

@@ -66,7 +66,9 @@ class Both:
 
 
 def both_of(checkpoint: Path, folder: Path, languages: tuple[str, ...]) -> Both:
-    export_bundle(checkpoint, folder / "bundle", ExportOptions(vision=tuple(PRECISIONS), language=languages))
+    export_bundle(
+        Checkpoint(checkpoint), folder / "bundle", ExportOptions(vision=tuple(PRECISIONS), language=languages)
+    )
     reference = CheckpointReference(Checkpoint(checkpoint), num_tokens=1)
     pixels = np.stack([reference.pixels(index) for index in range(NUM_PICTURES)])
     trial = vision_trial(reference.model, pixels)

@@ -68,7 +68,9 @@ def test_the_checkpoint_is_loaded_strictly_exported_and_answers(folder: Path, tm
     assert model.config.template == "llama"
     assert model.config.template_reason == "stored in tinyllava_edge.json"
     assert json.loads((folder / "first" / "tinyllava_edge.json").read_text())["unlabelled_pictures"] == 1
-    export_bundle(folder / "first", tmp_path / "bundle", ExportOptions(vision=("fp32",), language=("f32",)))
+    export_bundle(
+        Checkpoint(folder / "first"), tmp_path / "bundle", ExportOptions(vision=("fp32",), language=("f32",))
+    )
     questions = read_questions(folder / "train.json", folder)
     with open_bundle(tmp_path / "bundle", runtime="torch", checkpoint=folder / "first") as opened:
         answers = ask_all(opened, questions, max_tokens=4)

@@ -17,7 +17,6 @@ from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.cli import app
 from tinyllava_edge.errors import OutputExistsError, UnsupportedModelError
 from tinyllava_edge.export.interchange.transformers_llava import check_llava, export_llava
-from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.image import preprocess
 from tinyllava_edge.model.assets import read_assets
 from tinyllava_edge.model.vlm import load_model
@@ -37,7 +36,7 @@ QUESTION = "What is this?"
 )
 def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object], tmp_path: Path) -> None:
     path = write_tiny_checkpoint(tmp_path / "checkpoint", **sizes)  # type: ignore[arg-type]
-    export_llava(path, tmp_path / "llava", ExportOptions())
+    export_llava(Checkpoint(path), tmp_path / "llava")
     checkpoint = Checkpoint(path)
     assets = read_assets(checkpoint)
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8))
@@ -57,7 +56,7 @@ def test_transformers_computes_our_logits_from_a_picture(sizes: dict[str, object
 
 
 def test_we_read_it_back_as_the_same_model(checkpoint: Path, tmp_path: Path) -> None:
-    export_llava(checkpoint, tmp_path / "llava", ExportOptions())
+    export_llava(Checkpoint(checkpoint), tmp_path / "llava")
     every = dict(load_model(Checkpoint(checkpoint)).named_parameters())
     ours = {name: value for name, value in every.items() if ".head." not in name}  # SigLIP's, for pooling
     theirs = dict(load_model(Checkpoint(tmp_path / "llava")).named_parameters())
@@ -68,7 +67,7 @@ def test_we_read_it_back_as_the_same_model(checkpoint: Path, tmp_path: Path) -> 
 
 def test_what_mlx_vlm_refuses_or_overlooks_is_as_it_wants_it(checkpoint: Path, tmp_path: Path) -> None:
     """No weights that its classes have not, and the base of RoPE where older readers look."""
-    export_llava(checkpoint, tmp_path / "llava", ExportOptions())
+    export_llava(Checkpoint(checkpoint), tmp_path / "llava")
     config = json.loads((tmp_path / "llava" / "config.json").read_text())
     text = config["text_config"]
     assert text["rope_theta"] == text["rope_parameters"]["rope_theta"]

@@ -15,7 +15,8 @@ import pytest
 from tests.runtimes import bundles
 from tests.runtimes.trt.engine_bundles import write_engine_bundle
 from tests.runtimes.trt.fake_gpu import ORIN, RTX_3060, FakeGpu
-from tinyllava_edge.benchmarks.bench.plan import Wish, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import plan_cells
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.bundle import Bundle, sha256_of_file
 from tinyllava_edge.errors import (
     BackendError,

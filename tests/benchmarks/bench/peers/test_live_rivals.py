@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 from tinyllava_edge.benchmarks.bench.pace import Amount
 from tinyllava_edge.benchmarks.bench.peers.planned import with_rivals
 from tinyllava_edge.benchmarks.bench.peers.rivals import RIVALS, Places
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import Plan, plan_cells
 from tinyllava_edge.benchmarks.bench.record import run_plan
 from tinyllava_edge.benchmarks.bench.worker import Request
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.cli import app
 from tinyllava_edge.reference_tensors import reference_pictures

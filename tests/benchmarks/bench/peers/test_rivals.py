@@ -32,9 +32,10 @@ from tinyllava_edge.benchmarks.bench.peers.prepared import (
     prepare,
 )
 from tinyllava_edge.benchmarks.bench.peers.rivals import Places, Rival, check_names
-from tinyllava_edge.benchmarks.bench.plan import Plan, Wish, plan_cells
+from tinyllava_edge.benchmarks.bench.plan import Plan, plan_cells
 from tinyllava_edge.benchmarks.bench.record import run_plan
 from tinyllava_edge.benchmarks.bench.report import markdown_lines, write_report
+from tinyllava_edge.benchmarks.evals.cells import Wish
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.image import open_picture, preprocess

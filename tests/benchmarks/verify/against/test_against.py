@@ -25,7 +25,6 @@ from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.interchange.bundle_files import LlamaCppFiles
 from tinyllava_edge.export.interchange.transformers_llava import export_llava
 from tinyllava_edge.export.language_gguf import write_language_gguf
-from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.image import preprocess
 from tinyllava_edge.model.vlm import load_model
 
@@ -246,7 +245,7 @@ def test_an_mmproj_file_that_llamacpp_refuses_differs(tiny: Held, tmp_path: Path
 def test_transformers_llava_of_the_checkpoint_is_equal_and_a_changed_one_is_not(
     tiny: Held, tmp_path: Path
 ) -> None:
-    export_llava(tiny.path, tmp_path / "llava", ExportOptions())
+    export_llava(Checkpoint(tiny.path), tmp_path / "llava")
     same = tiny.against(tmp_path / "llava")
     assert same.passed
     assert '{"lowest_snr_db": "inf"}' in json.dumps(same.to_json(), allow_nan=False)

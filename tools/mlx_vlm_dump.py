@@ -2,9 +2,9 @@
 
     .peers/mlx-vlm/bin/python tools/mlx_vlm_dump.py LLAVA PICTURE OUTPUT.npz
 
-For mlx-vlm's own environment, where nothing of ours is installed (`make against-mlx-vlm`). Pixels are from transformers'
-image processor, which is what mlx-vlm's processor calls; that one itself fails in 0.7.10 with transformers 5
-(it hands `padding` to an image processor that does not take it).
+For mlx-vlm's own environment, where nothing of ours is installed (`make against-mlx-vlm`). Pixels are from
+transformers' image processor, which is what mlx-vlm's processor calls; that one itself fails in 0.7.10 with
+transformers 5 (it hands `padding` to an image processor that does not take it).
 """
 
 import sys
@@ -24,7 +24,8 @@ def dump(model_path: Path, picture_path: Path) -> dict[str, Any]:
 
     model: Any = load_model(model_path)
     picture = np.asarray(Image.open(picture_path).convert("RGB"))
-    pixels = AutoImageProcessor.from_pretrained(model_path)(picture, return_tensors="np")["pixel_values"]
+    processor: Any = AutoImageProcessor  # untyped
+    pixels = processor.from_pretrained(model_path)(picture, return_tensors="np")["pixel_values"]
     given = mx.array(pixels).astype(model.multi_modal_projector.linear_1.weight.dtype)
     *_, states = model.vision_tower(given.transpose(0, 2, 3, 1), output_hidden_states=True)
     selected = states[model.vision_feature_layer]

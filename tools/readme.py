@@ -71,7 +71,9 @@ def _rows(model: str, record: Record) -> Iterator[Sequence[str]]:
     }
     for cell in shown_cells(record):
         ratio = _ratio_text(over_torch.get(cell["name"]), is_valid)
-        beside = _kl(rivals, rivals["accuracy"].get(cell["name"]))  # where `verify` has not run: as rivals are
+        beside = _kl(
+            rivals, rivals["accuracy"].get(cell["name"])
+        )  # where `verify` has not run: as rivals are
         kl = (cell["parity"] or {}).get("mean_kld", beside)
         yield (f"{model}: {cell['name']}", *_figures(cell, kl, cell["quality"]), ratio)
     for row in _fastest(rivals["rows"]):

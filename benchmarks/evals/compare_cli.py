@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinyllava_edge.append_jsonl import read_lines
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.errors import DataError, ResumeError
-from tinyllava_edge.runtimes.cli_options import JsonOption
 from tinyllava_edge.user_files import read_user_text
 
 if TYPE_CHECKING:

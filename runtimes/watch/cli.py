@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyllava_edge.command_options import NamedBundleArgument, with_settings
 from tinyllava_edge.console import note, print_json, printable
-from tinyllava_edge.runtimes.cli_options import NamedBundleArgument, Settings, with_settings
+from tinyllava_edge.runtimes.cli_options import Settings
 
 if TYPE_CHECKING:
     from .watching import Seen, Summary

@@ -13,8 +13,9 @@ from tinyllava_edge.command_options import (
     SourcesOption,
     ThreadsOption,
 )
-from tinyllava_edge.console import print_json, printable, progress, stdout
+from tinyllava_edge.console import print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.printable import printable
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, language_target
 
 if TYPE_CHECKING:

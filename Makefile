@@ -265,7 +265,7 @@ newcomer: $(VENV)/ready
 	touch $@
 
 test-lmms: $(VENV)/ready .peers/lmms-eval/ready
-	$(BIN)/python -m pytest -m "" tests/benchmarks/evals/test_lmms.py
+	$(BIN)/python -m pytest -m "" tests/benchmarks/evals/test_lmms_adapter.py
 
 # nano from nothing, as the shipped one was trained. Its drawings are Debian's: apt-get install openclipart-png.
 # NANO_DATA=train.json, if the questions are not at ../shared/data/emoji_vqa.

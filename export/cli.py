@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tinyllava_edge.atomic_files import check_output
 from tinyllava_edge.checkpoint.names import checkpoint_path, named_checkpoint
+from tinyllava_edge.command_options import ForceOption, JsonOption
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.precisions import ALL_LANGUAGE_TYPES, PRECISIONS
 
@@ -76,8 +77,8 @@ def export(
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle, checked against it."""
     from tinyllava_edge.bundle import bundle_mark  # numpy: not for a page of help

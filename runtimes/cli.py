@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllava_edge.console import note, print_json, printable
+from tinyllava_edge.command_options import JsonOption, NamedBundleArgument, with_settings
+from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import TinyLlavaEdgeError, UsageError
 from tinyllava_edge.machine_files import HERE
+from tinyllava_edge.printable import printable
 from tinyllava_edge.process import Terminated
 
-from .cli_options import JsonOption, NamedBundleArgument, Opening, Settings, with_settings
+from .cli_options import Opening, Settings
 from .registry import CPU_RUNTIME
 
 if TYPE_CHECKING:

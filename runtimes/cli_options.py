@@ -1,47 +1,27 @@
-"""Arguments and options that commands share, each declared once.
+"""What commands that open a bundle may be told, as one value.
 
-What they mean is imported when a command runs, so that `--help` stays quick.
+What it means is imported when a command runs, so that `--help` stays quick.
 """
 
-import inspect
-from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass, fields
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import typer
+
+from tinyllava_edge.command_options import (
+    AllowPickleOption,
+    AllowUrlOption,
+    ContextOption,
+    SourcesOption,
+    ThreadsOption,
+)
 
 from .registry import DEFAULT_RUNTIME
 
 T = TypeVar("T")
-BundleArgument = Annotated[str, typer.Argument(help="A bundle's directory, or nano.")]
-NamedBundleArgument = Annotated[
-    str, typer.Argument(help="A directory, nano, or owner/name of the hub, @revision behind it.")
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", help="Threads of each engine.", show_default="usable cores", min=1),
-]
-ContextOption = Annotated[
-    int | None,
-    typer.Option(
-        "--context", help="Positions of the context.", show_default="the model's own, 4096 at most", min=1
-    ),
-]
-SourcesOption = Annotated[
-    Path | None, typer.Option("--sources", help="Files that the checkpoint only names.")
-]
-AllowPickleOption = Annotated[
-    bool, typer.Option("--allow-pickle", help="Read the checkpoint's .bin weights.")
-]
-AllowUrlOption = Annotated[bool, typer.Option("--allow-url", help="Fetch pictures given as https URLs.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one line of JSON.")]
 _MOST_GRAMMAR_BYTES = 1 << 20
 _BY_PRESET = "by preset"
-# Title of a group of options in --help -> its options; those of every day stand first, in their order here.
-_EVERY_DAY = "max_tokens temperature system json_schema runtime preset vision tokens language json"
 _PANELS = {
     "More on the answer": "stop grammar logprobs seed top_p top_k min_p "
     "repetition_penalty frequency_penalty presence_penalty honour_special allow_url",
@@ -49,14 +29,13 @@ _PANELS = {
     "store_mb",
     "With --runtime torch": "checkpoint sources allow_pickle",
 }
-_PANEL_OF = {name: title for title, names in _PANELS.items() for name in names.split()}
-_ORDER = [*_EVERY_DAY.split(), *_PANEL_OF]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
     """What a command that opens a bundle may be told: the runtime and `BackendOptions`."""
 
+    panels: ClassVar[dict[str, str]] = _PANELS
     runtime: Annotated[
         str,
         typer.Option(
@@ -180,32 +159,3 @@ def _read(path: Path) -> str:
     from tinyllava_edge.user_files import read_user_text
 
     return read_user_text(path, most=_MOST_GRAMMAR_BYTES)
-
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with an option for each field of its argument `settings` in the place of that."""
-    parameters_of = inspect.signature(command, eval_str=True).parameters
-    kind: type[Opening] = parameters_of["settings"].annotation
-    own = [one for one in parameters_of.values() if one.name != "settings"]
-    options = inspect.signature(kind).parameters
-
-    @wraps(command)
-    def with_options(**given: Any) -> None:
-        settings = kind(**{name: given.pop(name) for name in options})
-        command(**given, settings=settings)
-
-    behind = len(_EVERY_DAY.split())  # a command's own, which is in no group
-    grouped = sorted(
-        options.values(), key=lambda one: _ORDER.index(one.name) if one.name in _ORDER else behind - 0.5
-    )
-    parameters = [*own, *map(_in_its_panel, grouped)]
-    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    with_options.__annotations__ = {one.name: one.annotation for one in parameters}
-    return with_options
-
-
-def _in_its_panel(option: inspect.Parameter) -> inspect.Parameter:
-    kind, info = get_args(option.annotation)
-    info = copy(info)  # commands that have it alone have no panels
-    info.rich_help_panel = _PANEL_OF.get(option.name)
-    return option.replace(annotation=Annotated[kind, info])

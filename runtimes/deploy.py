@@ -12,6 +12,7 @@ from typing import Any
 from tinyllava_edge.atomic_files import foreign_file, output_directory, write_json
 from tinyllava_edge.boards import BOARDS, Board
 from tinyllava_edge.bundle import REFERENCE_FOLDER, Bundle
+from tinyllava_edge.command_options import FitOptions
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import BackendError, UsageError
 from tinyllava_edge.install import LLAMA_CPP
@@ -53,15 +54,15 @@ def deployable() -> list[str]:
     return [name for name, board in BOARDS.items() if lock_of(board).is_file()]
 
 
-def choose_setting(bundle: Bundle, target: Target, asked: dict[str, Any]) -> Setting:
+def choose_setting(bundle: Bundle, target: Target, asked: FitOptions) -> Setting:
     """What was asked for, where it fits; the most precise that fits for what was left open.
 
     Raises:
         UsageError: nothing fits, or what was asked for does not; with the numbers, and what would.
         BundleError: there is no such variant.
     """
-    wanted = chosen_setting(bundle, **asked)
-    if not asked["vision"] and not asked["language"]:
+    wanted = chosen_setting(bundle, **vars(asked))
+    if not asked.vision and not asked.language:
         wanted = best_setting(bundle, target, wanted) or wanted
     if not target.fits(target.plan(bundle, wanted)):
         raise UsageError(f"{bundle.root}: {verdict(fit_facts(bundle, target, wanted))}.")
@@ -72,7 +73,7 @@ def deploy_bundle(
     bundle: Bundle,
     output: Path,
     device: str,
-    asked: dict[str, Any],
+    asked: FitOptions,
     *,
     download: bool = False,
     force: bool = False,
@@ -83,7 +84,7 @@ def deploy_bundle(
         bundle: opened.
         output: the folder.
         device: a name of `deployable()`.
-        asked: as `chosen_setting` takes it.
+        asked: what of the bundle.
         download: fetch every package too, so that the board needs no network.
         force: replace `output`, if it is such a folder.
 

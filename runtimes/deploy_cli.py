@@ -6,30 +6,25 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge import console
+from tinyllava_edge.command_options import BundleArgument, FitOptions, ForceOption, JsonOption, with_settings
 
-from .cli_options import BundleArgument, JsonOption
 
-
+@with_settings
 def deploy(
     bundle: BundleArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     device: Annotated[str, typer.Option(help="The board, such as orin-nano-8gb.")],
-    vision: Annotated[str | None, typer.Option(help="Vision variant.", show_default="what fits")] = None,
-    language: Annotated[str | None, typer.Option(help="Language variant.", show_default="what fits")] = None,
-    context_length: Annotated[
-        int | None,
-        typer.Option("--context", help="Positions of the context.", show_default="4096 at most", min=1),
-    ] = None,
-    kv_type: Annotated[
-        str | None, typer.Option(help="Type of the KV cache.", show_default="f16, where it fits")
-    ] = None,
+    settings: FitOptions,
     wheels: Annotated[
         bool, typer.Option("--wheels", help="Fetch every package too: the board then needs no network.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Write one folder for a board: the variants that fit it, the package, what it needs, a first answer."""
+    """Write one folder for a board: the variants that fit it, the package, what it needs, a first answer.
+
+    What is not named is the most precise that fits.
+    """
     from tinyllava_edge.atomic_files import check_output
     from tinyllava_edge.bundle import Bundle
     from tinyllava_edge.checkpoint.names import bundle_path
@@ -39,8 +34,7 @@ def deploy(
 
     root = bundle_path(bundle)
     check_output(output, force=force, mark=deploy_mark, sources=(root,))
-    asked = {"vision": vision, "language": language, "context_length": context_length, "kv_type": kv_type}
-    done = deploy_bundle(Bundle.open(root), output, device, asked, download=wheels, force=force)
+    done = deploy_bundle(Bundle.open(root), output, device, settings, download=wheels, force=force)
     if json:
         console.print_json({"folder": str(output), "bytes": done.bytes, "plan": done.facts, **done.answer})
         return

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
+from tinyllava_edge.command_options import BundleArgument, JsonOption
 from tinyllava_edge.console import note, print_json, stdout
-
-from .cli_options import BundleArgument, JsonOption
 
 
 def tune(

@@ -17,7 +17,7 @@ from tinyllava_edge.export.options import ExportOptions
 from tinyllava_edge.export.pipeline import export_bundle
 from tinyllava_edge.runtimes.trt.build_ahead import engines_mark
 from tinyllava_edge.train.run import check_checkpoint, check_run
-from tinyllava_edge.train.save import checkpoint_mark
+from tinyllava_edge.train.written import checkpoint_mark
 
 SMALL = ExportOptions(vision=("fp32",), language=("f16", "q8_0"))
 

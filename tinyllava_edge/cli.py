@@ -99,7 +99,11 @@ COMMANDS = {
         "ablate",
         "Train and score every cell of a grid: one table and one plot, with intervals.",
     ),
-    "inspect": ("tinyllava_edge.inspect_cli", "inspect", "Show what a checkpoint, bundle or GGUF holds."),
+    "inspect": (
+        "tinyllava_edge.export.inspect_cli",
+        "inspect",
+        "Show what a checkpoint, bundle or GGUF holds.",
+    ),
     "prune": ("tinyllava_edge.prune_cli", "prune", "Write a smaller bundle with some variants only."),
     "card": (
         "tinyllava_edge.benchmarks.card.cli",

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,23 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
 from rich.text import Text
 
+from tinyllava_edge.printable import OBEYED, printable
 from tinyllava_edge.process import Talk
 
 JSON_SCHEMA = 1  # counted up when a field of docs/json.md goes or means something else
-# C0 but for tab and line feed, DEL, C1: what a terminal obeys; what turns the order of text around; and half
-# surrogate pairs, which no encoding has.
-_OBEYED = re.compile("[\ud800-\udfff\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def printable(text: str, *, line_ends: bool = False) -> str:
-    r"""Text of a file or a user for a terminal: what it would obey is written out, as `\x1b`.
-
-    Args:
-        text: with the line ends that it may have.
-        line_ends: write those out, too.
-    """
-    shown = _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
-    return shown.replace("\n", "\\n") if line_ends else shown
 
 
 class _SafeConsole(Console):
@@ -102,7 +88,7 @@ def print_json(value: dict[str, Any]) -> None:
     """
     only_ascii = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
     text = json.dumps({**value, "schema": JSON_SCHEMA}, ensure_ascii=only_ascii, allow_nan=False)
-    sys.stdout.write(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+    sys.stdout.write(OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
     sys.stdout.flush()
 
 

@@ -8,12 +8,13 @@ from rich.table import Table
 from tinyllava_edge import console
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.command_options import FitOptions
 from tinyllava_edge.memory_fit import Target, find_target, fit_facts, verdict
 from tinyllava_edge.memory_plan import MIB, chosen_setting
 
 
-def show_fit(path: str, device: str, asked: dict[str, Any], *, json: bool) -> None:
-    """Print the memory plan of a bundle on a device; `asked` are `chosen_setting`'s.
+def show_fit(path: str, device: str, asked: FitOptions, *, json: bool) -> None:
+    """Print the memory plan of a bundle on a device.
 
     Raises:
         BundleError: it is no bundle, or has no such variant.
@@ -21,7 +22,7 @@ def show_fit(path: str, device: str, asked: dict[str, Any], *, json: bool) -> No
     """
     target = find_target(device)
     bundle = Bundle.open(bundle_path(path))
-    facts = fit_facts(bundle, target, chosen_setting(bundle, **asked))
+    facts = fit_facts(bundle, target, chosen_setting(bundle, **vars(asked)))
     if json:
         console.print_json({"path": path, **facts, "verdict": verdict(facts)})
     else:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
+from tinyllava_edge.printable import printable
+
 USER_ERROR, INTERRUPTED, NO_READER = 2, 128 + signal.SIGINT, 128 + 13  # Windows has no SIGPIPE
 STREAMS = ("standard input", "standard output", "standard error")
 _AGAIN_S, _IMPORT_S = 0.05, 0.005
@@ -193,7 +195,5 @@ def detail(text: str) -> None:
 
 def say(text: str, begin: str = "tinyllava-edge") -> None:
     """One line on standard error, which may be full; a line end in a name is written out."""
-    from tinyllava_edge.console import printable
-
     with suppress(OSError):
         sys.stderr.write(f"{begin}: {printable(text.strip(), line_ends=True)}\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.command_options import ForceOption, JsonOption
 from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.errors import BundleError, UsageError
 
@@ -19,8 +20,8 @@ def prune(
     output: Annotated[Path, typer.Option("--output", "-o", help="Bundle directory to write.")],
     vision: Annotated[str, typer.Option(help="Vision variants to keep, comma-separated.")],
     language: Annotated[str, typer.Option(help="Language variants to keep, comma-separated.")],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Write a bundle with the named variants only."""
     from tinyllava_edge.atomic_files import check_output

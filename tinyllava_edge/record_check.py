@@ -19,9 +19,10 @@ from typing import Any, NamedTuple, TypeVar
 
 from tinyllava_edge.atomic_files import write_json
 from tinyllava_edge.cache import cache_folder, is_private
-from tinyllava_edge.console import print_json, printable, progress
+from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.device import read_cpu
 from tinyllava_edge.errors import TinyLlavaEdgeError
+from tinyllava_edge.printable import printable
 from tinyllava_edge.verified_files import SETTLED_AFTER_NS, sha256_of_file
 
 MISSING, DAMAGED, OTHER = "missing picture", "damaged picture", "bad record"

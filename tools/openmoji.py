@@ -17,6 +17,7 @@ from PIL import Image
 
 from tinyllava_edge.atomic_files import check_output, foreign_file, output_directory, write_json
 from tinyllava_edge.checkpoint.files import read_json_object
+from tinyllava_edge.command_options import ForceOption
 from tinyllava_edge.console import print_json, progress
 from tinyllava_edge.errors import DataError, UsageError
 from tinyllava_edge.image import open_picture
@@ -113,7 +114,7 @@ def main(
     compare: Annotated[
         Path | None, typer.Option(help="Folder with a copy of the pictures, to compare with.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Draw the OpenMoji pictures that questions name; print one line of JSON."""
     check_output(out, force=force, mark=pictures_mark, sources=(*questions, compare))

@@ -36,7 +36,8 @@ from tinyllava_edge.model.qformer import QFormer
 from tinyllava_edge.model.tensor_files import opened_tensors, tensor_files
 
 from .parts import MAX_LENGTH, Parts, part_name
-from .save import checkpoint_mark, copy_tokenizer
+from .save import copy_tokenizer
+from .written import checkpoint_mark
 
 _BERT_STD = 0.02
 # Halves of image-text models, whose other half is not used.

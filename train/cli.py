@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from tinyllava_edge.atomic_files import check_apart, pictures_read
+from tinyllava_edge.command_options import ForceOption, JsonOption
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.record_check import print_report
@@ -247,8 +248,8 @@ def train(
         bool, typer.Option("--allow-pickle", help="Read .bin weights (with weights_only).")
     ] = False,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    force: ForceOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Train a checkpoint on your own data."""
     opened = None if recipe is None else open_recipe(recipe)

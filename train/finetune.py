@@ -38,12 +38,13 @@ from .options import FinetuneOptions
 from .quantized import round_to_4_bits
 from .ranks import first_goes_first, is_first, world_size
 from .records import Data, data_sha256, is_trained_on, read_data, refuse_bad
-from .run import LOG_FILE, REPORTS, check_run, held_run, open_run, read_sidecar, remove_work, work_directory
+from .run import check_run, held_run, open_run, read_sidecar, remove_work, work_directory
 from .run_records import Numbered, open_records
 from .samples import Samples, open_samples, open_source
-from .save import ADAPTER_FOLDER, CURVE_FILE, checkpoint_mark, stored_dtype, write_frame, write_weights
+from .save import stored_dtype, write_frame, write_weights
 from .training_log import STAGE
 from .tuning import DTYPES, arithmetic, choose_trained, keep_frozen_in, uses_fsdp
+from .written import ADAPTER_FOLDER, CURVE_FILE, LOG_FILE, REPORTS, checkpoint_mark
 
 # Of the training's options, those that the outcome does not depend on.
 _FREE = ("precision", "save_steps", "save_total_limit", "dataloader_num_workers", "report_to", "deepspeed")

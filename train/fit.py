@@ -15,12 +15,13 @@ from .asked import check_packages
 from .model import TinyLlavaForTraining
 from .options import FinetuneOptions
 from .ranks import is_first, world_size
-from .run import LOG_FILE, REPORTS, truncate_log
+from .run import truncate_log
 from .samples import Samples
 from .snapshots import newest_whole, step_of
 from .trainer import TinyLlavaTrainer, resumed_from
 from .training_log import JsonLines, TrainingLog
 from .tuning import arithmetic, uses_fsdp
+from .written import LOG_FILE, REPORTS
 
 _FSDP = "--fsdp shards a model over several GPUs: start it there, with torchrun."
 

@@ -12,8 +12,9 @@ import numpy as np
 from rich.text import Text
 
 from tinyllava_edge.checkpoint.config import IGNORE_LABEL, IMAGE_TOKEN_ID
-from tinyllava_edge.console import print_json, printable, progress, stdout
+from tinyllava_edge.console import print_json, progress, stdout
 from tinyllava_edge.errors import RecordError
+from tinyllava_edge.printable import printable
 from tinyllava_edge.prompt import TextTokenizer
 from tinyllava_edge.record_check import say_kinds
 

@@ -20,14 +20,15 @@ from tinyllava_edge.checkpoint.config import ASSEMBLED, SIDECAR_FILE
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import LOCK_FILE, clear_dead, empty, held, is_unused
 
+from .written import REPORTS, checkpoint_mark
+
 RUN_FILE = "run.json"
-LOG_FILE = "training_log.jsonl"
 LEFT_OUT_FILE = "left_out.jsonl"
 RECORDS_FILE, NOW_FILE = (
     "records.copy",
     "records.now.copy",
 )  # the data: at first, and once mended; 2nd file: .1.copy
-SAVING, REPORTS = ".saving", "reports"  # folders: a checkpoint that is being written; TensorBoard's files
+SAVING = ".saving"  # a folder: a checkpoint that is being written
 # Of a run's directory, with what a killed process leaves, and snapshots of earlier versions.
 _OF_A_RUN = re.compile(
     rf"{LOCK_FILE}|run\.json|training_log\.(jsonl|new)|(records|left_out)\.jsonl|\.run\.[\w-]+\.json"
@@ -72,14 +73,8 @@ def check_run(out: Path, *, resume: bool, force: bool, sources: Iterable[Path | 
 
 
 def check_checkpoint(out: Path, *, force: bool) -> None:
-    """Refuse what is in the place of a checkpoint; torch is imported only to look at one."""
-
-    def mark(directory: Path) -> str:
-        from .save import checkpoint_mark
-
-        return checkpoint_mark(directory)
-
-    check_output(out, force=force, mark=mark)
+    """Refuse what is in the place of a checkpoint."""
+    check_output(out, force=force, mark=checkpoint_mark)
 
 
 def read_sidecar(out: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

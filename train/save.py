@@ -6,31 +6,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from tinyllava_edge.atomic_files import foreign_file, write_json
-from tinyllava_edge.checkpoint.config import SIDECAR_FILE
-from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_json_object, read_processor
-from tinyllava_edge.checkpoint.layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FLAT_FILE, TOKENIZER_FILES
+from tinyllava_edge.atomic_files import write_json
+from tinyllava_edge.checkpoint.files import PROCESSOR_FILE, read_processor
+from tinyllava_edge.checkpoint.layouts import FLAT_FILE, TOKENIZER_FILES
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import DataError
 from tinyllava_edge.model.assets import processor_path, tokenizer_directory
 from tinyllava_edge.model.checkpoint import tensor_facts
 from tinyllava_edge.model.vlm import TinyLlava, upstream_state_dict
 
-from .run import LOG_FILE, REPORTS
-
-CURVE_FILE = "training_curve.png"
-ADAPTER_FOLDER = "adapter"
-_BESIDE_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-_WRITTEN = {
-    *(SIDECAR_FILE, "config.json", FLAT_FILE, PROCESSOR_FILE, LOG_FILE, CURVE_FILE),
-    *(*TOKENIZER_FILES, *_BESIDE_TOKENIZER),
-    *(
-        ADAPTER_CONFIG,
-        ADAPTER_WEIGHTS,
-        f"{ADAPTER_FOLDER}/{ADAPTER_CONFIG}",
-        f"{ADAPTER_FOLDER}/{ADAPTER_WEIGHTS}",
-    ),
-}
+from .written import BESIDE_TOKENIZER
 
 
 def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -50,18 +35,6 @@ def write_weights(model: TinyLlava, directory: Path, dtype: torch.dtype = torch.
             )
     save_file(state, directory / FLAT_FILE, metadata={"format": "pt"})
     (directory / FLAT_FILE).chmod(0o644)  # safetensors makes it private
-
-
-def checkpoint_mark(directory: Path) -> str:
-    """Whether a directory is a checkpoint that `train` wrote and nothing else: see `atomic_files.Mark`.
-
-    Its sidecar names recipe and data, which nobody writes by hand; a file beside it that `train` never
-    writes is the user's, and keeps all of it.
-    """
-    sidecar = read_json_object(directory / SIDECAR_FILE)
-    if not sidecar.keys() >= {"recipe", "data_sha256"}:
-        return "is no checkpoint that this program trained"
-    return foreign_file(directory, lambda name: name in _WRITTEN or name.startswith(f"{REPORTS}/"))
 
 
 def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
@@ -90,6 +63,6 @@ def write_frame(
 
 def copy_tokenizer(source: Path, directory: Path) -> None:
     """Copy the files of a tokenizer that are there."""
-    for name in (*TOKENIZER_FILES, *_BESIDE_TOKENIZER):
+    for name in (*TOKENIZER_FILES, *BESIDE_TOKENIZER):
         if (source / name).exists():
             shutil.copyfile(source / name, directory / name)

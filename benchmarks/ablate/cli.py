@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllava_edge.atomic_files import check_apart
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, OutputExistsError, UsageError
 from tinyllava_edge.work_places import held, is_unused
@@ -31,7 +32,7 @@ def ablate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on in a folder, also after a change of the grid.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Train and score every cell of a grid: one table and one plot, with intervals.
 

@@ -9,16 +9,16 @@ import typer
 
 from tinyllava_edge.benchmarks.bench.peers.environments import HOME
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
-from tinyllava_edge.console import note, print_json, progress, stdout
-from tinyllava_edge.errors import UsageError
-from tinyllava_edge.export.options import parse_names
-from tinyllava_edge.runtimes.cli_options import (
+from tinyllava_edge.command_options import (
     AllowPickleOption,
     AllowUrlOption,
     JsonOption,
     SourcesOption,
     ThreadsOption,
 )
+from tinyllava_edge.console import note, print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.export.options import parse_names
 
 if TYPE_CHECKING:
     from .plan import Plan

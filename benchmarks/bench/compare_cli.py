@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import print_json, stdout
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.runtimes.cli_options import JsonOption
 
 if TYPE_CHECKING:
     from .compare import CellComparison

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.command_options import BundleArgument, JsonOption
 from tinyllava_edge.console import note, print_json
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.runtimes.cli_options import BundleArgument, JsonOption
 
 if TYPE_CHECKING:
     from tinyllava_edge.bundle import Bundle

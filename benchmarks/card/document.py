@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from tinyllava_edge.benchmarks.bench.page import END_OF_TABLE, TABLE
-from tinyllava_edge.console import printable
+from tinyllava_edge.printable import printable
 
 MARKER = '<meta name="generator" content="tinyllava-edge card">'
 _STYLE = """

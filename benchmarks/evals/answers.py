@@ -14,10 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyllava_edge.append_jsonl import read_lines
-from tinyllava_edge.errors import ContextOverflowError, ImageError, PromptError, ResumeError
+from tinyllava_edge.append_jsonl import Line, read_lines
+from tinyllava_edge.errors import ContextOverflowError, DataError, ImageError, PromptError, ResumeError
 from tinyllava_edge.picture_check import picture_error
 from tinyllava_edge.record_check import OTHER, BadRecord
+from tinyllava_edge.user_files import read_user_text
 from tinyllava_edge.verified_files import sha256_of_file
 
 from .question import Question, Shown
@@ -169,6 +170,30 @@ def answers_mark(path: Path) -> str:
     lines = read_lines(path)  # without a last one that was cut short: a user's file may hold no other
     ours = (lines or not path.stat().st_size) and all("blind" in line.get("metadata", ()) for line in lines)
     return "" if ours else "holds other lines than answers of eval"
+
+
+def read_answers(path: Path) -> list[Line]:
+    """The lines of a file that a user names as answers of `eval`, each with its `metadata`.
+
+    Raises:
+        DataError: it cannot be read, is empty, or holds something else.
+    """
+    read_user_text(path, error=DataError)  # that it is there, a file, and text
+    try:
+        lines = read_lines(path)
+    except ResumeError:
+        raise other_lines(path) from None
+    if not lines:
+        raise DataError(f"{path}: holds no line that is an answer of eval. Give a file of eval --answers.")
+    if not all(isinstance(line.get("metadata"), dict) for line in lines):
+        raise other_lines(path)
+    return lines
+
+
+def other_lines(path: Path, what: str = "") -> DataError:
+    """What says that a file holds something else, and what."""
+    found = f" ({what})" if what else ""
+    return DataError(f"{path}: holds other lines than answers of eval{found}. Give a file of eval --answers.")
 
 
 def known_answers(

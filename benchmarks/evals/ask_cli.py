@@ -11,9 +11,11 @@ import typer
 
 from tinyllava_edge.atomic_files import check_apart, check_output, pictures_read
 from tinyllava_edge.checkpoint.names import bundle_path
-from tinyllava_edge.console import note, print_json, printable, progress
+from tinyllava_edge.command_options import BundleArgument, with_settings
+from tinyllava_edge.console import note, print_json, progress
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.runtimes.cli_options import BundleArgument, Settings, with_settings
+from tinyllava_edge.printable import printable
+from tinyllava_edge.runtimes.cli_options import Settings
 
 if TYPE_CHECKING:
     from tinyllava_edge.runtimes.model import Model

@@ -7,16 +7,11 @@ import typer
 
 from tinyllava_edge.atomic_files import check_apart, pictures_read
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path
+from tinyllava_edge.command_options import AllowPickleOption, ContextOption, SourcesOption, ThreadsOption
 from tinyllava_edge.console import print_json
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.options import parse_names
-from tinyllava_edge.runtimes.cli_options import (
-    AllowPickleOption,
-    ContextOption,
-    Opening,
-    SourcesOption,
-    ThreadsOption,
-)
+from tinyllava_edge.runtimes.cli_options import Opening
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME, choose_runtime, language_target
 
 if TYPE_CHECKING:

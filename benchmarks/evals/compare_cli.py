@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tinyllava_edge.append_jsonl import read_lines
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import note, print_json, stdout
-from tinyllava_edge.errors import DataError, ResumeError
-from tinyllava_edge.runtimes.cli_options import JsonOption
-from tinyllava_edge.user_files import read_user_text
+from tinyllava_edge.errors import DataError
 
 if TYPE_CHECKING:
     from .statistics import Array
@@ -104,10 +102,12 @@ def read_answered(path: Path) -> dict[str, list[Answered]]:
     Raises:
         DataError: it holds something else, or nothing that was scored.
     """
-    read_user_text(path, error=DataError)
+    from .answers import other_lines, read_answers
+
+    lines = read_answers(path)
     found: dict[str, list[Answered]] = defaultdict(list)
     try:
-        for line in read_lines(path):
+        for line in lines:
             about = line["metadata"]
             if about["right"] is None:
                 continue
@@ -119,10 +119,8 @@ def read_answered(path: Path) -> dict[str, list[Answered]]:
             found[json_module.dumps([*key, picture])].append(
                 Answered(text=text, right=right, picture=str(picture), rule=rule)
             )
-    except (ResumeError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: holds other lines than answers of eval ({error}). Give a file of eval --answers."
-        ) from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise other_lines(path, str(error)) from None
     if not found:
         raise DataError(f"{path}: holds no answer that was scored. Score it: eval with --references.")
     return found

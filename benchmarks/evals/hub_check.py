@@ -20,6 +20,7 @@ import typer
 
 from tinyllava_edge.append_jsonl import is_complete
 from tinyllava_edge.atomic_files import check_output, output_file, write_json
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DataError, ResumeError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
@@ -75,7 +76,7 @@ def hub_check(
         bool, typer.Option("--resume", help="Go on with a report that is not complete.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Download released checkpoints, export, verify and score them; exit code 1 where one fails.
 

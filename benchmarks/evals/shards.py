@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tinyllava_edge.append_jsonl import Line, read_lines
+from tinyllava_edge.append_jsonl import Line
 from tinyllava_edge.errors import DataError, ResumeError, UsageError
-from tinyllava_edge.user_files import read_user_text
 
-from .answers import Answers, Way, answer_files, known_answers
+from .answers import Answers, Way, answer_files, known_answers, other_lines, read_answers
 from .question import Question, Record
 
 _FORM = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -97,18 +96,11 @@ def merged_answers(
 
 
 def _lines(path: Path, bundle: str, max_tokens: int) -> list[Line]:
-    read_user_text(path, error=DataError)  # that it is there, a file, and text
-    try:
-        lines = read_lines(path)
-    except ResumeError as error:
-        raise DataError(str(error)) from None
-    if not lines:
-        raise DataError(f"{path}: holds no line that is an answer of eval. Give a file of eval --answers.")
+    lines = read_answers(path)
     for line in lines:
-        about = line.get("metadata")
-        made = about.get("made_with") if isinstance(about, dict) else None
+        made = line["metadata"].get("made_with")
         if not isinstance(made, dict):
-            raise DataError(f"{path}: holds other lines than answers of eval. Give a file of eval --answers.")
+            raise other_lines(path)
         if made.get("bundle") != bundle:
             raise DataError(
                 f"{path}: holds answers of another bundle, of manifest {str(made.get('bundle'))[:12]}...; "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tinyllava_edge.atomic_files import check_output, output_file
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import note, print_json, stdout
 from tinyllava_edge.errors import UsageError
 
@@ -41,7 +42,7 @@ def hardware_check(
     runs: Annotated[int, typer.Option(min=2, help="Runs of each row of bench.")] = 24,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of every answer of bench.")] = 64,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing report.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Run all that this device can show; exit code 1 where a step fails, or what is required is missing.
 

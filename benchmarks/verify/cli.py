@@ -6,15 +6,11 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path, named_checkpoint
-from tinyllava_edge.console import note, print_json, printable, progress, stdout
+from tinyllava_edge.command_options import AllowPickleOption, JsonOption, SourcesOption, ThreadsOption
+from tinyllava_edge.console import note, print_json, progress, stdout
 from tinyllava_edge.errors import DiskFullError, UsageError
 from tinyllava_edge.export.options import parse_names
-from tinyllava_edge.runtimes.cli_options import (
-    AllowPickleOption,
-    JsonOption,
-    SourcesOption,
-    ThreadsOption,
-)
+from tinyllava_edge.printable import printable
 from tinyllava_edge.runtimes.registry import CPU_RUNTIME
 
 # Quick is for a demo: a minute less; its five prompts still have the tokens that a percentile needs.

@@ -5,9 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tinyllava_edge.checkpoint.names import bundle_path, named_checkpoint
-from tinyllava_edge.console import print_json, printable, progress, stdout
-from tinyllava_edge.errors import UsageError
-from tinyllava_edge.runtimes.cli_options import (
+from tinyllava_edge.command_options import (
     AllowPickleOption,
     AllowUrlOption,
     BundleArgument,
@@ -15,6 +13,9 @@ from tinyllava_edge.runtimes.cli_options import (
     SourcesOption,
     ThreadsOption,
 )
+from tinyllava_edge.console import print_json, progress, stdout
+from tinyllava_edge.errors import UsageError
+from tinyllava_edge.printable import printable
 from tinyllava_edge.runtimes.registry import DEFAULT_RUNTIME, language_target
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tinyllava_edge.atomic_files import check_output
+from tinyllava_edge.command_options import ForceOption
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import TinyLlavaEdgeError
 
@@ -27,7 +28,7 @@ def main(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, order, views and wordings.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing output.")] = False,
+    force: ForceOption = False,
 ) -> None:
     """Train nano from nothing, in half an hour on two cores."""
     check_output(out, force=force)

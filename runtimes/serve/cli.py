@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tinyllava_edge.command_options import with_settings
 from tinyllava_edge.console import note
 from tinyllava_edge.errors import UsageError
-from tinyllava_edge.runtimes.cli_options import Opening, with_settings
+from tinyllava_edge.runtimes.cli_options import Opening
 
 if TYPE_CHECKING:
     from tinyllava_edge.runtimes.model import Model

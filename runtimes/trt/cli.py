@@ -11,6 +11,7 @@ import typer
 
 from tinyllava_edge.atomic_files import check_apart, check_output
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.command_options import JsonOption
 from tinyllava_edge.console import print_json, stdout
 from tinyllava_edge.errors import UsageError
 
@@ -53,7 +54,7 @@ def build(
         bool,
         typer.Option("--force", help="Replace an existing output; without -o build what was built again."),
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    json: JsonOption = False,
 ) -> None:
     """Build TensorRT engines from a bundle's vision graphs.
 

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tinyllava_edge.console import note, print_json, printable
-from tinyllava_edge.runtimes.cli_options import NamedBundleArgument, Settings, with_settings
+from tinyllava_edge.command_options import NamedBundleArgument, with_settings
+from tinyllava_edge.console import note, print_json
+from tinyllava_edge.printable import printable
+from tinyllava_edge.runtimes.cli_options import Settings
 
 if TYPE_CHECKING:
     from .watching import Seen, Summary
@@ -50,7 +52,7 @@ def watch(
     from tinyllava_edge.runtimes.bundle_by_name import open_named
     from tinyllava_edge.runtimes.cli import open_model
 
-    from .frames import open_source
+    from .sources import open_source
     from .watching import Watch
 
     how = settings.how()

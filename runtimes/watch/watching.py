@@ -15,8 +15,9 @@ from tinyllava_edge.errors import ImageError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.runtimes.logprobs import TokenLogprob
 from tinyllava_edge.runtimes.timings import Timings
 
-from .frames import Frame, Source, open_source
+from .frames import Frame, Source
 from .newest import REMEMBERED, Newest, rate
+from .sources import open_source
 
 if TYPE_CHECKING:
     from tinyllava_edge.runtimes.model import Model

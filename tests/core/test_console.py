@@ -10,7 +10,8 @@ from rich.table import Table
 
 from tinyllava_edge import console as ours
 from tinyllava_edge.atomic_files import output_file
-from tinyllava_edge.console import _SafeConsole, print_json, printable, progress
+from tinyllava_edge.console import _SafeConsole, print_json, progress
+from tinyllava_edge.printable import printable
 
 
 @pytest.mark.parametrize(

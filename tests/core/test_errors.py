@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from tinyllava_edge.console import print_json, printable
+from tinyllava_edge.console import print_json
 from tinyllava_edge.errors import MAX_MESSAGE, DataError, DiskFullError, TensorRTError
+from tinyllava_edge.printable import printable
 
 
 @pytest.mark.parametrize("kind", [DataError, DiskFullError, TensorRTError])

@@ -17,7 +17,7 @@ LINE = {  # docs/sources/llava_line.md, against strings of that code in tests/in
     *("v1", "llava_v1", "bunny", "plain", "chatml_direct", "qwen_1_5", "qwen_2", "qwen_2_5"),
     *("phi3_instruct", "llava_llama_2", "llava_pp_llama3"),
 }
-OTHERS = {name for name in TEMPLATES if name.startswith("nanovlm")}  # tests/model/test_nanovlm.py
+OTHERS = {name for name in TEMPLATES if name.startswith("nanovlm")}  # tests/model/test_vlm_nanovlm.py
 EVAL_TEMPLATES = [name for name in GOLDEN["templates"] if name != "pretrain"]
 
 

@@ -15,19 +15,19 @@ from tests.test_cli import assert_one_line, run
 from tinyllava_edge.boards import BOARDS
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
+from tinyllava_edge.command_options import FitOptions
 from tinyllava_edge.errors import OutputExistsError, UsageError
 from tinyllava_edge.memory_fit import find_target
 from tinyllava_edge.runtimes import deploy
 from tinyllava_edge.runtimes.deploy_wheel import write_wheel
 
 ROOT = Path(__file__).parents[2]
-OPEN = dict.fromkeys(("vision", "language", "context_length", "kv_type"))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("deploy") / "nano"
-    asked = {**OPEN, "language": "q8_0"}
+    asked = FitOptions(language="q8_0")
     deploy.deploy_bundle(Bundle.open(bundle_path("nano")), output, "orin-nano-8gb", asked)
     return output
 
@@ -110,11 +110,11 @@ def test_pip_installs_the_wheel_and_it_runs_alone(folder: Path, tmp_path: Path) 
 def test_only_such_a_folder_is_replaced(folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(bundle_path("nano"))
     with pytest.raises(OutputExistsError, match="--force"):
-        deploy.deploy_bundle(bundle, folder, "orin-nano-8gb", OPEN)
+        deploy.deploy_bundle(bundle, folder, "orin-nano-8gb", FitOptions())
     assert deploy.deploy_mark(folder) == ""
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(OutputExistsError, match=r"mine\.txt"):
-        deploy.deploy_bundle(bundle, folder, "orin-nano-8gb", OPEN, force=True)
+        deploy.deploy_bundle(bundle, folder, "orin-nano-8gb", FitOptions(), force=True)
     (folder / "mine.txt").unlink()
 
 
@@ -124,7 +124,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     small = replace(find_target("orin-nano-8gb"), host_free_bytes=100 << 20)
     monkeypatch.setattr(deploy, "find_target", lambda name: small)
     with pytest.raises(UsageError, match=r"does not fit .* needs 0\.4\d GiB of 0\.10 GiB"):
-        deploy.deploy_bundle(Bundle.open(bundle_path("nano")), tmp_path / "out", "orin-nano-8gb", OPEN)
+        deploy.deploy_bundle(
+            Bundle.open(bundle_path("nano")), tmp_path / "out", "orin-nano-8gb", FitOptions()
+        )
     assert not any(tmp_path.iterdir())
 
 

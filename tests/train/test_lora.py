@@ -15,7 +15,7 @@ from tinyllava_edge.model.checkpoint import iter_tensors
 from tinyllava_edge.train.asked import check_packages, read_asked
 from tinyllava_edge.train.finetune import finetune
 from tinyllava_edge.train.options import FinetuneOptions, parse_tune
-from tinyllava_edge.train.save import checkpoint_mark
+from tinyllava_edge.train.written import checkpoint_mark
 
 
 def _options(folder: Path, source: Path, tune: str, **changes: Any) -> FinetuneOptions:

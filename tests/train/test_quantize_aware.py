@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from tests.golden import golden_checkpoint, shared_fixtures
 from tests.train.own_data import loss_of, own_options, write_own_data
+from tests.train.test_finetune_resume import _assert_same, _interrupt
 from tests.train.test_plan import SMALL
-from tests.train.test_resume import _assert_same, _interrupt
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import MissingExtraError, UsageError
 from tinyllava_edge.export.pipeline import ExportOptions, export_bundle

@@ -5,8 +5,9 @@ from pathlib import Path
 import typer
 
 from tinyllava_edge.checkpoint.names import named_checkpoint
-from tinyllava_edge.console import print_json, printable, progress, stdout
+from tinyllava_edge.console import print_json, progress, stdout
 from tinyllava_edge.errors import UsageError
+from tinyllava_edge.printable import printable
 
 
 def verify_against(

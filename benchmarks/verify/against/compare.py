@@ -9,10 +9,10 @@ from rich.table import Table
 
 from tinyllava_edge.benchmarks.verify.reference_checkpoint import CheckpointReference
 from tinyllava_edge.checkpoint.opened import Checkpoint
-from tinyllava_edge.console import printable
 from tinyllava_edge.errors import UsageError
 from tinyllava_edge.export.language_gguf import LanguageSource, write_vocabulary_gguf
 from tinyllava_edge.model.assets import read_assets
+from tinyllava_edge.printable import printable
 
 from .dumped import dump_findings
 from .findings import STAGES, AgainstReport, Finding

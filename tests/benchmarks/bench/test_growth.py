@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.benchmarks.bench.test_bench import RUNTIME, request, scripted
+from tests.benchmarks.bench.test_record import RUNTIME, request, scripted
 from tests.benchmarks.conftest import Honest
 from tinyllava_edge.benchmarks.bench import growth
 from tinyllava_edge.benchmarks.bench.growth import (

@@ -24,8 +24,8 @@ from tinyllava_edge.benchmarks.card.source import _is_its_own, licence_of
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import bundle_path
 from tinyllava_edge.cli import app
-from tinyllava_edge.console import printable
 from tinyllava_edge.errors import BundleError, DataError, TinyLlavaEdgeError, UsageError
+from tinyllava_edge.printable import printable
 
 ROOT = Path(__file__).parents[3]
 REPORT = ROOT / "benchmarks" / "results" / "nano"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtimes.serve.serving import LONG, QUESTION, asked, data_url
 from tests.runtimes.serve.test_campaign import as_png, drawn_body
-from tests.runtimes.serve.test_serve_command import started
+from tests.runtimes.serve.test_cli import started
 from tinyllava_edge.console import note
 from tinyllava_edge.memory import anonymous_bytes
 

@@ -14,7 +14,7 @@ import pytest
 import tomllib
 from PIL import Image
 
-from tests.benchmarks.bench.test_bench import request
+from tests.benchmarks.bench.test_record import request
 from tests.benchmarks.conftest import Honest
 from tinyllava_edge.benchmarks.bench.machine_load import watch
 from tinyllava_edge.benchmarks.bench.pace import Amount

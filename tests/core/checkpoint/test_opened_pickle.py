@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.core.checkpoint.test_checkpoint import split_into_pickles
+from tests.core.checkpoint.test_opened import split_into_pickles
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import CheckpointError

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.core.checkpoint.test_checkpoint import split_into_pickles, split_into_shards
+from tests.core.checkpoint.test_opened import split_into_pickles, split_into_shards
 from tests.opened_files import counted_opens
 from tests.tiny import tiny_config, write_tiny_checkpoint
 from tinyllava_edge.checkpoint.names import bundle_path, checkpoint_path

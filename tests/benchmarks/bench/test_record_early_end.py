@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.bench.test_bench import BLOCK, request, scripted
+from tests.benchmarks.bench.test_record import BLOCK, request, scripted
 from tests.benchmarks.conftest import Honest
 from tinyllava_edge.benchmarks.bench import report
 from tinyllava_edge.benchmarks.bench.compare import compare_cells, read_report

@@ -15,6 +15,7 @@ from tinyllava_edge.checkpoint.layouts import ADAPTER, LORA, PARTS, other_whole_
 from tinyllava_edge.checkpoint.names import NANO, bundle_path, fetch_checkpoint, fetch_sources
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.checkpoint.tensor_names import BUFFERS
+from tinyllava_edge.command_options import FitOptions, JsonOption, with_settings
 from tinyllava_edge.errors import BundleError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ T = TypeVar("T")
 BITS_PER_WEIGHT = {"f32": 32.0, "f16": 16.0, "q8_0": 8.5, "q4_k_m": 4.85}
 
 
+@with_settings
 def inspect(
     path: Annotated[
         str,
@@ -39,25 +41,20 @@ def inspect(
         str | None,
         typer.Option(help="Say whether a bundle fits this board or card (orin-nano-8gb, ...), or 'here'."),
     ] = None,
-    vision: Annotated[str | None, typer.Option(help="Vision variant, for --device.")] = None,
-    language: Annotated[str | None, typer.Option(help="Language variant, for --device.")] = None,
-    context_length: Annotated[
-        int | None, typer.Option("--context", help="Positions of the context, for --device.", min=1)
-    ] = None,
-    kv_type: Annotated[str | None, typer.Option(help="Type of the KV cache, for --device.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one line of JSON.")] = False,
+    *,
+    settings: FitOptions,
+    json: JsonOption = False,
 ) -> None:
     """Show parts, parameters, dtypes, tokens per picture, prompt, variants and memory.
 
     Exit code 1 where a checkpoint lacks something, or a bundle does not fit the --device.
     """
-    asked = {"vision": vision, "language": language, "context_length": context_length, "kv_type": kv_type}
     if device is not None:
         from tinyllava_edge.fit_cli import show_fit
 
-        show_fit(path, device, asked, json=json)
+        show_fit(path, device, settings, json=json)
         return
-    if any(value is not None for value in asked.values()):
+    if settings != FitOptions():
         raise UsageError("--vision, --language, --context and --kv-type are for --device DEVICE.")
     place = bundle_path(path)
     if not place.exists():

@@ -18,8 +18,8 @@ from PIL import Image
 
 from tests.runtimes.serve.browsing import ask, browser_at, faults_of_access, hand, tab
 from tests.runtimes.serve.serving import CAT, EMOJI, LONG, ROOT, Running, asked, running
+from tests.runtimes.serve.test_cli import started
 from tests.runtimes.serve.test_page import proof
-from tests.runtimes.serve.test_serve_command import started
 from tinyllava_edge.bundle import Bundle
 from tinyllava_edge.checkpoint.names import NANO, bundle_path
 from tinyllava_edge.parity_files import write_parity

@@ -24,7 +24,7 @@ from tinyllava_edge.cli import app
 from tinyllava_edge.errors import CameraError, FileError, TinyLlavaEdgeError, UsageError
 from tinyllava_edge.runtimes.async_model import AsyncModel
 from tinyllava_edge.runtimes.watch import folder, video
-from tinyllava_edge.runtimes.watch.frames import open_source
+from tinyllava_edge.runtimes.watch.sources import open_source
 from tinyllava_edge.runtimes.watch.watching import Seen, Watch
 
 QUESTION = "What is this?"

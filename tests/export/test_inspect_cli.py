@@ -11,7 +11,7 @@ from tests.golden import CHECKPOINT_NAMES, golden_checkpoint, shared_fixtures
 from tests.tiny import write_tiny_checkpoint
 from tinyllava_edge.checkpoint.opened import Checkpoint
 from tinyllava_edge.errors import BundleError, CheckpointError, MissingExtraError
-from tinyllava_edge.inspect_cli import inspect_checkpoint, inspect_gguf
+from tinyllava_edge.export.inspect_cli import inspect_checkpoint, inspect_gguf
 from tinyllava_edge.model.tokenizer_sentencepiece import read_sentencepiece
 
 SHARED = shared_fixtures()

@@ -10,18 +10,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Lines of *.py, blank ones and docstrings included.
 INSTALLED = {
-    "tinyllava_edge": 9860,
+    "tinyllava_edge": 9670,
     "tinyllava_edge/checkpoint": 3510,
     "tinyllava_edge/model": 2495,
-    "export": 5295,
-    "runtimes": 7560,
+    "export": 5570,
+    "runtimes": 7510,
     "runtimes/serve": 2360,
     "runtimes/trt": 3761,
-    "runtimes/watch": 905,
-    "train": 6225,
+    "runtimes/watch": 910,
+    "train": 6235,
     "benchmarks/verify": 4920,
     "benchmarks/bench": 6580,
-    "benchmarks/evals": 4350,
+    "benchmarks/evals": 4365,
     "benchmarks/ablate": 940,
     "benchmarks/card": 1070,
     "benchmarks/hardware": 1250,
@@ -62,5 +62,5 @@ def test_the_lines_are_as_long_as_they_were_when_the_bounds_were_set() -> None:
 
 
 def test_the_sums_are_within_what_was_set_out() -> None:
-    assert sum(INSTALLED.values()) <= 61_081
-    assert sum(ROOMS.values()) <= 67_806
+    assert sum(INSTALLED.values()) <= 61_146
+    assert sum(ROOMS.values()) <= 67_871

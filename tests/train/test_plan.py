@@ -72,14 +72,24 @@ def options_of(tune: str = "connector+llm", **training: Any) -> FinetuneOptions:
 
 
 def test_a_step_takes_the_memory_that_is_planned() -> None:
-    """Two real steps of AdamW, in this process; the peak is the system's figure."""
+    """In a process of its own: here other tests have left memory that the allocator hands out again."""
+    line = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import print_a_step; print_a_step()"]
+    found = json.loads(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
+    if found is None:
+        pytest.skip("this system does not tell")
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.15)
+
+
+def print_a_step() -> None:
+    """Plan and peak, bytes, of two real steps of AdamW; null where the system does not tell."""
     batch, positions = 8, 256
     plan = make_plan(SMALL, options_of(per_device_train_batch_size=batch), rows=None, positions=positions)
     return_large_blocks()
     return_freed_memory()
     before = anonymous_bytes(os.getpid())
     if before is None:
-        pytest.skip("this system does not tell")
+        sys.stdout.write("null")
+        return
     with watched_memory() as watch:
         model = build_model(SMALL)
         model.vision_tower.requires_grad_(False)
@@ -102,7 +112,7 @@ def test_a_step_takes_the_memory_that_is_planned() -> None:
             optimizer.zero_grad()
         peak = watch.peak_bytes()
     assert peak is not None
-    assert plan.memory_bytes["total"] == pytest.approx(peak - before, rel=0.15)
+    sys.stdout.write(json.dumps({"planned": plan.memory_bytes["total"], "measured": peak - before}))
 
 
 @pytest.mark.long

@@ -163,7 +163,8 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest
 
 # What the suite leaves out for its time: every planted fault under the gates of every compute class, nano through the
-# rule of "verified", families that the golden checkpoints walk.
+# rule of "verified", families that the golden checkpoints walk, an export's
+# memory at real size, a training killed within an ablation.
 long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long
 

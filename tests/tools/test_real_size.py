@@ -64,6 +64,7 @@ DEEP = shape_of(hidden=512, inner=1536, layers=40, vision_hidden=768, vision_inn
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_an_export_holds_neither_the_language_model_nor_a_third_copy_of_the_tower(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

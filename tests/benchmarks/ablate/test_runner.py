@@ -67,6 +67,7 @@ def _begin(folder: Path, *, at_line: int) -> "subprocess.Popen[str]":
     raise AssertionError("it trains nothing")
 
 
+@pytest.mark.long
 def test_a_killed_training_ends_with_its_runner_and_goes_on(tmp_path: Path) -> None:
     grid = write_grid(tmp_path, base={"pretrain": None, "max_steps": STEPS, "save_every": 2}, axes=ONE_CELL)
     process = _begin(tmp_path, at_line=10)

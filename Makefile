@@ -216,7 +216,7 @@ hardware-check: $(VENV)/ready
 	$(BIN)/tinyllava-edge hardware-check $(BUNDLES) -o $(OUT)/hardware-check --force $(HARDWARE_CHECK_OPTIONS)
 
 # Rivals that `bench --peers` measures, each in an environment of its own below .peers; needs a network. PEERS="NAME ..."
-# for some of them: transformers, openvino, optimum-onnx, llama-server.
+# for some of them: transformers, openvino, optimum-onnx, llama-server; vllm.
 PEERS ?= transformers openvino optimum-onnx llama-server
 LISTS := benchmarks/bench/peers/requirements-
 peers: $(PEERS:%=.peers/%/ready)
@@ -224,6 +224,14 @@ peers: $(PEERS:%=.peers/%/ready)
 .peers/%/ready: $(LISTS)%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/python -m pip install -qq --no-deps -r $<
+	touch $@
+
+# Not among those of `make peers` alone: 2 GB, most of them torch and numba's compiler.
+.peers/vllm/ready: $(LISTS)vllm.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"vLLM needs Python 3.11 or newer: make peers PEERS=vllm PYTHON=python3.11")'
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -qq --no-deps -r $<
 	touch $@
 
 # The program, for this machine and of the very source that the library is built from.

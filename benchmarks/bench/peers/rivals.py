@@ -62,6 +62,9 @@ RIVALS: Mapping[str, Rival] = {
         settings={"dtype": "bfloat16"},
         reads="checkpoint",
     ),
+    "vllm": Rival(
+        module="vllm_llava", environment="vllm", settings={"dtype": "bfloat16"}, reads="checkpoint"
+    ),
     "openvino-int8": Rival(
         module="openvino_llava", environment="openvino", settings={"bits": 8}, reads="converted"
     ),

@@ -61,6 +61,13 @@ class _Kept(LanguageSource):
         return PicturePrompt(before=self.assets.template.question.split("{question}")[0], row_id=None)
 
 
+def report_pictures() -> list[Path]:
+    """Of all pages of this kind."""
+    pictures = ROOT / "export" / "pictures"
+    places = (pictures, pictures / "calibration", ROOT / "docs" / "pictures")
+    return [path for place in places for path in sorted(place.iterdir()) if path.suffix in (".png", ".jpg")]
+
+
 class Nano:
     """nano, its two pairs of files, and pictures."""
 
@@ -77,14 +84,7 @@ class Nano:
         LlamaCppFiles(self.pairs["as exported"], self.source).write(self.model)
         plain = MmprojSource(model=self.model, preprocessing=how, name="nano", row=None)
         write_mmproj(self.pairs["token 0 kept"] / "mmproj.gguf", plain)
-        places = (
-            ROOT / "export" / "pictures",
-            ROOT / "export" / "pictures" / "calibration",
-            ROOT / "docs" / "pictures",
-        )
-        self.pictures = [
-            path for place in places for path in sorted(place.iterdir()) if path.suffix in (".png", ".jpg")
-        ]
+        self.pictures = report_pictures()
 
     def expected(self, picture: Path, question: str) -> tuple[torch.Tensor, list[int]]:
         """Torch's input rows, and the ids of its greedy answer."""

@@ -1,6 +1,6 @@
 """A checkpoint -> the directory of transformers' own LlavaForConditionalGeneration, where that is exact.
 
-Read by transformers, and by what reads its LLaVA: OpenVINO GenAI, mlx-vlm, vLLM (which was not run). Tensors
+Read by transformers, and by what reads its LLaVA: OpenVINO GenAI, mlx-vlm, vLLM. Tensors
 keep their stored types. Names of before transformers 4.52, which every reader still maps
 (docs/sources/tinyllava.md#checkpoint-layouts).
 """

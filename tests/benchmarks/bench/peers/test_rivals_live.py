@@ -26,6 +26,7 @@ MOST_KL = {
     "mtmd": 0.02,
     "transformers-fp32": 1e-6,
     "transformers-bf16": 0.02,
+    "vllm": 0.02,
     "openvino-int8": 0.05,
     "openvino-int4": 2.0,
 }

@@ -116,7 +116,7 @@ class Vllm:
             given = {"prompt_token_ids": ids, "multi_modal_data": {"image": self._picture}}
             engine.add_request(str(self._asked), given, params)
         while engine.has_unfinished_requests():
-            for _ in engine.step():
+            for found in engine.step():  # noqa: B007  # the last one is read below
                 marks.mark_token()
         marks.rest_is_prefill()
         return marks.sample(
